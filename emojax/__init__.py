@@ -1,0 +1,44 @@
+"""emojax: which concept each hidden unit of an emotion-recognition network stands for, and what editing by it does.
+
+record = emojax.probe(model, images, clip)
+found = emojax.dissect(record, emojax.load_concepts("paper25"))
+edited = emojax.edit(model, "lin2", gains)
+"""
+
+import importlib
+
+_HOMES = {
+    "InputError": "emojax.errors",
+    "ConceptSet": "emojax.data.concepts",
+    "load_concepts": "emojax.data.concepts",
+    "ImageSet": "emojax.data.loader",
+    "open_split": "emojax.data.loader",
+    "ClipEncoder": "emojax.data.weights",
+    "load_clip": "emojax.data.weights",
+    "load_vgg": "emojax.data.weights",
+    "save_vgg": "emojax.data.weights",
+    "VggConfig": "emojax.models.vgg",
+    "VggNet": "emojax.models.vgg",
+    "ProbeRecord": "emojax.engine.record",
+    "probe": "emojax.engine.probe",
+    "Dissection": "emojax.engine.dissect",
+    "dissect": "emojax.engine.dissect",
+    "interpretability": "emojax.engine.dissect",
+    "edit": "emojax.engine.edit",
+    "sweep": "emojax.engine.edit",
+    "threshold_grid": "emojax.engine.edit",
+    "Evaluation": "emojax.engine.evaluate",
+    "evaluate": "emojax.engine.evaluate",
+}
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str):
+    """Loads a public name when it is first used, so that `import emojax` costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'emojax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,157 @@
+"""The command line: finds the verb, merges settings file and flags, calls the verb, turns refusals into one line.
+
+Exit codes: 0 done, 2 wrong usage or input (one line on stderr), 1 a bug (with its traceback), 130 interrupted.
+"""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import Field, ValidationError
+
+from emojax.config import Section, Settings, explain, read_settings, verb_model
+from emojax.errors import InputError, did_you_mean
+
+
+class Verb(NamedTuple):
+    """A command: what it is for, and the settings it takes."""
+
+    about: str
+    model: type[Section]
+
+
+def _out(verb: str) -> tuple[type, Any]:
+    return (Path, Field(Path("runs") / verb, description="run folder to write"))
+
+
+def _verb(name: str, about: str, *sections: str, **extra: tuple[Any, Any]) -> tuple[str, Verb]:
+    return name, Verb(about, verb_model(name, sections, out=_out(name), **extra))
+
+
+_PROBING = ("data", "target", "clip", "probe", "cache")
+_DISSECTING = (*_PROBING, "concepts", "dissect")
+VERBS = dict(
+    [
+        _verb(
+            "demo",
+            "the main job offline, on generated images with small random networks",
+            images=(int, Field(400, ge=200, description="probe images; half as many per test split")),
+        ),
+        _verb(
+            "prepare",
+            "build FER2013 from fer2013.csv or the image folder",
+            source=(Path | None, Field(None, description="fer2013.csv, or the folder with train/ and test/")),
+        ),
+        _verb("evaluate", "test a network: accuracy, recall per class, NLL, confusion", "data", "target", "evaluate"),
+        _verb("probe", "run network and CLIP over the probe set once, keep the statistics", *_PROBING),
+        _verb("dissect", "label every unit of every layer; the paper's Table 1", *_DISSECTING),
+        _verb("sweep", "edit by labels: every tau with every factor, tested", *_DISSECTING, "edit", "evaluate"),
+        _verb("run", "all of it: probe, dissect, edit by labels, evaluate", *_DISSECTING, "edit", "evaluate"),
+    ]
+)
+
+
+def overview() -> str:
+    """What `emojax --help` prints."""
+    lines = [
+        "emojax: which facial-expression concept each hidden unit stands for, and what editing by those labels does",
+        "",
+        "usage: emojax <verb> [--config FILE] [--section.field VALUE ...]",
+        "",
+        *(f"  {name:<10} {verb.about}" for name, verb in VERBS.items()),
+        "",
+        "emojax <verb> --help lists its settings with their defaults. --config FILE takes them from YAML (see configs/).",
+    ]
+    return "\n".join(lines)
+
+
+def _split_config(args: Sequence[str]) -> tuple[Path | None, list[str]]:
+    """Takes `--config FILE` or `--config=FILE` out of the arguments."""
+    rest, path, waiting = [], None, False
+    for arg in args:
+        if waiting:
+            path, waiting = Path(arg), False
+        elif arg == "--config":
+            waiting = True
+        elif arg.startswith("--config="):
+            path = Path(arg.partition("=")[2])
+        else:
+            rest.append(arg)
+    if waiting:
+        raise InputError("--config needs a file")
+    return path, rest
+
+
+def parse(verb: str, args: Sequence[str]) -> Section:
+    """Settings of a verb: defaults, then the settings file, then flags.
+
+    Raises:
+      InputError: a name or value is refused, in the file or on the command line.
+    """
+    import tyro
+
+    model = VERBS[verb].model
+    path, rest = _split_config(args)
+    settings = Settings() if path is None else read_settings(path)
+    own = {name: getattr(settings, name) for name in model.model_fields if name in Settings.model_fields}
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                model,
+                args=rest,
+                default=model(**own),
+                prog=f"emojax {verb}",
+                description=f"{VERBS[verb].about}. --config FILE takes settings from YAML.",
+            )
+    except ValidationError as error:
+        raise InputError(explain(error, model)) from None
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise InputError(_one_line(complaint.getvalue())) from None
+
+
+def _one_line(boxed: str) -> str:
+    """The message in tyro's framed, wrapped complaint, without frame, help text and pydantic's link."""
+    text = re.sub(r"[─│╭╮╰╯]+", " ", boxed.partition("\n")[2])
+    text = re.split(r"For full helptext|Argument helptext", text)[0]
+    text = re.sub(r"\[type=.*?\]|For further information visit\s+\S+|\d+ validation errors? for \w+", " ", text, flags=re.S)
+    return " ".join(text.split()) or " ".join(boxed.split())
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs a command line; returns the exit code."""
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if args[0] == "--version":
+        from emojax.store import versions
+
+        print(f"emojax {versions().get('emojax', 'not installed')}")
+        return 0
+    try:
+        verb = args[0]
+        if verb not in VERBS:
+            raise InputError(f"no verb {verb!r}{did_you_mean(verb, VERBS)}")
+        settings = parse(verb, args[1:])
+        run = _function(verb)
+        run(settings)
+    except InputError as error:
+        print(f"emojax: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("emojax: interrupted; nothing half-written was kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _function(verb: str) -> Callable[[Section], None]:
+    from emojax import verbs  # jax and the engine load only once the settings have been read
+
+    return getattr(verbs, verb)

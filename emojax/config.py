@@ -1,0 +1,143 @@
+"""Settings: typed, frozen, and complete. `configs/*.yaml` hold values for them; every field is also a flag.
+
+A settings file may hold every section; each verb takes those it uses. Unknown names are refused with the closest known.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from emojax.errors import InputError, did_you_mean
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Base of all settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Data(Section):
+    """The images: a prepared FER2013 or an image folder."""
+
+    path: Path | None = Field(None, description="prepared FER2013, or folder of <class>/ or <split>/<class>/ images")
+    kind: Literal["auto", "fer2013", "folder"] = Field("auto", description="what the path is")
+    probe_split: str = Field("training", description="split that the probe runs over; 'all' without splits")
+    test_splits: tuple[str, ...] = Field(("public_test", "private_test"), description="splits to test on, pooled")
+    limit: Positive | None = Field(None, description="take only the first images of each split")
+    size: Positive | None = Field(None, description="side that folder images are brought to; None keeps a common size")
+
+
+class Target(Section):
+    """The network under study."""
+
+    weights: Path | None = Field(None, description="VGGNet weights: .safetensors, or the published PyTorch checkpoint")
+
+
+class Clip(Section):
+    """The CLIP that concepts and images are compared in."""
+
+    path: str | None = Field(None, description="Hugging Face CLIP folder, or hub name such as openai/clip-vit-base-patch16")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="what it computes in")
+
+
+class Concepts(Section):
+    """The concept set."""
+
+    path: str = Field("paper25", description="paper25, classes7, or a file: a concept a line, or csv concept,emotions")
+
+
+class Probe(Section):
+    """The pass over the images."""
+
+    layers: tuple[str, ...] = Field(("conv*", "lin1", "lin2"), description="names or patterns of layers")
+    pool: Literal["avg", "max"] = Field("avg", description="how convolutions become one number per unit")
+    taps: Literal["raw", "relu"] = Field("raw", description="raw outputs, or after BatchNorm and ReLU")
+    top_k: Positive = Field(100, description="most activating images kept per unit")
+    batch: Positive = Field(256, description="images per step; does not change results")
+    tile: Positive | None = Field(None, description="images computed together; None suits the device")
+    keep_activations: bool = Field(False, description="also keep pooled activations, for cos_similarity_cubed")
+
+
+class Dissect(Section):
+    """The scores; hyperparameters left at None take the official defaults of the similarity function."""
+
+    similarity: Literal["soft_wpmi", "wpmi", "rank_reorder", "cos_similarity", "cos_similarity_cubed"] = Field(
+        "soft_wpmi", description="similarity function of CLIP-Dissect"
+    )
+    top_k: Positive | None = Field(None, description="images per unit (wpmi, soft_wpmi)")
+    a: float | None = Field(None, description="temperature factor on cosines (wpmi, soft_wpmi)")
+    lam: float | None = Field(None, description="weight of the layer's prior (wpmi, soft_wpmi)")
+    tau: float = Field(0.0, description="a unit is interpretable when its maximum similarity exceeds this")
+
+
+class Edit(Section):
+    """The threshold edit: ×factor where similarity exceeds tau, ÷factor elsewhere."""
+
+    layer: str = Field("auto", description="layer to edit; auto takes the one with the most interpretable units")
+    scope: Literal["weights", "weights_and_bias"] = Field("weights", description="what the gain scales")
+    tau: tuple[float, ...] = Field(tuple(x / 4 for x in range(-4, 8)), description="thresholds of the grid", min_length=1)
+    factor: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1.0, 1.5, 2.0, 2.5, 3.0, 3.5), description="factors of the grid", min_length=1
+    )
+
+
+class Evaluate(Section):
+    """The test."""
+
+    protocol: Literal["resize40", "tencrop"] = Field("resize40", description="one view, or the mean over ten crops")
+    batch: Positive = Field(256, description="images per step; does not change results")
+
+
+class Settings(Section):
+    """Everything a settings file may hold."""
+
+    data: Data = Data()
+    target: Target = Target()
+    clip: Clip = Clip()
+    concepts: Concepts = Concepts()
+    probe: Probe = Probe()
+    dissect: Dissect = Dissect()
+    edit: Edit = Edit()
+    evaluate: Evaluate = Evaluate()
+    cache: Path = Field(Path("~/.cache/emojax"), description="where probe records are kept between runs")
+
+
+def verb_model(verb: str, fields: tuple[str, ...], **extra: tuple[Any, Any]) -> type[Section]:
+    """A settings class with just the fields of `Settings` that a verb uses, and its extra ones (type, Field)."""
+    inherited = {name: (info.annotation, info) for name in fields for info in (Settings.model_fields[name],)}
+    return create_model(f"{verb.title()}Settings", __base__=Section, **extra, **inherited)
+
+
+def read_settings(path: Path) -> Settings:
+    """Settings from a YAML file.
+
+    Raises:
+      InputError: the file is missing or not YAML, or a name or value is refused; the message names it.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the settings file {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values or {}, dict):
+        raise InputError(f"{path}: the file must map section names to settings")
+    try:
+        return Settings.model_validate(values or {})
+    except ValidationError as error:
+        raise InputError(f"{path}: {explain(error, Settings)}") from None
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first complaint of a validation as one line that names the setting, the value and what would be right."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        for part in first["loc"][:-1]:
+            model = model.model_fields[part].annotation
+        return f"{where} is not a setting{did_you_mean(str(first['loc'][-1]), model.model_fields)}"
+    return f"{where} is {first['input']!r}: {first['msg']}"

@@ -1,0 +1,211 @@
+"""FER2013 (Goodfellow et al. 2013) as a TFDS data set in array_record files, without TensorFlow.
+
+Read from `fer2013.csv` (columns emotion, pixels, Usage) or from the image folder `train/<emotion>/Training_*.jpg`,
+`test/<emotion>/{PublicTest,PrivateTest}_*.jpg`. Classes carry the csv's numbers in both. An image's id is its split and
+a hash of its label and pixels (with a count for repeats), so both forms give the same ids wherever pixels are equal.
+"""
+
+import collections
+import contextlib
+import csv
+import hashlib
+import io
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image, UnidentifiedImageError
+
+from emojax.data.loader import ImageSet
+from emojax.errors import InputError, did_you_mean
+
+CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+SIZE = 48
+_USAGE = {"Training": "training", "PublicTest": "public_test", "PrivateTest": "private_test"}
+SPLITS = tuple(_USAGE.values())
+_COLUMNS = ["emotion", "pixels", "Usage"]
+
+
+class Face(NamedTuple):
+    """One image as read: split, class number, 2,304 pixel bytes, and where it came from."""
+
+    split: str
+    label: int
+    pixels: bytes
+    source: str
+
+
+def read_csv(path: Path) -> Iterator[Face]:
+    """Faces from `fer2013.csv`, in row order.
+
+    Raises:
+      InputError: naming the row: wrong columns, a label outside 0–6, not 2,304 values of 0–255, an unknown usage.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), 1 << 20))
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            header = [column.strip() for column in next(reader, [])]
+            if header != _COLUMNS:
+                raise InputError(f"{path}: columns are {','.join(header)!r}, not {','.join(_COLUMNS)!r}")
+            for number, row in enumerate(reader, 1):
+                yield _csv_face(path, number, row)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: byte {error.start} is not UTF-8; is this fer2013.csv?") from None
+    except csv.Error as error:
+        raise InputError(f"{path}: not a readable csv ({error})") from None
+
+
+def _csv_face(path: Path, number: int, row: list[str]) -> Face:
+    where = f"{path}, row {number}"
+    if len(row) != 3:
+        raise InputError(f"{where}: {len(row)} columns, not 3")
+    label, pixels, usage = row
+    if label.strip() not in set("0123456"):
+        raise InputError(f"{where}: emotion {label!r} is not a number from 0 to 6")
+    if usage.strip() not in _USAGE:
+        raise InputError(f"{where}: Usage {usage!r} is not one of {', '.join(_USAGE)}")
+    values = pixels.split()
+    try:
+        face = bytes(map(int, values))
+    except ValueError:
+        bad = next(v for v in values if not v.isdecimal() or int(v) > 255)
+        raise InputError(f"{where}: pixel value {bad!r} is not a whole number from 0 to 255") from None
+    if len(face) != SIZE * SIZE:
+        raise InputError(f"{where}: {len(face)} pixel values, not {SIZE * SIZE}")
+    return Face(_USAGE[usage.strip()], int(label), face, f"row {number}")
+
+
+def read_folder(path: Path) -> Iterator[Face]:
+    """Faces from the image-folder form, in the order of paths.
+
+    Raises:
+      InputError: naming the file or folder: an unknown class, an unknown prefix, an unreadable or wrongly sized image.
+    """
+    for part in ("train", "test"):
+        if not (path / part).is_dir():
+            raise InputError(f"{path}: no folder {part!r} in it; FER2013 has train/<emotion>/ and test/<emotion>/")
+        for folder in sorted(p for p in (path / part).iterdir() if p.is_dir()):
+            if folder.name not in CLASSES:
+                raise InputError(f"{folder}: {folder.name!r} is no class of FER2013{did_you_mean(folder.name, CLASSES)}")
+            for file in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
+                usage = file.name.partition("_")[0]
+                if usage not in _USAGE or (usage == "Training") != (part == "train"):
+                    raise InputError(f"{file}: a file of {part} is not named after its split ({', '.join(_USAGE)})")
+                yield Face(_USAGE[usage], CLASSES.index(folder.name), _gray48(file), f"{part}/{folder.name}/{file.name}")
+
+
+def _gray48(file: Path) -> bytes:
+    try:
+        with Image.open(file) as image:
+            if image.size != (SIZE, SIZE):
+                raise InputError(f"{file}: {image.size[0]}×{image.size[1]} pixels, not {SIZE}×{SIZE}")
+            return image.convert("L").tobytes()
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise InputError(f"{file}: not a readable image ({error}); restore or remove it") from None
+
+
+def read(source: Path) -> Iterator[Face]:
+    """Faces of either form.
+
+    Raises:
+      InputError: neither form is there.
+    """
+    source = Path(source).expanduser()
+    if source.is_file():
+        return read_csv(source)
+    if (source / "fer2013.csv").is_file():
+        return read_csv(source / "fer2013.csv")
+    if source.is_dir():
+        return read_folder(source)
+    raise InputError(f"no FER2013 at {str(source)!r}; pass --source fer2013.csv or the folder with train/ and test/")
+
+
+def looks_raw(path: Path) -> bool:
+    """Whether a folder is FER2013 as downloaded, to be prepared first."""
+    return (path / "fer2013.csv").is_file() or any((path / "test").glob("*/PublicTest_*"))
+
+
+class Fer2013(tfds.core.GeneratorBasedBuilder):
+    """TFDS builder: features image [48, 48, 1] uint8, label, id, source."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, *, faces: Sequence[Face] = (), **kwargs):
+        self._faces = faces
+        super().__init__(file_format="array_record", **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="FER2013: 48×48 gray faces with one of seven expressions (Goodfellow et al. 2013).",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Tensor(shape=(SIZE, SIZE, 1), dtype=np.uint8),
+                    "label": tfds.features.ClassLabel(names=list(CLASSES)),
+                    "id": tfds.features.Text(),
+                    "source": tfds.features.Text(),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        present = {face.split for face in self._faces}
+        return {split: self._generate_examples(split) for split in SPLITS if split in present}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
+        seen = collections.Counter()
+        for face in self._faces:
+            if face.split != split:
+                continue
+            name = f"{face.split}-{hashlib.sha256(bytes([face.label]) + face.pixels).hexdigest()[:16]}"
+            seen[name] += 1
+            name = name if seen[name] == 1 else f"{name}-{seen[name]}"
+            pixels = np.frombuffer(face.pixels, np.uint8).reshape(SIZE, SIZE, 1)
+            yield name, {"image": pixels, "label": face.label, "id": name, "source": face.source}
+
+
+def prepare(faces: Iterable[Face], folder: Path) -> dict[str, np.ndarray]:
+    """Builds the data set under `folder` and returns, for each split, its images per class [7].
+
+    Raises:
+      InputError: the faces are refused while they are read (see `read_csv`, `read_folder`), or there are none.
+    """
+    faces = list(faces)
+    if not faces:
+        raise InputError("the source holds no image")
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces downloads that do not happen
+        Fer2013(faces=faces, data_dir=folder).download_and_prepare(download_dir=folder / "downloads")
+    shutil.rmtree(folder / "downloads")
+    counts = {split: np.zeros(len(CLASSES), int) for split in SPLITS}
+    for face in faces:
+        counts[face.split][face.label] += 1
+    return counts
+
+
+def is_prepared(path: Path) -> bool:
+    """Whether `prepare` has run on this folder."""
+    return (path / "fer2013" / str(Fer2013.VERSION) / "dataset_info.json").is_file()
+
+
+def load(path: Path, split: str) -> ImageSet:
+    """A split of a prepared data set, in memory, in the order on disk (shuffled, the same for both source forms).
+
+    Raises:
+      InputError: the prepared data has no such split, or its files are damaged.
+    """
+    builder = Fer2013(data_dir=path)
+    if split not in builder.info.splits:
+        raise InputError(f"{path} has no split {split!r}; it has {', '.join(builder.info.splits)}")
+    source = builder.as_data_source(split=split)
+    images = np.empty((len(source), SIZE, SIZE, 1), np.uint8)
+    labels, ids = np.empty(len(source), np.int32), []
+    for start in range(0, len(source), 1024):
+        for row, example in enumerate(source.__getitems__(range(start, min(start + 1024, len(source)))), start):
+            images[row], labels[row] = example["image"], example["label"]
+            ids.append(example["id"].decode())
+    return ImageSet.from_arrays(images, labels, CLASSES, ids=ids, name=f"FER2013 {split}")

@@ -1,0 +1,153 @@
+"""Image sets and the batches made of them: fixed shapes, the last one padded, the next one read while one computes."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from emojax.errors import InputError, did_you_mean
+from emojax.ops.topk import EMPTY
+from emojax.store import content_key
+
+Kind = Literal["auto", "fer2013", "folder"]
+
+
+class Images(Protocol):
+    """Anything with a uint8 shape [I, H, W, C] that gives images by slice: an array, files, a generator."""
+
+    shape: tuple[int, ...]
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A split of a data set.
+
+    Attributes:
+      images: uint8 [I, H, W, C], C 1 or 3, sliceable.
+      labels: class index of each image, int32 [I], or None.
+      classes: class names by index.
+      ids: one stable name per image.
+      key: content key of images, labels and classes.
+      name: for messages and reports.
+    """
+
+    images: Images
+    labels: np.ndarray | None
+    classes: tuple[str, ...]
+    ids: Sequence[str]
+    key: str
+    name: str
+
+    @classmethod
+    def from_arrays(
+        cls,
+        images: np.ndarray,
+        labels: np.ndarray | None = None,
+        classes: Sequence[str] = (),
+        *,
+        ids: Sequence[str] | None = None,
+        name: str = "images",
+    ) -> "ImageSet":
+        """From uint8 images [I, H, W], [I, H, W, 1] or [I, H, W, 3] in memory.
+
+        Raises:
+          InputError: the shape or type is wrong, labels do not fit, or there is no image.
+        """
+        images = np.asarray(images)
+        if images.ndim == 3:
+            images = images[..., None]
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+            raise InputError(f"{name}: images are uint8 [I, H, W], [.., 1] or [.., 3], not {images.dtype} {images.shape}")
+        if not len(images):
+            raise InputError(f"{name}: no image in it")
+        if labels is not None:
+            labels = np.asarray(labels, np.int32)
+            if labels.shape != images.shape[:1]:
+                raise InputError(f"{name}: {len(images)} images but labels of shape {labels.shape}")
+            if labels.min() < 0 or labels.max() >= len(classes):
+                raise InputError(f"{name}: labels must lie in 0…{len(classes) - 1}, the indices of the class names")
+        ids = [f"{name}/{i}" for i in range(len(images))] if ids is None else ids
+        return cls(images, labels, tuple(classes), ids, content_key([images, labels, list(classes)]), name)
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def first(self, limit: int | None) -> "ImageSet":
+        """The first `limit` images, all when None."""
+        if limit is None or limit >= len(self):
+            return self
+        labels = None if self.labels is None else self.labels[:limit]
+        key = content_key([self.key, limit])
+        return replace(self, images=_First(self.images, limit), labels=labels, ids=self.ids[:limit], key=key)
+
+
+class _First:
+    """A view of the first rows, without reading them."""
+
+    def __init__(self, images: Images, limit: int):
+        self._images, self.shape = images, (limit, *images.shape[1:])
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        start, stop, _ = rows.indices(self.shape[0])
+        return self._images[start:stop]
+
+
+class Batch(NamedTuple):
+    """Images [B, H, W, C] uint8 and their indices [B] int32; EMPTY marks padding."""
+
+    images: np.ndarray
+    indices: np.ndarray
+
+
+def batches(images: Images, size: int, *, start: int = 0) -> Iterator[Batch]:
+    """Batches of one shape from image `start` on; a thread reads the next while the caller works on one."""
+    total = images.shape[0]
+
+    def read(at: int) -> Batch:
+        chunk = images[at : min(at + size, total)]
+        pad = size - len(chunk)
+        indices = np.full(size, EMPTY, np.int32)
+        indices[: len(chunk)] = np.arange(at, at + len(chunk), dtype=np.int32)
+        return Batch(np.pad(chunk, ((0, pad), (0, 0), (0, 0), (0, 0))) if pad else np.asarray(chunk), indices)
+
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(read, start) if start < total else None
+        while coming is not None:
+            batch, start = coming.result(), start + size
+            coming = reader.submit(read, start) if start < total else None
+            yield batch
+
+
+def open_split(
+    path: Path, split: str, *, kind: Kind = "auto", size: int | None = None, limit: int | None = None
+) -> ImageSet:
+    """Opens a split of a prepared FER2013 or of an image folder.
+
+    Raises:
+      InputError: the path is missing, is raw FER2013 (with the command that prepares it), or has no such split.
+    """
+    from emojax.data import fer2013, folder
+
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise InputError(f"no data at {str(path)!r}; pass --data.path a prepared FER2013 or an image folder")
+    if kind == "auto":
+        if path.is_file() or fer2013.looks_raw(path):
+            raise InputError(
+                f"{path} is raw FER2013; run `emojax prepare --source {path} --out DIR` and pass --data.path DIR"
+                if path.is_dir() or path.suffix == ".csv"
+                else f"{path} is a file; pass --data.path a prepared FER2013 or an image folder"
+            )
+        kind = "fer2013" if fer2013.is_prepared(path) else "folder"
+    if kind == "fer2013":
+        if not fer2013.is_prepared(path):
+            raise InputError(f"{path} is not a prepared FER2013; run `emojax prepare --source {path} --out DIR`")
+        if split not in fer2013.SPLITS:
+            raise InputError(f"FER2013 has no split {split!r}{did_you_mean(split, fer2013.SPLITS)}")
+        return fer2013.load(path, split).first(limit)
+    return folder.load(path, split, size=size).first(limit)

@@ -1,0 +1,319 @@
+"""Weights from the disk or the hub to networks, and back: VGGNet checkpoints and Hugging Face CLIP folders.
+
+Nothing is ever unpickled: PyTorch files are read by torch with `weights_only=True`, and only when torch is installed.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from emojax.errors import InputError
+from emojax.models import clip as clip_model
+from emojax.models import vgg
+from emojax.ops import image
+from emojax.store import atomic_folder, content_key, write_json
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_TEXT_BATCH = 64
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Named arrays of a `.safetensors` file, or of a PyTorch file when torch is installed.
+
+    A PyTorch file may hold the state dict itself or a dict with it under `params` (the published VGGNet), `state_dict`
+    or `model`.
+
+    Raises:
+      InputError: the file is missing or damaged, or is a PyTorch file and torch is not installed.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(f"no weights file {str(path)!r}")
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.flax import load_file
+
+        try:
+            return {name: np.asarray(array) for name, array in load_file(path).items()}
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+    return _read_torch(path)
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError:
+        raise InputError(f"{path} is not .safetensors; reading a PyTorch file needs torch: pip install torch") from None
+    import pickle
+
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: torch refuses it with weights_only=True ({reason})") from None
+    for key in ("params", "state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
+        raise InputError(f"{path}: no state dict (names to tensors) in it")
+    return {
+        name: tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy() for name, tensor in loaded.items()
+    }
+
+
+def load_vgg(path: Path | str) -> vgg.VggNet:
+    """VGGNet in eval mode from safetensors in PyTorch's names or from the published checkpoint.
+
+    Raises:
+      InputError: the file is refused (see `read_arrays`) or its contents are not a VGGNet.
+    """
+    try:
+        return vgg.from_torch_state_dict(read_arrays(Path(path)))
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def save_vgg(model: vgg.VggNet, path: Path | str) -> None:
+    """Writes safetensors in PyTorch's names: `torch_model.load_state_dict(safetensors.torch.load_file(path))`."""
+    from safetensors.numpy import save_file
+
+    save_file(vgg.to_torch_state_dict(model), path)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """CLIP's image preprocessing, from `preprocessor_config.json`: short side, crop, mean and standard deviation."""
+
+    resize: int
+    crop: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """uint8 [B, H, W, C] → float32 [B, crop, crop, 3]."""
+        return image.clip_preprocess(images, resize=self.resize, crop=self.crop, mean=self.mean, std=self.std)
+
+
+@dataclass(frozen=True)
+class ClipEncoder:
+    """A CLIP ready for use: network, image preprocessing, tokenizer.
+
+    Attributes:
+      model: the flax network.
+      preprocess: uint8 images → the network's input, on the device.
+      tokenizer: texts → lists of token ids, unpadded, with start and end tokens.
+      name: folder or hub name, for messages and reports.
+    """
+
+    model: clip_model.Clip
+    preprocess: Preprocess
+    tokenizer: Callable[[Sequence[str]], list[list[int]]]
+    name: str = "clip"
+
+    @cached_property
+    def key(self) -> str:
+        """Content key of the weights, the settings and the preprocessing."""
+        weights = {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(self.model))}
+        return content_key([weights, repr(self.model.config), repr(self.preprocess)])
+
+    def tokenize(self, texts: Sequence[str]) -> np.ndarray:
+        """Token ids [C, L] int32, padded with zeros behind the end token, L a multiple of 8 or the context length.
+
+        Raises:
+          InputError: a text is longer than the context.
+        """
+        rows, context = self.tokenizer(list(texts)), self.model.config.context
+        for text, row in zip(texts, rows, strict=True):
+            if len(row) > context:
+                raise InputError(f"{text!r} is {len(row)} tokens long, {self.name} takes {context}; shorten it")
+        length = min(context, -(-max(map(len, rows)) // 8) * 8)
+        ids = np.zeros((len(rows), length), np.int32)
+        for at, row in enumerate(rows):
+            ids[at, : len(row)] = row
+        return ids
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit embeddings [C, D] float32 of texts as they are: no template, as CLIP-Dissect does."""
+        ids = self.tokenize(texts)
+        graphdef, state = nnx.split(self.model)
+
+        @jax.jit
+        def embed(state: Any, ids: jax.Array) -> jax.Array:
+            with jax.default_matmul_precision("highest"):
+                return unit_rows(nnx.merge(graphdef, state).text_features(ids))
+
+        rows = []
+        for start in range(0, len(ids), _TEXT_BATCH):
+            chunk = ids[start : start + _TEXT_BATCH]
+            pad = _TEXT_BATCH - len(chunk)
+            rows.append(np.asarray(embed(state, np.pad(chunk, ((0, pad), (0, 0)), mode="edge")))[: len(chunk)])
+        return np.concatenate(rows)
+
+
+def unit_rows(features: jax.Array) -> jax.Array:
+    """Rows [B, D] scaled to length one, in float32."""
+    features = features.astype(jnp.float32)
+    return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
+
+
+def load_clip(source: str | Path, *, dtype: str = "float32") -> ClipEncoder:
+    """A CLIP from a local Hugging Face folder, or from the hub when `source` is a hub name and no such folder exists.
+
+    The folder holds `config.json`, `model.safetensors` (or shards with their index), `preprocessor_config.json` and the
+    tokenizer's files. `dtype` is what it computes in: float32 or bfloat16.
+
+    Raises:
+      InputError: files are missing or damaged, the model is no ViT CLIP, or the hub cannot be reached.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        folder = _from_hub(str(source))
+    config, tokenizer = _hf_config(folder), _hf_tokenizer(folder)
+    preprocess = _hf_preprocess(folder, config.image_size)
+    try:
+        model = clip_model.from_hf_state_dict(_hf_weights(folder), config, dtype=jnp.dtype(dtype))
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{folder}: {error}") from None
+    return ClipEncoder(model, preprocess, tokenizer, str(source))
+
+
+def _from_hub(name: str) -> Path:
+    local = f"no CLIP folder {name!r}"
+    if not _HUB_NAME.fullmatch(name):
+        raise InputError(f"{local}; pass --clip.path a folder with config.json and model.safetensors, or a hub name")
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.json", "*.safetensors", "*.txt", "pytorch_model.bin"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{local}, and the hub gave nothing ({reason}); download it elsewhere and pass --clip.path its folder"
+        ) from None
+
+
+def _hf_config(folder: Path) -> clip_model.ClipConfig:
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{folder}: no config.json in it; is this a Hugging Face CLIP folder?") from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: not readable JSON ({error})") from None
+    if not isinstance(raw, dict) or raw.get("model_type") != "clip":
+        kind = raw.get("model_type") if isinstance(raw, dict) else None
+        raise InputError(f"{path}: model_type is {kind!r}, not 'clip'")
+    from transformers import CLIPConfig
+
+    try:
+        return clip_model.ClipConfig.from_hf(CLIPConfig(**raw).to_dict())
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path}: not the settings of a ViT CLIP ({error})") from None
+
+
+def _hf_preprocess(folder: Path, image_size: int) -> Preprocess:
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: no preprocessor_config.json in it")
+    from transformers import CLIPImageProcessorPil
+
+    try:
+        settings = CLIPImageProcessorPil.from_pretrained(folder).to_dict()
+        steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
+        off = [step for step in steps if not settings.get(step)]
+        if off or settings["resample"] != 3 or abs(settings["rescale_factor"] - 1 / 255) > 1e-9:
+            raise ValueError("only bicubic resize, centre crop, division by 255 and normalisation are supported")
+        size, crop = dict(settings["size"]), dict(settings["crop_size"])
+        if "shortest_edge" not in size or not size["shortest_edge"]:
+            raise ValueError(f"size is {size}, not a shortest_edge")
+        made = Preprocess(
+            resize=size["shortest_edge"],
+            crop=(crop["height"], crop["width"]),
+            mean=tuple(settings["image_mean"]),
+            std=tuple(settings["image_std"]),
+        )
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise InputError(f"{path}: {error}") from None
+    if made.crop != (image_size, image_size) or made.resize < image_size:
+        raise InputError(f"{path}: crops {made.crop} from {made.resize}, but config.json says images of {image_size}")
+    return made
+
+
+def _hf_tokenizer(folder: Path) -> Callable[[Sequence[str]], list[list[int]]]:
+    if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
+        raise InputError(f"{folder}: no tokenizer.json (or vocab.json and merges.txt) in it")
+    from transformers import CLIPTokenizer
+
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder)
+    except Exception as error:  # the Rust tokenizer raises bare Exception for a damaged file
+        raise InputError(f"{folder}: its tokenizer cannot be read ({error})") from None
+    return lambda texts: tokenizer(list(texts), padding=False, truncation=False)["input_ids"]
+
+
+def _hf_weights(folder: Path) -> dict[str, np.ndarray]:
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file():
+        return read_arrays(folder / "model.safetensors")
+    if index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise InputError(f"{index}: not a readable index of shards ({error})") from None
+        arrays: dict[str, np.ndarray] = {}
+        for shard in shards:
+            if Path(shard).name != shard:
+                raise InputError(f"{index}: shard {shard!r} lies outside the folder")
+            arrays |= read_arrays(folder / shard)
+        return arrays
+    if (folder / "pytorch_model.bin").is_file():
+        return read_arrays(folder / "pytorch_model.bin")
+    raise InputError(f"{folder}: no model.safetensors in it, nor shards with model.safetensors.index.json")
+
+
+def save_clip(folder: Path, model: clip_model.Clip, hf_config: Any, tokenizer: Any) -> None:
+    """Writes a Hugging Face CLIP folder: settings, weights, tokenizer and CLIP's usual preprocessing.
+
+    `hf_config` is a transformers CLIPConfig, `tokenizer` a CLIPTokenizer.
+    """
+    from safetensors.numpy import save_file
+
+    size = model.config.image_size
+    with atomic_folder(Path(folder)) as building:
+        hf_config.save_pretrained(building)
+        tokenizer.save_pretrained(building)
+        save_file(clip_model.to_hf_state_dict(model), building / "model.safetensors", metadata={"format": "pt"})
+        write_json(
+            building / "preprocessor_config.json",
+            {
+                "image_processor_type": "CLIPImageProcessor",
+                "do_resize": True,
+                "size": {"shortest_edge": size},
+                "resample": 3,
+                "do_center_crop": True,
+                "crop_size": {"height": size, "width": size},
+                "do_rescale": True,
+                "rescale_factor": 1 / 255,
+                "do_normalize": True,
+                "image_mean": [0.48145466, 0.4578275, 0.40821073],
+                "image_std": [0.26862954, 0.26130258, 0.27577711],
+                "do_convert_rgb": True,
+            },
+        )

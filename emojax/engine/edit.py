@@ -1,0 +1,108 @@
+"""Edits a network by its labels and measures what the edits do: gains on a layer's units, alone or as a whole grid.
+
+A sweep runs the part of the network before the edited layer once per image; only what follows is repeated per setting.
+Shapes: I images, U units of the layer, S settings.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from emojax.data.loader import ImageSet
+from emojax.engine.evaluate import Evaluation, Protocol, labelled, tencrop_views
+from emojax.engine.network import map_images
+from emojax.errors import InputError, did_you_mean
+from emojax.models import vgg
+from emojax.models.vgg import VggNet
+from emojax.ops import gains as ops
+from emojax.ops.gains import Scope
+
+
+def edit(model: VggNet, layer: str, gains: jax.Array | np.ndarray, *, scope: Scope = "weights") -> VggNet:
+    """A copy of the network with the layer's units scaled by `gains` [U]; the model itself is left alone.
+
+    `scope="weights"` leaves biases as they are, as the paper does.
+
+    Raises:
+      InputError: no such layer, the wrong number of gains, or gains that are not finite.
+    """
+    return vgg.with_gains(model, {layer: ops.with_scope(_checked(model, layer, gains), scope)})
+
+
+def _checked(model: VggNet, layer: str, gains: jax.Array | np.ndarray) -> jax.Array:
+    """Gains [.., U] as float32, after checking that they fit the layer."""
+    units = model.config.units()
+    if layer not in units:
+        raise InputError(f"no layer {layer!r}{did_you_mean(layer, units)}")
+    gains = jnp.asarray(gains, jnp.float32)
+    if gains.shape[-1:] != (units[layer],):
+        raise InputError(f"layer {layer} has {units[layer]} units, the gains have shape {gains.shape}")
+    if not bool(jnp.isfinite(gains).all()):
+        raise InputError(f"the gains for layer {layer} are not all finite")
+    return gains
+
+
+@dataclass(frozen=True)
+class GridCell:
+    """A setting of the threshold edit and what it gave."""
+
+    tau: float
+    factor: float
+    evaluation: Evaluation
+
+
+def sweep(
+    model: VggNet,
+    images: ImageSet,
+    layer: str,
+    gains: jax.Array | np.ndarray,
+    *,
+    scope: Scope = "weights",
+    protocol: Protocol = "resize40",
+    batch: int = 256,
+    tile: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Evaluation]:
+    """Evaluates the network under each of S settings of gains [S, U] on one layer.
+
+    Equals evaluating each edited network, without building any: the gain acts on the layer's output before its bias.
+
+    Raises:
+      InputError: as `edit`, or the set has no labels or other classes.
+    """
+    gains = _checked(model, layer, gains)
+    labels = labelled(images, model.config.classes)
+    graphdef, state = nnx.split(model)
+    views = model.preprocess if protocol == "resize40" else tencrop_views(model.config.input_size)
+
+    def forward(params: Any, chunk: jax.Array) -> jax.Array:
+        network, settings = nnx.merge(graphdef, params[0]), params[1]
+        x = views(chunk)
+        flat = x.reshape(-1, *x.shape[-3:])
+        before_bias = network.until(flat, layer)
+        logits = jax.lax.map(lambda gain: network.after(before_bias, layer, ops.with_scope(gain, scope)), settings)
+        return logits.reshape(len(settings), len(chunk), -1, logits.shape[-1]).mean(axis=2).swapaxes(0, 1)
+
+    logits = map_images(forward, (state, gains), images, batch=batch, tile=tile, progress=progress)
+    return [Evaluation(logits[:, setting], labels, images.classes) for setting in range(len(gains))]
+
+
+def threshold_grid(
+    model: VggNet,
+    images: ImageSet,
+    layer: str,
+    scores: np.ndarray,
+    taus: Sequence[float],
+    factors: Sequence[float],
+    **options: Any,
+) -> list[GridCell]:
+    """The paper's grid: every tau with every factor, on the layer's maximum similarities [U]. Options as for `sweep`."""
+    cells = [(tau, factor) for tau in taus for factor in factors]
+    gains = jnp.stack([ops.threshold(scores, tau, factor) for tau, factor in cells])
+    results = sweep(model, images, layer, gains, **options)
+    return [GridCell(tau, factor, result) for (tau, factor), result in zip(cells, results, strict=True)]

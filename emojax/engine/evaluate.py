@@ -1,0 +1,134 @@
+"""Accuracy of a network on a labelled set, by either protocol of the seed: `resize40` (one view) or `tencrop`.
+
+Shapes: I images, B batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from emojax.data.loader import ImageSet
+from emojax.engine.network import Network, as_network, map_images
+from emojax.errors import InputError
+from emojax.models.vgg import VggNet
+from emojax.ops import image
+
+Protocol = Literal["resize40", "tencrop"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results on a labelled set.
+
+    Attributes:
+      logits: [I, classes] float32; the mean over crops for `tencrop`.
+      labels: [I] int32.
+      classes: class names.
+    """
+
+    logits: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+    @property
+    def predictions(self) -> np.ndarray:
+        """Predicted class [I]; ties to the lower class."""
+        return self.logits.argmax(axis=1)
+
+    def top(self, k: int) -> float:
+        """Share of images whose class is among the k best."""
+        own = np.take_along_axis(self.logits, self.labels[:, None], axis=1)
+        earlier = np.arange(self.logits.shape[1])[None, :] < self.labels[:, None]
+        rank = ((self.logits > own) | ((self.logits == own) & earlier)).sum(axis=1)
+        return float((rank < k).mean())
+
+    def confusion(self) -> np.ndarray:
+        """Counts [classes, classes]: true class by row, predicted by column."""
+        classes = len(self.classes)
+        return np.bincount(self.labels * classes + self.predictions, minlength=classes**2).reshape(classes, classes)
+
+    def nll(self) -> float:
+        """Mean negative log-likelihood, natural logarithm; float64."""
+        logits = self.logits.astype(np.float64)
+        logits -= logits.max(axis=1, keepdims=True)
+        own = np.take_along_axis(logits, self.labels[:, None], axis=1)[:, 0]
+        return float((np.log(np.exp(logits).sum(axis=1)) - own).mean())
+
+    def summary(self) -> dict[str, Any]:
+        """All of it as plain numbers, ready for JSON; recall is None for a class without images."""
+        confusion = self.confusion()
+        counts = confusion.sum(axis=1)
+        recall = {c: float(confusion[i, i] / counts[i]) if counts[i] else None for i, c in enumerate(self.classes)}
+        present = [r for r in recall.values() if r is not None]
+        return {
+            "images": len(self.labels),
+            "correct": int(np.trace(confusion)),
+            "top1": self.top(1),
+            "top2": self.top(2),
+            "macro_recall": float(np.mean(present)),
+            "nll": self.nll(),
+            "recall": recall,
+            "correct_per_class": {c: int(confusion[i, i]) for i, c in enumerate(self.classes)},
+            "confusion": confusion.tolist(),
+        }
+
+
+def join(*parts: Evaluation) -> Evaluation:
+    """Evaluations of several splits as one, as the paper pooled both test splits."""
+    return Evaluation(np.concatenate([p.logits for p in parts]), np.concatenate([p.labels for p in parts]), parts[0].classes)
+
+
+def tencrop_views(size: int) -> Callable[[jax.Array], jax.Array]:
+    """Preprocessing for `tencrop`: uint8 [B, H, W, C] → ten gray crops in [0, 1], [B, 10, size, size, 1]."""
+    return lambda images: image.ten_crop(image.to_unit(image.to_gray(images)), size)
+
+
+def labelled(images: ImageSet, classes: int) -> np.ndarray:
+    """The labels of a set that can be tested on a network with this many classes.
+
+    Raises:
+      InputError: there are no labels, or more classes than the network has.
+    """
+    if images.labels is None:
+        raise InputError(f"{images.name} has no labels to test against")
+    if len(images.classes) != classes:
+        raise InputError(f"{images.name} has {len(images.classes)} classes, the network {classes}")
+    return images.labels
+
+
+def evaluate(
+    model: VggNet | Network,
+    images: ImageSet,
+    *,
+    protocol: Protocol = "resize40",
+    batch: int = 256,
+    tile: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Runs the network over a labelled set.
+
+    `tencrop` averages the logits of ten crops of the network's input size (VGGNet only).
+
+    Raises:
+      InputError: the set has no labels, or the classes do not match.
+    """
+    network = model if isinstance(model, Network) else as_network(model)
+    if protocol == "tencrop":
+        if not isinstance(model, VggNet):
+            raise InputError("the tencrop protocol crops to a VGGNet's input size; pass a VggNet or use resize40")
+        crops = tencrop_views(model.config.input_size)
+
+    def forward(params: Any, chunk: jax.Array) -> jax.Array:
+        if protocol == "resize40":
+            return network.apply(params, network.preprocess(chunk))[0]
+        x = crops(chunk)
+        logits, _ = network.apply(params, x.reshape(-1, *x.shape[2:]))
+        return logits.reshape(*x.shape[:2], -1).mean(axis=1)
+
+    one = jax.ShapeDtypeStruct((1, *images.images.shape[1:]), np.uint8)
+    labels = labelled(images, jax.eval_shape(forward, network.params, one).shape[-1])
+    logits = map_images(forward, network.params, images, batch=batch, tile=tile, progress=progress)
+    return Evaluation(logits, labels, images.classes)

@@ -1,0 +1,1 @@
+"""Pure array functions. They import jax and no other room of the house."""

@@ -1,0 +1,201 @@
+"""The five similarity functions of CLIP-Dissect (Oikarinen and Weng, arXiv 2204.10965), with the official names.
+
+Each takes `clip_feats` [I, C] (cosine of image and concept) and `target_feats` [I, U] (pooled activations) and gives
+scores [U, C]. `segment_ids` [U], ascending from 0, tells the layer of each unit: the WPMI normaliser is taken inside a
+layer, so all layers are scored in one call. The `*_from_topk` forms take what a streaming probe keeps instead: each
+unit's top-k image indices [U, K]. Shapes: I images, U units, C concepts, K top-k, D embedding.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def cos_similarity(clip_feats: jax.Array, target_feats: jax.Array) -> jax.Array:
+    """Cosine over images, not centred: [I, C], [I, U] → [U, C]."""
+    cross = jnp.matmul(target_feats.T, clip_feats, precision=_HIGHEST)
+    norms = jnp.linalg.norm(target_feats, axis=0)[:, None] * jnp.linalg.norm(clip_feats, axis=0)[None, :]
+    return cross / norms
+
+
+def cos_similarity_from_moments(
+    cross: jax.Array, square: jax.Array, gram: jax.Array, text_embeddings: jax.Array
+) -> jax.Array:
+    """`cos_similarity` from moments alone: `cross` = AᵀE [U, D], `square` = ΣA² [U], `gram` = EᵀE [D, D], text [C, D]."""
+    against = jnp.matmul(cross, text_embeddings.T, precision=_HIGHEST)
+    spread = jnp.einsum("cd,de,ce->c", text_embeddings, gram, text_embeddings, precision=_HIGHEST)
+    return against / (jnp.sqrt(square)[:, None] * jnp.sqrt(spread)[None, :])
+
+
+def cos_similarity_cubed(clip_feats: jax.Array, target_feats: jax.Array, *, min_norm: float = 1e-3) -> jax.Array:
+    """Cosine of the centred, cubed columns, norms clipped at `min_norm`: [I, C], [I, U] → [U, C]."""
+
+    def cubed(x: jax.Array) -> jax.Array:
+        x = (x - x.mean(axis=0, keepdims=True)) ** 3
+        return x / jnp.maximum(jnp.linalg.norm(x, axis=0, keepdims=True), min_norm)
+
+    return jnp.matmul(cubed(target_feats).T, cubed(clip_feats), precision=_HIGHEST)
+
+
+def top_k_images(target_feats: jax.Array, k: int) -> jax.Array:
+    """Indices [U, K] of each unit's k most activating images, ties to the lower index."""
+    return jax.lax.top_k(target_feats.T, k)[1]
+
+
+def subtract_layer_prior(loglik: jax.Array, lam: float, segment_ids: jax.Array | None, segments: int = 1) -> jax.Array:
+    """loglik − λ·(logsumexp over the layer's units of loglik − log U_layer): [U, C] → [U, C]."""
+    if segment_ids is None:
+        segment_ids = jnp.zeros(loglik.shape[0], jnp.int32)
+    peak = jax.ops.segment_max(loglik, segment_ids, segments, indices_are_sorted=True)
+    sums = jax.ops.segment_sum(jnp.exp(loglik - peak[segment_ids]), segment_ids, segments, indices_are_sorted=True)
+    units = jax.ops.segment_sum(jnp.ones_like(segment_ids, loglik.dtype), segment_ids, segments, indices_are_sorted=True)
+    prior = peak + jnp.log(sums) - jnp.log(units)[:, None]
+    return loglik - lam * prior[segment_ids]
+
+
+def _segments(segment_ids: jax.Array | None) -> int:
+    return 1 if segment_ids is None else int(segment_ids[-1]) + 1
+
+
+def soft_weights(top_k: int, p_start: float = 0.998, p_end: float = 0.97) -> np.ndarray:
+    """Soft-WPMI's chance [K] that an image of rank r belongs to the unit's highly activating set; float64."""
+    return p_start - np.arange(top_k) / top_k * (p_start - p_end)
+
+
+def soft_loglik(
+    probs: jax.Array, indices: jax.Array, weights: np.ndarray, min_prob: float, concepts: int
+) -> tuple[jax.Array, float]:
+    """Σ_r log(1 + w_r(S − 1) + min_prob) over each unit's images, as a difference from its value at S = 1/concepts.
+
+    `probs` [I, C] = S, `indices` [U, K], `weights` [K] → ([U, C], the constant that was taken off). The difference is
+    what scores are made of and is small, so float32 holds it well; the form (1 − w + min_prob) + w·S keeps a small S.
+    Factors are multiplied in groups before the logarithm: each lies in [0.002, 500], ten of them in float32's range.
+    """
+    group = 10
+    units, k = indices.shape
+    floor = (1.0 - weights) + min_prob  # in float64: 1 - 0.998 would cost float32 four digits
+    usual = floor + weights / concepts
+    pad = -k % group
+    floor = jnp.asarray(np.pad(floor / usual, (0, pad), constant_values=1.0), probs.dtype)
+    weights = jnp.asarray(np.pad(weights / usual, (0, pad)), probs.dtype)
+    indices = jnp.pad(indices, ((0, 0), (0, pad)))
+
+    def add_group(total: jax.Array, ranks: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        floor_r, weight_r, image_r = ranks
+        product = jnp.ones_like(total)
+        for r in range(group):
+            product = product * (floor_r[r] + weight_r[r] * probs[image_r[r]])
+        return total + jnp.log(product), None
+
+    ranks = (floor.reshape(-1, group), weights.reshape(-1, group), indices.T.reshape(-1, group, units))
+    start = jnp.zeros((units, probs.shape[1]), probs.dtype)
+    return jax.lax.scan(add_group, start, ranks)[0], float(np.log(usual).sum())
+
+
+def hard_loglik(probs: jax.Array, indices: jax.Array, min_prob: float, concepts: int) -> tuple[jax.Array, float]:
+    """Σ_r log(S + min_prob) over each unit's images, as a difference from its value at S = 1/concepts; as above."""
+    usual = math.log(1.0 / concepts + min_prob)
+    logs = jnp.log(probs + min_prob) - usual
+    start = jnp.zeros((indices.shape[0], probs.shape[1]), probs.dtype)
+    total = jax.lax.scan(lambda total, image_r: (total + logs[image_r], None), start, indices.T)[0]
+    return total, indices.shape[1] * usual
+
+
+def wpmi(
+    clip_feats: jax.Array,
+    target_feats: jax.Array,
+    *,
+    top_k: int = 28,
+    a: float = 2.0,
+    lam: float = 0.6,
+    min_prob: float = 1e-7,
+    segment_ids: jax.Array | None = None,
+) -> jax.Array:
+    """Weighted pointwise mutual information: [I, C], [I, U] → [U, C] (equation 4 of the CLIP-Dissect paper)."""
+    probs = jax.nn.softmax(a * clip_feats, axis=1)
+    loglik, constant = hard_loglik(probs, top_k_images(target_feats, top_k), min_prob, probs.shape[1])
+    return subtract_layer_prior(loglik, lam, segment_ids, _segments(segment_ids)) + (1.0 - lam) * constant
+
+
+def soft_wpmi(
+    clip_feats: jax.Array,
+    target_feats: jax.Array,
+    *,
+    top_k: int = 100,
+    a: float = 10.0,
+    lam: float = 1.0,
+    min_prob: float = 1e-7,
+    p_start: float = 0.998,
+    p_end: float = 0.97,
+    segment_ids: jax.Array | None = None,
+) -> jax.Array:
+    """WPMI with soft membership of the top images: [I, C], [I, U] → [U, C] (equation 6 of the CLIP-Dissect paper)."""
+    probs = jax.nn.softmax(a * clip_feats, axis=1)
+    weights = soft_weights(top_k, p_start, p_end)
+    loglik, constant = soft_loglik(probs, top_k_images(target_feats, top_k), weights, min_prob, probs.shape[1])
+    return subtract_layer_prior(loglik, lam, segment_ids, _segments(segment_ids)) + (1.0 - lam) * constant
+
+
+def rank_reorder_baseline(activations: jax.Array, permutations: jax.Array, p: float = 3.0) -> jax.Array:
+    """Mean |a[π] − a|^p over random orders: `activations` [U, N], descending, `permutations` [U, R, N] → [U].
+
+    The permutations count from the smallest activation, as in the official code.
+    """
+    ascending = activations[:, ::-1]
+    shuffled = jax.vmap(lambda a, order: a[order])(ascending, permutations)
+    return jnp.mean(jnp.abs(shuffled - ascending[:, None, :]) ** p, axis=(1, 2))
+
+
+def random_permutations(key: jax.Array, units: int, size: int, repeats: int = 5) -> jax.Array:
+    """Random orders [U, R, N] for `rank_reorder`'s baseline."""
+    orders = jnp.broadcast_to(jnp.arange(size), (units, repeats, size))
+    return jax.random.permutation(key, orders, axis=2, independent=True)
+
+
+def rank_reorder_from_topk(
+    activations: jax.Array, clip_rows: jax.Array, baseline: jax.Array, *, p: float = 3.0, scale_p: float = 0.5
+) -> jax.Array:
+    """One unit: its N largest `activations` [N], descending, the same images' `clip_rows` [N, C], its baseline [] → [C]."""
+    n = activations.shape[0]
+    order = jnp.argsort(-clip_rows, axis=0)  # image at each place of the concept's ranking, stable
+    reordered = (
+        jnp.zeros_like(clip_rows)
+        .at[order, jnp.arange(clip_rows.shape[1])]
+        .set(jnp.broadcast_to(activations[:, None], (n, clip_rows.shape[1])))
+    )
+    error = jnp.mean(jnp.abs(reordered - activations[:, None]) ** p, axis=0) / baseline
+    return -error / clip_rows.mean(axis=0) ** scale_p
+
+
+def rank_reorder(
+    clip_feats: jax.Array,
+    target_feats: jax.Array,
+    *,
+    p: float = 3.0,
+    top_fraction: float = 0.05,
+    scale_p: float = 0.5,
+    permutations: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Minus the error of reordering a unit's top activations by the concept's ranking: [I, C], [I, U] → [U, C].
+
+    `permutations` [U, 5, N] are the random orders of the baseline; without them they are drawn from `key`
+    (`jax.random.key(0)` when None), so the result never depends on hidden state.
+    """
+    n = int(target_feats.shape[0] * top_fraction)
+    values, indices = jax.lax.top_k(target_feats.T, n)
+    if permutations is None:
+        permutations = random_permutations(jax.random.key(0) if key is None else key, values.shape[0], n)
+    baseline = rank_reorder_baseline(values, permutations, p)
+    one = functools.partial(rank_reorder_from_topk, p=p, scale_p=scale_p)
+    return jax.lax.map(lambda unit: one(unit[0], clip_feats[unit[1]], unit[2]), (values, indices, baseline))
+
+
+def rank_reorder_size(images: int, top_fraction: float = 0.05) -> int:
+    """How many top images `rank_reorder` needs from a probe set of this size."""
+    return math.floor(images * top_fraction)

@@ -1,0 +1,159 @@
+"""Run folders and content keys: what a run leaves behind, written whole or not at all.
+
+A content key is the sha256 of what made a thing (array bytes, names, settings), so a changed pixel, weight or concept
+is a different key whatever the file is called.
+"""
+
+import contextlib
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emojax.errors import InputError
+
+MANIFEST = "manifest.json"
+_PACKAGES = ("emojax", "jax", "jaxlib", "flax", "numpy", "transformers", "tensorflow-datasets", "pillow")
+
+
+def content_key(value: Any) -> str:
+    """A hex key of nested dicts, lists, strings, numbers and arrays; equal content, equal key, on any machine."""
+    digest = hashlib.sha256()
+    _feed(digest, value)
+    return digest.hexdigest()
+
+
+def _feed(digest: "hashlib._Hash", value: Any) -> None:
+    match value:
+        case None | bool() | int() | float() | str():
+            digest.update(json.dumps(value).encode() + b";")
+        case bytes():
+            digest.update(f"bytes {len(value)};".encode() + value)
+        case Mapping():
+            digest.update(f"map {len(value)};".encode())
+            for key in sorted(value, key=str):
+                _feed(digest, str(key))
+                _feed(digest, value[key])
+        case list() | tuple():
+            digest.update(f"list {len(value)};".encode())
+            for item in value:
+                _feed(digest, item)
+        case _ if hasattr(value, "dtype") and hasattr(value, "shape"):
+            array = np.ascontiguousarray(np.asarray(value))
+            digest.update(f"array {array.dtype.name} {array.shape};".encode())
+            digest.update(array.reshape(-1).view(np.uint8).data)
+        case _:
+            raise TypeError(f"no content key for {type(value).__name__}")
+
+
+def file_key(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A fresh folder beside `target` that takes its place when the block ends well, and vanishes when it does not."""
+    target = Path(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise InputError(f"cannot write to {target.parent}: {error.strerror}; choose another folder") from None
+    building.chmod(0o755)
+    try:
+        yield building
+        if target.exists():
+            retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+            os.replace(target, retired / target.name)
+            os.replace(building, target)
+            shutil.rmtree(retired)
+        else:
+            os.replace(building, target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, "utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON with sorted keys; refuses NaN, which is not JSON."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+class Run:
+    """A run folder being written: results go to `folder`, timings and input keys to its manifest."""
+
+    def __init__(self, folder: Path, verb: str, settings: Mapping[str, Any]):
+        self.folder = folder
+        self.inputs: dict[str, str] = {}
+        self.timings: dict[str, float] = {}
+        self._verb, self._settings = verb, settings
+        self._started = datetime.datetime.now(datetime.UTC)
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the seconds of a block to the manifest's timings."""
+        start = time.perf_counter()
+        yield
+        self.timings[name] = round(self.timings.get(name, 0.0) + time.perf_counter() - start, 3)
+
+    def manifest(self) -> dict[str, Any]:
+        """Settings, versions, devices, content keys of the inputs and timings in seconds."""
+        import jax
+
+        return {
+            "verb": self._verb,
+            "started": self._started.isoformat(timespec="seconds"),
+            "settings": self._settings,
+            "versions": versions(),
+            "devices": [str(device.device_kind) for device in jax.devices()],
+            "inputs": self.inputs,
+            "timings": self.timings,
+        }
+
+
+def versions() -> dict[str, str]:
+    """Versions of emojax and of the packages that its numbers depend on."""
+    found = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def check_out(out: Path) -> None:
+    """Refuses, before any work is done, to put a run where something else lies.
+
+    Raises:
+      InputError: `out` is a file, or a folder that emojax did not write.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; name a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+        raise InputError(f"--out {out} holds files that are not an emojax run; name another folder")
+
+
+@contextlib.contextmanager
+def run_folder(out: Path, verb: str, settings: Mapping[str, Any]) -> Iterator[Run]:
+    """Opens a run folder for writing; it appears at `out`, with its manifest, only when the block ends well."""
+    check_out(out)
+    with atomic_folder(out) as folder:
+        run = Run(folder, verb, settings)
+        yield run
+        write_json(folder / MANIFEST, run.manifest())

@@ -1,0 +1,419 @@
+"""What each command does: open the inputs, call the engine, write the run folder, say what was found.
+
+`chain` is the main job from built objects to results; `run`, `dissect`, `sweep` and `demo` are parts of it or feed it.
+"""
+
+import csv
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from emojax import config, store
+from emojax.data.concepts import ConceptSet, load_concepts
+from emojax.data.loader import ImageSet, open_split
+from emojax.data.weights import ClipEncoder, load_clip, load_vgg, save_vgg
+from emojax.engine import dissect as dissect_engine
+from emojax.engine import edit as edit_engine
+from emojax.engine import evaluate as evaluate_engine
+from emojax.engine import probe as probe_engine
+from emojax.engine import record as records
+from emojax.engine.dissect import Dissection, LayerSummary
+from emojax.engine.edit import GridCell
+from emojax.engine.evaluate import Evaluation
+from emojax.engine.network import as_network, resolve_layers
+from emojax.engine.record import ProbeRecord
+from emojax.errors import InputError
+from emojax.models.vgg import VggNet
+from emojax.ops.gains import threshold
+from emojax.ops.similarity import rank_reorder_size
+
+_console = Console(highlight=False)
+
+
+@contextmanager
+def _progress(what: str) -> Iterable[Callable[[int, int], None]]:
+    """A bar on stderr with images done, rate and time left; silent when stderr is no terminal."""
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.speed:.0f} images/s"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        bar.update(task, speed=0)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _need(value: Any, flag: str, what: str) -> Any:
+    if value is None:
+        raise InputError(f"{flag} is needed: {what}")
+    return value
+
+
+def _dump(settings: BaseModel) -> dict[str, Any]:
+    return settings.model_dump(mode="json")
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    def cell(value: Any) -> Any:
+        return f"{value:.7g}" if isinstance(value, float | np.floating) else value
+
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows([cell(value) for value in row] for row in rows)
+
+
+def _say_written(out: Path) -> None:
+    names = sorted(p.name for p in out.iterdir())
+    _console.print(f"wrote {out}: {', '.join(names)}", soft_wrap=True, markup=False)
+
+
+# Opening what the settings name
+
+
+def _open(data: config.Data, split: str) -> ImageSet:
+    path = _need(data.path, "--data.path", "a prepared FER2013 or an image folder")
+    return open_split(path, split, kind=data.kind, size=data.size, limit=data.limit)
+
+
+def _open_tests(data: config.Data) -> list[ImageSet]:
+    return [_open(data, split) for split in data.test_splits]
+
+
+def _open_target(target: config.Target) -> VggNet:
+    return load_vgg(_need(target.weights, "--target.weights", "VGGNet weights, .safetensors or the published checkpoint"))
+
+
+def _open_clip(clip: config.Clip) -> ClipEncoder:
+    path = _need(clip.path, "--clip.path", "a Hugging Face CLIP folder or hub name, e.g. openai/clip-vit-base-patch16")
+    return load_clip(path, dtype=clip.dtype)
+
+
+# The steps of the main job
+
+
+def _probe(
+    settings: Any, run: store.Run, model: VggNet, images: ImageSet, clip: ClipEncoder, cache: Path | None
+) -> ProbeRecord:
+    """The record for these settings, read from the cache when its content key is there."""
+    options, scores = settings.probe, getattr(settings, "dissect", config.Dissect())  # the probe verb has no such section
+    top_k, keep = options.top_k, options.keep_activations or scores.similarity == "cos_similarity_cubed"
+    if scores.similarity == "rank_reorder":
+        top_k = max(top_k, rank_reorder_size(len(images)))
+    top_k = min(max(top_k, scores.top_k or 0), len(images))
+    network = as_network(model, taps=options.taps)
+    names = resolve_layers(options.layers, list(network.tap_shapes(images.images.shape[1:])))
+    tile = options.tile or probe_engine.default_tile()
+    key = records.record_key(network, images, clip, names, options.pool, top_k, tile, keep)
+    run.inputs |= {"target": network.key, "images": images.key, "clip": clip.key, "record": key}
+    kept = None if cache is None else cache.expanduser() / "probes" / key
+    if kept is not None and kept.is_dir():
+        _console.print(f"probe: reusing the record of {len(images)} images, {key[:12]}", markup=False)
+        record = records.load(kept)
+        record.clip = clip
+        return record
+    start = time.perf_counter()
+    with run.timed("probe"), _progress("probe") as progress:
+        record = probe_engine.probe(
+            network,
+            images,
+            clip,
+            layers=names,
+            pool=options.pool,
+            top_k=top_k,
+            batch=options.batch,
+            tile=tile,
+            keep_activations=keep,
+            progress=progress,
+        )
+    seconds = time.perf_counter() - start
+    units = sum(record.layers.values())
+    _console.print(
+        f"probe: {len(images)} images, {len(record.layers)} layers, {units} units in {seconds:.1f} s "
+        f"({len(images) / seconds:.1f} images/s, compilation included)"
+    )
+    if kept is not None:
+        records.save(record, kept)
+    return record
+
+
+def _dissect(settings: Any, run: store.Run, record: ProbeRecord, concepts: ConceptSet) -> Dissection:
+    options = settings.dissect
+    chosen = {name: getattr(options, name) for name in ("top_k", "a", "lam") if getattr(options, name) is not None}
+    if chosen and options.similarity not in ("wpmi", "soft_wpmi"):
+        raise InputError(f"--dissect.{next(iter(chosen)).replace('_', '-')} is not a setting of {options.similarity}")
+    with run.timed("dissect"):
+        found = dissect_engine.dissect(record, concepts, similarity=options.similarity, **chosen)
+    run.inputs["concepts"] = store.content_key(
+        [list(concepts.concepts), concepts.emotions and [list(e) for e in concepts.emotions]]
+    )
+    return found
+
+
+def write_dissection(folder: Path, found: Dissection, tau: float) -> list[LayerSummary]:
+    """Writes `dissection.csv` (one row per unit) and `interpretability.csv` (the paper's Table 1); returns the latter."""
+    description, names = found.description, found.concepts.concepts
+    header = ["layer", "unit", "concept", "similarity", "runner_up", "runner_up_similarity", "margin"]
+    header += ["description_accuracy", "chance"] if description else []
+
+    def rows() -> Iterable[list[Any]]:
+        at = 0
+        for layer, units in found.record.layers.items():
+            for unit in range(units):
+                row = [layer, unit, names[found.labels[at]], found.best[at]]
+                if found.runner_up is None:
+                    row += ["", "", ""]
+                else:
+                    second = found.scores[at, found.runner_up[at]]
+                    row += [names[found.runner_up[at]], second, found.best[at] - second]
+                yield row + ([description.accuracy[at], description.chance[at]] if description else [])
+                at += 1
+
+    _write_csv(folder / "dissection.csv", header, rows())
+    summary = dissect_engine.interpretability(found, tau)
+    _write_csv(
+        folder / "interpretability.csv",
+        [field.name for field in fields(LayerSummary)],
+        (["" if value is None else value for value in asdict(row).values()] for row in summary),
+    )
+    return summary
+
+
+def write_sweep(folder: Path, layer: str, cells: Sequence[GridCell]) -> None:
+    """Writes `sweep.csv`, one row per (tau, factor)."""
+    header = ["layer", "tau", "factor", "images", "correct", "accuracy", "macro_recall", "nll"]
+    summaries = [cell.evaluation.summary() for cell in cells]
+    rows = (
+        [layer, cell.tau, cell.factor, s["images"], s["correct"], s["top1"], s["macro_recall"], s["nll"]]
+        for cell, s in zip(cells, summaries, strict=True)
+    )
+    _write_csv(folder / "sweep.csv", header, rows)
+
+
+def _evaluate(settings: Any, run: store.Run, model: VggNet, tests: Sequence[ImageSet], what: str) -> dict[str, Evaluation]:
+    """Each split alone and, when there are several, all pooled."""
+    options, results = settings.evaluate, {}
+    with run.timed("evaluate"), _progress(what) as progress:
+        for images in tests:
+            results[images.name] = evaluate_engine.evaluate(
+                model, images, protocol=options.protocol, batch=options.batch, progress=progress
+            )
+    if len(results) > 1:
+        results["all"] = evaluate_engine.join(*results.values())
+    return results
+
+
+def _edit(
+    settings: Any, run: store.Run, model: VggNet, found: Dissection, tests: Sequence[ImageSet], summary: list[LayerSummary]
+) -> dict[str, Any]:
+    """The tau × factor grid on the pooled tests, the best cell's network written and evaluated on its own."""
+    options = settings.edit
+    run.inputs |= {test.name: test.key for test in tests}
+    automatic = options.layer == "auto"
+    layer = dissect_engine.most_interpretable_layer(summary) if automatic else options.layer
+    scores = found.layer_scores(layer)
+    grids = []
+    with run.timed("sweep"), _progress("sweep") as progress:
+        for images in tests:
+            grid = edit_engine.threshold_grid(
+                model, images, layer, scores, options.tau, options.factor,
+                scope=options.scope, protocol=settings.evaluate.protocol, batch=settings.evaluate.batch, progress=progress,
+            )  # fmt: skip
+            grids.append(grid)
+    cells = [
+        GridCell(same[0].tau, same[0].factor, evaluate_engine.join(*(cell.evaluation for cell in same)))
+        for same in zip(*grids, strict=True)
+    ]
+    write_sweep(run.folder, layer, cells)
+    best = max(cells, key=lambda cell: cell.evaluation.top(1))
+    gains = threshold(scores, best.tau, best.factor)
+    edited = edit_engine.edit(model, layer, gains, scope=options.scope)
+    save_vgg(edited, run.folder / "edited.safetensors")
+    before = _evaluate(settings, run, model, tests, "baseline")
+    after = _evaluate(settings, run, edited, tests, "edited")
+    result = {
+        "layer": layer,
+        "layer_chosen": "most interpretable units" if automatic else "by name",
+        "scope": options.scope,
+        "selected_on_test": True,
+        "tau": best.tau,
+        "factor": best.factor,
+        "baseline": {name: result.summary() for name, result in before.items()},
+        "edited": {name: result.summary() for name, result in after.items()},
+    }
+    _print_edit(result)
+    return result
+
+
+# What is printed
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def _print_table1(summary: Sequence[LayerSummary], tau: float) -> None:
+    title = f"Units above tau = {tau:g}, and how well labels describe their top images"
+    table = Table("layer", title=title, title_justify="left")
+    for column in ("above", "not", "acc.", "above", "not", "share", "chance", "adjusted"):
+        table.add_column(column, justify="right")
+    for row in summary:
+        numbers = (row.overall_acc, row.interp_acc, row.uninterp_acc, row.share, row.chance_overall, row.adjusted_overall)
+        table.add_row(row.layer, str(row.interpretable), str(row.not_interpretable), *map(_number, numbers))
+    _console.print(table)
+
+
+def _print_edit(edit: dict[str, Any]) -> None:
+    name = list(edit["baseline"])[-1]
+    before, after = edit["baseline"][name], edit["edited"][name]
+    _console.print(
+        f"edit of {edit['layer']} (tau {edit['tau']:g}, factor {edit['factor']:g}): {before['correct']} → "
+        f"{after['correct']} of {before['images']} correct, top-1 {before['top1']:.3%} → {after['top1']:.3%}, "
+        f"NLL {before['nll']:.4f} → {after['nll']:.4f}; the best cell, selected on these very images",
+        soft_wrap=True,
+    )
+
+
+def _print_evaluations(results: dict[str, Evaluation]) -> None:
+    table = Table("split", *("images", "top-1", "top-2", "macro recall", "NLL"))
+    for name, result in results.items():
+        s = result.summary()
+        table.add_row(
+            name, str(s["images"]), f"{s['top1']:.3%}", f"{s['top2']:.3%}", f"{s['macro_recall']:.3%}", f"{s['nll']:.4f}"
+        )
+    _console.print(table)
+
+
+# The verbs
+
+
+def prepare(settings: Any) -> None:
+    """Builds FER2013 from the csv or the image folder."""
+    source = Path(_need(settings.source, "--source", "fer2013.csv or the folder with train/ and test/")).expanduser()
+    if not source.exists():
+        raise InputError(f"no FER2013 at {str(source)!r}; pass --source fer2013.csv or the folder with train/ and test/")
+    from emojax.data import fer2013
+
+    with store.run_folder(settings.out, "prepare", _dump(settings)) as run:
+        with run.timed("read"):
+            faces = list(fer2013.read(source))
+        with run.timed("write"):
+            counts = fer2013.prepare(faces, run.folder)
+    table = Table("split", "images", *fer2013.CLASSES)
+    for split, per_class in counts.items():
+        table.add_row(split, str(per_class.sum()), *map(str, per_class))
+    _console.print(table)
+    _say_written(settings.out)
+
+
+def probe(settings: Any) -> None:
+    """Runs the network and CLIP over the probe split and keeps the record."""
+    store.check_out(settings.out)
+    model, clip = _open_target(settings.target), _open_clip(settings.clip)
+    images = _open(settings.data, settings.data.probe_split)
+    with store.run_folder(settings.out, "probe", _dump(settings)) as run:
+        record = _probe(settings, run, model, images, clip, settings.cache)
+        records.save(record, run.folder / "record")
+    _say_written(settings.out)
+
+
+def dissect(settings: Any) -> None:
+    """Labels every unit of every layer; probes first unless the record is in the cache."""
+    store.check_out(settings.out)
+    concepts = load_concepts(settings.concepts.path)
+    model, clip = _open_target(settings.target), _open_clip(settings.clip)
+    images = _open(settings.data, settings.data.probe_split)
+    with store.run_folder(settings.out, "dissect", _dump(settings)) as run:
+        chain(settings, run, model, clip, concepts, images, (), settings.cache)
+    _say_written(settings.out)
+
+
+def evaluate(settings: Any) -> None:
+    """Tests a network on labelled splits."""
+    store.check_out(settings.out)
+    model, tests = _open_target(settings.target), _open_tests(settings.data)
+    with store.run_folder(settings.out, "evaluate", _dump(settings)) as run:
+        run.inputs |= {images.name: images.key for images in tests} | {"target": as_network(model).key}
+        results = _evaluate(settings, run, model, tests, "evaluate")
+        summaries = {name: result.summary() for name, result in results.items()}
+        store.write_json(run.folder / "summary.json", {"protocol": settings.evaluate.protocol, "splits": summaries})
+    _print_evaluations(results)
+    _say_written(settings.out)
+
+
+def run(settings: Any) -> None:
+    """The main job: probe, dissect, Table 1, the grid of edits, the edited network evaluated."""
+    store.check_out(settings.out)
+    concepts = load_concepts(settings.concepts.path)
+    model, clip = _open_target(settings.target), _open_clip(settings.clip)
+    images, tests = _open(settings.data, settings.data.probe_split), _open_tests(settings.data)
+    with store.run_folder(settings.out, "run", _dump(settings)) as folder:
+        chain(settings, folder, model, clip, concepts, images, tests, settings.cache)
+    _say_written(settings.out)
+
+
+def sweep(settings: Any) -> None:
+    """The grid of edits alone, on labels from the cached or a new probe record."""
+    store.check_out(settings.out)
+    concepts = load_concepts(settings.concepts.path)
+    model, clip = _open_target(settings.target), _open_clip(settings.clip)
+    images, tests = _open(settings.data, settings.data.probe_split), _open_tests(settings.data)
+    with store.run_folder(settings.out, "sweep", _dump(settings)) as folder:
+        found = _dissect(settings, folder, _probe(settings, folder, model, images, clip, settings.cache), concepts)
+        table1 = dissect_engine.interpretability(found, settings.dissect.tau)
+        edit = _edit(settings, folder, model, found, tests, table1)
+        store.write_json(folder.folder / "summary.json", {"edit": edit})
+    _say_written(settings.out)
+
+
+def demo(settings: Any) -> None:
+    """The main job on a few generated images with small random networks: shows that all runs, finds nothing real."""
+    from emojax.data.demo import demo_world
+
+    store.check_out(settings.out)
+    _console.print("demo: generated images and random networks; the chain is real, its labels mean nothing")
+    model, clip, images, tests = demo_world(settings.images)
+    with store.run_folder(settings.out, "demo", _dump(settings)) as folder:
+        chain(config.Settings(), folder, model, clip, load_concepts("paper25"), images, tests, None)
+    _say_written(settings.out)
+
+
+def chain(
+    settings: Any,
+    run: store.Run,
+    model: VggNet,
+    clip: ClipEncoder,
+    concepts: ConceptSet,
+    images: ImageSet,
+    tests: Sequence[ImageSet],
+    cache: Path | None,
+) -> None:
+    """From built objects to results in a run folder: probe, dissect, Table 1 and, with test sets, the edit."""
+    record = _probe(settings, run, model, images, clip, cache)
+    found = _dissect(settings, run, record, concepts)
+    table1 = write_dissection(run.folder, found, settings.dissect.tau)
+    summary: dict[str, Any] = {
+        "images": record.images,
+        "layers": record.layers,
+        "concepts": len(concepts),
+        "similarity": found.similarity,
+        "tau": settings.dissect.tau,
+        "interpretability": [asdict(row) for row in table1],
+    }
+    _print_table1(table1, settings.dissect.tau)
+    if tests:
+        summary["edit"] = _edit(settings, run, model, found, tests, table1)
+    store.write_json(run.folder / "summary.json", summary)
