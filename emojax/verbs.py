@@ -76,9 +76,13 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
         writer.writerows([cell(value) for value in row] for row in rows)
 
 
+def _say(text: str) -> None:
+    """One line, whatever the terminal's width."""
+    _console.print(text, soft_wrap=True, markup=False)
+
+
 def _say_written(out: Path) -> None:
-    names = sorted(p.name for p in out.iterdir())
-    _console.print(f"wrote {out}: {', '.join(names)}", soft_wrap=True, markup=False)
+    _say(f"wrote {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
 
 
 # Opening what the settings name
@@ -121,7 +125,7 @@ def _probe(
     run.inputs |= {"target": network.key, "images": images.key, "clip": clip.key, "record": key}
     kept = None if cache is None else cache.expanduser() / "probes" / key
     if kept is not None and kept.is_dir():
-        _console.print(f"probe: reusing the record of {len(images)} images, {key[:12]}", markup=False)
+        _say(f"probe: reusing the record of {len(images)} images, {key[:12]}")
         record = records.load(kept)
         record.clip = clip
         return record
@@ -141,7 +145,7 @@ def _probe(
         )
     seconds = time.perf_counter() - start
     units = sum(record.layers.values())
-    _console.print(
+    _say(
         f"probe: {len(images)} images, {len(record.layers)} layers, {units} units in {seconds:.1f} s "
         f"({len(images) / seconds:.1f} images/s, compilation included)"
     )
@@ -279,11 +283,10 @@ def _print_table1(summary: Sequence[LayerSummary], tau: float) -> None:
 def _print_edit(edit: dict[str, Any]) -> None:
     name = list(edit["baseline"])[-1]
     before, after = edit["baseline"][name], edit["edited"][name]
-    _console.print(
+    _say(
         f"edit of {edit['layer']} (tau {edit['tau']:g}, factor {edit['factor']:g}): {before['correct']} → "
         f"{after['correct']} of {before['images']} correct, top-1 {before['top1']:.3%} → {after['top1']:.3%}, "
-        f"NLL {before['nll']:.4f} → {after['nll']:.4f}; the best cell, selected on these very images",
-        soft_wrap=True,
+        f"NLL {before['nll']:.4f} → {after['nll']:.4f}; the best cell, selected on these very images"
     )
 
 
@@ -312,9 +315,11 @@ def prepare(settings: Any) -> None:
             faces = list(fer2013.read(source))
         with run.timed("write"):
             counts = fer2013.prepare(faces, run.folder)
-    table = Table("split", "images", *fer2013.CLASSES)
-    for split, per_class in counts.items():
-        table.add_row(split, str(per_class.sum()), *map(str, per_class))
+    table = Table("class", *counts)
+    for number, name in enumerate(fer2013.CLASSES):
+        table.add_row(f"{number} {name}", *(str(per_class[number]) for per_class in counts.values()))
+    table.add_section()
+    table.add_row("images", *(str(per_class.sum()) for per_class in counts.values()))
     _console.print(table)
     _say_written(settings.out)
 
@@ -384,7 +389,7 @@ def demo(settings: Any) -> None:
     from emojax.data.demo import demo_world
 
     store.check_out(settings.out)
-    _console.print("demo: generated images and random networks; the chain is real, its labels mean nothing")
+    _say("demo: generated images and random networks; the chain is real, its labels mean nothing")
     model, clip, images, tests = demo_world(settings.images)
     with store.run_folder(settings.out, "demo", _dump(settings)) as folder:
         chain(config.Settings(), folder, model, clip, load_concepts("paper25"), images, tests, None)

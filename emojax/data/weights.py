@@ -195,14 +195,13 @@ def _from_hub(name: str) -> Path:
     local = f"no CLIP folder {name!r}"
     if not _HUB_NAME.fullmatch(name):
         raise InputError(f"{local}; pass --clip.path a folder with config.json and model.safetensors, or a hub name")
-    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
     wanted = ["*.json", "*.safetensors", "*.txt", "pytorch_model.bin"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+    except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{local}, and the hub gave nothing ({reason}); download it elsewhere and pass --clip.path its folder"

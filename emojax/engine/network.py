@@ -46,10 +46,16 @@ class Network:
     key: str | None
 
     def tap_shapes(self, image_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
-        """Shape of every tap for one image of this uint8 shape [H, W, C]; nothing is computed."""
-        image = jax.ShapeDtypeStruct((1, *image_shape), np.uint8)
-        taps = jax.eval_shape(lambda p, x: self.apply(p, self.preprocess(x))[1], self.params, image)
-        return {name: tap.shape for name, tap in taps.items()}
+        """Shape of every tap for one image of this uint8 shape [H, W, C], in the network's order; nothing is computed."""
+        order = []
+
+        def taps(params: Any, image: jax.Array) -> Mapping[str, jax.Array]:
+            found = self.apply(params, self.preprocess(image))[1]
+            order.extend(found)  # the network's own order: jax would sort the names
+            return found
+
+        shapes = jax.eval_shape(taps, self.params, jax.ShapeDtypeStruct((1, *image_shape), np.uint8))
+        return {name: shapes[name].shape for name in order}
 
 
 def as_network(

@@ -69,5 +69,5 @@ def to_torch(model: nnx.Module, torch_name: Callable[[Path], str]) -> dict[str, 
     for path, leaf in nnx.to_flat_state(nnx.state(model)):
         value = np.asarray(leaf[...])
         axes = _torch_axes(path, value.ndim)
-        arrays[torch_name(path)] = np.ascontiguousarray(value.transpose(np.argsort(axes)))
+        arrays[torch_name(path)] = np.array(value.transpose(np.argsort(axes)), order="C")
     return arrays

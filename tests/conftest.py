@@ -1,0 +1,137 @@
+"""Shared fixtures: small networks, a small Hugging Face CLIP folder, small data, and the golden outputs where they are."""
+
+import csv
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+# Many tests build the same program anew; a cache for this session compiles each once.
+jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="emojax-test-compilations-"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+from flax import nnx
+
+from emojax.data import fer2013
+from emojax.data.demo import generated_images
+from emojax.data.weights import load_clip, save_clip
+from emojax.mesh import make_mesh
+from emojax.models.clip import Clip, ClipConfig
+from emojax.models.vgg import VggConfig, VggNet
+
+TINY = VggConfig(widths=(4, 4, 6, 6, 8, 8, 10, 10), hidden=(24, 20))
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    folder = Path(__file__).parents[2] / "shared" / "golden"
+    if not folder.is_dir():
+        pytest.skip("the golden outputs of the reference implementations are not on this machine")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_vgg() -> VggNet:
+    """A random VGGNet whose BatchNorm statistics and biases are not trivial."""
+    model = nnx.jit(lambda: VggNet(TINY, rngs=nnx.Rngs(0)))()
+    rng = np.random.default_rng(5)
+    graphdef, state = nnx.split(model)
+
+    def shaken(path, leaf):
+        noise = rng.normal(0, 0.1, leaf.shape).astype(np.float32)
+        return leaf.replace(leaf[...] + (abs(noise) if path[-1] == "var" else noise))
+
+    model = nnx.merge(graphdef, nnx.from_flat_state([(p, shaken(p, v)) for p, v in nnx.to_flat_state(state)]))
+    model.eval()
+    return model
+
+
+def hf_tokenizer(words: int = 0):
+    """A byte-level CLIP tokenizer without merges: 512 pieces and the two special tokens."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTokenizer
+
+    letters = sorted(ByteLevel.alphabet())
+    pieces = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[])
+
+
+def hf_config(**vision):
+    from transformers import CLIPConfig
+
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    special = {
+        "vocab_size": 514,
+        "max_position_embeddings": 40,
+        "bos_token_id": 512,
+        "eos_token_id": 513,
+        "pad_token_id": 513,
+    }
+    image = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return CLIPConfig(
+        text_config=text | special, vision_config=image | {"image_size": 32, "patch_size": 8} | vision, projection_dim=24
+    )
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "clip"
+    config = hf_config()
+    model = nnx.jit(lambda: Clip(ClipConfig.from_hf(config.to_dict()), rngs=nnx.Rngs(3)))()
+    save_clip(folder, model, config, hf_tokenizer())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(clip_folder):
+    return load_clip(clip_folder)
+
+
+@pytest.fixture(scope="session")
+def blobs():
+    """300 generated images with seven classes."""
+    return generated_images(300, 2, "blobs")
+
+
+@pytest.fixture
+def one_device():
+    return make_mesh(1)
+
+
+def write_fer_csv(path: Path, rows) -> Path:
+    """Rows of (label, pixels uint8 [2304], usage)."""
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["emotion", "pixels", "Usage"])
+        writer.writerows([label, " ".join(map(str, pixels)), usage] for label, pixels, usage in rows)
+    return path
+
+
+@pytest.fixture
+def fer_rows():
+    """14 Training rows, 7 of each test split; the last Training row repeats the first."""
+    rng = np.random.default_rng(0)
+    rows = [(i % 7, rng.integers(0, 256, 2304), "Training") for i in range(13)]
+    rows.append(rows[0])
+    rows += [(i, rng.integers(0, 256, 2304), usage) for usage in ("PublicTest", "PrivateTest") for i in range(7)]
+    return rows
+
+
+@pytest.fixture
+def fer_folder(tmp_path, fer_rows) -> Path:
+    """The image-folder form of `fer_rows`, in files that lose nothing (PNG data under the usual names)."""
+    root = tmp_path / "raw"
+    for number, (label, pixels, usage) in enumerate(fer_rows):
+        folder = root / ("train" if usage == "Training" else "test") / fer2013.CLASSES[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8).reshape(48, 48)).save(folder / f"{usage}_{number}.jpg", format="PNG")
+    return root

@@ -1,0 +1,291 @@
+"""The command line, settings, run folders, content keys, and the rule that imports point down."""
+
+import ast
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_fer_csv
+from safetensors.numpy import load_file
+
+import emojax
+from emojax import cli, store
+from emojax.config import Settings, read_settings
+from emojax.data.weights import save_vgg
+from emojax.errors import InputError
+from emojax.models import vgg
+
+ROOT = Path(emojax.__file__).parent
+FLOORS = {
+    "cli": 6,
+    "verbs": 5,
+    "report": 4,
+    "engine": 3,
+    "data": 2,
+    "mesh": 2,
+    "config": 2,
+    "store": 1,
+    "models": 1,
+    "ops": 0,
+}
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else module
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_imports_point_down(path):
+    name = path.relative_to(ROOT).with_suffix("").parts[0]
+    if name in ("__init__", "__main__", "errors"):
+        return
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        names = [f"{node.module}.{a.name}" for a in node.names] if isinstance(node, ast.ImportFrom) else []
+        names += [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        for imported in names:
+            target = room(imported)
+            if not imported.startswith("emojax.") or target in (name, "errors"):
+                continue
+            if name == "cli" and target == "verbs":
+                continue
+            assert FLOORS[target] < FLOORS[name] or (name, target) == ("data", "store"), f"{name} imports {imported}"
+
+
+def test_import_is_light():
+    heavy = ("jax", "flax", "transformers", "tensorflow_datasets", "matplotlib", "numpy")
+    code = f"import sys, emojax, emojax.cli; print([m for m in {heavy!r} if m in sys.modules])"
+    got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert got.stdout.strip() == "[]"
+
+
+def test_public_names_exist():
+    for name in emojax.__all__:
+        assert getattr(emojax, name) is not None
+    assert emojax.probe.__module__ == "emojax.engine.probe"
+    with pytest.raises(AttributeError, match="no attribute 'prob'"):
+        emojax.prob  # noqa: B018
+
+
+def run(capsys, *args):
+    code = cli.main([str(arg) for arg in args])
+    return code, *capsys.readouterr()
+
+
+def test_help_lists_the_verbs(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    assert all(f"  {verb} " in out for verb in cli.VERBS)
+    for verb in cli.VERBS:
+        with pytest.raises(SystemExit) as stop:
+            cli.main([verb, "--help"])
+        assert stop.value.code == 0
+        assert "default" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["prob"], "no verb 'prob'; did you mean 'probe'?"),
+        (["run", "--probe.bach", "3"], "--probe.batch"),
+        (["run", "--probe.batch", "x"], "--probe.batch: invalid literal"),
+        (["run", "--probe.batch", "-1"], "batch Input should be greater than 0"),
+        (["run", "--probe.pool", "sum"], "invalid choice 'sum'"),
+        (["run", "--config"], "--config needs a file"),
+        (["run", "--config", "none.yaml"], "cannot read the settings file none.yaml"),
+        (["run"], "--target.weights is needed"),
+        (["evaluate", "--target.weights", "none.safetensors"], "no weights file 'none.safetensors'"),
+        (["prepare"], "--source is needed"),
+        (["prepare", "--source", "nowhere"], "no FER2013 at 'nowhere'"),
+        (["run", "--concepts.path", "none.txt"], "no concept file 'none.txt'"),
+    ],
+)
+def test_refusals_are_one_line_and_exit_2(capsys, tmp_path, args, message):
+    if args[0] in cli.VERBS:
+        args = [*args, *(["--out", str(tmp_path / "out")] if args[-1] != "--config" else [])]
+    code, _, err = run(capsys, *args)
+    assert code == 2
+    assert message in err
+    assert err.startswith("emojax: ")
+    assert err.count("\n") == 1
+    assert "http" not in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("probe: {bach: 3}", "probe.bach is not a setting; did you mean 'batch'?"),
+        ("prob: {}", "prob is not a setting; did you mean 'probe'?"),
+        ("probe: {batch: 0}", "probe.batch is 0: Input should be greater than 0"),
+        ("edit: {factor: [1, -2]}", "edit.factor.1 is -2"),
+        ("probe: [", "not YAML"),
+        ("- 3", "must map section names"),
+    ],
+)
+def test_settings_file_refusals(tmp_path, text, message):
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as refused:
+        read_settings(path)
+    assert message in str(refused.value)
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_flags_override_the_file_and_the_file_the_defaults(tmp_path):
+    path = tmp_path / "s.yaml"
+    path.write_text("probe: {batch: 32, top_k: 50}\nedit: {tau: [-1.0, 0.5]}\n")
+    settings = cli.parse("run", ["--config", str(path), "--probe.batch", "64", "--edit.factor", "1.0", "2.5"])
+    assert (settings.probe.batch, settings.probe.top_k, settings.probe.pool) == (64, 50, "avg")
+    assert (settings.edit.tau, settings.edit.factor) == ((-1.0, 0.5), (1.0, 2.5))
+    with pytest.raises(ValueError, match="frozen"):
+        settings.probe.batch = 3
+
+
+def test_shipped_configs_are_valid():
+    configs = sorted((ROOT.parent / "configs").glob("*.yaml"))
+    assert configs
+    for path in configs:
+        assert isinstance(read_settings(path), Settings)
+
+
+def test_content_keys():
+    base = {"a": np.arange(3), "b": [1, None, "x"]}
+    assert store.content_key(base) == store.content_key({"b": [1, None, "x"], "a": np.arange(3)})
+    others = [
+        {"a": np.arange(3.0), "b": [1, None, "x"]},
+        {"a": np.arange(3)[None], "b": [1, None, "x"]},
+        {"a": np.arange(3), "b": [1, None, "y"]},
+        {"a": np.arange(3), "b": ["1", None, "x"]},
+    ]
+    assert len({store.content_key(x) for x in [base, *others]}) == 5
+    with pytest.raises(TypeError, match="no content key for object"):
+        store.content_key(object())
+
+
+def test_run_folder_appears_whole_or_not_at_all(tmp_path):
+    out = tmp_path / "out"
+
+    def fail_half_way():
+        with store.run_folder(out, "x", {}) as half:
+            (half.folder / "a").write_text("1")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail_half_way()
+    assert list(tmp_path.iterdir()) == []
+    for text in ("1", "2"):  # a second run replaces the first
+        with store.run_folder(out, "x", {"s": 1}) as whole:
+            (whole.folder / "a").write_text(text)
+            with whole.timed("part"):
+                pass
+    assert (out / "a").read_text() == "2"
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["settings"] == {"s": 1}
+    assert {"versions", "devices", "inputs", "timings", "verb", "started"} <= set(manifest)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_run_folder_spares_foreign_files(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(InputError, match="not an emojax run"):
+        store.check_out(tmp_path / "mine")
+    with pytest.raises(InputError, match="is a file"):
+        store.check_out(tmp_path / "mine" / "thesis.tex")
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_demo_runs_the_chain(capsys, tmp_path):
+    code, out, err = run(capsys, "demo", "--images", "200", "--out", tmp_path / "demo")
+    assert (code, err) == (0, "")
+    assert "labels mean nothing" in out
+    names = {p.name for p in (tmp_path / "demo").iterdir()}
+    expected = {"dissection.csv", "interpretability.csv", "sweep.csv", "summary.json", "manifest.json", "edited.safetensors"}
+    assert names == expected
+    assert len(rows_of(tmp_path / "demo" / "sweep.csv")) == 72
+
+
+@pytest.fixture
+def world(tmp_path, fer_rows, tiny_vgg, clip_folder):
+    """Prepared FER2013 with 120 training images, weights and a CLIP folder: the flags that name them."""
+    rng = np.random.default_rng(1)
+    rows = fer_rows + [(i % 7, rng.integers(0, 256, 2304), "Training") for i in range(106)]
+    source = write_fer_csv(tmp_path / "fer2013.csv", rows)
+    assert cli.main(["prepare", "--source", str(source), "--out", str(tmp_path / "fer")]) == 0
+    save_vgg(tiny_vgg, tmp_path / "vgg.safetensors")
+    flags = ["--data.path", tmp_path / "fer", "--target.weights", tmp_path / "vgg.safetensors"]
+    return [str(f) for f in flags], ["--clip.path", str(clip_folder), "--cache", str(tmp_path / "cache")]
+
+
+def test_run_on_files(capsys, tmp_path, world):
+    network, probing = world
+    args = [*network, *probing, "--edit.layer", "lin2", "--edit.tau", "0", "--edit.factor", "1", "2"]
+    code, out, err = run(capsys, "run", *args, "--out", tmp_path / "run")
+    assert (code, err) == (0, "")
+    assert "120 images, 10 layers" in out
+    units = rows_of(tmp_path / "run" / "dissection.csv")
+    assert len(units) == 100
+    assert all(float(u["margin"]) >= 0 for u in units)
+    grid = rows_of(tmp_path / "run" / "sweep.csv")
+    assert [(g["tau"], g["factor"]) for g in grid] == [("0", "1"), ("0", "2")]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["edit"]["selected_on_test"] is True
+    best = next(g for g in grid if float(g["factor"]) == summary["edit"]["factor"])
+    assert int(best["correct"]) == summary["edit"]["edited"]["all"]["correct"]
+    assert int(grid[0]["correct"]) == summary["edit"]["baseline"]["all"]["correct"]
+    vgg.from_torch_state_dict(load_file(tmp_path / "run" / "edited.safetensors"))
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert {"target", "clip", "images", "concepts", "record"} <= set(manifest["inputs"])
+
+    code, out, _ = run(capsys, "dissect", *network, *probing, "--out", tmp_path / "again")
+    assert code == 0
+    assert "reusing the record" in out
+    assert (tmp_path / "again" / "dissection.csv").read_text() == (tmp_path / "run" / "dissection.csv").read_text()
+    code, out, _ = run(capsys, "sweep", *args, "--out", tmp_path / "sweep")
+    assert code == 0
+    assert (tmp_path / "sweep" / "sweep.csv").read_text() == (tmp_path / "run" / "sweep.csv").read_text()
+
+
+def test_probe_and_evaluate_verbs(capsys, tmp_path, world):
+    network, probing = world
+    code, _, _ = run(capsys, "probe", *network, *probing, "--probe.layers", "lin*", "--out", tmp_path / "probe")
+    assert code == 0
+    assert emojax.ProbeRecord is not None
+    assert (tmp_path / "probe" / "record" / "record.json").is_file()
+    code, _out, _ = run(capsys, "evaluate", *network, "--evaluate.protocol", "tencrop", "--out", tmp_path / "evaluate")
+    assert code == 0
+    summary = json.loads((tmp_path / "evaluate" / "summary.json").read_text())
+    assert summary["splits"]["all"]["images"] == 14
+    assert sum(map(sum, summary["splits"]["all"]["confusion"])) == 14
+
+
+def test_lin3_with_the_seven_classes(capsys, tmp_path, world):
+    network, probing = world
+    args = ["--probe.layers", "lin3", "--concepts.path", "classes7", "--out", tmp_path / "lin3"]
+    assert run(capsys, "dissect", *network, *probing, *args)[0] == 0
+    assert len(rows_of(tmp_path / "lin3" / "dissection.csv")) == 7
+
+
+def test_late_refusals_leave_nothing_behind(capsys, tmp_path, world):
+    network, probing = world
+    for args, message in (
+        (["--probe.layers", "conv9"], "no layer 'conv9'; did you mean 'conv"),
+        (["--dissect.top-k", "500"], "top 500 images of each unit are needed, the record holds 120"),
+        (["--dissect.similarity", "cos_similarity", "--dissect.a", "3"], "--dissect.a is not a setting of cos_similarity"),
+        (["--data.probe-split", "train"], "no split 'train'; did you mean 'training'?"),
+        (["--edit.layer", "lin9"], "lin9"),
+    ):
+        code, _, err = run(capsys, "run", *network, *probing, *args, "--out", tmp_path / "out")
+        assert (code, err.count("\n")) == (2, 1), err
+        assert message in err
+        assert not (tmp_path / "out").exists()
+        assert not [p for p in tmp_path.iterdir() if p.name.startswith(".out")]
