@@ -59,6 +59,7 @@ class Probe(Section):
     top_k: Positive = Field(100, description="most activating images kept per unit")
     batch: Positive = Field(256, description="images per step; does not change results")
     tile: Positive | None = Field(None, description="images computed together; None suits the device")
+    save_every: float = Field(60.0, ge=0, description="seconds between snapshots that a stopped probe goes on from")
     keep_activations: bool = Field(False, description="also keep pooled activations, for cos_similarity_cubed")
 
 

@@ -29,7 +29,7 @@ from emojax.engine import record as records
 from emojax.engine.dissect import Dissection, LayerSummary
 from emojax.engine.edit import GridCell
 from emojax.engine.evaluate import Evaluation
-from emojax.engine.network import as_network, resolve_layers
+from emojax.engine.network import as_network
 from emojax.engine.record import ProbeRecord
 from emojax.errors import InputError
 from emojax.models.vgg import VggNet
@@ -119,38 +119,33 @@ def _probe(
         top_k = max(top_k, rank_reorder_size(len(images)))
     top_k = min(max(top_k, scores.top_k or 0), len(images))
     network = as_network(model, taps=options.taps)
-    names = resolve_layers(options.layers, list(network.tap_shapes(images.images.shape[1:])))
-    tile = options.tile or probe_engine.default_tile()
-    key = records.record_key(network, images, clip, names, options.pool, top_k, tile, keep)
-    run.inputs |= {"target": network.key, "images": images.key, "clip": clip.key, "record": key}
-    kept = None if cache is None else cache.expanduser() / "probes" / key
-    if kept is not None and kept.is_dir():
-        _say(f"probe: reusing the record of {len(images)} images, {key[:12]}")
-        record = records.load(kept)
-        record.clip = clip
-        return record
     start = time.perf_counter()
     with run.timed("probe"), _progress("probe") as progress:
         record = probe_engine.probe(
             network,
             images,
             clip,
-            layers=names,
+            layers=options.layers,
             pool=options.pool,
             top_k=top_k,
             batch=options.batch,
-            tile=tile,
+            tile=options.tile,
             keep_activations=keep,
+            cache=None if cache is None else cache / "probes",
+            save_every=options.save_every,
             progress=progress,
         )
-    seconds = time.perf_counter() - start
-    units = sum(record.layers.values())
-    _say(
-        f"probe: {len(images)} images, {len(record.layers)} layers, {units} units in {seconds:.1f} s "
-        f"({len(images) / seconds:.1f} images/s, compilation included)"
-    )
-    if kept is not None:
-        records.save(record, kept)
+    seconds, units = time.perf_counter() - start, sum(record.layers.values())
+    run.inputs |= {"target": network.key, "images": images.key, "clip": clip.key, "record": record.key}
+    if record.done_before == record.images:
+        _say(f"probe: reusing the record of {record.images} images, {units} units, {record.key[:12]}")
+    else:
+        resumed = f", resumed after {record.done_before}" if record.done_before else ""
+        rate = (record.images - record.done_before) / seconds
+        _say(
+            f"probe: {record.images} images{resumed}, {len(record.layers)} layers, {units} units in {seconds:.1f} s "
+            f"({rate:.1f} images/s, compilation included)"
+        )
     return record
 
 

@@ -59,12 +59,14 @@ def test_permuting_units_and_concepts_permutes_scores(features, name):
         orders = similarity.random_permutations(jax.random.key(3), 29, 20)
         extra, moved = {"permutations": orders}, {"permutations": orders[units]}
     scores = getattr(similarity, name)(clip, acts, **extra)
-    np.testing.assert_allclose(
-        getattr(similarity, name)(clip[:, concepts], acts[:, units], **moved),
-        scores[units][:, concepts],
-        rtol=1e-5,
-        atol=2e-6,
-    )
+    got = getattr(similarity, name)(clip[:, concepts], acts[:, units], **moved)
+    assert np.abs(got - scores[units][:, concepts]).max() <= 2e-6 * np.abs(scores).max()
+
+
+@pytest.mark.parametrize("ids", [[0, 0, 1], [1] * 29, [0] * 28 + [2], [1, 0] + [1] * 27])
+def test_segment_ids_are_checked(features, ids):
+    with pytest.raises(ValueError, match="segment_ids must be 29 layer numbers"):
+        similarity.soft_wpmi(*map(jnp.asarray, features), segment_ids=jnp.asarray(ids))
 
 
 def test_cosine_from_moments(features):

@@ -6,7 +6,7 @@ of all layers in a row, C concepts, K top-k, D embedding.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -14,17 +14,18 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
 from emojax.data.concepts import ConceptSet
 from emojax.data.weights import ClipEncoder
 from emojax.engine.record import ProbeRecord
 from emojax.errors import InputError
+from emojax.mesh import AXIS, make_mesh, put_copy, split
 from emojax.ops import similarity as ops
-from emojax.ops.topk import TopK
+from emojax.ops import stats
 
 Similarity = Literal["soft_wpmi", "wpmi", "rank_reorder", "cos_similarity", "cos_similarity_cubed"]
 DESCRIBED_BY = 10  # top images that decide whether a label describes a unit (seed, table 1)
-_CONCEPT_TILE = 64
 
 
 @dataclass
@@ -36,12 +37,14 @@ class Dissection:
       concepts: the concept set.
       similarity: name of the similarity function.
       scores: [U, C] float32; comparable only within a layer, probe set and concept set.
+      confidence: of the labels, for the two WPMI functions; None otherwise.
     """
 
     record: ProbeRecord
     concepts: ConceptSet
     similarity: Similarity
     scores: np.ndarray
+    confidence: "Confidence | None" = None
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -82,6 +85,25 @@ class Dissection:
 
 
 @dataclass(frozen=True)
+class Confidence:
+    """Whether the labels are more than chance, and whether they hold on either half of the images.
+
+    Attributes:
+      p_value: chance [U] that a random list of as many images scores this high with its own best concept.
+      q_value: p_value [U] adjusted over all units (Benjamini–Hochberg).
+      half_labels: labels [2, U] from even and from odd images alone; None when a half has too few images.
+    """
+
+    p_value: np.ndarray
+    q_value: np.ndarray
+    half_labels: np.ndarray | None
+
+    def holds(self, labels: np.ndarray) -> np.ndarray | None:
+        """Where both halves give the unit's label [U] bool."""
+        return None if self.half_labels is None else (self.half_labels == labels).all(axis=0)
+
+
+@dataclass(frozen=True)
 class Description:
     """Share [U] of each unit's top 10 images whose class its label speaks for, and that share for random images."""
 
@@ -96,6 +118,8 @@ def dissect(
     similarity: Similarity = "soft_wpmi",
     clip: ClipEncoder | None = None,
     text_embeddings: np.ndarray | None = None,
+    null_sets: int = 1000,
+    mesh: Mesh | None = None,
     **hyperparameters: Any,
 ) -> Dissection:
     """Scores a record with a concept set.
@@ -106,6 +130,8 @@ def dissect(
       similarity: one of CLIP-Dissect's five functions.
       clip: the encoder that made the record's embeddings; the record's own when None.
       text_embeddings: unit embeddings [C, D] of the concepts, instead of `clip`.
+      null_sets: random image lists that labels are tested against (the two WPMI functions); 0 leaves confidence out.
+      mesh: devices to split the concepts over; all when None.
       **hyperparameters: of the similarity function, with the official names and defaults (`emojax.ops.similarity`).
 
     Raises:
@@ -122,16 +148,20 @@ def dissect(
     if texts.shape != (len(concepts), record.embeddings.shape[1]):
         expected = (len(concepts), record.embeddings.shape[1])
         raise InputError(f"text embeddings have shape {texts.shape}, not {expected}")
-    score = {
-        "soft_wpmi": _soft_wpmi,
-        "wpmi": _wpmi,
-        "rank_reorder": _rank_reorder,
-        "cos_similarity": _cosine,
-        "cos_similarity_cubed": _cosine_cubed,
-    }.get(similarity)
-    if score is None:
-        raise InputError(f"no similarity function {similarity!r}; known: {', '.join(Similarity.__args__)}")
-    scores = np.asarray(score(record, texts, **hyperparameters))
+    mesh, confidence = mesh or make_mesh(), None
+    match similarity:
+        case "soft_wpmi":
+            scores, confidence = _soft_wpmi(record, texts, null_sets, mesh, **hyperparameters)
+        case "wpmi":
+            scores, confidence = _wpmi(record, texts, null_sets, mesh, **hyperparameters)
+        case "rank_reorder":
+            scores = np.asarray(_rank_reorder(record, texts, **hyperparameters))
+        case "cos_similarity":
+            scores = np.asarray(_cosine(record, texts, **hyperparameters))
+        case "cos_similarity_cubed":
+            scores = np.asarray(_cosine_cubed(record, texts, **hyperparameters))
+        case _:
+            raise InputError(f"no similarity function {similarity!r}; known: {', '.join(Similarity.__args__)}")
     bad = ~np.isfinite(scores)
     if bad.any():
         unit, concept = np.argwhere(bad)[0]
@@ -139,12 +169,14 @@ def dissect(
             f"{similarity} is undefined for {bad.sum()} pairs, first unit {unit} with {concepts.concepts[concept]!r}"
             " (rank_reorder takes the root of a mean cosine that must be positive); use another similarity"
         )
-    return Dissection(record, concepts, similarity, scores)
+    return Dissection(record, concepts, similarity, scores, confidence)
 
 
 def _soft_wpmi(
     record: ProbeRecord,
     texts: jax.Array,
+    null_sets: int,
+    mesh: Mesh,
     *,
     top_k: int = 100,
     a: float = 10.0,
@@ -152,53 +184,99 @@ def _soft_wpmi(
     min_prob: float = 1e-7,
     p_start: float = 0.998,
     p_end: float = 0.97,
-) -> jax.Array:
+) -> tuple[np.ndarray, "Confidence | None"]:
     weights = ops.soft_weights(top_k, p_start, p_end)
     loglik = functools.partial(ops.soft_loglik, weights=weights, min_prob=min_prob, concepts=len(texts))
-    return _pmi(record, texts, record.top_k(top_k), a, lam, loglik)
+    return _pmi(record, texts, null_sets, mesh, top_k=top_k, a=a, lam=lam, loglik=loglik)
 
 
 def _wpmi(
     record: ProbeRecord,
     texts: jax.Array,
+    null_sets: int,
+    mesh: Mesh,
     *,
     top_k: int = 28,
     a: float = 2.0,
     lam: float = 0.6,
     min_prob: float = 1e-7,
-) -> jax.Array:
+) -> tuple[np.ndarray, "Confidence | None"]:
     loglik = functools.partial(ops.hard_loglik, min_prob=min_prob, concepts=len(texts))
-    return _pmi(record, texts, record.top_k(top_k), a, lam, loglik)
+    return _pmi(record, texts, null_sets, mesh, top_k=top_k, a=a, lam=lam, loglik=loglik)
 
 
-def _pmi(record: ProbeRecord, texts: jax.Array, top: TopK, a: float, lam: float, loglik: Any) -> jax.Array:
-    """Either WPMI: log-likelihoods tile by tile of concepts, then each layer's prior taken off."""
-    used, rows = np.unique(top.indices, return_inverse=True)  # only images in somebody's top-k matter
-    images = jnp.asarray(record.embeddings[used])
-    concepts, dimension = texts.shape
-    tiles = -(-concepts // _CONCEPT_TILE)
-    padded = jnp.pad(texts, ((0, tiles * _CONCEPT_TILE - concepts), (0, 0))).reshape(tiles, _CONCEPT_TILE, dimension)
-    real = jnp.arange(tiles * _CONCEPT_TILE).reshape(tiles, _CONCEPT_TILE) < concepts
-    segments = len(record.layers)
+def _pmi(
+    record: ProbeRecord,
+    texts: jax.Array,
+    null_sets: int,
+    mesh: Mesh,
+    *,
+    top_k: int,
+    a: float,
+    lam: float,
+    loglik: Callable[[jax.Array, jax.Array], tuple[jax.Array, float]],
+) -> tuple[np.ndarray, "Confidence | None"]:
+    """Either WPMI, a tile of concepts at a time; with `null_sets`, the labels' confidence from the same tiles.
 
-    @jax.jit
-    def run(images: jax.Array, padded: jax.Array, real: jax.Array, rows: jax.Array, segment_ids: jax.Array) -> jax.Array:
-        def logits(tile: tuple[jax.Array, jax.Array]) -> jax.Array:
+    One long axis of image lists holds every unit's, then (for confidence) every unit's of even and of odd images, then
+    random ones. Each layer's prior is taken off the first three blocks per block, and off the random lists per layer, so
+    one set of random lists serves all layers. Concepts are split over the mesh: beyond the softmax's normaliser, no score
+    needs another device's.
+    """
+    lists = [record.top_k(top_k).indices]
+    sizes, units, concepts = list(record.layers.values()), len(lists[0]), len(texts)
+    halves = null_sets > 0 and record.images // 2 >= top_k
+    if halves:
+        lists += [half[:, :top_k] for half in record.top.indices]
+    blocks = len(lists)
+    if null_sets:
+        rng = np.random.default_rng(0)
+        lists.append(np.stack([rng.choice(record.images, top_k, replace=False) for _ in range(null_sets)]))
+    used, rows = np.unique(np.concatenate(lists), return_inverse=True)  # only images in some list matter
+    rows = np.int32(rows.reshape(-1, top_k))
+
+    width = min(ops.CONCEPT_TILE, -(-concepts // mesh.size))
+    tiles = -(-concepts // (width * mesh.size)) * mesh.size
+    tiled = np.zeros((tiles * width, texts.shape[1]), np.float32)
+    tiled[:concepts] = texts
+    real = np.arange(tiles * width).reshape(tiles, width) < concepts
+
+    def local(images: jax.Array, rows: jax.Array, texts: jax.Array, real: jax.Array) -> tuple[jax.Array, ...]:
+        """One device's tiles of concepts: texts [tiles, width, D], real [tiles, width]."""
+        mine = texts.reshape(-1, texts.shape[-1])
+        product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+        own = ops.log_normaliser(images, lambda image: jnp.where(real.reshape(-1), a * product(mine, image), -jnp.inf))
+        largest = jax.lax.pmax(own, AXIS)
+        normaliser = largest + jnp.log(jax.lax.psum(jnp.exp(own - largest), AXIS))
+
+        def score(tile: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
             text, exists = tile
-            product = a * jnp.matmul(images, text.T, precision=jax.lax.Precision.HIGHEST)
-            return jnp.where(exists[None, :], product, -jnp.inf)
+            total, constant = loglik(jnp.exp(a * product(images, text.T) - normaliser[:, None]), rows)
+            prior = ops.layer_prior(total[: blocks * units], sizes * blocks)
+            scores = total[: blocks * units] - lam * jnp.repeat(prior, np.asarray(sizes * blocks), axis=0)
+            null = total[None, blocks * units :] - lam * prior[: len(sizes), None]
+            scores, null = (jnp.where(exists, x + (1.0 - lam) * constant, -jnp.inf) for x in (scores, null))
+            return scores[:units], scores[units:].max(1), scores[units:].argmax(1), null.max(2)
 
-        per_tile = jax.lax.map(lambda tile: jax.nn.logsumexp(logits(tile), axis=1), (padded, real))
-        normaliser = jax.nn.logsumexp(per_tile, axis=0)
+        return jax.lax.map(score, (texts, real))
 
-        def scores(tile: tuple[jax.Array, jax.Array]) -> jax.Array:
-            total, constant = loglik(jnp.exp(logits(tile) - normaliser[:, None]), rows)
-            return ops.subtract_layer_prior(total, lam, segment_ids, segments) + (1.0 - lam) * constant
+    parts, whole = PartitionSpec(AXIS), PartitionSpec()
+    specs = {"mesh": mesh, "in_specs": (whole, whole, parts, parts), "out_specs": parts, "check_vma": False}
+    images = put_copy(mesh, (record.embeddings[used], rows))
+    concept_parts = jax.device_put((tiled.reshape(tiles, width, -1), real), split(mesh))
+    scores, half_best, half_at, null = map(np.asarray, jax.jit(jax.shard_map(local, **specs))(*images, *concept_parts))
+    scores = np.moveaxis(scores, 0, 1).reshape(units, -1)[:, :concepts]
+    if not null_sets:
+        return scores, None
 
-        return jnp.moveaxis(jax.lax.map(scores, (padded, real)), 0, 1).reshape(rows.shape[0], -1)[:, :concepts]
-
-    rows = jnp.asarray(rows.reshape(top.indices.shape), jnp.int32)
-    return run(images, padded, real, rows, jnp.asarray(record.segment_ids))
+    best, null = jnp.asarray(scores.max(axis=1)), jnp.asarray(null.max(axis=0))
+    layer_of = record.segment_ids
+    p_values = jnp.concatenate([stats.permutation_p_values(best[layer_of == at], null[at]) for at in range(len(sizes))])
+    labels = None
+    if halves:
+        tile = half_best.argmax(axis=0)
+        labels = (tile * width + np.take_along_axis(half_at, tile[None], axis=0)[0]).reshape(2, units)
+    return scores, Confidence(np.asarray(p_values), np.asarray(stats.benjamini_hochberg(p_values)), labels)
 
 
 def _cosine(record: ProbeRecord, texts: jax.Array) -> jax.Array:

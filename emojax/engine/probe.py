@@ -7,7 +7,10 @@ K top-k, D embedding, B batch.
 """
 
 import functools
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +22,7 @@ from jax.sharding import Mesh, PartitionSpec
 from emojax.data.loader import ImageSet, batches
 from emojax.data.weights import ClipEncoder, unit_rows
 from emojax.engine.network import Network, ReturnsTaps, as_network, default_tile, in_tiles, resolve_layers
-from emojax.engine.record import ProbeRecord, record_key
+from emojax.engine.record import Partial, ProbeRecord, Rows, load, record_key
 from emojax.errors import InputError
 from emojax.mesh import AXIS, make_mesh, put_batch, put_copy, split
 from emojax.ops import moments as moments_op
@@ -78,6 +81,8 @@ def probe(
     preprocess: Callable[[jax.Array], jax.Array] | None = None,
     keep_activations: bool = False,
     mesh: Mesh | None = None,
+    cache: Path | None = None,
+    save_every: float = 60.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> ProbeRecord:
     """Runs the network and CLIP over the images and returns the record.
@@ -85,14 +90,19 @@ def probe(
     Args:
       model: a VGGNet, any nnx module or function that returns `(logits, taps)`, or a `Network`.
       images: an image set, or uint8 images [I, H, W(, C)].
+      clip: the encoder whose image tower runs beside the network.
       layers: names or patterns of taps.
       pool: how convolutions become one number per unit, `avg` or `max` over space.
       taps: `raw` outputs, or `relu` for those after BatchNorm and ReLU (VGGNet).
       top_k: length of the lists.
       batch: images per step; rounded up so that every device gets whole, even-sized tiles.
       tile: images computed together, see `in_tiles`; results depend on it in the last bits, not on `batch`.
+      preprocess: uint8 images → the model's input, when `model` is a function or module.
       keep_activations: also keep the pooled activations [I, U], for `cos_similarity_cubed`.
       mesh: devices to split the batch over; all when None.
+      cache: folder of records by content key. A record that is there is read instead of made; a new one grows there,
+        and goes on from its last snapshot when an earlier process was stopped. Not for a plain function (no key).
+      save_every: seconds between snapshots.
       progress: called with (images done, images in all) after every batch.
 
     Raises:
@@ -107,12 +117,67 @@ def probe(
     sizes = {name: shapes[name][-1] for name in names}
     units, dimension, total = sum(sizes.values()), clip.model.config.embedding, len(images)
 
+    key = record_key(network, images, clip, names, pool, top_k, tile, keep_activations)
+    kept_at = None if cache is None or key is None else Path(cache).expanduser() / key
+    if kept_at is not None and kept_at.is_dir():
+        return replace(load(kept_at), clip=clip)
+    widths = {"embeddings": dimension} | ({"activations": units} if keep_activations else {})
+    partial = None if kept_at is None else Partial(kept_at.with_name(f"{key}.partial"), total, widths)
+    rows = Rows(total, widths) if partial is None else partial.rows
+
     grain = mesh.size * (tile if tile % 2 == 0 else 2 * tile)
     batch = -(-min(batch, total) // grain) * grain
     clip_graph, clip_params = nnx.split(clip.model)
-    forward = _forward(network, clip_graph, clip.preprocess, names, pool)
+    step = _compile_step(_forward(network, clip_graph, clip.preprocess, names, pool), tile, keep_activations, mesh)
+    params = put_copy(mesh, (network.params, clip_params))
+    restored = partial.restore() if partial is not None else None
+    done, state = _start(restored, units, top_k, dimension, mesh)
+    first = done
+    waiting, saved_at = None, time.monotonic()
+
+    def take() -> None:
+        nonlocal done
+        start, outputs = waiting
+        for name, values in outputs.items():
+            rows.write(name, start, np.asarray(values)[: total - start])
+        done = min(start + batch, total)
+        if progress is not None:
+            progress(done, total)
+
+    for start, chunk in zip(range(first, total, batch), batches(images.images, batch, start=first), strict=True):
+        state, outputs = step(params, state, *put_batch(mesh, *chunk))
+        if waiting is not None:  # fetched only after the next step is on its way: the device never waits
+            take()
+        waiting = (start, outputs)
+        if partial is not None and time.monotonic() - saved_at >= save_every and start + batch < total:
+            take()
+            waiting = None
+            partial.save(done, _arrays(state))
+            saved_at = time.monotonic()
+    if waiting is not None:
+        take()
+
+    top, sums = _finish(jax.tree.map(np.asarray, state))
+    record = ProbeRecord(
+        layers=sizes,
+        top=top,
+        moments=sums,
+        labels=images.labels,
+        classes=images.classes,
+        ids=images.ids,
+        key=key,
+        clip=clip,
+        done_before=first,
+        **rows.arrays(),
+    )
+    _refuse_not_finite(record)
+    return record if partial is None else partial.finish(record, kept_at)
+
+
+def _compile_step(forward: Callable, tile: int, keep_activations: bool, mesh: Mesh) -> Callable:
+    """The jitted step over the mesh: images and state split by device, parameters copied, the state's memory reused."""
     parts, whole = PartitionSpec(AXIS), PartitionSpec()
-    step = jax.jit(
+    return jax.jit(
         jax.shard_map(
             functools.partial(_local_step, forward, tile, keep_activations),
             mesh=mesh,
@@ -123,46 +188,39 @@ def probe(
         donate_argnums=1,
     )
 
-    params = put_copy(mesh, (network.params, clip_params))
+
+def _arrays(state: _State) -> dict[str, np.ndarray]:
+    """The state's leaves on the host, by number."""
+    return {str(number): np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(state))}
+
+
+def _start(
+    restored: tuple[int, dict[str, np.ndarray]] | None, units: int, top_k: int, dimension: int, mesh: Mesh
+) -> tuple[int, _State]:
+    """Images done and the state [devices, …] to go on from; a snapshot of another number of devices is merged first."""
     empty = _State(TopK(*(jnp.stack([x, x]) for x in topk.init(units, top_k))), moments_op.init(units, dimension))
-    state = jax.jit(
-        lambda s: jax.tree.map(lambda x: jnp.broadcast_to(x, (mesh.size, *x.shape)), s), out_shardings=split(mesh)
-    )(empty)
-    outputs = {"embeddings": np.empty((total, dimension), np.float32)}
-    if keep_activations:
-        outputs["activations"] = np.empty((total, units), np.float32)
+    leaves, structure = jax.tree.flatten(empty)
+    if restored is None:
+        done, host = 0, [np.broadcast_to(leaf, (mesh.size, *leaf.shape)) for leaf in leaves]
+    else:
+        done, arrays = restored
+        host = [arrays[str(number)] for number in range(len(leaves))]
+        if len(host[0]) != mesh.size:
+            top, sums = _finish(jax.tree.unflatten(structure, host))
+            rounded = jax.tree.map(np.float32, sums)
+            lost = jax.tree.map(lambda exact, near: np.float32(near - exact), sums, rounded)
+            merged = jax.tree.leaves(_State(top, moments_op.Running(rounded, lost)))
+            others = [np.broadcast_to(leaf, (mesh.size - 1, *leaf.shape)) for leaf in leaves]
+            host = [np.concatenate([one[None], rest]) for one, rest in zip(merged, others, strict=True)]
+    return done, jax.device_put(jax.tree.unflatten(structure, host), split(mesh))
 
-    def take(start: int, kept: dict[str, jax.Array]) -> None:
-        for name, rows in kept.items():
-            outputs[name][start : start + batch] = np.asarray(rows)[: total - start]
-        if progress is not None:
-            progress(min(start + batch, total), total)
 
-    waiting = None
-    for start, chunk in zip(range(0, total, batch), batches(images.images, batch), strict=True):
-        state, kept = step(params, state, *put_batch(mesh, *chunk))
-        if waiting is not None:  # fetched only after the next step is on its way: the device never waits
-            take(*waiting)
-        waiting = (start, kept)
-    take(*waiting)
-
-    device = jax.tree.map(np.asarray, state)
-    top = TopK(*(np.moveaxis(x, 0, 1) for x in device.top))  # [2, devices, U, K]
-    top = TopK(*map(np.asarray, jax.jit(jax.vmap(topk.merge))(top)))
-    sums = jax.tree.map(lambda s, lost: (s.astype(np.float64) - lost).sum(0), device.moments.sums, device.moments.lost)
-    record = ProbeRecord(
-        layers=sizes,
-        top=top,
-        moments=sums,
-        labels=images.labels,
-        classes=images.classes,
-        ids=images.ids,
-        key=record_key(network, images, clip, names, pool, top_k, tile, keep_activations),
-        clip=clip,
-        **outputs,
-    )
-    _refuse_not_finite(record)
-    return record
+def _finish(state: _State) -> tuple[TopK, moments_op.Moments]:
+    """States of all devices [devices, …] → lists of either half [2, U, K] and sums in float64."""
+    top = TopK(*(np.moveaxis(x, 0, 1) for x in state.top))
+    merged = jax.jit(jax.vmap(topk.merge))(top)
+    sums = jax.tree.map(lambda s, lost: (s.astype(np.float64) - lost).sum(0), state.moments.sums, state.moments.lost)
+    return TopK(*map(np.asarray, merged)), sums
 
 
 def _refuse_not_finite(record: ProbeRecord) -> None:

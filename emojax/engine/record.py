@@ -4,8 +4,9 @@ Shapes: I images, U units of all layers in a row, K top-k, D embedding.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -40,6 +41,7 @@ class ProbeRecord:
       key: content key of all that made the record, or None for a plain function.
       activations: pooled activations [I, U] float32 when they were kept.
       clip: the encoder that made the embeddings, when in the same process.
+      done_before: how many of the images an earlier process had probed; all of them when the record was read from disk.
     """
 
     layers: dict[str, int]
@@ -52,6 +54,7 @@ class ProbeRecord:
     key: str | None
     activations: np.ndarray | None = None
     clip: ClipEncoder | None = field(default=None, repr=False)
+    done_before: int = 0
 
     @cached_property
     def segment_ids(self) -> np.ndarray:
@@ -101,19 +104,26 @@ def record_key(
 
 
 def save(record: ProbeRecord, folder: Path) -> None:
-    """Writes a record as a folder: `record.json`, `statistics.safetensors`, `embeddings.npy`, `activations.npy`."""
-    from safetensors.numpy import save_file
-
+    """Writes a record as a folder: two `.json(l)` files, `statistics.safetensors`, `embeddings.npy`, `activations.npy`."""
     with atomic_folder(folder) as building:
-        arrays = {"top_values": record.top.values, "top_indices": record.top.indices, **record.moments._asdict()}
-        if record.labels is not None:
-            arrays["labels"] = record.labels
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, building / "statistics.safetensors")
         np.save(building / "embeddings.npy", record.embeddings)
         if record.activations is not None:
             np.save(building / "activations.npy", record.activations)
-        about = {"format": _FORMAT, "key": record.key, "classes": record.classes, "ids": list(record.ids)}
-        write_json(building / "record.json", about | {"layers": [[k, v] for k, v in record.layers.items()]})
+        _save_small(record, building)
+
+
+def _save_small(record: ProbeRecord, folder: Path) -> None:
+    """All of a record but its row files."""
+    from safetensors.numpy import save_file
+
+    arrays = {"top_values": record.top.values, "top_indices": record.top.indices, **record.moments._asdict()}
+    if record.labels is not None:
+        arrays["labels"] = record.labels
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "statistics.safetensors")
+    with open(folder / "ids.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record.ids[i]) + "\n" for i in range(record.images))
+    about = {"format": _FORMAT, "key": record.key, "classes": record.classes}
+    write_json(folder / "record.json", about | {"layers": [[k, v] for k, v in record.layers.items()]})
 
 
 def load(folder: Path) -> ProbeRecord:
@@ -131,18 +141,106 @@ def load(folder: Path) -> ProbeRecord:
             raise InputError(f"{folder} is a probe record of format {about['format']}, not {_FORMAT}; probe again")
         arrays = load_file(folder / "statistics.safetensors")
         kept = folder / "activations.npy"
+        embeddings = np.load(folder / "embeddings.npy", mmap_mode="r", allow_pickle=False)
         return ProbeRecord(
             layers=dict(about["layers"]),
             top=TopK(arrays["top_values"], arrays["top_indices"]),
             moments=Moments(*(arrays[name] for name in Moments._fields)),
-            embeddings=np.load(folder / "embeddings.npy", mmap_mode="r", allow_pickle=False),
+            embeddings=embeddings,
             labels=arrays.get("labels"),
             classes=tuple(about["classes"]),
-            ids=about["ids"],
+            ids=[json.loads(line) for line in (folder / "ids.jsonl").read_text("utf-8").splitlines()],
             key=about["key"],
             activations=np.load(kept, mmap_mode="r", allow_pickle=False) if kept.exists() else None,
+            done_before=len(embeddings),
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{folder}: not a readable probe record ({error}); delete it and probe again") from None
+
+
+class Rows:
+    """Arrays [images, width] float32 that fill up batch by batch: in memory, or in `.npy` files that cost no memory.
+
+    Files are written by position, not mapped: mapped pages would count as memory of the process.
+    """
+
+    def __init__(self, images: int, widths: Mapping[str, int], folder: Path | None = None):
+        self._arrays, self._files, self._offsets = {}, {}, {}
+        for name, width in widths.items():
+            if folder is None:
+                self._arrays[name] = np.empty((images, width), np.float32)
+                continue
+            path = folder / f"{name}.npy"
+            if not path.exists():
+                np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(images, width))
+            self._offsets[name] = np.load(path, mmap_mode="r", allow_pickle=False).offset
+            self._files[name] = open(path, "r+b")  # noqa: SIM115 - open until `close`
+
+    def write(self, name: str, start: int, rows: np.ndarray) -> None:
+        """Puts rows at image `start`."""
+        if name in self._arrays:
+            self._arrays[name][start : start + len(rows)] = rows
+        else:
+            file = self._files[name]
+            file.seek(self._offsets[name] + start * rows.shape[1] * rows.itemsize)
+            file.write(np.ascontiguousarray(rows, np.float32).data)
+
+    def sync(self) -> None:
+        """Makes what was written survive a crash of the machine."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays, those in files memory-mapped."""
+        self.sync()
+        mapped = {name: np.load(file.name, mmap_mode="r", allow_pickle=False) for name, file in self._files.items()}
+        return self._arrays | mapped
+
+    def close(self) -> None:
+        """Closes the files."""
+        for file in self._files.values():
+            file.close()
+
+
+class Partial:
+    """A record in the making, in a folder of its own: row files and a snapshot of the running state.
+
+    A probe that is killed and started again goes on from the last snapshot; rows written after it are written again.
+    """
+
+    def __init__(self, folder: Path, images: int, widths: Mapping[str, int]):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self._snapshot = folder, folder / "snapshot.safetensors"
+        self.rows = Rows(images, widths, folder)
+
+    def restore(self) -> tuple[int, dict[str, np.ndarray]] | None:
+        """Images done and the state's arrays at the last snapshot, or None when there is none."""
+        from safetensors.numpy import load_file
+
+        if not self._snapshot.exists():
+            return None
+        state = load_file(self._snapshot)
+        return int(state.pop("images_done")), state
+
+    def save(self, done: int, state: dict[str, np.ndarray]) -> None:
+        """Replaces the snapshot, whole or not at all, once the rows before it are on the disk."""
+        from safetensors.numpy import save_file
+
+        self.rows.sync()
+        temporary = self.folder / "snapshot.writing"
+        save_file(state | {"images_done": np.asarray(done)}, temporary)
+        os.replace(temporary, self._snapshot)
+
+    def finish(self, record: ProbeRecord, folder: Path) -> ProbeRecord:
+        """Completes the record and moves it to its place; returns it with its arrays mapped from there."""
+        _save_small(record, self.folder)
+        self.rows.close()
+        self._snapshot.unlink(missing_ok=True)
+        os.replace(self.folder, folder)
+        names = ["embeddings"] + (["activations"] if record.activations is not None else [])
+        return replace(
+            record, **{name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
+        )

@@ -8,12 +8,14 @@ unit's top-k image indices [U, K]. Shapes: I images, U units, C concepts, K top-
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 _HIGHEST = jax.lax.Precision.HIGHEST
+CONCEPT_TILE = 80  # concepts at a time: 10,000 images' probabilities for them fit a CPU's cache; 16 to 64 were slower
 
 
 def cos_similarity(clip_feats: jax.Array, target_feats: jax.Array) -> jax.Array:
@@ -47,19 +49,31 @@ def top_k_images(target_feats: jax.Array, k: int) -> jax.Array:
     return jax.lax.top_k(target_feats.T, k)[1]
 
 
-def subtract_layer_prior(loglik: jax.Array, lam: float, segment_ids: jax.Array | None, segments: int = 1) -> jax.Array:
-    """loglik − λ·(logsumexp over the layer's units of loglik − log U_layer): [U, C] → [U, C]."""
+def layer_sizes(segment_ids: jax.Array | np.ndarray | None, units: int) -> tuple[int, ...]:
+    """Units of each layer from ascending `segment_ids`, which must be concrete: the sizes shape the program.
+
+    Raises:
+      ValueError: `segment_ids` are not ascending from 0 or not one per unit.
+    """
     if segment_ids is None:
-        segment_ids = jnp.zeros(loglik.shape[0], jnp.int32)
-    peak = jax.ops.segment_max(loglik, segment_ids, segments, indices_are_sorted=True)
-    sums = jax.ops.segment_sum(jnp.exp(loglik - peak[segment_ids]), segment_ids, segments, indices_are_sorted=True)
-    units = jax.ops.segment_sum(jnp.ones_like(segment_ids, loglik.dtype), segment_ids, segments, indices_are_sorted=True)
-    prior = peak + jnp.log(sums) - jnp.log(units)[:, None]
-    return loglik - lam * prior[segment_ids]
+        return (units,)
+    ids = np.asarray(segment_ids)
+    if ids.shape != (units,) or ids[0] != 0 or not np.isin(np.diff(ids), (0, 1)).all():
+        raise ValueError(f"segment_ids must be {units} layer numbers, ascending from 0 without gaps")
+    return tuple(int(n) for n in np.bincount(ids))
 
 
-def _segments(segment_ids: jax.Array | None) -> int:
-    return 1 if segment_ids is None else int(segment_ids[-1]) + 1
+def layer_prior(loglik: jax.Array, sizes: Sequence[int]) -> jax.Array:
+    """logsumexp over each layer's units of loglik [U, C], less log U_layer: [layers, C]."""
+    starts = np.cumsum([0, *sizes])
+    layers = [loglik[start : start + size] for start, size in zip(starts, sizes, strict=False)]
+    return jnp.stack([jax.nn.logsumexp(layer, axis=0) - math.log(len(layer)) for layer in layers])
+
+
+def subtract_layer_prior(loglik: jax.Array, lam: float, sizes: Sequence[int]) -> jax.Array:
+    """loglik − λ·prior of the unit's layer: [U, C] → [U, C]."""
+    prior = jnp.repeat(layer_prior(loglik, sizes), np.asarray(sizes), axis=0, total_repeat_length=len(loglik))
+    return loglik - lam * prior
 
 
 def soft_weights(top_k: int, p_start: float = 0.998, p_end: float = 0.97) -> np.ndarray:
@@ -106,6 +120,37 @@ def hard_loglik(probs: jax.Array, indices: jax.Array, min_prob: float, concepts:
     return total, indices.shape[1] * usual
 
 
+def log_normaliser(rows: jax.Array, logits: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """logsumexp over concepts of each image's logits [I], a block of images at a time: `logits(row)` is one image's [C]."""
+    return jax.lax.map(lambda row: jax.nn.logsumexp(logits(row)), rows, batch_size=64)
+
+
+def _tiled_scores(
+    clip_feats: jax.Array,
+    a: float,
+    lam: float,
+    segment_ids: jax.Array | None,
+    loglik: Callable[[jax.Array], tuple[jax.Array, float]],
+) -> jax.Array:
+    """WPMI scores [U, C] from `clip_feats` [I, C], a tile of concepts at a time, so that its softmax stays in the cache."""
+    concepts = clip_feats.shape[1]
+    normaliser = log_normaliser(clip_feats, lambda row: a * row)
+
+    def tile(start: jax.Array | int, width: int) -> jax.Array:
+        logits = a * jax.lax.dynamic_slice_in_dim(clip_feats, start, width, axis=1)
+        total, constant = loglik(jnp.exp(logits - normaliser[:, None]))
+        return subtract_layer_prior(total, lam, layer_sizes(segment_ids, len(total))) + (1.0 - lam) * constant
+
+    whole = concepts // CONCEPT_TILE
+    parts = []
+    if whole:
+        tiles = jax.lax.map(lambda at: tile(at * CONCEPT_TILE, CONCEPT_TILE), jnp.arange(whole))
+        parts.append(jnp.moveaxis(tiles, 0, 1).reshape(tiles.shape[1], -1))
+    if concepts % CONCEPT_TILE:
+        parts.append(tile(whole * CONCEPT_TILE, concepts % CONCEPT_TILE))
+    return jnp.concatenate(parts, axis=1)
+
+
 def wpmi(
     clip_feats: jax.Array,
     target_feats: jax.Array,
@@ -117,9 +162,8 @@ def wpmi(
     segment_ids: jax.Array | None = None,
 ) -> jax.Array:
     """Weighted pointwise mutual information: [I, C], [I, U] → [U, C] (equation 4 of the CLIP-Dissect paper)."""
-    probs = jax.nn.softmax(a * clip_feats, axis=1)
-    loglik, constant = hard_loglik(probs, top_k_images(target_feats, top_k), min_prob, probs.shape[1])
-    return subtract_layer_prior(loglik, lam, segment_ids, _segments(segment_ids)) + (1.0 - lam) * constant
+    indices, concepts = top_k_images(target_feats, top_k), clip_feats.shape[1]
+    return _tiled_scores(clip_feats, a, lam, segment_ids, lambda probs: hard_loglik(probs, indices, min_prob, concepts))
 
 
 def soft_wpmi(
@@ -135,10 +179,13 @@ def soft_wpmi(
     segment_ids: jax.Array | None = None,
 ) -> jax.Array:
     """WPMI with soft membership of the top images: [I, C], [I, U] → [U, C] (equation 6 of the CLIP-Dissect paper)."""
-    probs = jax.nn.softmax(a * clip_feats, axis=1)
+    indices, concepts = top_k_images(target_feats, top_k), clip_feats.shape[1]
     weights = soft_weights(top_k, p_start, p_end)
-    loglik, constant = soft_loglik(probs, top_k_images(target_feats, top_k), weights, min_prob, probs.shape[1])
-    return subtract_layer_prior(loglik, lam, segment_ids, _segments(segment_ids)) + (1.0 - lam) * constant
+
+    def loglik(probs: jax.Array) -> tuple[jax.Array, float]:
+        return soft_loglik(probs, indices, weights, min_prob, concepts)
+
+    return _tiled_scores(clip_feats, a, lam, segment_ids, loglik)
 
 
 def rank_reorder_baseline(activations: jax.Array, permutations: jax.Array, p: float = 3.0) -> jax.Array:
