@@ -34,6 +34,7 @@ def _verb(name: str, about: str, *sections: str, **extra: tuple[Any, Any]) -> tu
 
 _PROBING = ("data", "target", "clip", "probe", "cache")
 _DISSECTING = (*_PROBING, "concepts", "dissect")
+_RECORD = (Path | None, Field(None, description="record folder of a probe run to score, instead of data and network"))
 VERBS = dict(
     [
         _verb(
@@ -48,7 +49,7 @@ VERBS = dict(
         ),
         _verb("evaluate", "test a network: accuracy, recall per class, NLL, confusion", "data", "target", "evaluate"),
         _verb("probe", "run network and CLIP over the probe set once, keep the statistics", *_PROBING),
-        _verb("dissect", "label every unit of every layer; the paper's Table 1", *_DISSECTING),
+        _verb("dissect", "label every unit of every layer; the paper's Table 1", *_DISSECTING, record=_RECORD),
         _verb("sweep", "edit by labels: every tau with every factor, tested", *_DISSECTING, "edit", "evaluate"),
         _verb("run", "all of it: probe, dissect, edit by labels, evaluate", *_DISSECTING, "edit", "evaluate"),
     ]

@@ -72,6 +72,9 @@ class Dissect(Section):
     top_k: Positive | None = Field(None, description="images per unit (wpmi, soft_wpmi)")
     a: float | None = Field(None, description="temperature factor on cosines (wpmi, soft_wpmi)")
     lam: float | None = Field(None, description="weight of the layer's prior (wpmi, soft_wpmi)")
+    null_sets: int = Field(
+        1000, ge=0, description="random image sets that labels are tested against (wpmi, soft_wpmi); 0 leaves it out"
+    )
     tau: float = Field(0.0, description="a unit is interpretable when its maximum similarity exceeds this")
 
 

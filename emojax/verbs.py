@@ -149,13 +149,25 @@ def _probe(
     return record
 
 
-def _dissect(settings: Any, run: store.Run, record: ProbeRecord, concepts: ConceptSet) -> Dissection:
+def _dissect(
+    settings: Any, run: store.Run, record: ProbeRecord, concepts: ConceptSet, clip: ClipEncoder, cache: Path | None
+) -> Dissection:
     options = settings.dissect
     chosen = {name: getattr(options, name) for name in ("top_k", "a", "lam") if getattr(options, name) is not None}
     if chosen and options.similarity not in ("wpmi", "soft_wpmi"):
         raise InputError(f"--dissect.{next(iter(chosen)).replace('_', '-')} is not a setting of {options.similarity}")
+    with run.timed("embed concepts"):
+        texts = dissect_engine.embed_concepts(clip, concepts, cache)
     with run.timed("dissect"):
-        found = dissect_engine.dissect(record, concepts, similarity=options.similarity, **chosen)
+        found = dissect_engine.dissect(
+            record,
+            concepts,
+            similarity=options.similarity,
+            clip=clip,
+            text_embeddings=texts,
+            null_sets=options.null_sets,
+            **chosen,
+        )
     run.inputs["concepts"] = store.content_key(
         [list(concepts.concepts), concepts.emotions and [list(e) for e in concepts.emotions]]
     )
@@ -166,6 +178,9 @@ def write_dissection(folder: Path, found: Dissection, tau: float) -> list[LayerS
     """Writes `dissection.csv` (one row per unit) and `interpretability.csv` (the paper's Table 1); returns the latter."""
     description, names = found.description, found.concepts.concepts
     header = ["layer", "unit", "concept", "similarity", "runner_up", "runner_up_similarity", "margin"]
+    confidence = found.confidence
+    holds = confidence and confidence.holds(found.labels)
+    header += ["p_value", "q_value", "halves_agree"] if confidence else []
     header += ["description_accuracy", "chance"] if description else []
 
     def rows() -> Iterable[list[Any]]:
@@ -178,6 +193,9 @@ def write_dissection(folder: Path, found: Dissection, tau: float) -> list[LayerS
                 else:
                     second = found.scores[at, found.runner_up[at]]
                     row += [names[found.runner_up[at]], second, found.best[at] - second]
+                if confidence:
+                    agree = "" if holds is None else "yes" if holds[at] else "no"
+                    row += [confidence.p_value[at], confidence.q_value[at], agree]
                 yield row + ([description.accuracy[at], description.chance[at]] if description else [])
                 at += 1
 
@@ -257,7 +275,25 @@ def _edit(
     return result
 
 
+def _confidence_summary(found: Dissection) -> dict[str, Any] | None:
+    """How many labels are above chance at a false discovery rate of 5 %, and how many hold on either half."""
+    if found.confidence is None:
+        return None
+    holds = found.confidence.holds(found.labels)
+    return {
+        "significant_at_q05": int((found.confidence.q_value <= 0.05).sum()),
+        "halves_agree": None if holds is None else int(holds.sum()),
+    }
+
+
 # What is printed
+
+
+def _confidence_line(summary: dict[str, Any], units: int) -> str:
+    line = f"labels: {summary['significant_at_q05']} of {units} units above chance (q ≤ 0.05)"
+    if summary["halves_agree"] is not None:
+        line += f"; {summary['halves_agree']} keep their label on either half of the images"
+    return line
 
 
 def _number(value: float | None) -> str:
@@ -331,13 +367,18 @@ def probe(settings: Any) -> None:
 
 
 def dissect(settings: Any) -> None:
-    """Labels every unit of every layer; probes first unless the record is in the cache."""
+    """Labels every unit of every layer, from a record, or from images by way of a cached or new one."""
     store.check_out(settings.out)
-    concepts = load_concepts(settings.concepts.path)
-    model, clip = _open_target(settings.target), _open_clip(settings.clip)
-    images = _open(settings.data, settings.data.probe_split)
-    with store.run_folder(settings.out, "dissect", _dump(settings)) as run:
-        chain(settings, run, model, clip, concepts, images, (), settings.cache)
+    concepts, clip = load_concepts(settings.concepts.path), _open_clip(settings.clip)
+    if settings.record is not None:
+        record = records.load(Path(settings.record))
+        with store.run_folder(settings.out, "dissect", _dump(settings)) as run:
+            run.inputs["record"] = record.key
+            _label(settings, run, record, concepts, clip, settings.cache)
+    else:
+        model, images = _open_target(settings.target), _open(settings.data, settings.data.probe_split)
+        with store.run_folder(settings.out, "dissect", _dump(settings)) as run:
+            chain(settings, run, model, clip, concepts, images, (), settings.cache)
     _say_written(settings.out)
 
 
@@ -372,7 +413,8 @@ def sweep(settings: Any) -> None:
     model, clip = _open_target(settings.target), _open_clip(settings.clip)
     images, tests = _open(settings.data, settings.data.probe_split), _open_tests(settings.data)
     with store.run_folder(settings.out, "sweep", _dump(settings)) as folder:
-        found = _dissect(settings, folder, _probe(settings, folder, model, images, clip, settings.cache), concepts)
+        record = _probe(settings, folder, model, images, clip, settings.cache)
+        found = _dissect(settings, folder, record, concepts, clip, settings.cache)
         table1 = dissect_engine.interpretability(found, settings.dissect.tau)
         edit = _edit(settings, folder, model, found, tests, table1)
         store.write_json(folder.folder / "summary.json", {"edit": edit})
@@ -403,7 +445,17 @@ def chain(
 ) -> None:
     """From built objects to results in a run folder: probe, dissect, Table 1 and, with test sets, the edit."""
     record = _probe(settings, run, model, images, clip, cache)
-    found = _dissect(settings, run, record, concepts)
+    found, table1, summary = _label(settings, run, record, concepts, clip, cache)
+    if tests:
+        summary["edit"] = _edit(settings, run, model, found, tests, table1)
+        store.write_json(run.folder / "summary.json", summary)
+
+
+def _label(
+    settings: Any, run: store.Run, record: ProbeRecord, concepts: ConceptSet, clip: ClipEncoder, cache: Path | None
+) -> tuple[Dissection, list[LayerSummary], dict[str, Any]]:
+    """From a record to labels, Table 1 and the summary, written and printed."""
+    found = _dissect(settings, run, record, concepts, clip, cache)
     table1 = write_dissection(run.folder, found, settings.dissect.tau)
     summary: dict[str, Any] = {
         "images": record.images,
@@ -412,8 +464,10 @@ def chain(
         "similarity": found.similarity,
         "tau": settings.dissect.tau,
         "interpretability": [asdict(row) for row in table1],
+        "confidence": _confidence_summary(found),
     }
-    _print_table1(table1, settings.dissect.tau)
-    if tests:
-        summary["edit"] = _edit(settings, run, model, found, tests, table1)
     store.write_json(run.folder / "summary.json", summary)
+    _print_table1(table1, settings.dissect.tau)
+    if found.confidence:
+        _say(_confidence_line(summary["confidence"], sum(record.layers.values())))
+    return found, table1, summary

@@ -128,6 +128,7 @@ def test_record_survives_the_disk(found, tmp_path, tiny_clip):
         np.testing.assert_array_equal(got, want)
     np.testing.assert_array_equal(again.embeddings, found.embeddings)
     np.testing.assert_array_equal(again.activations, found.activations)
+    assert (again.done_before, again.clip_key) == (300, tiny_clip.key)
     with pytest.raises(InputError, match="pass the clip"):
         dissect.dissect(again, CONCEPTS)
     np.testing.assert_array_equal(

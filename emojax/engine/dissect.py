@@ -6,23 +6,27 @@ of all layers in a row, C concepts, K top-k, D embedding.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from emojax.data.concepts import ConceptSet
 from emojax.data.weights import ClipEncoder
+from emojax.engine import pmi
+from emojax.engine.pmi import Confidence
 from emojax.engine.record import ProbeRecord
 from emojax.errors import InputError
-from emojax.mesh import AXIS, make_mesh, put_copy, split
+from emojax.mesh import make_mesh
 from emojax.ops import similarity as ops
-from emojax.ops import stats
+from emojax.store import content_key
 
 Similarity = Literal["soft_wpmi", "wpmi", "rank_reorder", "cos_similarity", "cos_similarity_cubed"]
 DESCRIBED_BY = 10  # top images that decide whether a label describes a unit (seed, table 1)
@@ -44,7 +48,7 @@ class Dissection:
     concepts: ConceptSet
     similarity: Similarity
     scores: np.ndarray
-    confidence: "Confidence | None" = None
+    confidence: Confidence | None = None
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -82,25 +86,6 @@ class Dissection:
         hits = np.take_along_axis(described, self.record.labels[top], axis=1)
         share = np.bincount(self.record.labels, minlength=len(self.record.classes)) / self.record.images
         return Description(hits.mean(axis=1), described @ share)
-
-
-@dataclass(frozen=True)
-class Confidence:
-    """Whether the labels are more than chance, and whether they hold on either half of the images.
-
-    Attributes:
-      p_value: chance [U] that a random list of as many images scores this high with its own best concept.
-      q_value: p_value [U] adjusted over all units (Benjamini–Hochberg).
-      half_labels: labels [2, U] from even and from odd images alone; None when a half has too few images.
-    """
-
-    p_value: np.ndarray
-    q_value: np.ndarray
-    half_labels: np.ndarray | None
-
-    def holds(self, labels: np.ndarray) -> np.ndarray | None:
-        """Where both halves give the unit's label [U] bool."""
-        return None if self.half_labels is None else (self.half_labels == labels).all(axis=0)
 
 
 @dataclass(frozen=True)
@@ -143,7 +128,11 @@ def dissect(
         clip = clip or record.clip
         if clip is None:
             raise InputError("this record was read from disk: pass the clip that made it, or text_embeddings")
-        text_embeddings = clip.embed_texts(concepts.concepts)
+        text_embeddings = embed_concepts(clip, concepts)
+    if clip is not None and clip.key != record.clip_key:
+        raise InputError(
+            f"the record was made with another CLIP than {clip.name}; pass the one that made it, or probe again"
+        )
     texts = jnp.asarray(text_embeddings, jnp.float32)
     if texts.shape != (len(concepts), record.embeddings.shape[1]):
         expected = (len(concepts), record.embeddings.shape[1])
@@ -151,9 +140,9 @@ def dissect(
     mesh, confidence = mesh or make_mesh(), None
     match similarity:
         case "soft_wpmi":
-            scores, confidence = _soft_wpmi(record, texts, null_sets, mesh, **hyperparameters)
+            scores, confidence = pmi.score(record, texts, pmi.SoftWpmi(**hyperparameters), null_sets, mesh)
         case "wpmi":
-            scores, confidence = _wpmi(record, texts, null_sets, mesh, **hyperparameters)
+            scores, confidence = pmi.score(record, texts, pmi.Wpmi(**hyperparameters), null_sets, mesh)
         case "rank_reorder":
             scores = np.asarray(_rank_reorder(record, texts, **hyperparameters))
         case "cos_similarity":
@@ -172,111 +161,17 @@ def dissect(
     return Dissection(record, concepts, similarity, scores, confidence)
 
 
-def _soft_wpmi(
-    record: ProbeRecord,
-    texts: jax.Array,
-    null_sets: int,
-    mesh: Mesh,
-    *,
-    top_k: int = 100,
-    a: float = 10.0,
-    lam: float = 1.0,
-    min_prob: float = 1e-7,
-    p_start: float = 0.998,
-    p_end: float = 0.97,
-) -> tuple[np.ndarray, "Confidence | None"]:
-    weights = ops.soft_weights(top_k, p_start, p_end)
-    loglik = functools.partial(ops.soft_loglik, weights=weights, min_prob=min_prob, concepts=len(texts))
-    return _pmi(record, texts, null_sets, mesh, top_k=top_k, a=a, lam=lam, loglik=loglik)
-
-
-def _wpmi(
-    record: ProbeRecord,
-    texts: jax.Array,
-    null_sets: int,
-    mesh: Mesh,
-    *,
-    top_k: int = 28,
-    a: float = 2.0,
-    lam: float = 0.6,
-    min_prob: float = 1e-7,
-) -> tuple[np.ndarray, "Confidence | None"]:
-    loglik = functools.partial(ops.hard_loglik, min_prob=min_prob, concepts=len(texts))
-    return _pmi(record, texts, null_sets, mesh, top_k=top_k, a=a, lam=lam, loglik=loglik)
-
-
-def _pmi(
-    record: ProbeRecord,
-    texts: jax.Array,
-    null_sets: int,
-    mesh: Mesh,
-    *,
-    top_k: int,
-    a: float,
-    lam: float,
-    loglik: Callable[[jax.Array, jax.Array], tuple[jax.Array, float]],
-) -> tuple[np.ndarray, "Confidence | None"]:
-    """Either WPMI, a tile of concepts at a time; with `null_sets`, the labels' confidence from the same tiles.
-
-    One long axis of image lists holds every unit's, then (for confidence) every unit's of even and of odd images, then
-    random ones. Each layer's prior is taken off the first three blocks per block, and off the random lists per layer, so
-    one set of random lists serves all layers. Concepts are split over the mesh: beyond the softmax's normaliser, no score
-    needs another device's.
-    """
-    lists = [record.top_k(top_k).indices]
-    sizes, units, concepts = list(record.layers.values()), len(lists[0]), len(texts)
-    halves = null_sets > 0 and record.images // 2 >= top_k
-    if halves:
-        lists += [half[:, :top_k] for half in record.top.indices]
-    blocks = len(lists)
-    if null_sets:
-        rng = np.random.default_rng(0)
-        lists.append(np.stack([rng.choice(record.images, top_k, replace=False) for _ in range(null_sets)]))
-    used, rows = np.unique(np.concatenate(lists), return_inverse=True)  # only images in some list matter
-    rows = np.int32(rows.reshape(-1, top_k))
-
-    width = min(ops.CONCEPT_TILE, -(-concepts // mesh.size))
-    tiles = -(-concepts // (width * mesh.size)) * mesh.size
-    tiled = np.zeros((tiles * width, texts.shape[1]), np.float32)
-    tiled[:concepts] = texts
-    real = np.arange(tiles * width).reshape(tiles, width) < concepts
-
-    def local(images: jax.Array, rows: jax.Array, texts: jax.Array, real: jax.Array) -> tuple[jax.Array, ...]:
-        """One device's tiles of concepts: texts [tiles, width, D], real [tiles, width]."""
-        mine = texts.reshape(-1, texts.shape[-1])
-        product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-        own = ops.log_normaliser(images, lambda image: jnp.where(real.reshape(-1), a * product(mine, image), -jnp.inf))
-        largest = jax.lax.pmax(own, AXIS)
-        normaliser = largest + jnp.log(jax.lax.psum(jnp.exp(own - largest), AXIS))
-
-        def score(tile: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
-            text, exists = tile
-            total, constant = loglik(jnp.exp(a * product(images, text.T) - normaliser[:, None]), rows)
-            prior = ops.layer_prior(total[: blocks * units], sizes * blocks)
-            scores = total[: blocks * units] - lam * jnp.repeat(prior, np.asarray(sizes * blocks), axis=0)
-            null = total[None, blocks * units :] - lam * prior[: len(sizes), None]
-            scores, null = (jnp.where(exists, x + (1.0 - lam) * constant, -jnp.inf) for x in (scores, null))
-            return scores[:units], scores[units:].max(1), scores[units:].argmax(1), null.max(2)
-
-        return jax.lax.map(score, (texts, real))
-
-    parts, whole = PartitionSpec(AXIS), PartitionSpec()
-    specs = {"mesh": mesh, "in_specs": (whole, whole, parts, parts), "out_specs": parts, "check_vma": False}
-    images = put_copy(mesh, (record.embeddings[used], rows))
-    concept_parts = jax.device_put((tiled.reshape(tiles, width, -1), real), split(mesh))
-    scores, half_best, half_at, null = map(np.asarray, jax.jit(jax.shard_map(local, **specs))(*images, *concept_parts))
-    scores = np.moveaxis(scores, 0, 1).reshape(units, -1)[:, :concepts]
-    if not null_sets:
-        return scores, None
-
-    best, null = jnp.asarray(scores.max(axis=1)), jnp.asarray(null.max(axis=0))
-    layer_of = record.segment_ids
-    p_values = jnp.concatenate([stats.permutation_p_values(best[layer_of == at], null[at]) for at in range(len(sizes))])
-    labels = None
-    if halves:
-        tile = half_best.argmax(axis=0)
-        labels = (tile * width + np.take_along_axis(half_at, tile[None], axis=0)[0]).reshape(2, units)
-    return scores, Confidence(np.asarray(p_values), np.asarray(stats.benjamini_hochberg(p_values)), labels)
+def embed_concepts(clip: ClipEncoder, concepts: ConceptSet, cache: Path | None = None) -> np.ndarray:
+    """Unit embeddings [C, D] of the concepts, kept in `cache` by the content of concepts and CLIP."""
+    if cache is None:
+        return clip.embed_texts(concepts.concepts)
+    path = Path(cache).expanduser() / "texts" / f"{content_key([clip.key, list(concepts.concepts)])}.npy"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.npy")
+        np.save(temporary, clip.embed_texts(concepts.concepts))
+        os.replace(temporary, path)
+    return np.load(path, allow_pickle=False)
 
 
 def _cosine(record: ProbeRecord, texts: jax.Array) -> jax.Array:

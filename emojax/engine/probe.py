@@ -166,6 +166,7 @@ def probe(
         classes=images.classes,
         ids=images.ids,
         key=key,
+        clip_key=clip.key,
         clip=clip,
         done_before=first,
         **rows.arrays(),

@@ -39,6 +39,7 @@ class ProbeRecord:
       labels: class of each image [I] int32, or None; `classes` their names.
       ids: name of each image.
       key: content key of all that made the record, or None for a plain function.
+      clip_key: content key of the CLIP that made the embeddings.
       activations: pooled activations [I, U] float32 when they were kept.
       clip: the encoder that made the embeddings, when in the same process.
       done_before: how many of the images an earlier process had probed; all of them when the record was read from disk.
@@ -52,6 +53,7 @@ class ProbeRecord:
     classes: tuple[str, ...]
     ids: Sequence[str]
     key: str | None
+    clip_key: str
     activations: np.ndarray | None = None
     clip: ClipEncoder | None = field(default=None, repr=False)
     done_before: int = 0
@@ -122,7 +124,7 @@ def _save_small(record: ProbeRecord, folder: Path) -> None:
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "statistics.safetensors")
     with open(folder / "ids.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(record.ids[i]) + "\n" for i in range(record.images))
-    about = {"format": _FORMAT, "key": record.key, "classes": record.classes}
+    about = {"format": _FORMAT, "key": record.key, "clip_key": record.clip_key, "classes": record.classes}
     write_json(folder / "record.json", about | {"layers": [[k, v] for k, v in record.layers.items()]})
 
 
@@ -151,6 +153,7 @@ def load(folder: Path) -> ProbeRecord:
             classes=tuple(about["classes"]),
             ids=[json.loads(line) for line in (folder / "ids.jsonl").read_text("utf-8").splitlines()],
             key=about["key"],
+            clip_key=about["clip_key"],
             activations=np.load(kept, mmap_mode="r", allow_pickle=False) if kept.exists() else None,
             done_before=len(embeddings),
         )
