@@ -16,6 +16,9 @@ from pydantic import Field, ValidationError
 from emojax.config import Section, Settings, explain, read_settings, verb_model
 from emojax.errors import InputError, did_you_mean
 
+# What a first argument without dashes is short for.
+_POSITIONAL = {"concepts": "--concepts.path"}
+
 
 class Verb(NamedTuple):
     """A command: what it is for, and the settings it takes."""
@@ -32,6 +35,7 @@ def _verb(name: str, about: str, *sections: str, **extra: tuple[Any, Any]) -> tu
     return name, Verb(about, verb_model(name, sections, out=_out(name), **extra))
 
 
+_CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 _PROBING = ("data", "target", "clip", "probe", "cache")
 _DISSECTING = (*_PROBING, "concepts", "dissect")
 _RECORD = (Path | None, Field(None, description="record folder of a probe run to score, instead of data and network"))
@@ -46,6 +50,19 @@ VERBS = dict(
             "prepare",
             "build FER2013 from fer2013.csv or the image folder",
             source=(Path | None, Field(None, description="fer2013.csv, or the folder with train/ and test/")),
+        ),
+        _verb(
+            "concepts",
+            "review a concept set (emojax concepts FILE), ask a language model for one, import its answer",
+            "concepts",
+            "clip",
+            classes=(
+                tuple[str, ...],
+                Field(_CLASSES, description="class names that concepts are compared with", min_length=1),
+            ),
+            synonym=(float, Field(0.95, description="text cosine from which two concepts are near-synonyms")),
+            prompt=(bool, Field(False, description="print what to ask a language model, and do nothing else")),
+            answer=(Path | None, Field(None, description="a language model's answer to import as a concept file")),
         ),
         _verb("evaluate", "test a network: accuracy, recall per class, NLL, confusion", "data", "target", "evaluate"),
         _verb("probe", "run network and CLIP over the probe set once, keep the statistics", *_PROBING),
@@ -97,6 +114,8 @@ def parse(verb: str, args: Sequence[str]) -> Section:
 
     model = VERBS[verb].model
     path, rest = _split_config(args)
+    if rest and not rest[0].startswith("-") and verb in _POSITIONAL:
+        rest = [_POSITIONAL[verb], *rest]
     settings = Settings() if path is None else read_settings(path)
     own = {name: getattr(settings, name) for name in model.model_fields if name in Settings.model_fields}
     complaint = io.StringIO()

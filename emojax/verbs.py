@@ -18,9 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from emojax import config, store
+from emojax.data import concepts as concept_files
 from emojax.data.concepts import ConceptSet, load_concepts
 from emojax.data.loader import ImageSet, open_split
 from emojax.data.weights import ClipEncoder, load_clip, load_vgg, save_vgg
+from emojax.engine import concepts as concept_engine
 from emojax.engine import dissect as dissect_engine
 from emojax.engine import edit as edit_engine
 from emojax.engine import evaluate as evaluate_engine
@@ -379,6 +381,45 @@ def dissect(settings: Any) -> None:
         model, images = _open_target(settings.target), _open(settings.data, settings.data.probe_split)
         with store.run_folder(settings.out, "dissect", _dump(settings)) as run:
             chain(settings, run, model, clip, concepts, images, (), settings.cache)
+    _say_written(settings.out)
+
+
+def concepts(settings: Any) -> None:
+    """Reviews a concept set, or prints the prompt for one, or imports a language model's answer."""
+    if settings.prompt:
+        print(concept_files.prompt(settings.classes), end="")
+        return
+    store.check_out(settings.out)
+    source = str(settings.answer or settings.concepts.path)
+    if settings.answer is not None:
+        found = concept_files.parse_answer(concept_files.read_text(settings.answer), settings.classes, source)
+        text = concept_files.to_csv(found)
+    elif source in concept_files.BUILT_IN:
+        text = concept_files.to_csv(load_concepts(source))
+    else:
+        text = concept_files.read_text(Path(source).expanduser())
+    entries = concept_files.entries(text, source)
+    clip = None if settings.clip.path is None else _open_clip(settings.clip)
+    problems = concept_engine.review(entries, clip, synonym=settings.synonym)
+    names = list(dict.fromkeys(entry.concept for entry in entries if entry.concept))
+    if not names:
+        raise InputError(f"{source}: no concept in it; write one concept a line")
+    with store.run_folder(settings.out, "concepts", _dump(settings)) as run:
+        if settings.answer is not None:
+            store.write_text(run.folder / "concepts.csv", text)
+        _write_csv(run.folder / "problems.csv", concept_engine.Problem._fields, problems)
+        if clip is not None:
+            long = {p.concept for p in problems if p.problem == "too_long"}
+            fitting = [name for name in names if name not in long]
+            table = concept_engine.agreement(fitting, settings.classes, clip)
+            rows = ([name, *row, settings.classes[row.argmax()]] for name, row in zip(fitting, table, strict=True))
+            _write_csv(run.folder / "agreement.csv", ["concept", *settings.classes, "closest"], rows)
+    mapped = sum(bool(entry.emotions) for entry in entries)
+    _say(f"{len(names)} concepts, {mapped or 'none'} with emotions, {len(problems)} problems")
+    for problem in problems:
+        _say(f"  line {problem.line}: {problem.problem.replace('_', ' ')} {problem.concept!r} ({problem.detail})")
+    if clip is None:
+        _say("without --clip.path: lengths, near-synonyms and agreement with the classes were not looked at")
     _say_written(settings.out)
 
 

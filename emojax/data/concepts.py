@@ -7,11 +7,13 @@ indexing, which shifted every later label).
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -83,35 +85,117 @@ def load_concepts(source: str | Path) -> ConceptSet:
     if str(source) in BUILT_IN:
         text = (resources.files("emojax.data") / "concept_sets" / f"{source}.csv").read_text("utf-8")
         return parse_concepts(text, str(source))
-    path = Path(source)
+    path = Path(source).expanduser()
     if not path.is_file():
         raise InputError(f"no concept file {str(source)!r}; built in: {', '.join(BUILT_IN)}")
+    return parse_concepts(read_text(path), str(path))
+
+
+class Entry(NamedTuple):
+    """A line of a concept file: its number, the concept (empty when blank) and its emotions, None without a map."""
+
+    line: int
+    concept: str
+    emotions: tuple[str, ...] | None
+
+
+def read_text(path: Path) -> str:
+    """The text of a concept file.
+
+    Raises:
+      InputError: the file is missing or not UTF-8.
+    """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"cannot read {str(path)!r} ({error.strerror}); built-in sets: {', '.join(BUILT_IN)}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    return parse_concepts(text, str(path))
+
+
+def entries(text: str, name: str) -> list[Entry]:
+    """Every line of a concept file, blank and repeated ones too.
+
+    Raises:
+      InputError: a csv line without a concept and at least one emotion.
+    """
+    lines = text.splitlines()
+    start = next((i for i, line in enumerate(lines) if line.strip()), len(lines))
+    if start == len(lines) or lines[start].replace(" ", "").casefold() != "concept,emotions":
+        return [Entry(number, line.strip(), None) for number, line in enumerate(lines, 1)]
+    return list(_csv_rows(lines, start, name))
 
 
 def parse_concepts(text: str, name: str) -> ConceptSet:
     """A concept set from the text of a concept file; see the module's description."""
-    lines = text.splitlines()
-    start = next((i for i, line in enumerate(lines) if line.strip()), len(lines))
-    if start == len(lines) or lines[start].replace(" ", "").casefold() != "concept,emotions":
-        numbered = [(number, line.strip(), None) for number, line in enumerate(lines, 1) if line.strip()]
-    else:
-        numbered = list(_csv_rows(lines, start, name))
-    _refuse_duplicates(numbered, name)
-    concepts = tuple(concept for _, concept, _ in numbered)
-    emotions = tuple(e for _, _, e in numbered) if numbered and numbered[0][2] is not None else None
-    return ConceptSet(concepts, emotions, name)
+    found = [entry for entry in entries(text, name) if entry.concept]
+    first: dict[str, int] = {}
+    for entry in found:
+        if entry.concept in first:
+            raise InputError(
+                f"{name}: {entry.concept!r} stands on lines {first[entry.concept]} and {entry.line}; remove one"
+            )
+        first[entry.concept] = entry.line
+    emotions = tuple(entry.emotions for entry in found) if found and found[0].emotions is not None else None
+    return ConceptSet(tuple(entry.concept for entry in found), emotions, name)
 
 
-def _csv_rows(lines: list[str], start: int, name: str) -> Iterable[tuple[int, str, tuple[str, ...]]]:
+def to_csv(concepts: ConceptSet) -> str:
+    """The set as the text of a concept file; a set without a map as plain lines."""
+    if concepts.emotions is None:
+        return "".join(f"{concept}\n" for concept in concepts.concepts)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["concept", "emotions"])
+    writer.writerows([c, ";".join(e)] for c, e in zip(concepts.concepts, concepts.emotions, strict=True))
+    return text.getvalue()
+
+
+def prompt(classes: Sequence[str], count: int = 25) -> str:
+    """What to ask a language model for a set like the paper's: its answer is what `parse_answer` reads."""
+    return (
+        f"List {count} distinct visible facial expressions or movements of parts of the face, such as the brows, eyes,"
+        f" nostrils, mouth, lips, jaw and chin, that tell these emotions apart: {', '.join(classes)}.\n"
+        "Each is a short noun phrase of two to five words that a photograph of a face can show, without the name of an"
+        " emotion in it. Cover every emotion; a phrase may speak for several.\n"
+        "Answer with lines of the form `phrase: emotion, emotion` and nothing else, for example\n"
+        "Wide Open Eyes: surprise\n"
+    )
+
+
+def parse_answer(text: str, classes: Sequence[str], name: str = "answer") -> ConceptSet:
+    """A concept set from a language model's answer to `prompt`: `phrase: emotion, emotion`, with or without list marks.
+
+    Raises:
+      InputError: a line has no emotions or one that is not asked for, a phrase comes twice, or there is none.
+    """
+    known = {c.casefold(): c for c in classes}
+    found: dict[str, tuple[str, ...]] = {}
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = re.sub(r"^\s*(?:[-*•]|\d+[.)])\s*", "", raw).replace("**", "").replace("`", "").strip()
+        if not line:
+            continue
+        phrase, _, listed = line.rpartition(":")
+        given = [e.strip(" .").casefold() for e in re.split(r"[,;/]", listed) if e.strip(" .")]
+        if not phrase.strip() or not given:
+            raise InputError(f"{name}, line {number}: {raw.strip()!r} is not of the form `phrase: emotion, emotion`")
+        for emotion in given:
+            if emotion not in known:
+                raise InputError(
+                    f"{name}, line {number}: no emotion {emotion!r} was asked for{did_you_mean(emotion, known)}"
+                )
+        if phrase.strip() in found:
+            raise InputError(f"{name}, line {number}: {phrase.strip()!r} comes twice; remove one")
+        found[phrase.strip()] = tuple(known[emotion] for emotion in dict.fromkeys(given))
+    return ConceptSet(tuple(found), tuple(found.values()), name)
+
+
+def _csv_rows(lines: list[str], start: int, name: str) -> Iterable[Entry]:
     reader = csv.reader(io.StringIO("\n".join(lines[start + 1 :])))
     for row in reader:
         number = start + 1 + reader.line_num
         if not any(cell.strip() for cell in row):
+            yield Entry(number, "", ())
             continue
         if len(row) != 2:
             raise InputError(
@@ -120,12 +204,4 @@ def _csv_rows(lines: list[str], start: int, name: str) -> Iterable[tuple[int, st
         emotions = tuple(e.strip() for e in row[1].split(";") if e.strip())
         if not row[0].strip() or not emotions:
             raise InputError(f"{name}, line {number}: a concept and at least one emotion are needed, not {','.join(row)!r}")
-        yield number, row[0].strip(), emotions
-
-
-def _refuse_duplicates(numbered: list[tuple[int, str, object]], name: str) -> None:
-    first: dict[str, int] = {}
-    for number, concept, _ in numbered:
-        if concept in first:
-            raise InputError(f"{name}: {concept!r} stands on lines {first[concept]} and {number}; remove one")
-        first[concept] = number
+        yield Entry(number, row[0].strip(), emotions)

@@ -6,6 +6,7 @@ top-k of all, and apart it tells whether a label holds on either half. Shapes: I
 K top-k, D embedding, B batch.
 """
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -130,49 +131,62 @@ def probe(
     clip_graph, clip_params = nnx.split(clip.model)
     step = _compile_step(_forward(network, clip_graph, clip.preprocess, names, pool), tile, keep_activations, mesh)
     params = put_copy(mesh, (network.params, clip_params))
-    restored = partial.restore() if partial is not None else None
-    done, state = _start(restored, units, top_k, dimension, mesh)
-    first = done
-    waiting, saved_at = None, time.monotonic()
+    with contextlib.closing(rows):
+        done, state = _start(partial.restore() if partial is not None else None, units, top_k, dimension, mesh)
+        snapshots = None if partial is None else (partial, save_every)
+        state = _stream(step, params, state, images, batch, done, rows, mesh, snapshots, progress)
+        top, sums = _finish(jax.tree.map(np.asarray, state))
+        record = ProbeRecord(
+            layers=sizes,
+            top=top,
+            moments=sums,
+            labels=images.labels,
+            classes=images.classes,
+            ids=images.ids,
+            key=key,
+            clip_key=clip.key,
+            clip=clip,
+            done_before=done,
+            **rows.arrays(),
+        )
+        _refuse_not_finite(record)
+        return record if partial is None else partial.finish(record, kept_at)
 
-    def take() -> None:
-        nonlocal done
-        start, outputs = waiting
+
+def _stream(
+    step: Callable,
+    params: Any,
+    state: _State,
+    images: ImageSet,
+    batch: int,
+    first: int,
+    rows: Rows,
+    mesh: Mesh,
+    snapshots: tuple[Partial, float] | None,
+    progress: Callable[[int, int], None] | None,
+) -> _State:
+    """All batches from image `first` on. A step's rows are fetched only once the next is on its way: no device waits."""
+    total, waiting, saved_at = len(images), None, time.monotonic()
+
+    def take(start: int, outputs: dict[str, jax.Array]) -> int:
         for name, values in outputs.items():
             rows.write(name, start, np.asarray(values)[: total - start])
         done = min(start + batch, total)
         if progress is not None:
             progress(done, total)
+        return done
 
     for start, chunk in zip(range(first, total, batch), batches(images.images, batch, start=first), strict=True):
         state, outputs = step(params, state, *put_batch(mesh, *chunk))
-        if waiting is not None:  # fetched only after the next step is on its way: the device never waits
-            take()
+        if waiting is not None:
+            take(*waiting)
         waiting = (start, outputs)
-        if partial is not None and time.monotonic() - saved_at >= save_every and start + batch < total:
-            take()
-            waiting = None
-            partial.save(done, _arrays(state))
-            saved_at = time.monotonic()
+        if snapshots is not None and time.monotonic() - saved_at >= snapshots[1] and start + batch < total:
+            snapshots[0].save(take(*waiting), _arrays(state))
+            waiting, saved_at = None, time.monotonic()
     if waiting is not None:
-        take()
-
-    top, sums = _finish(jax.tree.map(np.asarray, state))
-    record = ProbeRecord(
-        layers=sizes,
-        top=top,
-        moments=sums,
-        labels=images.labels,
-        classes=images.classes,
-        ids=images.ids,
-        key=key,
-        clip_key=clip.key,
-        clip=clip,
-        done_before=first,
-        **rows.arrays(),
-    )
-    _refuse_not_finite(record)
-    return record if partial is None else partial.finish(record, kept_at)
+        take(*waiting)
+    return state
 
 
 def _compile_step(forward: Callable, tile: int, keep_activations: bool, mesh: Mesh) -> Callable:

@@ -1,0 +1,450 @@
+"""Speeds as ratios to plain PyTorch loops in the same run. Needs the `oracle` extra (torch).
+
+    python scripts/benchmark.py score                 # similarity functions against a loop over units
+    python scripts/benchmark.py probe                 # one pass for all layers against a pass for each
+    python scripts/benchmark.py memory                # peak memory of a probe against the number of images
+
+Prints a table, and one JSON line per measurement to --out. Sizes are options (`--help`); `--device` picks the CPU or GPU.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclasses.dataclass
+class Score:
+    """soft_wpmi, wpmi and rank_reorder from image-concept cosines and activations."""
+
+    units: int = 1024
+    concepts: int = 20_000
+    images: int = 10_000
+    rank_units: int = 8
+    """units that rank_reorder is timed on; it costs far more per unit"""
+    repeats: int = 3
+    device: Literal["cpu", "gpu"] = "cpu"
+    out: Path | None = None
+
+
+@dataclasses.dataclass
+class Probe:
+    """VGGNet and a ViT CLIP with random weights over images."""
+
+    images: int = 2048
+    torch_images: int = 512
+    """images that a torch pass is timed on"""
+    clip: Literal["tiny", "b32", "b16"] = "b32"
+    batch: int = 256
+    tile: int | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    data: Path | None = None
+    """prepared FER2013; generated images when absent"""
+    device: Literal["cpu", "gpu"] = "cpu"
+    out: Path | None = None
+
+
+@dataclasses.dataclass
+class Memory:
+    """Peak resident memory of a probe over generated images with small networks, each size in a process of its own."""
+
+    images: tuple[int, ...] = (20_000, 200_000)
+    batch: int = 512
+    out: Path | None = None
+
+
+@dataclasses.dataclass
+class _MemoryOnce:
+    """One process of `memory`."""
+
+    images: int
+    batch: int
+
+
+Results = list[dict[str, Any]]
+
+
+def best_time(function: Callable[[], Any], repeats: int) -> float:
+    """Seconds of the fastest of some calls, after one that warms up."""
+    import jax
+
+    jax.block_until_ready(function())
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(function())
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+# The plain loops, written from the formulas of the CLIP-Dissect paper
+
+
+def torch_wpmi_loop(cosines, activations, *, soft: bool):
+    """Scores [U, C], one unit at a time."""
+    import torch
+
+    top_k, a, lam = (100, 10.0, 1.0) if soft else (28, 2.0, 0.6)
+    probs = torch.softmax(a * cosines, dim=1)
+    indices = torch.topk(activations, top_k, dim=0).indices
+    weights = (0.998 - torch.arange(top_k) / top_k * (0.998 - 0.97))[:, None].to(cosines)
+    rows = []
+    for unit in range(activations.shape[1]):
+        own = probs[indices[:, unit]]
+        if soft:
+            own = 1 + weights * (own - 1)
+        rows.append(torch.log(own + 1e-7).sum(0))
+    loglik = torch.stack(rows)
+    return loglik - lam * (torch.logsumexp(loglik, 0) - np.log(len(loglik)))
+
+
+def torch_rank_reorder_loop(cosines, activations):
+    """Scores [U, C], one unit at a time."""
+    import torch
+
+    n = int(len(activations) * 0.05)
+    values, indices = torch.topk(activations, n, dim=0)
+    rows = []
+    for unit in range(activations.shape[1]):
+        own, target = cosines[indices[:, unit]], values[:, unit]
+        ascending = target.flip(0)
+        shuffled = torch.stack([ascending[torch.randperm(n)] for _ in range(5)], 1)
+        baseline = ((ascending[:, None] - shuffled).abs() ** 3).mean()
+        rank = own.argsort(0).argsort(0)
+        error = ((target[:, None] - ascending[rank]).abs() ** 3).mean(0) / baseline
+        rows.append(-error / own.mean(0) ** 0.5)
+    return torch.stack(rows)
+
+
+def float64_scores(cosines: np.ndarray, activations: np.ndarray, some: np.ndarray, *, soft: bool) -> np.ndarray:
+    """Scores [U, some concepts] in float64."""
+    top_k, a, lam = (100, 10.0, 1.0) if soft else (28, 2.0, 0.6)
+    wide = a * cosines.astype(np.float64)
+    probs = np.exp(wide[:, some] - np.log(np.exp(wide).sum(1, keepdims=True)))
+    order = np.argsort(-activations, axis=0, kind="stable")[:top_k]
+    weights = (0.998 - np.arange(top_k) / top_k * (0.998 - 0.97))[:, None] if soft else 1.0
+    loglik = np.stack([np.log(1 + weights * (probs[order[:, u]] - 1) + 1e-7).sum(0) for u in range(order.shape[1])])
+    return loglik - lam * (np.log(np.exp(loglik - loglik.max(0)).sum(0)) + loglik.max(0) - np.log(len(loglik)))
+
+
+def score(options: Score) -> Results:
+    """Times and errors of the similarity functions."""
+    import jax
+    import jax.numpy as jnp
+    import torch
+
+    from emojax.ops import similarity
+
+    rng = np.random.default_rng(0)
+    cosines = 0.2 + 0.03 * rng.standard_normal((options.images, options.concepts), dtype=np.float32)
+    activations = rng.standard_normal((options.images, options.units), dtype=np.float32)
+    where = "cuda" if options.device == "gpu" else "cpu"
+    ours = [jnp.asarray(x) for x in (cosines, activations)]
+    theirs = [torch.from_numpy(x).to(where) for x in (cosines, activations)]
+    some = rng.choice(options.concepts, min(100, options.concepts), replace=False)
+    results = []
+    for name in ("soft_wpmi", "wpmi", "rank_reorder"):
+        if name == "rank_reorder":
+            few = options.rank_units
+            ours, theirs = [ours[0], ours[1][:, :few]], [theirs[0], theirs[1][:, :few]]
+            loop = functools.partial(torch_rank_reorder_loop, *theirs)
+        else:
+            loop = functools.partial(torch_wpmi_loop, *theirs, soft=name == "soft_wpmi")
+        function = jax.jit(getattr(similarity, name))
+        seconds = best_time(functools.partial(function, *ours), options.repeats)
+        loop_seconds, reference = timed_torch(loop, where)
+        units = ours[1].shape[1]
+        row = {
+            "what": name,
+            "units": units,
+            "concepts": options.concepts,
+            "images": options.images,
+            "seconds": seconds,
+            "torch_loop_seconds": loop_seconds,
+            "ratio": loop_seconds / seconds,
+            "pairs_per_second": units * options.concepts / seconds,
+        }
+        if name != "rank_reorder":
+            exact = float64_scores(cosines, activations, some, soft=name == "soft_wpmi")
+            row["error"] = float(np.abs(np.asarray(function(*ours))[:, some] - exact).max())
+            row["torch_loop_error"] = float(np.abs(reference.cpu().numpy()[:, some] - exact).max())
+        results.append(row)
+    return results
+
+
+def timed_torch(function: Callable[[], Any], where: str) -> tuple[float, Any]:
+    """Seconds of one call, and its result."""
+    import torch
+
+    start = time.perf_counter()
+    result = function()
+    if where == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result
+
+
+# The networks
+
+
+def clip_config(size: str):
+    """A transformers CLIPConfig of a published or a tiny size."""
+    from transformers import CLIPConfig
+
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    if size == "tiny":
+        text = small | {"vocab_size": 514, "eos_token_id": 513, "bos_token_id": 512, "max_position_embeddings": 32}
+        return CLIPConfig(text_config=text, vision_config=small | {"image_size": 32, "patch_size": 8}, projection_dim=64)
+    text = {"eos_token_id": 49407, "bos_token_id": 49406}
+    return CLIPConfig(text_config=text, vision_config={"patch_size": int(size[1:]), "image_size": 224})
+
+
+def random_clip(size: str, dtype: str = "float32"):
+    """A ClipEncoder with random weights and no real tokenizer."""
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from emojax.data.weights import ClipEncoder, Preprocess
+    from emojax.models.clip import Clip, ClipConfig
+
+    config = ClipConfig.from_hf(clip_config(size).to_dict())
+    model = nnx.jit(lambda: Clip(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)))()
+    side = config.image_size
+    return ClipEncoder(model, Preprocess(side, (side, side), (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)), lambda texts: [])
+
+
+def random_vgg(config):
+    """A VGGNet with random weights in eval mode."""
+    from flax import nnx
+
+    from emojax.models.vgg import VggNet
+
+    model = nnx.jit(lambda: VggNet(config, rngs=nnx.Rngs(0)))()
+    model.eval()
+    return model
+
+
+class Generated:
+    """Noise images by slice, the same for the same rows, never all in memory."""
+
+    def __init__(self, count: int):
+        self.shape = (count, 48, 48, 1)
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        start, stop, _ = rows.indices(self.shape[0])
+        rng = np.random.default_rng(start)
+        return rng.integers(0, 256, (stop - start, 48, 48, 1), dtype=np.uint8)
+
+
+def generated_set(count: int):
+    """An unlabelled image set of noise."""
+    from emojax.data.loader import ImageSet
+
+    class Ids:
+        def __getitem__(self, at):
+            return f"noise/{at}"
+
+    return ImageSet(Generated(count), None, (), Ids(), f"noise {count}", "noise")
+
+
+def torch_vgg(config):
+    """The same network in torch, eval mode."""
+    import torch
+
+    layers, inputs = [], 1
+    for at, width in enumerate(config.widths):
+        layers += [torch.nn.Conv2d(inputs, width, 3, padding=1), torch.nn.BatchNorm2d(width), torch.nn.ReLU()]
+        layers += [torch.nn.MaxPool2d(2)] if at % 2 else []
+        inputs = width
+    layers.append(torch.nn.Flatten())
+    inputs *= (config.input_size // 16) ** 2
+    for width in config.hidden:
+        layers += [torch.nn.Linear(inputs, width), torch.nn.ReLU()]
+        inputs = width
+    return torch.nn.Sequential(*layers, torch.nn.Linear(inputs, config.classes)).eval()
+
+
+def probe(options: Probe) -> Results:
+    """Images per second of one pass, of the network alone, and of the torch passes that they stand for."""
+    import jax
+    import torch
+    from PIL import Image
+    from transformers import CLIPModel
+
+    from emojax.data.loader import open_split
+    from emojax.engine import network
+    from emojax.engine import probe as engine
+    from emojax.models.vgg import LAYERS, VggConfig
+    from emojax.ops.pooling import pool
+
+    config, layers = VggConfig.paper(), LAYERS[:-1]
+    images = generated_set(options.images) if options.data is None else open_split(options.data, "training")
+    images = images.first(options.images)
+    model, clip = random_vgg(config), random_clip(options.clip, options.dtype)
+
+    # Compilation is left out: the clock starts when the first batch is back.
+    marks: list[tuple[int, float]] = []
+
+    def note(done: int, total: int) -> None:
+        marks.append((done, time.perf_counter()))
+
+    common = {"batch": options.batch, "tile": options.tile, "progress": note}
+    record = engine.probe(model, images, clip, layers=layers, **common)
+    ours = rate(marks)
+    marks.clear()
+    wrapped = network.as_network(model)
+
+    def pooled(params, chunk):
+        taps = wrapped.apply(params, wrapped.preprocess(chunk))[1]
+        return {name: pool(taps[name]) for name in layers}
+
+    network.map_images(pooled, wrapped.params, images, **common)
+    alone = rate(marks)
+
+    where = "cuda" if options.device == "gpu" else "cpu"
+    vgg, clip_torch = torch_vgg(config).to(where), CLIPModel(clip_config(options.clip)).eval().to(where)
+    side = clip.model.config.image_size
+    few = np.asarray(images.images[0 : options.torch_images])
+
+    def torch_pass(with_vgg: bool, with_clip: bool) -> float:
+        kept, hooked = [], vgg[0].register_forward_hook(lambda m, x, y: kept.append(y.mean((2, 3)).cpu()))
+        start = time.perf_counter()
+        with torch.inference_mode():
+            for at in range(0, len(few), options.batch):
+                chunk = few[at : at + options.batch]
+                if with_vgg:
+                    x = torch.from_numpy(chunk).permute(0, 3, 1, 2).float().div(255).to(where)
+                    vgg(torch.nn.functional.interpolate(x, (config.input_size,) * 2, mode="bilinear"))
+                if with_clip:
+                    faces = [Image.fromarray(face[..., 0]).convert("RGB").resize((side, side), 3) for face in chunk]
+                    y = torch.from_numpy(np.stack([np.asarray(face) for face in faces])).permute(0, 3, 1, 2)
+                    clip_torch.get_image_features(y.float().div(255).sub(0.46).div(0.27).to(where))
+        if where == "cuda":
+            torch.cuda.synchronize()
+        hooked.remove()
+        return len(few) / (time.perf_counter() - start)
+
+    torch_pass(True, True)
+    both, vgg_only, clip_only = torch_pass(True, True), torch_pass(True, False), torch_pass(False, True)
+    count = len(layers)
+    return [
+        {
+            "what": "one pass, all layers, against a torch pass of both networks per layer",
+            "images": len(record.embeddings),
+            "images_per_second": ours,
+            "torch_images_per_second_and_pass": both,
+            "ratio": ours / (both / count),
+        },
+        {
+            "what": "the same, against torch passes of the network per layer and one of CLIP",
+            "images": len(record.embeddings),
+            "images_per_second": ours,
+            "torch_images_per_second_and_pass": vgg_only,
+            "ratio": ours * (count / vgg_only + 1 / clip_only),
+        },
+        {
+            "what": "the network alone, one pass",
+            "images": len(record.embeddings),
+            "images_per_second": alone,
+            "torch_images_per_second_and_pass": vgg_only,
+            "ratio": alone / vgg_only,
+        },
+        {"what": "devices", "devices": [d.device_kind for d in jax.devices()]},
+    ]
+
+
+def rate(marks: list[tuple[int, float]]) -> float:
+    """Images per second between the first and the last batch."""
+    (first, start), (last, end) = marks[0], marks[-1]
+    return (last - first) / (end - start)
+
+
+def memory_once(options: _MemoryOnce) -> None:
+    """Probes in this process and prints its peak resident memory in bytes."""
+    from emojax.engine import probe as engine
+    from emojax.models.vgg import VggConfig
+
+    with tempfile.TemporaryDirectory() as cache:
+        record = engine.probe(
+            random_vgg(VggConfig.small()),
+            generated_set(options.images),
+            random_clip("tiny"),
+            batch=options.batch,
+            cache=Path(cache),
+        )
+        assert record.images == options.images
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def memory(options: Memory) -> Results:
+    """Peak memory for each number of images, and its ratio to the first."""
+    results = []
+    for images in options.images:
+        command = [sys.executable, __file__, "memory-once", "--images", str(images), "--batch", str(options.batch)]
+        peak = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        first = results[0]["peak_bytes"] if results else peak
+        results.append({"what": "peak memory of a probe", "images": images, "peak_bytes": peak, "ratio": peak / first})
+    return results
+
+
+def report(results: Results, out: Path | None) -> None:
+    """Prints a table and appends JSON lines that name the machine and the versions."""
+    import jax
+
+    about = {
+        "machine": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "backend": jax.default_backend(),
+    }
+    table = Table("what", "measurement", "ratio")
+    for row in results:
+        rest = {key: value for key, value in row.items() if key not in ("what", "ratio")}
+        shown = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in rest.items())
+        table.add_row(row["what"], shown, f"{row['ratio']:.3f}" if "ratio" in row else "")
+    Console().print(table)
+    if out is not None:
+        with open(out, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(about | row) + "\n" for row in results)
+
+
+Commands = (
+    Annotated[Score, tyro.conf.subcommand("score")]
+    | Annotated[Probe, tyro.conf.subcommand("probe")]
+    | Annotated[Memory, tyro.conf.subcommand("memory")]
+    | Annotated[_MemoryOnce, tyro.conf.subcommand("memory-once")]
+)
+
+
+def main() -> None:
+    """Runs a benchmark."""
+    options = tyro.cli(Commands, description=__doc__)
+    if getattr(options, "device", "cpu") == "cpu":
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    match options:
+        case Score():
+            report(score(options), options.out)
+        case Probe():
+            report(probe(options), options.out)
+        case Memory():
+            report(memory(options), options.out)
+        case _MemoryOnce():
+            memory_once(options)
+
+
+if __name__ == "__main__":
+    main()
