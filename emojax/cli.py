@@ -172,6 +172,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _function(verb: str) -> Callable[[Section], None]:
-    from emojax import verbs  # jax and the engine load only once the settings have been read
+    from emojax import mesh, verbs  # jax and the engine load only once the settings have been read
 
+    mesh.use_all_cores()
     return getattr(verbs, verb)

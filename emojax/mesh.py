@@ -1,5 +1,6 @@
 """Devices, the mesh over them, and the two placements in use: split along the batch, or a copy on every device."""
 
+import os
 from typing import Any
 
 import jax
@@ -7,6 +8,18 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "data"
+
+
+def use_all_cores() -> None:
+    """Shows the cores of a CPU as up to four devices; for programs to call before JAX's first use, not for libraries.
+
+    XLA leaves part of a network's work on one thread; two devices at once fill the gaps. Each holds a copy of the
+    parameters, hence the limit. Nothing changes where the number was set already, or on an accelerator.
+    """
+    if jax.config.jax_num_cpu_devices == -1 and "xla_force_host_platform_device_count" not in os.environ.get(
+        "XLA_FLAGS", ""
+    ):
+        jax.config.update("jax_num_cpu_devices", min(4, os.cpu_count() or 1))
 
 
 def make_mesh(devices: int | None = None) -> Mesh:

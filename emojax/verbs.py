@@ -31,9 +31,9 @@ from emojax.engine import record as records
 from emojax.engine.dissect import Dissection, LayerSummary
 from emojax.engine.edit import GridCell
 from emojax.engine.evaluate import Evaluation
-from emojax.engine.network import as_network
+from emojax.engine.network import as_network, resolve_layers
 from emojax.engine.record import ProbeRecord
-from emojax.errors import InputError
+from emojax.errors import InputError, did_you_mean
 from emojax.models.vgg import VggNet
 from emojax.ops.gains import threshold
 from emojax.ops.similarity import rank_reorder_size
@@ -111,6 +111,26 @@ def _open_clip(clip: config.Clip) -> ClipEncoder:
 # The steps of the main job
 
 
+def _hyperparameters(options: config.Dissect) -> dict[str, Any]:
+    """Those of the similarity function that were set.
+
+    Raises:
+      InputError: one was set that the function does not have.
+    """
+    chosen = {name: getattr(options, name) for name in ("top_k", "a", "lam") if getattr(options, name) is not None}
+    if chosen and options.similarity not in ("wpmi", "soft_wpmi"):
+        raise InputError(f"--dissect.{next(iter(chosen)).replace('_', '-')} is not a setting of {options.similarity}")
+    return chosen
+
+
+def _check(settings: Any, model: VggNet) -> None:
+    """Refuses before the probe what would be refused after it."""
+    _hyperparameters(settings.dissect)
+    layers, edit = model.config.units(), getattr(settings, "edit", None)
+    if edit is not None and edit.layer != "auto" and edit.layer not in resolve_layers(settings.probe.layers, list(layers)):
+        raise InputError(f"--edit.layer {edit.layer!r} is not among the probed layers{did_you_mean(edit.layer, layers)}")
+
+
 def _probe(
     settings: Any, run: store.Run, model: VggNet, images: ImageSet, clip: ClipEncoder, cache: Path | None
 ) -> ProbeRecord:
@@ -154,10 +174,7 @@ def _probe(
 def _dissect(
     settings: Any, run: store.Run, record: ProbeRecord, concepts: ConceptSet, clip: ClipEncoder, cache: Path | None
 ) -> Dissection:
-    options = settings.dissect
-    chosen = {name: getattr(options, name) for name in ("top_k", "a", "lam") if getattr(options, name) is not None}
-    if chosen and options.similarity not in ("wpmi", "soft_wpmi"):
-        raise InputError(f"--dissect.{next(iter(chosen)).replace('_', '-')} is not a setting of {options.similarity}")
+    options, chosen = settings.dissect, _hyperparameters(settings.dissect)
     with run.timed("embed concepts"):
         texts = dissect_engine.embed_concepts(clip, concepts, cache)
     with run.timed("dissect"):
@@ -454,6 +471,7 @@ def sweep(settings: Any) -> None:
     model, clip = _open_target(settings.target), _open_clip(settings.clip)
     images, tests = _open(settings.data, settings.data.probe_split), _open_tests(settings.data)
     with store.run_folder(settings.out, "sweep", _dump(settings)) as folder:
+        _check(settings, model)
         record = _probe(settings, folder, model, images, clip, settings.cache)
         found = _dissect(settings, folder, record, concepts, clip, settings.cache)
         table1 = dissect_engine.interpretability(found, settings.dissect.tau)
@@ -485,6 +503,7 @@ def chain(
     cache: Path | None,
 ) -> None:
     """From built objects to results in a run folder: probe, dissect, Table 1 and, with test sets, the edit."""
+    _check(settings, model)
     record = _probe(settings, run, model, images, clip, cache)
     found, table1, summary = _label(settings, run, record, concepts, clip, cache)
     if tests:

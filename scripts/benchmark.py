@@ -36,7 +36,7 @@ class Score:
     images: int = 10_000
     rank_units: int = 8
     """units that rank_reorder is timed on; it costs far more per unit"""
-    repeats: int = 3
+    repeats: int = 5
     device: Literal["cpu", "gpu"] = "cpu"
     out: Path | None = None
 
@@ -78,17 +78,27 @@ class _MemoryOnce:
 Results = list[dict[str, Any]]
 
 
-def best_time(function: Callable[[], Any], repeats: int) -> float:
-    """Seconds of the fastest of some calls, after one that warms up."""
-    import jax
+def taking_turns(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int, where: str) -> tuple[float, float, Any]:
+    """Median seconds of either, called in turns after a call of each that warms up, and the result of the second.
 
-    jax.block_until_ready(function())
-    times = []
+    In turns, because the speed of a shared machine drifts; the median, because it jumps.
+    """
+    import jax
+    import torch
+
+    jax.block_until_ready(ours())
+    theirs()
+    times = [], []
     for _ in range(repeats):
         start = time.perf_counter()
-        jax.block_until_ready(function())
-        times.append(time.perf_counter() - start)
-    return min(times)
+        jax.block_until_ready(ours())
+        middle = time.perf_counter()
+        result = theirs()
+        if where == "cuda":
+            torch.cuda.synchronize()
+        times[0].append(middle - start)
+        times[1].append(time.perf_counter() - middle)
+    return float(np.median(times[0])), float(np.median(times[1])), result
 
 
 # The plain loops, written from the formulas of the CLIP-Dissect paper
@@ -165,8 +175,7 @@ def score(options: Score) -> Results:
         else:
             loop = functools.partial(torch_wpmi_loop, *theirs, soft=name == "soft_wpmi")
         function = jax.jit(getattr(similarity, name))
-        seconds = best_time(functools.partial(function, *ours), options.repeats)
-        loop_seconds, reference = timed_torch(loop, where)
+        seconds, loop_seconds, reference = taking_turns(functools.partial(function, *ours), loop, options.repeats, where)
         units = ours[1].shape[1]
         row = {
             "what": name,
@@ -184,17 +193,6 @@ def score(options: Score) -> Results:
             row["torch_loop_error"] = float(np.abs(reference.cpu().numpy()[:, some] - exact).max())
         results.append(row)
     return results
-
-
-def timed_torch(function: Callable[[], Any], where: str) -> tuple[float, Any]:
-    """Seconds of one call, and its result."""
-    import torch
-
-    start = time.perf_counter()
-    result = function()
-    if where == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, result
 
 
 # The networks
@@ -435,6 +433,9 @@ def main() -> None:
     options = tyro.cli(Commands, description=__doc__)
     if getattr(options, "device", "cpu") == "cpu":
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from emojax.mesh import use_all_cores
+
+    use_all_cores()
     match options:
         case Score():
             report(score(options), options.out)

@@ -282,7 +282,7 @@ def test_late_refusals_leave_nothing_behind(capsys, tmp_path, world):
         (["--dissect.top-k", "500"], "top 500 images of each unit are needed, the record holds 120"),
         (["--dissect.similarity", "cos_similarity", "--dissect.a", "3"], "--dissect.a is not a setting of cos_similarity"),
         (["--data.probe-split", "train"], "no split 'train'; did you mean 'training'?"),
-        (["--edit.layer", "lin9"], "lin9"),
+        (["--edit.layer", "lin9"], "--edit.layer 'lin9' is not among the probed layers; did you mean 'lin"),
     ):
         code, _, err = run(capsys, "run", *network, *probing, *args, "--out", tmp_path / "out")
         assert (code, err.count("\n")) == (2, 1), err

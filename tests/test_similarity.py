@@ -95,3 +95,12 @@ def test_rank_reorder_without_permutations_is_reproducible(features):
     other = similarity.rank_reorder(clip, acts, key=jax.random.key(8))
     assert (first == second).all()
     assert (first != other).any()
+
+
+@pytest.mark.parametrize("n", [3, 200])
+def test_descending_order_is_a_stable_argsort(n):
+    rng = np.random.default_rng(4)
+    values = np.round(rng.standard_normal((50, n)), 1).astype(np.float32)  # ties, negative values, zeros of either sign
+    np.testing.assert_array_equal(
+        similarity.descending_order(jnp.asarray(values)), np.argsort(-values, axis=1, kind="stable")
+    )

@@ -127,7 +127,7 @@ def _program(mesh: Mesh, kind: SoftWpmi | Wpmi, sizes: tuple[int, ...], blocks: 
 
     def local(images: jax.Array, lists: jax.Array, texts: jax.Array, real: jax.Array) -> tuple[jax.Array, ...]:
         mine, exists = texts.reshape(-1, texts.shape[-1]), real.reshape(-1)
-        own = ops.log_normaliser(images, lambda image: jnp.where(exists, kind.a * product(mine, image), -jnp.inf))
+        own = ops.log_normaliser(images, lambda rows: jnp.where(exists, kind.a * product(rows, mine.T), -jnp.inf))
         largest = jax.lax.pmax(own, AXIS)
         normaliser = largest + jnp.log(jax.lax.psum(jnp.exp(own - largest), AXIS))
 

@@ -116,39 +116,50 @@ def hard_loglik(probs: jax.Array, indices: jax.Array, min_prob: float, concepts:
     usual = math.log(1.0 / concepts + min_prob)
     logs = jnp.log(probs + min_prob) - usual
     start = jnp.zeros((indices.shape[0], probs.shape[1]), probs.dtype)
-    total = jax.lax.scan(lambda total, image_r: (total + logs[image_r], None), start, indices.T)[0]
+    total = jax.lax.scan(lambda total, image_r: (total + logs[image_r], None), start, indices.T, unroll=14)[0]
     return total, indices.shape[1] * usual
 
 
-def log_normaliser(rows: jax.Array, logits: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """logsumexp over concepts of each image's logits [I], a block of images at a time: `logits(row)` is one image's [C]."""
-    return jax.lax.map(lambda row: jax.nn.logsumexp(logits(row)), rows, batch_size=64)
+def log_normaliser(rows: jax.Array, logits: Callable[[jax.Array], jax.Array], block: int = 64) -> jax.Array:
+    """logsumexp over concepts of each image's logits [I], a block of images at a time: `logits` maps rows [b, …] → [b, C].
+
+    The last block reaches back over images that are done, so that no copy has to be padded.
+    """
+    images = len(rows)
+    block = min(block, images)
+
+    def one(number: jax.Array, out: jax.Array) -> jax.Array:
+        start = jnp.minimum(number * block, images - block)
+        part = jax.lax.dynamic_slice_in_dim(rows, start, block)
+        return jax.lax.dynamic_update_slice_in_dim(out, jax.nn.logsumexp(logits(part), axis=1), start, axis=0)
+
+    return jax.lax.fori_loop(0, -(-images // block), one, jnp.zeros(images, rows.dtype))
 
 
 def _tiled_scores(
     clip_feats: jax.Array,
+    units: int,
     a: float,
     lam: float,
     segment_ids: jax.Array | None,
     loglik: Callable[[jax.Array], tuple[jax.Array, float]],
 ) -> jax.Array:
-    """WPMI scores [U, C] from `clip_feats` [I, C], a tile of concepts at a time, so that its softmax stays in the cache."""
-    concepts = clip_feats.shape[1]
-    normaliser = log_normaliser(clip_feats, lambda row: a * row)
+    """WPMI scores [U, C] from `clip_feats` [I, C], a tile of concepts at a time, so that its softmax stays in the cache.
 
-    def tile(start: jax.Array | int, width: int) -> jax.Array:
+    The last tile reaches back over concepts that are done.
+    """
+    concepts = clip_feats.shape[1]
+    width, sizes = min(CONCEPT_TILE, concepts), layer_sizes(segment_ids, units)
+    normaliser = log_normaliser(clip_feats, lambda rows: a * rows)
+
+    def tile(number: jax.Array, scores: jax.Array) -> jax.Array:
+        start = jnp.minimum(number * width, concepts - width)
         logits = a * jax.lax.dynamic_slice_in_dim(clip_feats, start, width, axis=1)
         total, constant = loglik(jnp.exp(logits - normaliser[:, None]))
-        return subtract_layer_prior(total, lam, layer_sizes(segment_ids, len(total))) + (1.0 - lam) * constant
+        part = subtract_layer_prior(total, lam, sizes) + (1.0 - lam) * constant
+        return jax.lax.dynamic_update_slice_in_dim(scores, part, start, axis=1)
 
-    whole = concepts // CONCEPT_TILE
-    parts = []
-    if whole:
-        tiles = jax.lax.map(lambda at: tile(at * CONCEPT_TILE, CONCEPT_TILE), jnp.arange(whole))
-        parts.append(jnp.moveaxis(tiles, 0, 1).reshape(tiles.shape[1], -1))
-    if concepts % CONCEPT_TILE:
-        parts.append(tile(whole * CONCEPT_TILE, concepts % CONCEPT_TILE))
-    return jnp.concatenate(parts, axis=1)
+    return jax.lax.fori_loop(0, -(-concepts // width), tile, jnp.zeros((units, concepts), clip_feats.dtype))
 
 
 def wpmi(
@@ -163,7 +174,11 @@ def wpmi(
 ) -> jax.Array:
     """Weighted pointwise mutual information: [I, C], [I, U] → [U, C] (equation 4 of the CLIP-Dissect paper)."""
     indices, concepts = top_k_images(target_feats, top_k), clip_feats.shape[1]
-    return _tiled_scores(clip_feats, a, lam, segment_ids, lambda probs: hard_loglik(probs, indices, min_prob, concepts))
+
+    def loglik(probs: jax.Array) -> tuple[jax.Array, float]:
+        return hard_loglik(probs, indices, min_prob, concepts)
+
+    return _tiled_scores(clip_feats, len(indices), a, lam, segment_ids, loglik)
 
 
 def soft_wpmi(
@@ -185,7 +200,7 @@ def soft_wpmi(
     def loglik(probs: jax.Array) -> tuple[jax.Array, float]:
         return soft_loglik(probs, indices, weights, min_prob, concepts)
 
-    return _tiled_scores(clip_feats, a, lam, segment_ids, loglik)
+    return _tiled_scores(clip_feats, len(indices), a, lam, segment_ids, loglik)
 
 
 def rank_reorder_baseline(activations: jax.Array, permutations: jax.Array, p: float = 3.0) -> jax.Array:
@@ -204,18 +219,27 @@ def random_permutations(key: jax.Array, units: int, size: int, repeats: int = 5)
     return jax.random.permutation(key, orders, axis=2, independent=True)
 
 
+def descending_order(values: jax.Array) -> jax.Array:
+    """Stable argsort, largest first, of each row of float32 [R, N] → int32 [R, N].
+
+    Sorting pairs is slow on a CPU, sorting plain integers is fast: sort the values' bits, look up each value's rank, and
+    sort rank·N + place, which puts equal values in the order of their places.
+    """
+    n = values.shape[1]
+    if n * n >= 2**31:
+        return jnp.argsort(-values, axis=1).astype(jnp.int32)
+    bits = jax.lax.bitcast_convert_type(-values + 0.0, jnp.int32)  # + 0.0 makes -0 and 0 equal
+    bits = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # as integers in the order of the floats
+    rank = jax.vmap(lambda row, sought: jnp.searchsorted(row, sought, method="scan_unrolled"))(jnp.sort(bits, axis=1), bits)
+    return jnp.sort(rank.astype(jnp.int32) * n + jnp.arange(n, dtype=jnp.int32), axis=1) % n
+
+
 def rank_reorder_from_topk(
     activations: jax.Array, clip_rows: jax.Array, baseline: jax.Array, *, p: float = 3.0, scale_p: float = 0.5
 ) -> jax.Array:
     """One unit: its N largest `activations` [N], descending, the same images' `clip_rows` [N, C], its baseline [] → [C]."""
-    n = activations.shape[0]
-    order = jnp.argsort(-clip_rows, axis=0)  # image at each place of the concept's ranking, stable
-    reordered = (
-        jnp.zeros_like(clip_rows)
-        .at[order, jnp.arange(clip_rows.shape[1])]
-        .set(jnp.broadcast_to(activations[:, None], (n, clip_rows.shape[1])))
-    )
-    error = jnp.mean(jnp.abs(reordered - activations[:, None]) ** p, axis=0) / baseline
+    reordered = activations[descending_order(clip_rows.T)]  # [C, N]; image r of the concept's ranking against the r-th
+    error = jnp.mean(jnp.abs(reordered - activations) ** p, axis=1) / baseline
     return -error / clip_rows.mean(axis=0) ** scale_p
 
 
