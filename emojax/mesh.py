@@ -1,5 +1,6 @@
 """Devices, the mesh over them, and the two placements in use: split along the batch, or a copy on every device."""
 
+import contextlib
 import os
 from typing import Any
 
@@ -19,7 +20,8 @@ def use_all_cores() -> None:
     if jax.config.jax_num_cpu_devices == -1 and "xla_force_host_platform_device_count" not in os.environ.get(
         "XLA_FLAGS", ""
     ):
-        jax.config.update("jax_num_cpu_devices", min(4, os.cpu_count() or 1))
+        with contextlib.suppress(RuntimeError):  # JAX is already in use, and the number stays what it is
+            jax.config.update("jax_num_cpu_devices", min(4, os.cpu_count() or 1))
 
 
 def make_mesh(devices: int | None = None) -> Mesh:

@@ -268,6 +268,31 @@ def test_probe_and_evaluate_verbs(capsys, tmp_path, world):
     assert sum(map(sum, summary["splits"]["all"]["confusion"])) == 14
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (f"7,{' '.join(['7'] * 2304)},Training", "row 1: emotion '7' is not a number from 0 to 6"),
+        ("1,7 8,Training", "row 1: 2 pixel values, not 2304"),
+        (f"1,{' '.join(['300'] * 2304)},Training", "row 1: pixel value '300' is not a whole number from 0 to 255"),
+        ("1,7", "row 1: 2 columns, not 3"),
+    ],
+)
+def test_prepare_refuses_a_bad_csv(capsys, tmp_path, row, message):
+    (tmp_path / "fer2013.csv").write_text(f"emotion,pixels,Usage\n{row}\n")
+    code, _, err = run(capsys, "prepare", "--source", tmp_path / "fer2013.csv", "--out", tmp_path / "fer")
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
+    assert [p.name for p in tmp_path.iterdir()] == ["fer2013.csv"]
+
+
+def test_prepare_refuses_a_bad_image(capsys, tmp_path, fer_folder):
+    (fer_folder / "train" / "happy" / "Training_bad.jpg").write_bytes(b"not an image")
+    code, _, err = run(capsys, "prepare", "--source", fer_folder, "--out", tmp_path / "fer")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "Training_bad.jpg: not a readable image" in err
+    assert not (tmp_path / "fer").exists()
+
+
 def test_lin3_with_the_seven_classes(capsys, tmp_path, world):
     network, probing = world
     args = ["--probe.layers", "lin3", "--concepts.path", "classes7", "--out", tmp_path / "lin3"]
