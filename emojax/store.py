@@ -55,12 +55,6 @@ def _feed(digest: "hashlib._Hash", value: Any) -> None:
             raise TypeError(f"no content key for {type(value).__name__}")
 
 
-def file_key(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @contextlib.contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """A fresh folder beside `target` that takes its place when the block ends well, and vanishes when it does not."""

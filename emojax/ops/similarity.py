@@ -258,7 +258,7 @@ def rank_reorder(
     `permutations` [U, 5, N] are the random orders of the baseline; without them they are drawn from `key`
     (`jax.random.key(0)` when None), so the result never depends on hidden state.
     """
-    n = int(target_feats.shape[0] * top_fraction)
+    n = rank_reorder_size(target_feats.shape[0], top_fraction)
     values, indices = jax.lax.top_k(target_feats.T, n)
     if permutations is None:
         permutations = random_permutations(jax.random.key(0) if key is None else key, values.shape[0], n)
