@@ -99,6 +99,20 @@ def test_any_change_of_content_is_a_fresh_computation(whole, tiny_vgg, blobs, ti
     assert len(list(tmp_path.iterdir())) == len(keys)
 
 
+def test_unknown_preprocessing_is_never_cached(tiny_vgg, blobs, tiny_clip, tmp_path):
+    """A function has no content key: a record made with it must not answer for another one."""
+    few, shown = blobs.first(40), []
+    for flip in (False, True):
+        own = lambda x, flip=flip: tiny_vgg.preprocess(x[:, ::-1] if flip else x)
+        got = probe.probe(
+            tiny_vgg, few, tiny_clip, layers=["lin1"], tile=8, preprocess=own, cache=tmp_path, keep_activations=True
+        )
+        assert got.key is None
+        shown.append(got.activations)
+    assert (shown[0] != shown[1]).any()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_record_of_another_clip_is_refused(whole, tiny_clip):
     other = dataclasses.replace(tiny_clip, preprocess=dataclasses.replace(tiny_clip.preprocess, mean=(0.5, 0.5, 0.5)))
     with pytest.raises(InputError, match="made with another CLIP"):

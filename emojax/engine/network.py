@@ -37,7 +37,8 @@ class Network:
       apply: (params, preprocessed images) → (logits [B, classes], taps).
       params: pytree of arrays.
       preprocess: uint8 images [B, H, W, C] → the network's input, on the device.
-      key: content key of parameters and settings, or None where it cannot be known (a plain function).
+      key: content key of parameters and settings, or None where it cannot be known (a plain function, or
+        a module with somebody's `preprocess`).
     """
 
     apply: Callable[[Any, jax.Array], tuple[jax.Array, Mapping[str, jax.Array]]]
@@ -74,7 +75,9 @@ def as_network(
         return Network(lambda params, images: model(images), {}, chosen, None)
     graphdef, state = nnx.split(model)
     options = {"taps": taps} if isinstance(model, VggNet) else {}
-    key = content_key([type(model).__name__, repr(getattr(model, "config", "")), taps, parameters(state)])
+    key = None
+    if preprocess is None:  # what somebody's function does to the images cannot be known
+        key = content_key([type(model).__name__, repr(getattr(model, "config", "")), taps, parameters(state)])
     return Network(lambda params, images: nnx.merge(graphdef, params)(images, **options), state, chosen, key)
 
 

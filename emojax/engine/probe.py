@@ -102,7 +102,8 @@ def probe(
       keep_activations: also keep the pooled activations [I, U], for `cos_similarity_cubed`.
       mesh: devices to split the batch over; all when None.
       cache: folder of records by content key. A record that is there is read instead of made; a new one grows there,
-        and goes on from its last snapshot when an earlier process was stopped. Not for a plain function (no key).
+        and goes on from its last snapshot when an earlier process was stopped. Not for a
+        plain function or with `preprocess`, whose content has no key.
       save_every: seconds between snapshots.
       progress: called with (images done, images in all) after every batch.
 
