@@ -156,25 +156,34 @@ def score(options: Score) -> Results:
     import jax
     import jax.numpy as jnp
     import torch
+    from jax.sharding import NamedSharding, PartitionSpec
 
+    from emojax.mesh import AXIS, make_mesh
     from emojax.ops import similarity
 
+    mesh = make_mesh(next(n for n in range(len(jax.devices()), 0, -1) if options.concepts % n == 0))
+    by_concept, whole = PartitionSpec(None, AXIS), PartitionSpec()
     rng = np.random.default_rng(0)
     cosines = 0.2 + 0.03 * rng.standard_normal((options.images, options.concepts), dtype=np.float32)
     activations = rng.standard_normal((options.images, options.units), dtype=np.float32)
     where = "cuda" if options.device == "gpu" else "cpu"
-    ours = [jnp.asarray(x) for x in (cosines, activations)]
+    places = [NamedSharding(mesh, spec) for spec in (by_concept, whole)]
+    ours = list(jax.device_put((cosines, activations), tuple(places)))
     theirs = [torch.from_numpy(x).to(where) for x in (cosines, activations)]
     some = rng.choice(options.concepts, min(100, options.concepts), replace=False)
     results = []
     for name in ("soft_wpmi", "wpmi", "rank_reorder"):
         if name == "rank_reorder":
             few = options.rank_units
-            ours, theirs = [ours[0], ours[1][:, :few]], [theirs[0], theirs[1][:, :few]]
+            ours = [jnp.asarray(cosines), jnp.asarray(activations[:, :few])]
+            theirs = [theirs[0], theirs[1][:, :few]]
+            function = jax.jit(similarity.rank_reorder)
             loop = functools.partial(torch_rank_reorder_loop, *theirs)
         else:
+            local = functools.partial(getattr(similarity, name), axis_name=AXIS)
+            specs = {"in_specs": (by_concept, whole), "out_specs": by_concept, "check_vma": False}
+            function = jax.jit(jax.shard_map(local, mesh=mesh, **specs))
             loop = functools.partial(torch_wpmi_loop, *theirs, soft=name == "soft_wpmi")
-        function = jax.jit(getattr(similarity, name))
         seconds, loop_seconds, reference = taking_turns(functools.partial(function, *ours), loop, options.repeats, where)
         units = ours[1].shape[1]
         row = {
@@ -182,6 +191,7 @@ def score(options: Score) -> Results:
             "units": units,
             "concepts": options.concepts,
             "images": options.images,
+            "devices": mesh.size,
             "seconds": seconds,
             "torch_loop_seconds": loop_seconds,
             "ratio": loop_seconds / seconds,

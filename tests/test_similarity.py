@@ -1,9 +1,13 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from jax.sharding import PartitionSpec
 
+from emojax.mesh import AXIS, make_mesh
 from emojax.ops import similarity
 
 NAMES = ("cos_similarity", "cos_similarity_cubed", "wpmi", "soft_wpmi", "rank_reorder")
@@ -87,6 +91,30 @@ def test_soft_wpmi_keeps_small_probabilities():
     acts = rng.standard_normal((150, 6)).astype(np.float32)
     scores = similarity.soft_wpmi(jnp.asarray(clip), jnp.asarray(acts))
     np.testing.assert_allclose(scores, reference.soft_wpmi(clip, acts), atol=3e-6)
+
+
+@pytest.mark.parametrize("top_k", [1, 97, 100, 150])
+@pytest.mark.parametrize("concepts", [2, 25, 20_000])
+def test_soft_wpmi_products_stay_in_range(concepts, top_k):
+    """Probabilities at either end on every rank, where the products of many factors are largest and smallest."""
+    probs = jnp.asarray([[0.0, 1.0, 1.0 / concepts]] * top_k, jnp.float32)
+    weights = similarity.soft_weights(top_k)
+    indices = jnp.arange(top_k)[None]
+    got, constant = similarity.soft_loglik(probs, indices, weights, 1e-7, concepts)
+    exact = np.log((1 - weights + 1e-7)[:, None] + weights[:, None] * np.float64(probs)).sum(0)
+    np.testing.assert_allclose(np.float64(got[0]) + constant, exact, rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("name", ["wpmi", "soft_wpmi"])
+def test_concepts_split_over_devices(features, name, devices):
+    mesh = make_mesh(devices)
+    clip, acts = features[0][:, :32], features[1]
+    local = functools.partial(getattr(similarity, name), axis_name=AXIS)
+    by_concept = PartitionSpec(None, AXIS)
+    specs = {"in_specs": (by_concept, PartitionSpec()), "out_specs": by_concept, "check_vma": False}
+    scores = jax.jit(jax.shard_map(local, mesh=mesh, **specs))(clip, acts)
+    np.testing.assert_allclose(scores, getattr(reference, name)(clip, acts), rtol=1e-5, atol=1e-5)
 
 
 def test_rank_reorder_without_permutations_is_reproducible(features):

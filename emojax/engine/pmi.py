@@ -127,9 +127,9 @@ def _program(mesh: Mesh, kind: SoftWpmi | Wpmi, sizes: tuple[int, ...], blocks: 
 
     def local(images: jax.Array, lists: jax.Array, texts: jax.Array, real: jax.Array) -> tuple[jax.Array, ...]:
         mine, exists = texts.reshape(-1, texts.shape[-1]), real.reshape(-1)
-        own = ops.log_normaliser(images, lambda rows: jnp.where(exists, kind.a * product(rows, mine.T), -jnp.inf))
-        largest = jax.lax.pmax(own, AXIS)
-        normaliser = largest + jnp.log(jax.lax.psum(jnp.exp(own - largest), AXIS))
+        normaliser = ops.log_normaliser(
+            images, lambda rows: jnp.where(exists, kind.a * product(rows, mine.T), -jnp.inf), AXIS
+        )
 
         def score(tile: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
             text, exists = tile

@@ -2,8 +2,11 @@
 
 Each takes `clip_feats` [I, C] (cosine of image and concept) and `target_feats` [I, U] (pooled activations) and gives
 scores [U, C]. `segment_ids` [U], ascending from 0, tells the layer of each unit: the WPMI normaliser is taken inside a
-layer, so all layers are scored in one call. The `*_from_topk` forms take what a streaming probe keeps instead: each
-unit's top-k image indices [U, K]. Shapes: I images, U units, C concepts, K top-k, D embedding.
+layer, so all layers are scored in one call. Inside `jax.shard_map` with the concepts of `clip_feats` split over a mesh
+axis, the two WPMI functions take its name as `axis_name`: only the softmax's normaliser and each unit's top images are
+exchanged, and on a CPU one device per core beats one device on all of them. The `*_from_topk` forms take what a
+streaming probe keeps instead: each unit's top-k image indices [U, K].
+Shapes: I images, U units, C concepts, K top-k, D embedding.
 """
 
 import functools
@@ -15,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-CONCEPT_TILE = 80  # concepts at a time: 10,000 images' probabilities for them fit a CPU's cache; 16 to 64 were slower
+CONCEPT_TILE = 128  # concepts at a time: 10,000 images' probabilities for them fit a CPU's cache; 16 to 64 were slower
 
 
 def cos_similarity(clip_feats: jax.Array, target_feats: jax.Array) -> jax.Array:
@@ -44,9 +47,18 @@ def cos_similarity_cubed(clip_feats: jax.Array, target_feats: jax.Array, *, min_
     return jnp.matmul(cubed(target_feats).T, cubed(clip_feats), precision=_HIGHEST)
 
 
-def top_k_images(target_feats: jax.Array, k: int) -> jax.Array:
-    """Indices [U, K] of each unit's k most activating images, ties to the lower index."""
-    return jax.lax.top_k(target_feats.T, k)[1]
+def top_k_images(target_feats: jax.Array, k: int, axis_name: str | None = None) -> jax.Array:
+    """Indices [U, K] of each unit's k most activating images, ties to the lower index.
+
+    With `axis_name` each device of that mesh axis sorts its share of the units, which are whole on all of them.
+    """
+    if axis_name is None:
+        return jax.lax.top_k(target_feats.T, k)[1]
+    units = target_feats.shape[1]
+    share = -(-units // jax.lax.axis_size(axis_name))
+    padded = jnp.pad(target_feats, ((0, 0), (0, -units % share)))
+    own = jax.lax.dynamic_slice_in_dim(padded, jax.lax.axis_index(axis_name) * share, share, axis=1)
+    return jax.lax.all_gather(top_k_images(own, k), axis_name, tiled=True)[:units]
 
 
 def layer_sizes(segment_ids: jax.Array | np.ndarray | None, units: int) -> tuple[int, ...]:
@@ -88,27 +100,42 @@ def soft_loglik(
 
     `probs` [I, C] = S, `indices` [U, K], `weights` [K] → ([U, C], the constant that was taken off). The difference is
     what scores are made of and is small, so float32 holds it well; the form (1 − w + min_prob) + w·S keeps a small S.
-    Factors are multiplied in groups before the logarithm: each lies in [0.002, 500], ten of them in float32's range.
+    Factors are multiplied in groups before the logarithm, as many as float32's range allows whatever S is; ranks are dealt
+    to the groups in turn, because the first ones spread most. Two running products in a group halve the wait for each.
     """
-    group = 10
     units, k = indices.shape
     floor = (1.0 - weights) + min_prob  # in float64: 1 - 0.998 would cost float32 four digits
     usual = floor + weights / concepts
-    pad = -k % group
-    floor = jnp.asarray(np.pad(floor / usual, (0, pad), constant_values=1.0), probs.dtype)
-    weights = jnp.asarray(np.pad(weights / usual, (0, pad)), probs.dtype)
-    indices = jnp.pad(indices, ((0, 0), (0, pad)))
+    groups = _groups_within_range(np.log(floor / usual), np.log((floor + weights) / usual))
+    size = -(-k // groups)
+    dealt = np.pad(np.arange(k), (0, groups * size - k), constant_values=k).reshape(size, groups).T  # [groups, size]
+    floor = jnp.asarray(np.append(floor / usual, 1.0)[dealt], probs.dtype)  # rank k is no rank: its factor is 1
+    weights = jnp.asarray(np.append(weights / usual, 0.0)[dealt], probs.dtype)
+    images = jnp.pad(indices, ((0, 0), (0, 1))).T[dealt]
 
     def add_group(total: jax.Array, ranks: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         floor_r, weight_r, image_r = ranks
-        product = jnp.ones_like(total)
-        for r in range(group):
-            product = product * (floor_r[r] + weight_r[r] * probs[image_r[r]])
-        return total + jnp.log(product), None
+        products = [jnp.ones_like(total)] * 2
+        for r in range(size):
+            rows = probs.at[image_r[r]].get(mode="promise_in_bounds")
+            products[r % 2] = products[r % 2] * (floor_r[r] + weight_r[r] * rows)
+        return total + jnp.log(products[0] * products[1]), None
 
-    ranks = (floor.reshape(-1, group), weights.reshape(-1, group), indices.T.reshape(-1, group, units))
     start = jnp.zeros((units, probs.shape[1]), probs.dtype)
-    return jax.lax.scan(add_group, start, ranks)[0], float(np.log(usual).sum())
+    return jax.lax.scan(add_group, start, (floor, weights, images))[0], float(np.log(usual).sum())
+
+
+def _groups_within_range(lowest: np.ndarray, highest: np.ndarray) -> int:
+    """Into how few groups factors can be dealt in turn so that no group's product leaves float32's range.
+
+    `lowest` and `highest` are the logarithms [K] of each factor's bounds, which lie on either side of 0.
+    """
+    room = 85.0  # e^85 = 8e36
+    for groups in range(1, len(lowest)):
+        dealt = [slice(first, None, groups) for first in range(groups)]
+        if all(highest[ranks].sum() < room and lowest[ranks].sum() > -room for ranks in dealt):
+            return groups
+    return len(lowest)
 
 
 def hard_loglik(probs: jax.Array, indices: jax.Array, min_prob: float, concepts: int) -> tuple[jax.Array, float]:
@@ -120,10 +147,13 @@ def hard_loglik(probs: jax.Array, indices: jax.Array, min_prob: float, concepts:
     return total, indices.shape[1] * usual
 
 
-def log_normaliser(rows: jax.Array, logits: Callable[[jax.Array], jax.Array], block: int = 64) -> jax.Array:
+def log_normaliser(
+    rows: jax.Array, logits: Callable[[jax.Array], jax.Array], axis_name: str | None = None, block: int = 64
+) -> jax.Array:
     """logsumexp over concepts of each image's logits [I], a block of images at a time: `logits` maps rows [b, …] → [b, C].
 
-    The last block reaches back over images that are done, so that no copy has to be padded.
+    The last block reaches back over images that are done, so that no copy has to be padded. With `axis_name` a device
+    has its part of the concepts and the sum goes over all.
     """
     images = len(rows)
     block = min(block, images)
@@ -133,7 +163,11 @@ def log_normaliser(rows: jax.Array, logits: Callable[[jax.Array], jax.Array], bl
         part = jax.lax.dynamic_slice_in_dim(rows, start, block)
         return jax.lax.dynamic_update_slice_in_dim(out, jax.nn.logsumexp(logits(part), axis=1), start, axis=0)
 
-    return jax.lax.fori_loop(0, -(-images // block), one, jnp.zeros(images, rows.dtype))
+    own = jax.lax.fori_loop(0, -(-images // block), one, jnp.zeros(images, rows.dtype))
+    if axis_name is None:
+        return own
+    largest = jax.lax.pmax(own, axis_name)
+    return largest + jnp.log(jax.lax.psum(jnp.exp(own - largest), axis_name))
 
 
 def _tiled_scores(
@@ -142,6 +176,7 @@ def _tiled_scores(
     a: float,
     lam: float,
     segment_ids: jax.Array | None,
+    axis_name: str | None,
     loglik: Callable[[jax.Array], tuple[jax.Array, float]],
 ) -> jax.Array:
     """WPMI scores [U, C] from `clip_feats` [I, C], a tile of concepts at a time, so that its softmax stays in the cache.
@@ -150,7 +185,7 @@ def _tiled_scores(
     """
     concepts = clip_feats.shape[1]
     width, sizes = min(CONCEPT_TILE, concepts), layer_sizes(segment_ids, units)
-    normaliser = log_normaliser(clip_feats, lambda rows: a * rows)
+    normaliser = log_normaliser(clip_feats, lambda rows: a * rows, axis_name)
 
     def tile(number: jax.Array, scores: jax.Array) -> jax.Array:
         start = jnp.minimum(number * width, concepts - width)
@@ -162,6 +197,10 @@ def _tiled_scores(
     return jax.lax.fori_loop(0, -(-concepts // width), tile, jnp.zeros((units, concepts), clip_feats.dtype))
 
 
+def _all_concepts(clip_feats: jax.Array, axis_name: str | None) -> int:
+    return clip_feats.shape[1] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+
+
 def wpmi(
     clip_feats: jax.Array,
     target_feats: jax.Array,
@@ -171,14 +210,15 @@ def wpmi(
     lam: float = 0.6,
     min_prob: float = 1e-7,
     segment_ids: jax.Array | None = None,
+    axis_name: str | None = None,
 ) -> jax.Array:
     """Weighted pointwise mutual information: [I, C], [I, U] → [U, C] (equation 4 of the CLIP-Dissect paper)."""
-    indices, concepts = top_k_images(target_feats, top_k), clip_feats.shape[1]
+    indices, concepts = top_k_images(target_feats, top_k, axis_name), _all_concepts(clip_feats, axis_name)
 
     def loglik(probs: jax.Array) -> tuple[jax.Array, float]:
         return hard_loglik(probs, indices, min_prob, concepts)
 
-    return _tiled_scores(clip_feats, len(indices), a, lam, segment_ids, loglik)
+    return _tiled_scores(clip_feats, len(indices), a, lam, segment_ids, axis_name, loglik)
 
 
 def soft_wpmi(
@@ -192,15 +232,16 @@ def soft_wpmi(
     p_start: float = 0.998,
     p_end: float = 0.97,
     segment_ids: jax.Array | None = None,
+    axis_name: str | None = None,
 ) -> jax.Array:
     """WPMI with soft membership of the top images: [I, C], [I, U] → [U, C] (equation 6 of the CLIP-Dissect paper)."""
-    indices, concepts = top_k_images(target_feats, top_k), clip_feats.shape[1]
+    indices, concepts = top_k_images(target_feats, top_k, axis_name), _all_concepts(clip_feats, axis_name)
     weights = soft_weights(top_k, p_start, p_end)
 
     def loglik(probs: jax.Array) -> tuple[jax.Array, float]:
         return soft_loglik(probs, indices, weights, min_prob, concepts)
 
-    return _tiled_scores(clip_feats, len(indices), a, lam, segment_ids, loglik)
+    return _tiled_scores(clip_feats, len(indices), a, lam, segment_ids, axis_name, loglik)
 
 
 def rank_reorder_baseline(activations: jax.Array, permutations: jax.Array, p: float = 3.0) -> jax.Array:
