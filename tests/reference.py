@@ -66,3 +66,19 @@ def rank_reorder(clip, acts, permutations, top_fraction=0.05, p=3, scale_p=0.5):
             error = np.mean(np.abs(values[rank] - values) ** p) / baseline
             scores[u, c] = -error / clip[images, c].mean() ** scale_p
     return scores
+
+
+def affine_grid(theta, size):
+    """One matrix product on homogeneous points (x, y, 1) at the pixels' centres."""
+    y, x = np.meshgrid(*((np.arange(n) + 0.5) * 2 / n - 1 for n in size), indexing="ij")
+    return np.einsum("iak,hwk->ihwa", np.float64(theta), np.stack([x, y, np.ones_like(x)], axis=-1))
+
+
+def grid_sample(images, grid):
+    """Every pixel weighs in with a tent of one pixel's width around its centre; outside there is nothing to weigh in."""
+    images, grid = np.float64(images), np.float64(grid)
+    height, width = images.shape[1:3]
+    x, y = ((grid[..., 0] + 1) * width - 1) / 2, ((grid[..., 1] + 1) * height - 1) / 2
+    across = np.maximum(1 - abs(x[..., None] - np.arange(width)), 0)
+    down = np.maximum(1 - abs(y[..., None] - np.arange(height)), 0)
+    return np.einsum("ipqh,ipqw,ihwc->ipqc", down, across, images)

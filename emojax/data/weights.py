@@ -1,4 +1,4 @@
-"""Weights from the disk or the hub to networks, and back: VGGNet checkpoints and Hugging Face CLIP folders.
+"""Weights from the disk or the hub to networks, and back: VGGNet and Deep-Emotion files, Hugging Face CLIP folders.
 
 Nothing is ever unpickled: PyTorch files are read by torch with `weights_only=True`, and only when torch is installed.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +18,13 @@ from flax import nnx
 
 from emojax.errors import InputError
 from emojax.models import clip as clip_model
-from emojax.models import vgg
+from emojax.models import deep_emotion, vgg
 from emojax.ops import image
 from emojax.store import atomic_folder, content_key, write_json
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _TEXT_BATCH = 64
+_Model = TypeVar("_Model", bound=nnx.Module)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -71,25 +72,46 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     }
 
 
+def _load(path: Path | str, build: Callable[[Mapping[str, np.ndarray]], _Model]) -> _Model:
+    arrays = read_arrays(Path(path))
+    try:
+        return build(arrays)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
 def load_vgg(path: Path | str) -> vgg.VggNet:
     """VGGNet in eval mode from safetensors in PyTorch's names or from the published checkpoint.
 
     Raises:
       InputError: the file is refused (see `read_arrays`) or its contents are not a VGGNet.
     """
-    try:
-        return vgg.from_torch_state_dict(read_arrays(Path(path)))
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
+    return _load(path, vgg.from_torch_state_dict)
+
+
+def load_deep_emotion(path: Path | str) -> deep_emotion.DeepEmotion:
+    """Deep-Emotion in eval mode from safetensors in PyTorch's names or from a state dict that torch saved.
+
+    Raises:
+      InputError: the file is refused (see `read_arrays`) or its contents are not a Deep-Emotion.
+    """
+    return _load(path, deep_emotion.from_torch_state_dict)
 
 
 def save_vgg(model: vgg.VggNet, path: Path | str) -> None:
     """Writes safetensors in PyTorch's names: `torch_model.load_state_dict(safetensors.torch.load_file(path))`."""
+    _save(vgg.to_torch_state_dict(model), path)
+
+
+def save_deep_emotion(model: deep_emotion.DeepEmotion, path: Path | str) -> None:
+    """Writes safetensors in PyTorch's names, as `save_vgg` does."""
+    _save(deep_emotion.to_torch_state_dict(model), path)
+
+
+def _save(arrays: dict[str, np.ndarray], path: Path | str) -> None:
     from safetensors.numpy import save_file
 
-    save_file(vgg.to_torch_state_dict(model), path)
+    save_file(arrays, path)
 
 
 @dataclass(frozen=True)

@@ -167,8 +167,7 @@ def _norm(conv: str) -> str:
 
 def _torch_name(path: convert.Path) -> str:
     layer, leaf = path
-    table = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-    return f"{layer}.{table[leaf]}"
+    return f"{layer}.{convert.LEAVES[leaf]}"
 
 
 def from_torch_state_dict(arrays: Mapping[str, np.ndarray], *, input_size: int | None = None) -> VggNet:

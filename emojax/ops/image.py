@@ -1,7 +1,7 @@
-"""Image preprocessing on the device: Pillow's bicubic to the bit, torchvision's bilinear, crops, normalisation.
+"""Images on the device: Pillow's bicubic to the bit, torchvision's bilinear, crops, normalisation, affine resampling.
 
 Shapes: I images, H height, W width, C channels. Images are channel-last; uint8 in 0…255 before `to_unit`, float32 in
-[0, 1] after it. Resampling is separable, so every resize is two small matrix products, which suits every backend.
+[0, 1] after it. Resizing is separable, so every resize is two small matrix products, which suits every backend.
 """
 
 import functools
@@ -157,3 +157,39 @@ def clip_preprocess(
     shape = (1, 1, 1, len(mean))
     mean_c, std_c = jnp.reshape(jnp.asarray(mean, jnp.float32), shape), jnp.reshape(jnp.asarray(std, jnp.float32), shape)
     return (jnp.broadcast_to(unit, (*unit.shape[:-1], len(mean))) - mean_c) / std_c
+
+
+def affine_grid(theta: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Where each pixel of a (height, width) output looks: [I, 2, 3] → points (x, y) [I, height, width, 2].
+
+    As torch's `affine_grid` with align_corners=False: -1 and 1 are the image's outer edges, so pixel j of n has its
+    centre at (2j + 1) / n - 1. Written as sums, so no backend's reduced matrix precision moves the points.
+    """
+    y, x = (jnp.asarray((2 * np.arange(n) + 1) / n - 1, theta.dtype) for n in size)
+    of_x, of_y, shift = (theta[:, None, None, :, i] for i in range(3))
+    return of_x * x.reshape(1, 1, -1, 1) + of_y * y.reshape(1, -1, 1, 1) + shift
+
+
+def grid_sample(images: jax.Array, grid: jax.Array) -> jax.Array:
+    """Images [I, H, W, C] read bilinearly at points (x, y) [I, h, w, 2] → [I, h, w, C]; zero outside the image.
+
+    As torch's `grid_sample` with its defaults (bilinear, zero padding, align_corners=False), and as differentiable:
+    where a point falls on a pixel's centre, the slope is the one towards the next pixel.
+    """
+    height, width = images.shape[1:3]
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))  # the border of zeros stands for all that is outside
+
+    def neighbours(points: jax.Array, length: int) -> list[tuple[jax.Array, jax.Array]]:
+        """Index into `padded` and weight of the two nearest pixels along one axis."""
+        at = jnp.clip(((points + 1) * length - 1) / 2, -2, length + 1)
+        first, far = jnp.floor(at), at - jnp.floor(at)
+        index = first.astype(jnp.int32) + 1
+        return [(jnp.clip(index, 0, length + 1), 1 - far), (jnp.clip(index + 1, 0, length + 1), far)]
+
+    read = jax.vmap(lambda image, row, column: image[row, column])
+    columns = neighbours(grid[..., 0], width)
+    return sum(
+        (across * down)[..., None] * read(padded, row, column)
+        for row, down in neighbours(grid[..., 1], height)
+        for column, across in columns
+    )
