@@ -64,6 +64,7 @@ VERBS = dict(
             prompt=(bool, Field(False, description="print what to ask a language model, and do nothing else")),
             answer=(Path | None, Field(None, description="a language model's answer to import as a concept file")),
         ),
+        _verb("train", "train a VGGNet on labelled images, or a small CLIP on rendered faces", "data", "train"),
         _verb("evaluate", "test a network: accuracy, recall per class, NLL, confusion", "data", "target", "evaluate"),
         _verb("probe", "run network and CLIP over the probe set once, keep the statistics", *_PROBING),
         _verb("dissect", "label every unit of every layer; the paper's Table 1", *_DISSECTING, record=_RECORD),

@@ -21,10 +21,12 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """The images: a prepared FER2013 or an image folder."""
+    """The images: a prepared FER2013, an image folder, or rendered faces."""
 
     path: Path | None = Field(None, description="prepared FER2013, or folder of <class>/ or <split>/<class>/ images")
-    kind: Literal["auto", "fer2013", "folder"] = Field("auto", description="what the path is")
+    kind: Literal["auto", "fer2013", "folder", "faces"] = Field(
+        "auto", description="what the path is; faces renders them and needs no path"
+    )
     probe_split: str = Field("training", description="split that the probe runs over; 'all' without splits")
     test_splits: tuple[str, ...] = Field(("public_test", "private_test"), description="splits to test on, pooled")
     limit: Positive | None = Field(None, description="take only the first images of each split")
@@ -96,6 +98,27 @@ class Evaluate(Section):
     batch: Positive = Field(256, description="images per step; does not change results")
 
 
+class Train(Section):
+    """Training: what, on what, and how."""
+
+    task: Literal["vgg", "clip"] = Field("vgg", description="a VGGNet on labelled images, or a CLIP on rendered faces")
+    size: Literal["paper", "small"] = Field("small", description="the published VGGNet, or 0.2 M parameters")
+    split: str = Field("training", description="split to train on")
+    validation: str = Field("public_test", description="split to watch, never trained on")
+    epochs: Positive = Field(20, description="passes over the training split")
+    batch: Positive = Field(128, description="images per step")
+    optimizer: Literal["sgd", "adamw"] = Field("adamw", description="sgd with Nesterov momentum, or adamw")
+    learning_rate: float = Field(1e-3, gt=0, description="its peak; it falls along a cosine to zero")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps over which it rises to its peak")
+    weight_decay: float = Field(1e-4, ge=0, description="weight decay")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum (sgd)")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes (vgg)")
+    average: float = Field(
+        0.0, ge=0, lt=1, description="decay of the moving average of weights that is kept; 0 keeps the last"
+    )
+    seed: int = Field(0, ge=0, description="of the first weights, data order, augmentation and dropout")
+
+
 class Settings(Section):
     """Everything a settings file may hold."""
 
@@ -107,6 +130,7 @@ class Settings(Section):
     dissect: Dissect = Dissect()
     edit: Edit = Edit()
     evaluate: Evaluate = Evaluate()
+    train: Train = Train()
     cache: Path = Field(Path("~/.cache/emojax"), description="where probe records are kept between runs")
 
 

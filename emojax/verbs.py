@@ -5,19 +5,17 @@
 
 import csv
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from emojax import config, store
+from emojax import config, store, verbs_train
+from emojax.console import console, progress, say, say_written
 from emojax.data import concepts as concept_files
 from emojax.data.concepts import ConceptSet, load_concepts
 from emojax.data.loader import ImageSet, open_split
@@ -37,25 +35,6 @@ from emojax.errors import InputError, did_you_mean
 from emojax.models.vgg import VggNet
 from emojax.ops.gains import threshold
 from emojax.ops.similarity import rank_reorder_size
-
-_console = Console(highlight=False)
-
-
-@contextmanager
-def _progress(what: str) -> Iterable[Callable[[int, int], None]]:
-    """A bar on stderr with images done, rate and time left; silent when stderr is no terminal."""
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.speed:.0f} images/s"),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        bar.update(task, speed=0)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _need(value: Any, flag: str, what: str) -> Any:
@@ -78,21 +57,11 @@ def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]])
         writer.writerows([cell(value) for value in row] for row in rows)
 
 
-def _say(text: str) -> None:
-    """One line, whatever the terminal's width."""
-    _console.print(text, soft_wrap=True, markup=False)
-
-
-def _say_written(out: Path) -> None:
-    _say(f"wrote {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
-
-
 # Opening what the settings name
 
 
 def _open(data: config.Data, split: str) -> ImageSet:
-    path = _need(data.path, "--data.path", "a prepared FER2013 or an image folder")
-    return open_split(path, split, kind=data.kind, size=data.size, limit=data.limit)
+    return open_split(data.path, split, kind=data.kind, size=data.size, limit=data.limit)
 
 
 def _open_tests(data: config.Data) -> list[ImageSet]:
@@ -142,7 +111,7 @@ def _probe(
     top_k = min(max(top_k, scores.top_k or 0), len(images))
     network = as_network(model, taps=options.taps)
     start = time.perf_counter()
-    with run.timed("probe"), _progress("probe") as progress:
+    with run.timed("probe"), progress("probe") as bar:
         record = probe_engine.probe(
             network,
             images,
@@ -155,16 +124,16 @@ def _probe(
             keep_activations=keep,
             cache=None if cache is None else cache / "probes",
             save_every=options.save_every,
-            progress=progress,
+            progress=bar,
         )
     seconds, units = time.perf_counter() - start, sum(record.layers.values())
     run.inputs |= {"target": network.key, "images": images.key, "clip": clip.key, "record": record.key}
     if record.done_before == record.images:
-        _say(f"probe: reusing the record of {record.images} images, {units} units, {record.key[:12]}")
+        say(f"probe: reusing the record of {record.images} images, {units} units, {record.key[:12]}")
     else:
         resumed = f", resumed after {record.done_before}" if record.done_before else ""
         rate = (record.images - record.done_before) / seconds
-        _say(
+        say(
             f"probe: {record.images} images{resumed}, {len(record.layers)} layers, {units} units in {seconds:.1f} s "
             f"({rate:.1f} images/s, compilation included)"
         )
@@ -242,10 +211,10 @@ def write_sweep(folder: Path, layer: str, cells: Sequence[GridCell]) -> None:
 def _evaluate(settings: Any, run: store.Run, model: VggNet, tests: Sequence[ImageSet], what: str) -> dict[str, Evaluation]:
     """Each split alone and, when there are several, all pooled."""
     options, results = settings.evaluate, {}
-    with run.timed("evaluate"), _progress(what) as progress:
+    with run.timed("evaluate"), progress(what) as bar:
         for images in tests:
             results[images.name] = evaluate_engine.evaluate(
-                model, images, protocol=options.protocol, batch=options.batch, progress=progress
+                model, images, protocol=options.protocol, batch=options.batch, progress=bar
             )
     if len(results) > 1:
         results["all"] = evaluate_engine.join(*results.values())
@@ -262,11 +231,11 @@ def _edit(
     layer = dissect_engine.most_interpretable_layer(summary) if automatic else options.layer
     scores = found.layer_scores(layer)
     grids = []
-    with run.timed("sweep"), _progress("sweep") as progress:
+    with run.timed("sweep"), progress("sweep") as bar:
         for images in tests:
             grid = edit_engine.threshold_grid(
                 model, images, layer, scores, options.tau, options.factor,
-                scope=options.scope, protocol=settings.evaluate.protocol, batch=settings.evaluate.batch, progress=progress,
+                scope=options.scope, protocol=settings.evaluate.protocol, batch=settings.evaluate.batch, progress=bar,
             )  # fmt: skip
             grids.append(grid)
     cells = [
@@ -327,13 +296,13 @@ def _print_table1(summary: Sequence[LayerSummary], tau: float) -> None:
     for row in summary:
         numbers = (row.overall_acc, row.interp_acc, row.uninterp_acc, row.share, row.chance_overall, row.adjusted_overall)
         table.add_row(row.layer, str(row.interpretable), str(row.not_interpretable), *map(_number, numbers))
-    _console.print(table)
+    console.print(table)
 
 
 def _print_edit(edit: dict[str, Any]) -> None:
     name = list(edit["baseline"])[-1]
     before, after = edit["baseline"][name], edit["edited"][name]
-    _say(
+    say(
         f"edit of {edit['layer']} (tau {edit['tau']:g}, factor {edit['factor']:g}): {before['correct']} → "
         f"{after['correct']} of {before['images']} correct, top-1 {before['top1']:.3%} → {after['top1']:.3%}, "
         f"NLL {before['nll']:.4f} → {after['nll']:.4f}; the best cell, selected on these very images"
@@ -347,10 +316,16 @@ def _print_evaluations(results: dict[str, Evaluation]) -> None:
         table.add_row(
             name, str(s["images"]), f"{s['top1']:.3%}", f"{s['top2']:.3%}", f"{s['macro_recall']:.3%}", f"{s['nll']:.4f}"
         )
-    _console.print(table)
+    console.print(table)
 
 
 # The verbs
+
+
+def train(settings: Any) -> None:
+    """Trains a VGGNet on labelled images, or a small CLIP on rendered faces."""
+    verbs_train.train(settings, _open)
+    say_written(settings.out)
 
 
 def prepare(settings: Any) -> None:
@@ -370,8 +345,8 @@ def prepare(settings: Any) -> None:
         table.add_row(f"{number} {name}", *(str(per_class[number]) for per_class in counts.values()))
     table.add_section()
     table.add_row("images", *(str(per_class.sum()) for per_class in counts.values()))
-    _console.print(table)
-    _say_written(settings.out)
+    console.print(table)
+    say_written(settings.out)
 
 
 def probe(settings: Any) -> None:
@@ -382,7 +357,7 @@ def probe(settings: Any) -> None:
     with store.run_folder(settings.out, "probe", _dump(settings)) as run:
         record = _probe(settings, run, model, images, clip, settings.cache)
         records.save(record, run.folder / "record")
-    _say_written(settings.out)
+    say_written(settings.out)
 
 
 def dissect(settings: Any) -> None:
@@ -398,7 +373,7 @@ def dissect(settings: Any) -> None:
         model, images = _open_target(settings.target), _open(settings.data, settings.data.probe_split)
         with store.run_folder(settings.out, "dissect", _dump(settings)) as run:
             chain(settings, run, model, clip, concepts, images, (), settings.cache)
-    _say_written(settings.out)
+    say_written(settings.out)
 
 
 def concepts(settings: Any) -> None:
@@ -432,12 +407,12 @@ def concepts(settings: Any) -> None:
             rows = ([name, *row, settings.classes[row.argmax()]] for name, row in zip(fitting, table, strict=True))
             _write_csv(run.folder / "agreement.csv", ["concept", *settings.classes, "closest"], rows)
     mapped = sum(bool(entry.emotions) for entry in entries)
-    _say(f"{len(names)} concepts, {mapped or 'none'} with emotions, {len(problems)} problems")
+    say(f"{len(names)} concepts, {mapped or 'none'} with emotions, {len(problems)} problems")
     for problem in problems:
-        _say(f"  line {problem.line}: {problem.problem.replace('_', ' ')} {problem.concept!r} ({problem.detail})")
+        say(f"  line {problem.line}: {problem.problem.replace('_', ' ')} {problem.concept!r} ({problem.detail})")
     if clip is None:
-        _say("without --clip.path: lengths, near-synonyms and agreement with the classes were not looked at")
-    _say_written(settings.out)
+        say("without --clip.path: lengths, near-synonyms and agreement with the classes were not looked at")
+    say_written(settings.out)
 
 
 def evaluate(settings: Any) -> None:
@@ -450,7 +425,7 @@ def evaluate(settings: Any) -> None:
         summaries = {name: result.summary() for name, result in results.items()}
         store.write_json(run.folder / "summary.json", {"protocol": settings.evaluate.protocol, "splits": summaries})
     _print_evaluations(results)
-    _say_written(settings.out)
+    say_written(settings.out)
 
 
 def run(settings: Any) -> None:
@@ -461,7 +436,7 @@ def run(settings: Any) -> None:
     images, tests = _open(settings.data, settings.data.probe_split), _open_tests(settings.data)
     with store.run_folder(settings.out, "run", _dump(settings)) as folder:
         chain(settings, folder, model, clip, concepts, images, tests, settings.cache)
-    _say_written(settings.out)
+    say_written(settings.out)
 
 
 def sweep(settings: Any) -> None:
@@ -477,7 +452,7 @@ def sweep(settings: Any) -> None:
         table1 = dissect_engine.interpretability(found, settings.dissect.tau)
         edit = _edit(settings, folder, model, found, tests, table1)
         store.write_json(folder.folder / "summary.json", {"edit": edit})
-    _say_written(settings.out)
+    say_written(settings.out)
 
 
 def demo(settings: Any) -> None:
@@ -485,11 +460,11 @@ def demo(settings: Any) -> None:
     from emojax.data.demo import demo_world
 
     store.check_out(settings.out)
-    _say("demo: generated images and random networks; the chain is real, its labels mean nothing")
+    say("demo: generated images and random networks; the chain is real, its labels mean nothing")
     model, clip, images, tests = demo_world(settings.images)
     with store.run_folder(settings.out, "demo", _dump(settings)) as folder:
         chain(config.Settings(), folder, model, clip, load_concepts("paper25"), images, tests, None)
-    _say_written(settings.out)
+    say_written(settings.out)
 
 
 def chain(
@@ -529,5 +504,5 @@ def _label(
     store.write_json(run.folder / "summary.json", summary)
     _print_table1(table1, settings.dissect.tau)
     if found.confidence:
-        _say(_confidence_line(summary["confidence"], sum(record.layers.values())))
+        say(_confidence_line(summary["confidence"], sum(record.layers.values())))
     return found, table1, summary

@@ -23,12 +23,15 @@ ROOT = Path(emojax.__file__).parent
 FLOORS = {
     "cli": 6,
     "verbs": 5,
+    "verbs_train": 4,
+    "verbs_demo": 4,
     "report": 4,
     "engine": 3,
     "data": 2,
     "mesh": 2,
     "config": 2,
     "store": 1,
+    "console": 1,
     "models": 1,
     "ops": 0,
 }

@@ -12,7 +12,7 @@ from emojax.errors import InputError, did_you_mean
 from emojax.ops.topk import EMPTY
 from emojax.store import content_key
 
-Kind = Literal["auto", "fer2013", "folder"]
+Kind = Literal["auto", "fer2013", "folder", "faces"]
 
 
 class Images(Protocol):
@@ -124,15 +124,19 @@ def batches(images: Images, size: int, *, start: int = 0) -> Iterator[Batch]:
 
 
 def open_split(
-    path: Path, split: str, *, kind: Kind = "auto", size: int | None = None, limit: int | None = None
+    path: Path | None, split: str, *, kind: Kind = "auto", size: int | None = None, limit: int | None = None
 ) -> ImageSet:
-    """Opens a split of a prepared FER2013 or of an image folder.
+    """Opens a split of a prepared FER2013 or of an image folder, or renders one (`kind="faces"`, which takes no path).
 
     Raises:
       InputError: the path is missing, is raw FER2013 (with the command that prepares it), or has no such split.
     """
-    from emojax.data import fer2013, folder
+    from emojax.data import faces, fer2013, folder
 
+    if kind == "faces":
+        return faces.split(split, limit).image_set(f"faces/{split}")
+    if path is None:
+        raise InputError("--data.path is needed: a prepared FER2013 or an image folder")
     path = Path(path).expanduser()
     if not path.exists():
         raise InputError(f"no data at {str(path)!r}; pass --data.path a prepared FER2013 or an image folder")

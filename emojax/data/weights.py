@@ -24,6 +24,7 @@ from emojax.store import atomic_folder, content_key, write_json
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _TEXT_BATCH = 64
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of OpenAI's images
 _Model = TypeVar("_Model", bound=nnx.Module)
 
 
@@ -183,6 +184,22 @@ class ClipEncoder:
             rows.append(np.asarray(embed(state, np.pad(chunk, ((0, pad), (0, 0)), mode="edge")))[: len(chunk)])
         return np.concatenate(rows)
 
+    def embed_images(self, images: Any, *, batch: int = 512) -> np.ndarray:
+        """Unit embeddings [I, D] float32 of uint8 images [I, H, W, C], a batch at a time."""
+        graphdef, state = nnx.split(self.model)
+
+        @jax.jit
+        def embed(state: Any, images: jax.Array) -> jax.Array:
+            with jax.default_matmul_precision("highest"):
+                return unit_rows(nnx.merge(graphdef, state).image_features(self.preprocess(images)))
+
+        rows = []
+        for start in range(0, images.shape[0], batch):
+            chunk = np.asarray(images[start : start + batch])
+            pad = batch - len(chunk)
+            rows.append(np.asarray(embed(state, np.pad(chunk, ((0, pad), (0, 0), (0, 0), (0, 0)))))[: len(chunk)])
+        return np.concatenate(rows)
+
 
 def unit_rows(features: jax.Array) -> jax.Array:
     """Rows [B, D] scaled to length one, in float32."""
@@ -333,8 +350,8 @@ def save_clip(folder: Path, model: clip_model.Clip, hf_config: Any, tokenizer: A
                 "do_rescale": True,
                 "rescale_factor": 1 / 255,
                 "do_normalize": True,
-                "image_mean": [0.48145466, 0.4578275, 0.40821073],
-                "image_std": [0.26862954, 0.26130258, 0.27577711],
+                "image_mean": list(CLIP_MEAN),
+                "image_std": list(CLIP_STD),
                 "do_convert_rgb": True,
             },
         )

@@ -1,0 +1,37 @@
+"""What a person at the terminal sees: lines on stdout, bars on stderr."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+console = Console(highlight=False)
+
+
+@contextmanager
+def progress(what: str, unit: str = "images") -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr with what is done, rate and time left; silent when stderr is no terminal."""
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.speed:.0f} " + unit + "/s"),
+        TimeRemainingColumn(),
+    )
+    errors = Console(stderr=True)
+    with Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+        bar.update(task, speed=0)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def say(text: str) -> None:
+    """One line, whatever the terminal's width."""
+    console.print(text, soft_wrap=True, markup=False)
+
+
+def say_written(out: Path) -> None:
+    """Names the files of a run folder."""
+    say(f"wrote {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
