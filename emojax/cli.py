@@ -43,8 +43,9 @@ VERBS = dict(
     [
         _verb(
             "demo",
-            "the main job offline, on generated images with small random networks",
-            images=(int, Field(400, ge=200, description="probe images; half as many per test split")),
+            "the main job offline, on rendered faces with small trained networks; labels against the truth",
+            "cache",
+            images=(int, Field(3000, ge=200, description="faces to probe with; half as many per test split")),
         ),
         _verb(
             "prepare",

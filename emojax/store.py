@@ -5,6 +5,7 @@ is a different key whatever the file is called.
 """
 
 import contextlib
+import csv
 import datetime
 import hashlib
 import importlib.metadata
@@ -13,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,18 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON with sorted keys; refuses NaN, which is not JSON."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes a table; floats with seven digits."""
+
+    def cell(value: Any) -> Any:
+        return f"{value:.7g}" if isinstance(value, float | np.floating) else value
+
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows([cell(value) for value in row] for row in rows)
 
 
 class Run:

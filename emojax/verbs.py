@@ -3,21 +3,20 @@
 `chain` is the main job from built objects to results; `run`, `dissect`, `sweep` and `demo` are parts of it or feed it.
 """
 
-import csv
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import BaseModel
 from rich.table import Table
 
-from emojax import config, store, verbs_train
+from emojax import config, store, verbs_demo, verbs_train
 from emojax.console import console, progress, say, say_written
 from emojax.data import concepts as concept_files
 from emojax.data.concepts import ConceptSet, load_concepts
+from emojax.data.demo import load_demo
 from emojax.data.loader import ImageSet, open_split
 from emojax.data.weights import ClipEncoder, load_clip, load_vgg, save_vgg
 from emojax.engine import concepts as concept_engine
@@ -36,6 +35,8 @@ from emojax.models.vgg import VggNet
 from emojax.ops.gains import threshold
 from emojax.ops.similarity import rank_reorder_size
 
+TESTS = ("public_test", "private_test")
+
 
 def _need(value: Any, flag: str, what: str) -> Any:
     if value is None:
@@ -45,16 +46,6 @@ def _need(value: Any, flag: str, what: str) -> Any:
 
 def _dump(settings: BaseModel) -> dict[str, Any]:
     return settings.model_dump(mode="json")
-
-
-def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    def cell(value: Any) -> Any:
-        return f"{value:.7g}" if isinstance(value, float | np.floating) else value
-
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows([cell(value) for value in row] for row in rows)
 
 
 # Opening what the settings name
@@ -187,9 +178,9 @@ def write_dissection(folder: Path, found: Dissection, tau: float) -> list[LayerS
                 yield row + ([description.accuracy[at], description.chance[at]] if description else [])
                 at += 1
 
-    _write_csv(folder / "dissection.csv", header, rows())
+    store.write_csv(folder / "dissection.csv", header, rows())
     summary = dissect_engine.interpretability(found, tau)
-    _write_csv(
+    store.write_csv(
         folder / "interpretability.csv",
         [field.name for field in fields(LayerSummary)],
         (["" if value is None else value for value in asdict(row).values()] for row in summary),
@@ -205,7 +196,7 @@ def write_sweep(folder: Path, layer: str, cells: Sequence[GridCell]) -> None:
         [layer, cell.tau, cell.factor, s["images"], s["correct"], s["top1"], s["macro_recall"], s["nll"]]
         for cell, s in zip(cells, summaries, strict=True)
     )
-    _write_csv(folder / "sweep.csv", header, rows)
+    store.write_csv(folder / "sweep.csv", header, rows)
 
 
 def _evaluate(settings: Any, run: store.Run, model: VggNet, tests: Sequence[ImageSet], what: str) -> dict[str, Evaluation]:
@@ -399,13 +390,13 @@ def concepts(settings: Any) -> None:
     with store.run_folder(settings.out, "concepts", _dump(settings)) as run:
         if settings.answer is not None:
             store.write_text(run.folder / "concepts.csv", text)
-        _write_csv(run.folder / "problems.csv", concept_engine.Problem._fields, problems)
+        store.write_csv(run.folder / "problems.csv", concept_engine.Problem._fields, problems)
         if clip is not None:
             long = {p.concept for p in problems if p.problem == "too_long"}
             fitting = [name for name in names if name not in long]
             table = concept_engine.agreement(fitting, settings.classes, clip)
             rows = ([name, *row, settings.classes[row.argmax()]] for name, row in zip(fitting, table, strict=True))
-            _write_csv(run.folder / "agreement.csv", ["concept", *settings.classes, "closest"], rows)
+            store.write_csv(run.folder / "agreement.csv", ["concept", *settings.classes, "closest"], rows)
     mapped = sum(bool(entry.emotions) for entry in entries)
     say(f"{len(names)} concepts, {mapped or 'none'} with emotions, {len(problems)} problems")
     for problem in problems:
@@ -456,15 +447,19 @@ def sweep(settings: Any) -> None:
 
 
 def demo(settings: Any) -> None:
-    """The main job on a few generated images with small random networks: shows that all runs, finds nothing real."""
-    from emojax.data.demo import demo_world
-
+    """The main job on rendered faces with the networks that ship with emojax, and its labels against the truth."""
     store.check_out(settings.out)
-    say("demo: generated images and random networks; the chain is real, its labels mean nothing")
-    model, clip, images, tests = demo_world(settings.images)
-    with store.run_folder(settings.out, "demo", _dump(settings)) as folder:
-        chain(config.Settings(), folder, model, clip, load_concepts("paper25"), images, tests, None)
+    with store.run_folder(settings.out, "demo", _dump(settings)) as run:
+        with run.timed("render"):
+            seen, held_out = verbs_demo.worlds(settings.images)
+            images, tests = seen.image_set("faces"), [f.image_set(n) for f, n in zip(held_out, TESTS, strict=True)]
+        model, clip = load_demo()
+        chosen = verbs_demo.settings_for(settings.images)
+        record, summary = chain(chosen, run, model, clip, load_concepts("paper25"), images, tests, settings.cache)
+        summary["truth"] = verbs_demo.compare_with_truth(run, model, record, list(zip(held_out, tests, strict=True)))
+        store.write_json(run.folder / "summary.json", summary)
     say_written(settings.out)
+    verbs_demo.closing(summary, summary["truth"], settings.out)
 
 
 def chain(
@@ -476,14 +471,18 @@ def chain(
     images: ImageSet,
     tests: Sequence[ImageSet],
     cache: Path | None,
-) -> None:
-    """From built objects to results in a run folder: probe, dissect, Table 1 and, with test sets, the edit."""
+) -> tuple[ProbeRecord, dict[str, Any]]:
+    """From built objects to results in a run folder: probe, dissect, Table 1 and, with test sets, the edit.
+
+    Returns the record and the summary that was written.
+    """
     _check(settings, model)
     record = _probe(settings, run, model, images, clip, cache)
     found, table1, summary = _label(settings, run, record, concepts, clip, cache)
     if tests:
         summary["edit"] = _edit(settings, run, model, found, tests, table1)
         store.write_json(run.folder / "summary.json", summary)
+    return record, summary
 
 
 def _label(

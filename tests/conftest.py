@@ -22,7 +22,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 from flax import nnx
 
 from emojax.data import fer2013
-from emojax.data.demo import generated_images
+from emojax.data.loader import ImageSet
 from emojax.data.weights import load_clip, save_clip
 from emojax.mesh import make_mesh
 from emojax.models.clip import Clip, ClipConfig
@@ -53,6 +53,20 @@ def tiny_vgg() -> VggNet:
     model = nnx.merge(graphdef, nnx.from_flat_state([(p, shaken(p, v)) for p, v in nnx.to_flat_state(state)]))
     model.eval()
     return model
+
+
+def generated_images(count: int, seed: int, name: str) -> ImageSet:
+    """Blurred blobs whose number and place depend on the class: uint8 [count, 48, 48, 1] with seven classes."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 7, count)
+    y, x = np.mgrid[0:48, 0:48]
+    images = rng.normal(96, 12, (count, 48, 48))
+    for blob in range(7):
+        shown = blob <= labels
+        centre = 24 + 14 * np.array([np.sin(blob), np.cos(blob)]) + rng.normal(0, 2, (count, 2))
+        distance = (y - centre[:, 0, None, None]) ** 2 + (x - centre[:, 1, None, None]) ** 2
+        images += shown[:, None, None] * 110 * np.exp(-distance / 18)
+    return ImageSet.from_arrays(np.clip(images, 0, 255).astype(np.uint8), labels, fer2013.CLASSES, name=name)
 
 
 def hf_tokenizer(words: int = 0):

@@ -208,13 +208,18 @@ def rows_of(path):
 
 
 def test_demo_runs_the_chain(capsys, tmp_path):
-    code, out, err = run(capsys, "demo", "--images", "200", "--out", tmp_path / "demo")
+    flags = ("--images", "300", "--out", tmp_path / "demo", "--cache", tmp_path / "cache")
+    code, out, err = run(capsys, "demo", *flags)
     assert (code, err) == (0, "")
-    assert "labels mean nothing" in out
+    assert "What was found" in out
     names = {p.name for p in (tmp_path / "demo").iterdir()}
-    expected = {"dissection.csv", "interpretability.csv", "sweep.csv", "summary.json", "manifest.json", "edited.safetensors"}
-    assert names == expected
+    tables = {"dissection.csv", "interpretability.csv", "sweep.csv", "truth.csv"}
+    assert names == tables | {"summary.json", "manifest.json", "edited.safetensors"}
     assert len(rows_of(tmp_path / "demo" / "sweep.csv")) == 72
+    truths = rows_of(tmp_path / "demo" / "truth.csv")
+    assert len(truths) == len(rows_of(tmp_path / "demo" / "dissection.csv"))
+    assert all(float(row["soft_wpmi_label_auroc"]) <= float(row["auroc"]) for row in truths)
+    assert "reusing the record" in run(capsys, "demo", *flags)[1]
 
 
 @pytest.fixture

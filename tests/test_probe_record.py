@@ -137,11 +137,12 @@ PROGRAM = """
     jax.config.update("jax_compilation_cache_dir", sys.argv[4])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     from pathlib import Path
-    from emojax.data.demo import generated_images
+    import numpy as np
+    from emojax.data.loader import ImageSet
     from emojax.data.weights import load_clip, load_vgg
     from emojax.engine.probe import probe
     import time
-    images = generated_images(2000, 2, "blobs")
+    images = ImageSet.from_arrays(np.load(sys.argv[5]), name="noise")
     def tick(done, total):
         print(done, flush=True)
         time.sleep(0.05)  # or the whole probe would be over before it is killed
@@ -150,10 +151,11 @@ PROGRAM = """
 """
 
 
-def killed_and_resumed(tmp_path, tiny_vgg, clip_folder, kills):
+def killed_and_resumed(tmp_path, tiny_vgg, clip_folder, images, kills):
     """Kills a probing process at random moments, lets it finish, and returns the record and how often it was resumed."""
     save_vgg(tiny_vgg, tmp_path / "vgg.safetensors")
-    files = [tmp_path / "vgg.safetensors", clip_folder, tmp_path / "cache", tmp_path / "compiled"]
+    np.save(tmp_path / "images.npy", images)
+    files = [tmp_path / name for name in ("vgg.safetensors", clip_folder, "cache", "compiled", "images.npy")]
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM), *map(str, files)]
     chance, starts = random.Random(0), []
     for _ in range(kills):
@@ -170,12 +172,11 @@ def killed_and_resumed(tmp_path, tiny_vgg, clip_folder, kills):
 
 @pytest.mark.parametrize("kills", [2])
 def test_killed_probe_is_identical(tiny_vgg, tiny_clip, clip_folder, tmp_path, kills):
-    from emojax.data.demo import generated_images
-
-    got, starts = killed_and_resumed(tmp_path, tiny_vgg, clip_folder, kills)
+    pictures = np.random.default_rng(2).integers(0, 256, (2000, 48, 48, 1), np.uint8)
+    got, starts = killed_and_resumed(tmp_path, tiny_vgg, clip_folder, pictures, kills)
     assert starts == sorted(starts)  # a kill before the next snapshot starts at the same image again
     assert starts[-1] > starts[0]
-    images = generated_images(2000, 2, "blobs")
+    images = ImageSet.from_arrays(pictures, name="noise")
     want = probe.probe(tiny_vgg, images, tiny_clip, layers=["lin*"], batch=32, tile=8, top_k=60, mesh=make_mesh(1))
     assert got.key == want.key
     for a, b in zip((*got.top, *got.moments), (*want.top, *want.moments), strict=True):

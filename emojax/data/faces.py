@@ -146,17 +146,20 @@ class Faces:
         return len(self.emotions)
 
     @cached_property
+    def strengths(self) -> np.ndarray:
+        """How strongly each face shows each of `ATTRIBUTES`, in that rule's own units: float32 [N, A]."""
+        return np.stack([strength(self.numbers) for strength, _, _ in _RULES.values()], axis=1).astype(np.float32)
+
+    @cached_property
     def attributes(self) -> np.ndarray:
         """PRESENT, ABSENT or UNCLEAR for each of `ATTRIBUTES`: int8 [N, A].
 
         A hand may hide any part of the face, so what the face does is unclear behind one.
         """
-        columns = []
-        for name, (strength, absent, present) in _RULES.items():
-            value = strength(self.numbers)
-            column = np.where(value > present, PRESENT, np.where(value < absent, ABSENT, UNCLEAR))
-            columns.append(column if name in DISTRACTORS else np.where(self.numbers["hand"] > 0, UNCLEAR, column))
-        return np.stack(columns, axis=1).astype(np.int8)
+        absent, present = (np.array([rule[at] for rule in _RULES.values()], np.float32) for at in (1, 2))
+        shown = np.where(self.strengths > present, PRESENT, np.where(self.strengths < absent, ABSENT, UNCLEAR))
+        expressions = [name not in DISTRACTORS for name in ATTRIBUTES]
+        return np.where((self.numbers["hand"] > 0)[:, None] & expressions, UNCLEAR, shown).astype(np.int8)
 
     def render(self, batch: int = 512) -> np.ndarray:
         """The pictures: uint8 [N, 48, 48, 1]. The same numbers give the same bytes on the same kind of device."""

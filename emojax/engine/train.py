@@ -46,7 +46,7 @@ class Task:
       data: arrays that stay on the device, or None.
       loss: (params, rest, data, batch, key) → (loss, (rest, metrics as scalars)).
       batches: epoch → batches, pytrees of host arrays with the batch along the first axis, of one shape.
-      steps: batches in an epoch.
+      steps: batches in an epoch; batch: images in each.
     """
 
     params: Any
@@ -55,6 +55,7 @@ class Task:
     loss: Callable[[Any, Any, Any, Any, jax.Array], tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]
     batches: Callable[[int], Iterator[Any]]
     steps: int
+    batch: int
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,15 @@ def fit(
 
     `validate(params, rest)` gives metrics after each epoch, `report` gets each epoch's row. Metrics of a step are read
     only after the next one is on its way, so the device never waits.
+
+    Raises:
+      InputError: the batch does not divide over the devices, or the loss is not finite.
     """
     mesh = mesh or make_mesh()
+    if task.batch % mesh.size:
+        raise InputError(
+            f"a batch of {task.batch} does not divide over {mesh.size} devices; choose a multiple of {mesh.size}"
+        )
     step, total = make_step(task, recipe, mesh), recipe.epochs * task.steps
     rate, key = recipe.rate(total), jax.random.key(recipe.seed)
     average = jax.tree.map(jnp.copy, task.params) if recipe.average else None
@@ -215,7 +223,7 @@ def classifier(model: VggNet, images: ImageSet, *, batch: int, seed: int, label_
 
     resident = (np.asarray(images.images[: len(images)]), np.asarray(labels))
     rows = lambda epoch: epoch_rows(len(images), batch, seed, epoch)  # noqa: E731
-    return Task(params, rest, resident, loss, rows, len(images) // batch)
+    return Task(params, rest, resident, loss, rows, len(images) // batch, batch)
 
 
 def trained(model: VggNet, result: Result) -> VggNet:
@@ -296,7 +304,7 @@ def contrastive(encoder: ClipEncoder, pairs: Pairs, *, batch: int, seed: int) ->
             same = np.eye(len(rows), dtype=bool) if pairs.matches is None else pairs.matches(epoch, rows)
             yield rows, tokens[rows], same
 
-    return Task(params, rest, images.images, loss, batches, len(images) // batch)
+    return Task(params, rest, images.images, loss, batches, len(images) // batch, batch)
 
 
 def trained_clip(encoder: ClipEncoder, result: Result) -> ClipEncoder:

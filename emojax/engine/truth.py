@@ -5,13 +5,17 @@ layer). On rendered faces the truth of any unit is measurable: how well its acti
 from faces without. Shapes: I images, U units, A attributes (the concepts), presence 1, 0 or −1 (unclear, left out).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from emojax.data.loader import ImageSet
+from emojax.engine.network import Network, map_images
+from emojax.ops.pooling import Pool, pool
 
 
 class Affinity(NamedTuple):
@@ -27,20 +31,30 @@ class Affinity(NamedTuple):
     correlation: np.ndarray
 
 
-def affinity(activations: np.ndarray, presence: np.ndarray) -> Affinity:
-    """Affinities [U, A] of activations [I, U] with what the images show, presence [I, A] in {1, 0, −1}.
+def activations(network: Network, images: ImageSet, layers: Sequence[str], how: Pool = "avg") -> np.ndarray:
+    """Pooled activations [I, U] of the layers, in a row, for every image."""
+
+    def forward(params: Any, chunk: jax.Array) -> jax.Array:
+        taps = network.apply(params, network.preprocess(chunk))[1]
+        return jnp.concatenate([pool(taps[name], how) for name in layers], axis=1)
+
+    return map_images(forward, network.params, images, batch=256)
+
+
+def affinity(responses: np.ndarray, presence: np.ndarray) -> Affinity:
+    """Affinities [U, A] of responses, usually activations, [I, U] with what the images show, presence [I, A] in {1, 0, −1}.
 
     Raises:
       ValueError: the shapes do not fit.
     """
-    if activations.ndim != 2 or presence.ndim != 2 or len(activations) != len(presence):
-        raise ValueError(f"activations {activations.shape} and presence {presence.shape} are not of the same images")
+    if responses.ndim != 2 or presence.ndim != 2 or len(responses) != len(presence):
+        raise ValueError(f"responses {responses.shape} and presence {presence.shape} are not of the same images")
     present, absent = (jnp.asarray(presence == value, jnp.float32) for value in (1, 0))
-    return Affinity(*map(np.asarray, _affinity(jnp.asarray(activations, jnp.float32), present, absent)))
+    return Affinity(*map(np.asarray, _affinity(jnp.asarray(responses, jnp.float32), present, absent)))
 
 
 @jax.jit
-def _affinity(activations: jax.Array, present: jax.Array, absent: jax.Array) -> tuple[jax.Array, ...]:
+def _affinity(responses: jax.Array, present: jax.Array, absent: jax.Array) -> tuple[jax.Array, ...]:
     positives, negatives = present.sum(axis=0), absent.sum(axis=0)
 
     def unit(values: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -55,10 +69,10 @@ def _affinity(activations: jax.Array, present: jax.Array, absent: jax.Array) -> 
         precision = found / jnp.maximum(found + wrong, 1.0)
         return auroc, (yes * precision).sum(axis=0) / positives
 
-    auroc, auprc = jax.lax.map(unit, activations.T)
+    auroc, auprc = jax.lax.map(unit, responses.T)
     known, count = present + absent, positives + negatives
     product = lambda x, y: jnp.matmul(x.T, y, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
-    centred = activations - activations.mean(axis=0)  # float32 keeps the variance of what is centred
+    centred = responses - responses.mean(axis=0)  # float32 keeps the variance of what is centred
     mean, mean_yes = product(centred, known) / count, positives / count
     covariance = product(centred, present) / count - mean * mean_yes
     spread = jnp.sqrt((product(centred**2, known) / count - mean**2) * (mean_yes * (1 - mean_yes)))

@@ -1,0 +1,119 @@
+"""Affinities against plain references, agreement on small examples, and planted detectors that must be named."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from emojax.data import faces
+from emojax.data.demo import load_demo
+from emojax.engine import dissect, probe, truth
+from emojax.engine.network import as_network
+from emojax.verbs_demo import ATTRIBUTE_SET
+
+
+@pytest.fixture(scope="module")
+def example():
+    rng = np.random.default_rng(0)
+    responses = np.round(rng.standard_normal((300, 6)), 1).astype(np.float32)  # with ties
+    presence = rng.choice([-1, 0, 1], (300, 4), p=[0.2, 0.5, 0.3]).astype(np.int8)
+    responses[:, 0] += 2 * (presence[:, 1] == 1)
+    responses[:, 5] = 3.0  # a dead unit
+    return responses, presence, truth.affinity(responses, presence)
+
+
+def test_affinity_equals_plain_references(example):
+    responses, presence, found = example
+    for unit in range(6):
+        for at in range(4):
+            known = presence[:, at] >= 0
+            values, shown = np.float64(responses[known, unit]), presence[known, at] == 1
+            u = stats.mannwhitneyu(values[shown], values[~shown]).statistic
+            np.testing.assert_allclose(found.auroc[unit, at], u / (shown.sum() * (~shown).sum()), atol=2e-6)
+            precision = [shown[values >= value].mean() for value in values[shown]]
+            np.testing.assert_allclose(found.auprc[unit, at], np.mean(precision), atol=2e-6)
+            want = 0.0 if unit == 5 else stats.pearsonr(values, shown).statistic
+            np.testing.assert_allclose(found.correlation[unit, at], want, atol=2e-6)
+    assert found.auroc[0].argmax() == 1
+
+
+def test_affinity_of_an_attribute_that_is_always_there_is_unknown():
+    responses = np.random.default_rng(0).standard_normal((10, 2))
+    found = truth.affinity(responses, np.ones((10, 1), np.int8))
+    assert all(np.isnan(field).all() for field in found)
+    with pytest.raises(ValueError, match="not of the same images"):
+        truth.affinity(responses, np.ones((9, 1), np.int8))
+
+
+def test_affinity_is_that_of_units_in_any_order_and_place(example):
+    responses, presence, found = example
+    order = [3, 0, 5, 1, 4, 2]
+    moved = truth.affinity(responses[:, order] * 2 + 100, presence)  # ranks and correlation do not care
+    for a, b in zip(moved, found, strict=True):
+        np.testing.assert_allclose(a, b[order], atol=1e-4)
+
+
+def test_agreement():
+    auroc = np.array([[0.9, 0.6, 0.5, 0.4, 0.3], [0.5, 0.52, 0.6, 0.5, 0.5], [0.2, 0.3, 0.4, 0.5, 0.8]], np.float32)
+    scores = np.array([[5, 4, 3, 2, 1], [0, 3, 2, 0, 0], [0, 1, 2, 3, -1]], np.float32)
+    found = truth.agreement(scores, auroc)
+    assert found.units == 3
+    assert found.attributes == 5
+    assert found.best == pytest.approx(1 / 3)
+    assert found.among_three == pytest.approx(1.0)
+    assert found.auroc_of_label == pytest.approx((0.9 + 0.52 + 0.5) / 3)
+    assert found.auroc_of_best == pytest.approx((0.9 + 0.6 + 0.8) / 3)
+    assert found.auroc_of_random == pytest.approx(auroc.mean())
+    want = np.mean([stats.spearmanr(s, a).statistic for s, a in zip(scores, auroc, strict=True)])
+    assert found.rank_correlation == pytest.approx(want)
+    assert truth.agreement(scores, auroc, least=0.7).units == 2
+    some = np.where(np.arange(5) == 1, np.nan, auroc)
+    assert truth.agreement(scores, some).attributes == 4
+    with pytest.raises(ValueError, match="no unit has an AUROC"):
+        truth.agreement(scores, auroc, least=0.95)
+    with pytest.raises(ValueError, match="only 1 attributes"):
+        truth.agreement(scores, np.where(np.arange(5) > 0, np.nan, auroc))
+
+
+def test_activations_are_those_of_the_record(tiny_vgg, tiny_clip, blobs):
+    record = probe.probe(tiny_vgg, blobs, tiny_clip, layers=["conv4b", "lin2"], keep_activations=True, top_k=20)
+    got = truth.activations(as_network(tiny_vgg), blobs, ["conv4b", "lin2"])
+    np.testing.assert_allclose(got, record.activations, rtol=2e-5, atol=2e-6)
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """A network whose units are detectors: it finds the face by its pixels and gives what is known of it, with noise."""
+    people = faces.random_faces(2500, 21)
+    pictures = people.image_set("planted")
+    project = np.random.default_rng(1).standard_normal(48 * 48).astype(np.float32) / 48
+    code = jnp.asarray(np.float32(pictures.images[:]).reshape(len(people), -1) @ project)
+    assert len(np.unique(np.asarray(code))) == len(people)
+    strength = people.strengths / people.strengths.std(axis=0)
+    noise = np.random.default_rng(2).standard_normal(strength.shape)
+    detectors = jnp.asarray(np.where(people.numbers["hand"][:, None] > 0, strength.min(axis=0), strength) + 0.2 * noise)
+
+    def network(images):
+        flat = (images.reshape(len(images), -1) * project).sum(axis=1)
+        nearest = jnp.abs(flat[:, None] - code[None, :]).argmin(axis=1)
+        return jnp.zeros((len(images), 7)), {"detectors": detectors[nearest]}
+
+    _, clip = load_demo()
+    record = probe.probe(
+        network, pictures, clip, preprocess=lambda x: x.astype(jnp.float32), top_k=125, keep_activations=True
+    )
+    return people, record
+
+
+def test_planted_detectors_are_named(planted, capsys):
+    """Units that detect one attribute each: soft_wpmi names at least nine in ten, every function beats chance by far."""
+    people, record = planted
+    known = truth.affinity(record.activations, people.attributes)
+    assert (known.auroc.argmax(axis=1) == np.arange(30)).mean() > 0.9  # the detectors detect
+    right = {}
+    for name in ("soft_wpmi", "wpmi", "rank_reorder", "cos_similarity", "cos_similarity_cubed"):
+        labels = dissect.dissect(record, ATTRIBUTE_SET, similarity=name, null_sets=0).labels
+        right[name] = (labels == np.arange(30)).mean()
+    with capsys.disabled():
+        print("\nplanted detectors named:", {name: f"{share:.0%}" for name, share in right.items()})
+    assert right["soft_wpmi"] >= 0.9
