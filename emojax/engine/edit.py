@@ -1,11 +1,13 @@
 """Edits a network by its labels and measures what the edits do: gains on a layer's units, alone or as a whole grid.
 
 A sweep runs the part of the network before the edited layer once per image; only what follows is repeated per setting.
+`engine/sweep.py` does the same for thousands of settings of one layer.
 Shapes: I images, U units of the layer, S settings.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,7 +33,39 @@ def edit(model: VggNet, layer: str, gains: jax.Array | np.ndarray, *, scope: Sco
     Raises:
       InputError: no such layer, the wrong number of gains, or gains that are not finite.
     """
-    return vgg.with_gains(model, {layer: ops.with_scope(_checked(model, layer, gains), scope)})
+    return edit_layers(model, {layer: gains}, scope=scope)
+
+
+def edit_layers(model: VggNet, gains: Mapping[str, jax.Array | np.ndarray], *, scope: Scope = "weights") -> VggNet:
+    """As `edit`, for several layers at once: gains [U] by layer."""
+    return vgg.with_gains(model, {name: ops.with_scope(_checked(model, name, g), scope) for name, g in gains.items()})
+
+
+def read_gains(path: Path, units: int, *, factor: float | None = None) -> np.ndarray:
+    """Gains [U] from a file of one number per unit: `.npy`, or text with commas, blanks or line breaks between them.
+
+    With a factor the file is a mask of 0 and 1, and the gains are ×factor for the ones and ÷factor for the others.
+
+    Raises:
+      InputError: the file cannot be read, or holds other things than that many finite numbers (or zeros and ones).
+    """
+    try:
+        if Path(path).suffix == ".npy":
+            values = np.load(path, allow_pickle=False).astype(np.float32).reshape(-1)
+        else:
+            values = np.array(Path(path).read_text("utf-8").replace(",", " ").split(), np.float32)
+    except OSError as error:
+        raise InputError(f"cannot read the gains file {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; write one number per unit, without a header") from None
+    if len(values) != units:
+        raise InputError(f"{path} holds {len(values)} numbers, the layer has {units} units; write one number per unit")
+    allowed = np.isfinite(values) if factor is None else np.isin(values, (0, 1))
+    if not allowed.all():
+        at = int(allowed.argmin())
+        right = "a finite number" if factor is None else "0 or 1, or leave out the factor to read gains"
+        raise InputError(f"{path}: number {at + 1} is {values[at]:g}; write {right}")
+    return values if factor is None else np.asarray(ops.from_mask(values == 1, factor))
 
 
 def _checked(model: VggNet, layer: str, gains: jax.Array | np.ndarray) -> jax.Array:
