@@ -8,7 +8,7 @@ Shapes: I images, U units of the layer, S settings.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,8 @@ from emojax.models import vgg
 from emojax.models.vgg import VggNet
 from emojax.ops import gains as ops
 from emojax.ops.gains import Scope
+
+Kind = Literal["threshold", "top_fraction", "continuous"]
 
 
 def edit(model: VggNet, layer: str, gains: jax.Array | np.ndarray, *, scope: Scope = "weights") -> VggNet:
@@ -79,6 +81,59 @@ def _checked(model: VggNet, layer: str, gains: jax.Array | np.ndarray) -> jax.Ar
     if not bool(jnp.isfinite(gains).all()):
         raise InputError(f"the gains for layer {layer} are not all finite")
     return gains
+
+
+class Setting(NamedTuple):
+    """An edit: of `layer`, by `kind` of gain, where `tau` is the threshold or the fraction (None for continuous)."""
+
+    layer: str
+    kind: Kind
+    tau: float | None
+    factor: float
+
+    def mask(self, scores: np.ndarray) -> np.ndarray | None:
+        """Units [U] that are scaled up; None for a continuous gain."""
+        match self.kind:
+            case "threshold":
+                return scores > np.float32(self.tau)
+            case "top_fraction":
+                return np.asarray(ops.top_fraction(scores, self.tau))
+        return None
+
+    def gains(self, scores: np.ndarray) -> np.ndarray:
+        """Gains [U]."""
+        mask = self.mask(scores)
+        return np.asarray(ops.continuous(scores, self.factor) if mask is None else ops.from_mask(mask, self.factor))
+
+    def __str__(self) -> str:
+        tau = "" if self.tau is None else f", tau {self.tau:g}" if self.kind == "threshold" else f", best {self.tau:.1%}"
+        return f"{self.layer}, {self.kind.replace('_', ' ')}{tau}, factor {self.factor:g}"
+
+
+@dataclass(frozen=True)
+class Search:
+    """The settings that the choice is made from, the same for every layer; by default the paper's grid."""
+
+    taus: tuple[float, ...] = tuple(x / 4 for x in range(-4, 8))
+    factors: tuple[float, ...] = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5)
+    fractions: tuple[float, ...] = ()
+    """shares of units for `top_fraction`, with every factor"""
+    continuous: tuple[float, ...] = ()
+    """factors of the continuous gain"""
+    scope: Scope = "weights"
+
+    def settings(self, layers: Sequence[str]) -> list[Setting]:
+        """All settings, in the order in which the first of equals is chosen; factor 1 is left out, being no edit."""
+        factors = [factor for factor in self.factors if factor != 1]
+        found = []
+        for layer in layers:
+            found += [Setting(layer, "threshold", tau, factor) for tau in self.taus for factor in factors]
+            found += [Setting(layer, "top_fraction", part, factor) for part in self.fractions for factor in factors]
+            found += [Setting(layer, "continuous", None, factor) for factor in self.continuous]
+        return found
+
+
+PAPER = Search()
 
 
 @dataclass(frozen=True)

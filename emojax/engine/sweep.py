@@ -34,7 +34,7 @@ from emojax.store import content_key, write_binary
 _FORMAT = 1  # of what is kept on disk; part of its key
 _CHUNK = 512  # settings computed together
 _BLOCK = 32  # units whose running sums are one small matrix product
-_NEAR = 1e-5  # of the largest logit: float32 sums over 4,096 units stay well within
+_NEAR = 1e-5  # of logits' size: float32 sums over 4,096 units stay well within
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,8 @@ def _tally(logits: jax.Array, labels: jax.Array, full: bool) -> _Tally:
     if not full:
         return _Tally(hits[None])
     second = jnp.where(classes == predictions[:, None], -jnp.inf, logits).max(axis=1)
-    near = (best - second <= _NEAR * jnp.abs(logits).max(axis=1)) & (labels >= 0)
+    size = 1.0 + jnp.abs(logits - logits[:, :1]).max(axis=1)
+    near = (best - second <= _NEAR * size) & (labels >= 0)
     loss = jnp.log(jnp.exp(logits - best[:, None]).sum(axis=1)) + best - (logits * own).sum(axis=1)
     nll = jnp.where(labels >= 0, loss, 0.0).sum(axis=1)
     return _Tally(hits[None], nll[None], near.sum(axis=1)[None], predictions.astype(jnp.uint8).T)
