@@ -327,3 +327,21 @@ def test_learned_gains_find_what_was_hidden():
     made = inputs.LayerInputs("lin2", layer.values, labels, layer.classes, head, layer.weight_sums, "made", "made")
     found = learn.learn_gains(made, pull=0.0, epochs=40, rate=0.05)
     np.testing.assert_allclose(found, true, rtol=0.25)
+
+
+def test_lin2_of_the_published_network(blobs):
+    """4,096 units: thresholds and masks against the forward pass of edited parameters, a few hundred images."""
+    model = nnx.jit(lambda: vgg.VggNet(vgg.VggConfig.paper(), rngs=nnx.Rngs(0)))()
+    rng = np.random.default_rng(0)
+    model.lin2.bias = nnx.Param(jax.numpy.asarray(rng.normal(0, 0.3, 4096), jax.numpy.float32))
+    model.eval()
+    x = model.preprocess(jax.numpy.asarray(blobs.images[0:300]))
+    run = jax.jit(lambda graphdef, state, x: nnx.merge(graphdef, state)(x)[0], static_argnums=0)
+    found = inputs.layer_inputs(model, blobs, "lin2")
+    scores, masks = rng.standard_normal(4096), rng.random((3, 4096)) < 0.5
+    thresholds = sweep.every_threshold(found, scores, [1.5])[0]
+    by_mask = sweep.try_masks(found, masks, 1.5)
+    for outcomes, at, mask in ((thresholds.outcomes, thresholds.cut(0.3), scores > 0.3), (by_mask, 1, masks[1])):
+        edited = edit.edit(model, "lin2", ops.from_mask(mask, 1.5))
+        logits = np.concatenate([run(*nnx.split(edited), part) for part in np.split(np.asarray(x), 3)])
+        check_outcome(outcomes, at, np.float64(logits), blobs.labels)
