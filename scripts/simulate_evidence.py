@@ -4,8 +4,9 @@
 
 A study is a random dense layer that feeds the logits, images with labels drawn from a hidden layer of the same weights,
 a grid of thresholds and factors, and scores. `null`: scores are noise. `null, noisy network`: they are noise, and many
-edits change accuracy at random. `planted`: some units of the network are weaker than in the hidden layer, and the scores say
-which, with noise. Prints one line for each, and one JSON line to --out.
+edits change accuracy at random. `null, one set`: the same, tested on the images of the choice. `planted`: some units of the
+network are weaker than in the hidden layer, and the scores say which, with noise. Prints one line for each, and one JSON
+line to --out. `mcnemar_below_alpha` counts changes for better and worse.
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ class Options:
     out: Path | None = None
 
 
-KINDS = ("null", "null, noisy network", "planted")
+KINDS = ("null", "null, noisy network", "null, one set", "planted")
 
 
 def subject(rng: np.random.Generator, kind: str, options: Options):
@@ -58,7 +59,8 @@ def subject(rng: np.random.Generator, kind: str, options: Options):
         names = tuple(f"class {c}" for c in range(classes))
         return LayerInputs("dense", values.astype(np.float32), labels, names, head, np.abs(weight).sum(1), name, name)
 
-    return Subject({"dense": scores}, {"dense": inputs("selection")}, {"dense": inputs("confirmation")})
+    first, second = {"dense": inputs("selection")}, {"dense": inputs("confirmation")}
+    return Subject({"dense": scores}, first, None if kind == "null, one set" else second)
 
 
 def simulate(options: Options, kind: str) -> dict[str, float | int | str]:

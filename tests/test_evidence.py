@@ -169,6 +169,21 @@ def test_same_seed_same_evidence(subjects):
     assert json.loads(json.dumps(one, allow_nan=False))["finding"] == one["finding"]
 
 
+def test_stopped_evidence_goes_on(subjects, tmp_path, monkeypatch):
+    want = evidence.assess(subjects[:1], SEARCH, seed=3, store=tmp_path, **SMALL).summary()
+    monkeypatch.setattr(sweep, "_count", lambda *_: pytest.fail("computed again"))
+    assert evidence.assess(subjects[:1], SEARCH, seed=3, store=tmp_path, **SMALL).summary() == want
+
+
+def test_settings_of_many_kinds_keep_their_order(subjects):
+    layer, scores = subjects[0].select["lin2"], subjects[0].scores["lin2"]
+    settings = SEARCH.settings(["lin2"])[::-1]
+    found = sweep.try_settings({"lin2": layer}, [(setting, scores) for setting in settings])
+    for at, setting in enumerate(settings):
+        want = float64_logits(layer, plain_gains(setting, scores), "weights").argmax(1)
+        np.testing.assert_array_equal(found.predictions[at], want)
+
+
 def test_without_a_second_set_the_search_decides(subjects):
     alone = dataclasses.replace(subjects[0], confirm=None)
     found = evidence.assess([alone], SEARCH, seed=3, **SMALL)

@@ -9,6 +9,7 @@ Shapes: I images, U units, C classes, S settings, R permutations.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from emojax.data.loader import ImageSet
 from emojax.engine.edit import PAPER, Search, Setting
 from emojax.engine.evaluate import Evaluation
 from emojax.engine.inputs import LayerInputs, join_inputs, layer_inputs
-from emojax.engine.sweep import evaluate_gains, try_gains, try_masks
+from emojax.engine.sweep import evaluate_gains, try_gains, try_masks, try_settings
 from emojax.engine.verdict import Evidence
 from emojax.errors import InputError
 from emojax.models.vgg import VggNet
@@ -63,35 +64,37 @@ def subject(
     return Subject(scores, read(select), None if confirm is None else read(confirm))
 
 
-# What settings give
+@dataclass(frozen=True)
+class _Side:
+    """The images of the choice or of the test, as every network sees them."""
 
+    inputs: Sequence[Mapping[str, LayerInputs]]
+    before: Sequence[Evaluation]
+    options: Mapping[str, Any]
 
-def _correct(inputs: Mapping[str, LayerInputs], trials: Sequence[tuple[Setting, np.ndarray]], scope: Scope) -> np.ndarray:
-    """Correct images [S] for settings with their scores; masks of one layer and factor go in one product."""
-    groups: dict[tuple[str, float | None], list[int]] = {}
-    for at, (setting, _) in enumerate(trials):
-        groups.setdefault((setting.layer, None if setting.kind == "continuous" else setting.factor), []).append(at)
-    found = np.empty(len(trials), np.int64)
-    for (layer, factor), rows in groups.items():
-        mine = [trials[at] for at in rows]
-        if factor is None:
-            gains = np.stack([setting.gains(scores) for setting, scores in mine])
-            outcomes = try_gains(inputs[layer], gains, scope=scope, full=False)
-        else:
-            masks = np.stack([setting.mask(scores) for setting, scores in mine])
-            outcomes = try_masks(inputs[layer], masks, factor, scope=scope, full=False)
-        found[rows] = outcomes.correct
-    return found
+    @classmethod
+    def of(cls, inputs: Sequence[Mapping[str, LayerInputs]], scope: Scope, store: Path | None) -> "_Side":
+        layers = [next(iter(one.values())) for one in inputs]
+        before = [evaluate_gains(layer, np.ones(layer.units, np.float32)) for layer in layers]
+        return cls(inputs, before, {"scope": scope, "full": False, "store": store})
 
+    @property
+    def correct(self) -> int:
+        """Correct images of the unedited networks together."""
+        return sum(int(_ok(result).sum()) for result in self.before)
 
-def _gain(
-    sets: Sequence[Mapping[str, LayerInputs]],
-    base: int,
-    trials: Sequence[Sequence[tuple[Setting, np.ndarray]]],
-    scope: Scope,
-) -> np.ndarray:
-    """Correct images above the unedited networks' [S], summed over networks; one list of trials per network."""
-    return sum(_correct(inputs, mine, scope) for inputs, mine in zip(sets, trials, strict=True)) - base
+    def under(self, layer: str, gains: Sequence[np.ndarray]) -> list[Evaluation]:
+        """Every network with its gains."""
+        scope = self.options["scope"]
+        return [evaluate_gains(one[layer], g, scope=scope) for one, g in zip(self.inputs, gains, strict=True)]
+
+    def changes(self, settings: Sequence[Setting], scores: Sequence[Sequence[Mapping[str, np.ndarray]]]) -> np.ndarray:
+        """Correct images above the unedited networks' [S]: setting s with each network's s-th scores."""
+        found = -self.correct
+        for one, mine in zip(self.inputs, scores, strict=True):
+            trials = [(setting, draw[setting.layer]) for setting, draw in zip(settings, mine, strict=True)]
+            found = found + try_settings(one, trials, **self.options).correct
+        return found
 
 
 def _ok(result: Evaluation) -> np.ndarray:
@@ -176,7 +179,8 @@ def assess(
     masks: int = 1000,
     resamples: int = 10_000,
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    store: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evidence:
     """Chooses one setting, tests it once, and compares it with controls.
 
@@ -185,86 +189,90 @@ def assess(
     as gained when more of them are put right than wrong; the permutations permute each network's scores.
 
     A search over layers that do not feed the logits repeats what follows them for every setting and permutation; ask for
-    fewer permutations there.
+    fewer permutations there. With `store`, a folder, what is done is kept there, and a run that was stopped goes on.
+    `progress` hears of permutations. The edit, the baseline and single controls are evaluated by the plain arithmetic;
+    grids, permutations and random masks go the fast way, exact up to near ties (`engine/sweep.py`).
 
     Raises:
       InputError: no subject or setting, subjects that differ in layers or images, or scores that do not fit.
     """
     settings = _checked(subjects, search)
-    scope, rng = search.scope, np.random.default_rng(seed)
-    on_test = subjects[0].confirm is None
+    rng, on_test, count = np.random.default_rng(seed), subjects[0].confirm is None, len(subjects)
     scores = [{name: np.asarray(s, np.float32) for name, s in one.scores.items()} for one in subjects]
-    chosen_on = [one.select for one in subjects]
-    tested_on = chosen_on if on_test else [one.confirm for one in subjects]
-    unedited = [_unedited(inputs) for inputs in chosen_on]
-    base = sum(int(_ok(result).sum()) for result in unedited)
-    gains = _gain(chosen_on, base, [[(setting, mine[setting.layer]) for setting in settings] for mine in scores], scope)
-    best = int(gains.argmax())
-    chosen = settings[best]
+    choice = _Side.of([one.select for one in subjects], search.scope, store)
+    test = choice if on_test else _Side.of([one.confirm for one in subjects], search.scope, store)
 
-    before = unedited if on_test else [_unedited(inputs) for inputs in tested_on]
-    test_base = sum(int(_ok(result).sum()) for result in before)
-
-    def under(gains: Sequence[np.ndarray]) -> list[Evaluation]:
-        return [evaluate_gains(one[chosen.layer], g, scope=scope) for one, g in zip(tested_on, gains, strict=True)]
-
+    table = choice.changes(settings, [[mine] * len(settings) for mine in scores])
+    chosen = settings[int(table.argmax())]
     own = [chosen.gains(mine[chosen.layer]) for mine in scores]
-    after = under(own)
-    change = sum(int(_ok(result).sum()) for result in after) - test_base
+    after = test.under(chosen.layer, own)
+    pairs = list(zip(test.before, after, strict=True))
+    change = int(_net(pairs).sum())
 
-    # The same search and confirmation with permuted scores
-    found, confirmed = np.empty(permutations, np.int64), np.empty(permutations, np.int64)
-    for start in range(0, permutations, _GROUP):
-        count = min(_GROUP, permutations - start)
-        shuffled = [[{k: rng.permutation(s) for k, s in mine.items()} for _ in range(count)] for mine in scores]
-        trials = [[(setting, draw[setting.layer]) for draw in mine for setting in settings] for mine in shuffled]
-        table = _gain(chosen_on, base, trials, scope).reshape(count, len(settings))
-        picks = [settings[at] for at in table.argmax(axis=1)]
-        again = [[(pick, draw[pick.layer]) for pick, draw in zip(picks, mine, strict=True)] for mine in shuffled]
-        found[start : start + count] = table.max(axis=1)
-        confirmed[start : start + count] = (
-            found[start : start + count] if on_test else _gain(tested_on, test_base, again, scope)
-        )
-        if progress is not None:
-            progress("permutations", start + count, permutations)
-
-    pairs = list(zip(before, after, strict=True))
-    count = len(subjects)
+    found, confirmed = _permuted(choice, test, settings, scores, permutations, rng, progress)
+    learned = [one.learned[chosen.layer] for one in subjects if chosen.layer in one.learned]
+    controls = _others(test, chosen, scores, own, after, learned)
+    if masks:
+        drawn = _random_masks(test, chosen, own, masks, rng)
+        controls["random_masks"] = {"draws": masks, "p_value": _p_value(change, drawn)} | _spread(drawn / count)
+    p_scores = _p_value(change, confirmed)
+    controls["permuted_scores"] = {"draws": permutations, "p_value": p_scores} | _spread(confirmed / count)
     selection = {
-        "images": len(unedited[0].labels),
-        "name": chosen_on[0][chosen.layer].name,
+        "images": len(choice.before[0].labels),
+        "name": choice.inputs[0][chosen.layer].name,
         "settings": len(settings),
-        "change": float(gains[best]) / count,
-        "mean_change": float(gains.mean()) / count,
-        "p_search": _p_value(gains[best], found),
+        "change": float(table.max()) / count,
+        "mean_change": float(table.mean()) / count,
+        "p_search": _p_value(table.max(), found),
         "permutations": permutations,
         "permuted_change": _spread(found / count),
-        "grid": [{**setting._asdict(), "change": float(g) / count} for setting, g in zip(settings, gains, strict=True)],
+        "grid": [{**setting._asdict(), "change": float(c) / count} for setting, c in zip(settings, table, strict=True)],
     }
-    learned = [one.learned[chosen.layer] for one in subjects if chosen.layer in one.learned]
-    controls = _controls(tested_on, chosen, scores, own, after, test_base, scope, masks, rng, under, learned)
-    controls["permuted_scores"] = {"draws": permutations, "p_value": _p_value(change, confirmed)} | _spread(
-        confirmed / count
-    )
-    names = [one[chosen.layer].name for one in tested_on]
     networks = [
-        {"images": name, "before": _numbers(x), "after": _numbers(y)} | _wins(_net([(x, y)]))
-        for name, (x, y) in zip(names, pairs, strict=True)
+        {"images": one[chosen.layer].name, "before": _numbers(x), "after": _numbers(y)} | _wins(_net([(x, y)]))
+        for one, (x, y) in zip(test.inputs, pairs, strict=True)
     ]
+    wins = _wins(_net(pairs))
     return Evidence(
-        **{name: value for name, value in _wins(_net(pairs)).items() if name != "p_value"},
-        total=len(before[0].labels),
+        gained=wins["gained"],
+        lost=wins["lost"],
+        total=len(test.before[0].labels),
         alpha=alpha,
         change=change / count,
         selected_on_test=on_test,
         setting=chosen,
-        p_scores=controls["permuted_scores"]["p_value"],
+        p_scores=p_scores,
         selection=selection,
         networks=networks,
         intervals=_intervals(pairs, resamples, 1 - alpha, seed),
         per_class=_per_class(pairs),
         controls=controls,
     )
+
+
+def _permuted(
+    choice: _Side,
+    test: _Side,
+    settings: Sequence[Setting],
+    scores: Sequence[Mapping[str, np.ndarray]],
+    permutations: int,
+    rng: np.random.Generator,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choice and test with permuted scores [R]: the best change on the choice's images, and its change on the test's."""
+    found, confirmed = np.empty(permutations, np.int64), np.empty(permutations, np.int64)
+    for start in range(0, permutations, _GROUP):
+        rows = slice(start, min(start + _GROUP, permutations))
+        count = rows.stop - start
+        draws = [[{k: rng.permutation(s) for k, s in mine.items()} for _ in range(count)] for mine in scores]
+        each = [[draw for draw in mine for _ in settings] for mine in draws]
+        table = choice.changes(list(settings) * count, each).reshape(count, -1)
+        found[rows] = table.max(axis=1)
+        picked = [settings[at] for at in table.argmax(axis=1)]
+        confirmed[rows] = found[rows] if test is choice else test.changes(picked, draws)
+        if progress is not None:
+            progress(rows.stop, permutations)
+    return found, confirmed
 
 
 def _checked(subjects: Sequence[Subject], search: Search) -> list[Setting]:
@@ -288,15 +296,9 @@ def _checked(subjects: Sequence[Subject], search: Search) -> list[Setting]:
     return settings
 
 
-def _unedited(inputs: Mapping[str, LayerInputs]) -> Evaluation:
-    layer = next(iter(inputs.values()))
-    return evaluate_gains(layer, np.ones(layer.units, np.float32))
-
-
 def _p_value(observed: float, null: np.ndarray) -> float | None:
-    if not len(null):
-        return None
-    return float(stats.permutation_p_values(jnp.asarray([observed], jnp.float32), jnp.asarray(null, jnp.float32))[0])
+    """As `stats.permutation_p_values`, in float64: a p-value of just alpha must compare as such. None without draws."""
+    return (1 + int((null >= observed).sum())) / (1 + len(null)) if len(null) else None
 
 
 def _spread(values: np.ndarray) -> dict[str, float]:
@@ -307,43 +309,41 @@ def _spread(values: np.ndarray) -> dict[str, float]:
     return {"mean": float(values.mean()), "low": float(low), "high": float(high), "best": float(values.max())}
 
 
-def _controls(
-    sets: Sequence[Mapping[str, LayerInputs]],
+def _others(
+    test: _Side,
     chosen: Setting,
     scores: Sequence[Mapping[str, np.ndarray]],
     own: Sequence[np.ndarray],
     after: Sequence[Evaluation],
-    base: int,
-    scope: Scope,
-    masks: int,
-    rng: np.random.Generator,
-    under: Callable[[Sequence[np.ndarray]], list[Evaluation]],
     learned: Sequence[np.ndarray],
 ) -> dict[str, Any]:
-    """What else changes on the images of the test, and how the edit fares against it, image by image."""
-    layer, count = chosen.layer, len(sets)
+    """What other edits of the layer change on the test's images, and how the edit fares against each, image by image."""
+    layer, count = chosen.layer, len(own)
     alike = [np.full(len(g), chosen.factor, np.float32) for g in own]
-    heavy = [np.asarray(ops.from_mask(ops.above_mean(one[layer].weight_sums), chosen.factor)) for one in sets]
+    heavy = [np.asarray(ops.from_mask(ops.above_mean(one[layer].weight_sums), chosen.factor)) for one in test.inputs]
     inverted = [chosen.gains(-mine[layer]) for mine in scores] if chosen.kind == "continuous" else [1 / g for g in own]
     others = {"all_up": alike, "all_down": [1 / g for g in alike], "inverted": inverted, "weight_sum": heavy}
     if len(learned) == count:
-        others["learned"] = [np.asarray(g, np.float32) for g in learned]
-    found: dict[str, Any] = {}
+        others["learned"] = learned
+    found = {}
     for name, gains in others.items():
-        results = under(gains)
+        results = test.under(layer, gains)
+        change = sum(int(_ok(result).sum()) for result in results) - test.correct
         against = _wins(_net(list(zip(results, after, strict=True))))
-        change = sum(int(_ok(result).sum()) for result in results) - base
         found[name] = {"change": change / count, "edit_against_it": against}
-    if masks:
-        drawn = [rng.permuted(np.tile(g, (masks, 1)), axis=1) for g in own]
-        changes = -base
-        for one, gains in zip(sets, drawn, strict=True):
-            if chosen.kind == "continuous":
-                outcomes = try_gains(one[layer], gains, scope=scope, full=False)
-            else:
-                up = gains == np.float32(chosen.factor)
-                outcomes = try_masks(one[layer], up, chosen.factor, scope=scope, full=False)
-            changes = changes + outcomes.correct
-        change = sum(int(_ok(result).sum()) for result in after) - base
-        found["random_masks"] = {"draws": masks, "p_value": _p_value(change, changes)} | _spread(changes / count)
+    return found
+
+
+def _random_masks(
+    test: _Side, chosen: Setting, own: Sequence[np.ndarray], masks: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Changes [S] with the edit's gains on random units: as many of each gain as the edit has."""
+    found = -test.correct
+    for one, gains in zip(test.inputs, own, strict=True):
+        inputs, drawn = one[chosen.layer], rng.permuted(np.tile(gains, (masks, 1)), axis=1)
+        if chosen.kind == "continuous":
+            outcomes = try_gains(inputs, drawn, **test.options)
+        else:
+            outcomes = try_masks(inputs, drawn == np.float32(chosen.factor), chosen.factor, **test.options)
+        found = found + outcomes.correct
     return found

@@ -12,7 +12,7 @@ Shapes: I images, U units, C classes, S settings, T tile.
 
 import functools
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from emojax.engine.edit import Setting
 from emojax.engine.evaluate import Evaluation
 from emojax.engine.inputs import After, Head, LayerInputs, Progress, active
 from emojax.engine.network import default_tile, in_tiles
@@ -371,6 +372,35 @@ def every_threshold(
         if progress is not None:
             progress(done, len(factors))
     return found
+
+
+def try_settings(
+    inputs: Mapping[str, LayerInputs],
+    trials: Sequence[tuple[Setting, np.ndarray]],
+    *,
+    scope: Scope = "weights",
+    full: bool = True,
+    store: Path | None = None,
+    mesh: Mesh | None = None,
+) -> Outcomes:
+    """What settings with their scores [U] give, in their order; masks of one layer and factor go together.
+
+    `inputs` are those of every layer that the settings edit, on one image set; options as `try_gains`.
+    """
+    groups: dict[tuple[str, float | None], list[int]] = {}
+    for at, (setting, _) in enumerate(trials):
+        groups.setdefault((setting.layer, None if setting.kind == "continuous" else setting.factor), []).append(at)
+    options, parts = {"scope": scope, "full": full, "store": store, "mesh": mesh}, []
+    for (layer, factor), rows in groups.items():
+        mine = [trials[at] for at in rows]
+        if factor is None:
+            gains = np.stack([setting.gains(scores) for setting, scores in mine])
+            parts.append(try_gains(inputs[layer], gains, **options))
+        else:
+            masks = np.stack([setting.mask(scores) for setting, scores in mine])
+            parts.append(try_masks(inputs[layer], masks, factor, **options))
+    in_order = np.argsort(np.concatenate(list(groups.values())))
+    return parts[0].map(lambda *x: np.concatenate(x)[in_order], *parts[1:])
 
 
 def evaluate_gains(
