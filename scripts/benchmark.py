@@ -1,8 +1,9 @@
-"""Speeds as ratios to plain PyTorch loops in the same run. Needs the `oracle` extra (torch).
+"""Speeds as ratios to plain PyTorch loops in the same run, for which it needs the `oracle` extra (torch), and of sweeps.
 
     python scripts/benchmark.py score                 # similarity functions against a loop over units
     python scripts/benchmark.py probe                 # one pass for all layers against a pass for each
     python scripts/benchmark.py memory                # peak memory of a probe against the number of images
+    python scripts/benchmark.py sweep                 # edits of lin2 against full evaluations; needs no torch
 
 Prints a table, and one JSON line per measurement to --out. Sizes are options (`--help`); `--device` picks the CPU or GPU.
 """
@@ -64,6 +65,21 @@ class Memory:
 
     images: tuple[int, ...] = (20_000, 200_000)
     batch: int = 512
+    out: Path | None = None
+
+
+@dataclasses.dataclass
+class Sweep:
+    """Edits of lin2 of the published VGGNet with random weights, over generated images, against full evaluations."""
+
+    images: int = 7178
+    plain_images: int = 1024
+    """images that a full evaluation is timed on, and the first of which its predictions are compared on"""
+    masks: int = 1024
+    repeats: int = 5
+    permutations: int = 199
+    """of the evidence for the paper's grid, with 1,000 random masks; 0 leaves it out"""
+    device: Literal["cpu", "gpu"] = "cpu"
     out: Path | None = None
 
 
@@ -408,6 +424,79 @@ def memory(options: Memory) -> Results:
     return results
 
 
+def sweep(options: Sweep) -> Results:
+    """Thresholds and masks per second, how many times a full evaluation's speed that is, and the time of the evidence."""
+    import jax
+    from flax import nnx
+
+    from emojax.data.demo import generated_images
+    from emojax.engine import edit, evaluate, evidence, inputs
+    from emojax.engine import sweep as engine
+    from emojax.models.vgg import VggConfig
+
+    rng = np.random.default_rng(0)
+    images, model = generated_images(options.images, 0, "generated"), random_vgg(VggConfig.paper())
+    units = model.config.hidden[1]
+    model.lin2.bias = nnx.Param(jax.numpy.asarray(rng.normal(0, 0.3, units), jax.numpy.float32))
+    few = images.first(options.plain_images)
+
+    def plain_seconds() -> float:
+        """Of a full evaluation of all images, without compilation."""
+        marks: list[tuple[int, float]] = []
+        evaluate.evaluate(model, few, progress=lambda done, total: marks.append((done, time.perf_counter())))
+        return options.images / rate(marks)
+
+    start = time.perf_counter()
+    layer = inputs.layer_inputs(model, images, "lin2")
+    read_seconds = time.perf_counter() - start
+
+    scores, factor = rng.standard_normal(units).astype(np.float32), 1.5
+    masks = rng.random((options.masks, units)) < 0.5
+    calls = {
+        "every threshold": (units + 1, lambda: engine.every_threshold(layer, scores, [factor])[0].outcomes),
+        "masks": (len(masks), lambda: engine.try_masks(layer, masks, factor)),
+        "gains": (32, lambda: engine.try_gains(layer, 0.5 + masks[:32])),
+    }
+    results, seen = [], {}
+    for name, (settings, call) in calls.items():
+        seen[name] = call()
+        times, plain = [], [plain_seconds()]
+        for _ in range(options.repeats):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        plain.append(plain_seconds())  # before and after, because the speed of a shared machine drifts
+        seconds = float(np.median(times))
+        results.append({
+            "what": f"lin2, {name}",
+            "images": options.images,
+            "settings": settings,
+            "seconds": seconds,
+            "settings_per_second": settings / seconds,
+            "full_evaluation_seconds": plain,
+            "near_ties_per_setting": float(seen[name].near_ties.mean()),
+            "ratio": min(plain) * settings / seconds,
+        })  # fmt: skip
+
+    # The same predictions as edited networks
+    different = 0
+    rank = np.argsort(np.argsort(-scores, kind="stable"))
+    for name, at, mask in (("every threshold", units // 3, rank < units // 3), ("masks", 1, masks[1])):
+        edited = edit.edit(model, "lin2", np.where(mask, np.float32(factor), np.float32(1) / np.float32(factor)))
+        want = evaluate.evaluate(edited, few).predictions
+        different += int((seen[name].predictions[at, : len(few)] != want).sum())
+    results.append({"what": "predictions unlike the edited network's", "images": 2 * len(few), "different": different})
+    results.append({"what": "inputs of lin2, with compilation", "images": options.images, "seconds": read_seconds})
+    if options.permutations:
+        start = time.perf_counter()
+        subject = evidence.Subject({"lin2": scores}, {"lin2": layer})
+        found = evidence.assess([subject], permutations=options.permutations)
+        seconds = time.perf_counter() - start
+        draws = {"permutations": options.permutations, "random_masks": found.controls["random_masks"]["draws"]}
+        results.append({"what": "the paper's grid with all controls", "images": found.total, "seconds": seconds} | draws)
+    return results
+
+
 def report(results: Results, out: Path | None) -> None:
     """Prints a table and appends JSON lines that name the machine and the versions."""
     import jax
@@ -434,6 +523,7 @@ Commands = (
     Annotated[Score, tyro.conf.subcommand("score")]
     | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Memory, tyro.conf.subcommand("memory")]
+    | Annotated[Sweep, tyro.conf.subcommand("sweep")]
     | Annotated[_MemoryOnce, tyro.conf.subcommand("memory-once")]
 )
 
@@ -453,6 +543,8 @@ def main() -> None:
             report(probe(options), options.out)
         case Memory():
             report(memory(options), options.out)
+        case Sweep():
+            report(sweep(options), options.out)
         case _MemoryOnce():
             memory_once(options)
 

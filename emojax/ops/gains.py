@@ -24,8 +24,40 @@ def threshold(scores: jax.Array, tau: jax.Array | float, factor: jax.Array | flo
 
     tau and factor may be traced. factor 1 gives exactly 1 for every unit.
     """
+    return from_mask(jnp.asarray(scores) > tau, factor)
+
+
+def from_mask(mask: jax.Array, factor: jax.Array | float) -> jax.Array:
+    """×factor for the units in a mask, ÷factor for the others: `mask` [.., U] of booleans → gains [.., U]."""
     factor = jnp.asarray(factor, jnp.float32)
-    return jnp.where(jnp.asarray(scores) > tau, factor, 1.0 / factor)
+    return jnp.where(jnp.asarray(mask), factor, 1.0 / factor)
+
+
+def continuous(scores: jax.Array, factor: jax.Array | float) -> jax.Array:
+    """factor·(s − min)/(max − min), the paper's continuous variant: `scores` [U] → gains [U] between 0 and factor.
+
+    Scores that are all equal say nothing, and every gain is 1.
+    """
+    scores = jnp.asarray(scores, jnp.float32)
+    low, high = scores.min(), scores.max()
+    return jnp.where(high > low, factor * (scores - low) / jnp.where(high > low, high - low, 1.0), 1.0)
+
+
+def top_fraction(scores: jax.Array, fraction: float) -> jax.Array:
+    """Mask [U] of the units with the highest scores, round(fraction·U) of them; ties to the lower unit."""
+    scores = jnp.asarray(scores)
+    rank = jnp.argsort(jnp.argsort(-scores, stable=True))
+    return rank < round(fraction * scores.shape[0])
+
+
+def weight_sums(kernel: jax.Array) -> jax.Array:
+    """Σ|W| of every unit's row of weights: `kernel` [.., U], units last → [U]."""
+    return jnp.abs(kernel).sum(axis=tuple(range(kernel.ndim - 1)))
+
+
+def above_mean(values: jax.Array) -> jax.Array:
+    """Mask [U] of the units whose value exceeds the mean: with `weight_sums`, the paper's weight-sum variant."""
+    return jnp.asarray(values) > jnp.mean(values)
 
 
 def with_scope(gains: jax.Array, scope: Scope = "weights") -> Gain:
