@@ -80,15 +80,29 @@ class Dissect(Section):
     tau: float = Field(0.0, description="a unit is interpretable when its maximum similarity exceeds this")
 
 
-class Edit(Section):
-    """The threshold edit: ×factor where similarity exceeds tau, ÷factor elsewhere."""
+Factors = tuple[Annotated[float, Field(gt=0)], ...]
 
-    layer: str = Field("auto", description="layer to edit; auto takes the one with the most interpretable units")
+
+class Edit(Section):
+    """Edits by labels: the settings that are tried, how one is chosen, and the evidence for it."""
+
+    layers: tuple[str, ...] = Field(
+        ("auto",), description="layers to edit, by name or pattern; auto takes the one with the most interpretable units"
+    )
     scope: Literal["weights", "weights_and_bias"] = Field("weights", description="what the gain scales")
     tau: tuple[float, ...] = Field(tuple(x / 4 for x in range(-4, 8)), description="thresholds of the grid", min_length=1)
-    factor: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (1.0, 1.5, 2.0, 2.5, 3.0, 3.5), description="factors of the grid", min_length=1
+    factor: Factors = Field((1.0, 1.5, 2.0, 2.5, 3.0, 3.5), description="factors of the grid", min_length=1)
+    top_fraction: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (), description="also ×factor for these shares of the units, the highest scores"
     )
+    continuous: Factors = Field((), description="also factor·(s − min)/(max − min), for these factors")
+    choose_on: Literal["first_split", "all_splits"] = Field(
+        "first_split", description="choose on the first test split and confirm on the others; or choose and test on all"
+    )
+    alpha: float = Field(0.05, gt=0, lt=1, description="level of the tests and the intervals")
+    permutations: int = Field(199, ge=0, description="permuted scores that choice and test are repeated with")
+    masks: int = Field(1000, ge=0, description="random choices of as many units to compare with")
+    learned: bool = Field(False, description="also fit gains on the probe split by gradient, as a yardstick")
 
 
 class Evaluate(Section):

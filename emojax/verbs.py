@@ -12,27 +12,24 @@ from typing import Any
 from pydantic import BaseModel
 from rich.table import Table
 
-from emojax import config, store, verbs_demo, verbs_train
+from emojax import config, store, verbs_demo, verbs_edit, verbs_train
 from emojax.console import console, progress, say, say_written
 from emojax.data import concepts as concept_files
 from emojax.data.concepts import ConceptSet, load_concepts
 from emojax.data.demo import load_demo
 from emojax.data.loader import ImageSet, open_split
-from emojax.data.weights import ClipEncoder, load_clip, load_vgg, save_vgg
+from emojax.data.weights import ClipEncoder, load_clip, load_vgg
 from emojax.engine import concepts as concept_engine
 from emojax.engine import dissect as dissect_engine
-from emojax.engine import edit as edit_engine
 from emojax.engine import evaluate as evaluate_engine
 from emojax.engine import probe as probe_engine
 from emojax.engine import record as records
 from emojax.engine.dissect import Dissection, LayerSummary
-from emojax.engine.edit import GridCell
 from emojax.engine.evaluate import Evaluation
 from emojax.engine.network import as_network, resolve_layers
 from emojax.engine.record import ProbeRecord
-from emojax.errors import InputError, did_you_mean
+from emojax.errors import InputError
 from emojax.models.vgg import VggNet
-from emojax.ops.gains import threshold
 from emojax.ops.similarity import rank_reorder_size
 
 TESTS = ("public_test", "private_test")
@@ -86,9 +83,11 @@ def _hyperparameters(options: config.Dissect) -> dict[str, Any]:
 def _check(settings: Any, model: VggNet) -> None:
     """Refuses before the probe what would be refused after it."""
     _hyperparameters(settings.dissect)
-    layers, edit = model.config.units(), getattr(settings, "edit", None)
-    if edit is not None and edit.layer != "auto" and edit.layer not in resolve_layers(settings.probe.layers, list(layers)):
-        raise InputError(f"--edit.layer {edit.layer!r} is not among the probed layers{did_you_mean(edit.layer, layers)}")
+    layers = list(model.config.units())
+    resolve_layers(settings.probe.layers, layers)
+    if hasattr(settings, "edit"):
+        verbs_edit.chosen_layers(settings, layers)
+        verbs_edit.search_of(settings.edit)
 
 
 def _probe(
@@ -188,17 +187,6 @@ def write_dissection(folder: Path, found: Dissection, tau: float) -> list[LayerS
     return summary
 
 
-def write_sweep(folder: Path, layer: str, cells: Sequence[GridCell]) -> None:
-    """Writes `sweep.csv`, one row per (tau, factor)."""
-    header = ["layer", "tau", "factor", "images", "correct", "accuracy", "macro_recall", "nll"]
-    summaries = [cell.evaluation.summary() for cell in cells]
-    rows = (
-        [layer, cell.tau, cell.factor, s["images"], s["correct"], s["top1"], s["macro_recall"], s["nll"]]
-        for cell, s in zip(cells, summaries, strict=True)
-    )
-    store.write_csv(folder / "sweep.csv", header, rows)
-
-
 def _evaluate(settings: Any, run: store.Run, model: VggNet, tests: Sequence[ImageSet], what: str) -> dict[str, Evaluation]:
     """Each split alone and, when there are several, all pooled."""
     options, results = settings.evaluate, {}
@@ -210,48 +198,6 @@ def _evaluate(settings: Any, run: store.Run, model: VggNet, tests: Sequence[Imag
     if len(results) > 1:
         results["all"] = evaluate_engine.join(*results.values())
     return results
-
-
-def _edit(
-    settings: Any, run: store.Run, model: VggNet, found: Dissection, tests: Sequence[ImageSet], summary: list[LayerSummary]
-) -> dict[str, Any]:
-    """The tau × factor grid on the pooled tests, the best cell's network written and evaluated on its own."""
-    options = settings.edit
-    run.inputs |= {test.name: test.key for test in tests}
-    automatic = options.layer == "auto"
-    layer = dissect_engine.most_interpretable_layer(summary) if automatic else options.layer
-    scores = found.layer_scores(layer)
-    grids = []
-    with run.timed("sweep"), progress("sweep") as bar:
-        for images in tests:
-            grid = edit_engine.threshold_grid(
-                model, images, layer, scores, options.tau, options.factor,
-                scope=options.scope, protocol=settings.evaluate.protocol, batch=settings.evaluate.batch, progress=bar,
-            )  # fmt: skip
-            grids.append(grid)
-    cells = [
-        GridCell(same[0].tau, same[0].factor, evaluate_engine.join(*(cell.evaluation for cell in same)))
-        for same in zip(*grids, strict=True)
-    ]
-    write_sweep(run.folder, layer, cells)
-    best = max(cells, key=lambda cell: cell.evaluation.top(1))
-    gains = threshold(scores, best.tau, best.factor)
-    edited = edit_engine.edit(model, layer, gains, scope=options.scope)
-    save_vgg(edited, run.folder / "edited.safetensors")
-    before = _evaluate(settings, run, model, tests, "baseline")
-    after = _evaluate(settings, run, edited, tests, "edited")
-    result = {
-        "layer": layer,
-        "layer_chosen": "most interpretable units" if automatic else "by name",
-        "scope": options.scope,
-        "selected_on_test": True,
-        "tau": best.tau,
-        "factor": best.factor,
-        "baseline": {name: result.summary() for name, result in before.items()},
-        "edited": {name: result.summary() for name, result in after.items()},
-    }
-    _print_edit(result)
-    return result
 
 
 def _confidence_summary(found: Dissection) -> dict[str, Any] | None:
@@ -288,16 +234,6 @@ def _print_table1(summary: Sequence[LayerSummary], tau: float) -> None:
         numbers = (row.overall_acc, row.interp_acc, row.uninterp_acc, row.share, row.chance_overall, row.adjusted_overall)
         table.add_row(row.layer, str(row.interpretable), str(row.not_interpretable), *map(_number, numbers))
     console.print(table)
-
-
-def _print_edit(edit: dict[str, Any]) -> None:
-    name = list(edit["baseline"])[-1]
-    before, after = edit["baseline"][name], edit["edited"][name]
-    say(
-        f"edit of {edit['layer']} (tau {edit['tau']:g}, factor {edit['factor']:g}): {before['correct']} → "
-        f"{after['correct']} of {before['images']} correct, top-1 {before['top1']:.3%} → {after['top1']:.3%}, "
-        f"NLL {before['nll']:.4f} → {after['nll']:.4f}; the best cell, selected on these very images"
-    )
 
 
 def _print_evaluations(results: dict[str, Evaluation]) -> None:
@@ -441,7 +377,7 @@ def sweep(settings: Any) -> None:
         record = _probe(settings, folder, model, images, clip, settings.cache)
         found = _dissect(settings, folder, record, concepts, clip, settings.cache)
         table1 = dissect_engine.interpretability(found, settings.dissect.tau)
-        edit = _edit(settings, folder, model, found, tests, table1)
+        edit = verbs_edit.edit(settings, folder, model, found, images, tests, table1, settings.cache)
         store.write_json(folder.folder / "summary.json", {"edit": edit})
     say_written(settings.out)
 
@@ -480,7 +416,7 @@ def chain(
     record = _probe(settings, run, model, images, clip, cache)
     found, table1, summary = _label(settings, run, record, concepts, clip, cache)
     if tests:
-        summary["edit"] = _edit(settings, run, model, found, tests, table1)
+        summary["edit"] = verbs_edit.edit(settings, run, model, found, images, tests, table1, cache)
         store.write_json(run.folder / "summary.json", summary)
     return record, summary
 

@@ -103,8 +103,7 @@ def closing(summary: dict[str, Any], labels: dict[str, Any], out: Path) -> None:
         "network": f"{before['top1']:.1%} of {before['images']} rendered test faces in the right emotion (chance 14.3%)",
         "labels": f"soft_wpmi names what a unit responds to most in {row['best']:.0%} (chance {chance:.0%})"
         f" of {row['units']} units with a clear response, one of three in {row['among_three']:.0%} (chance {chance3:.0%})",
-        "edit": f"{edit['layer']}, tau {edit['tau']:g}, factor {edit['factor']:g}: {before['correct']} → {after['correct']}"
-        " correct, the best cell of a grid searched on these very faces: no evidence",
+        "edit": f"{before['correct']} → {after['correct']} correct; {edit['finding']} (McNemar p = {edit['p_value']:.2g})",
         "files": str(out),
     }
     say("\nWhat was found")

@@ -1,6 +1,6 @@
 """Draws the sheets of docs/faces.md: rendered faces by emotion and by what they show.
 
-    python scripts/draw_faces.py                     # writes docs/faces_*.png
+python scripts/draw_faces.py                     # writes docs/faces_*.png
 """
 
 from collections.abc import Sequence

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_fer_csv
-from safetensors.numpy import load_file
 
 import emojax
 from emojax import cli, store
 from emojax.config import Settings, read_settings
-from emojax.data.weights import save_vgg
+from emojax.data.loader import open_split
+from emojax.data.weights import load_vgg, save_vgg
+from emojax.engine.evaluate import evaluate
 from emojax.errors import InputError
-from emojax.models import vgg
 
 ROOT = Path(emojax.__file__).parent
 FLOORS = {
@@ -25,6 +25,7 @@ FLOORS = {
     "verbs": 5,
     "verbs_train": 4,
     "verbs_demo": 4,
+    "verbs_edit": 4,
     "report": 4,
     "engine": 3,
     "data": 2,
@@ -213,8 +214,8 @@ def test_demo_runs_the_chain(capsys, tmp_path):
     assert (code, err) == (0, "")
     assert "What was found" in out
     names = {p.name for p in (tmp_path / "demo").iterdir()}
-    tables = {"dissection.csv", "interpretability.csv", "sweep.csv", "truth.csv"}
-    assert names == tables | {"summary.json", "manifest.json", "edited.safetensors"}
+    tables = {"dissection.csv", "interpretability.csv", "sweep.csv", "thresholds.csv", "truth.csv"}
+    assert names == tables | {"summary.json", "manifest.json", "evidence.json", "edited.safetensors"}
     assert len(rows_of(tmp_path / "demo" / "sweep.csv")) == 72
     truths = rows_of(tmp_path / "demo" / "truth.csv")
     assert len(truths) == len(rows_of(tmp_path / "demo" / "dissection.csv"))
@@ -236,7 +237,8 @@ def world(tmp_path, fer_rows, tiny_vgg, clip_folder):
 
 def test_run_on_files(capsys, tmp_path, world):
     network, probing = world
-    args = [*network, *probing, "--edit.layer", "lin2", "--edit.tau", "0", "--edit.factor", "1", "2"]
+    args = [*network, *probing, "--edit.layers", "lin2", "--edit.tau", "0", "--edit.factor", "1", "2"]
+    args += ["--edit.permutations", "19", "--edit.masks", "50", "--edit.choose-on", "all_splits", "--edit.learned"]
     code, out, err = run(capsys, "run", *args, "--out", tmp_path / "run")
     assert (code, err) == (0, "")
     assert "120 images, 10 layers" in out
@@ -247,10 +249,22 @@ def test_run_on_files(capsys, tmp_path, world):
     assert [(g["tau"], g["factor"]) for g in grid] == [("0", "1"), ("0", "2")]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["edit"]["selected_on_test"] is True
-    best = next(g for g in grid if float(g["factor"]) == summary["edit"]["factor"])
+    assert summary["edit"]["setting"] == {"layer": "lin2", "kind": "threshold", "tau": 0.0, "factor": 2.0}
+    best = grid[1]
     assert int(best["correct"]) == summary["edit"]["edited"]["all"]["correct"]
     assert int(grid[0]["correct"]) == summary["edit"]["baseline"]["all"]["correct"]
-    vgg.from_torch_state_dict(load_file(tmp_path / "run" / "edited.safetensors"))
+    edited = load_vgg(tmp_path / "run" / "edited.safetensors")
+    tests = [open_split(tmp_path / "fer", split) for split in ("public_test", "private_test")]
+    assert int(best["correct"]) == sum(evaluate(edited, test).summary()["correct"] for test in tests)
+    evidence = json.loads((tmp_path / "run" / "evidence.json").read_text())
+    assert evidence["total"] == 14
+    assert evidence["controls"]["random_masks"]["draws"] == 50
+    assert "learned" in evidence["controls"]
+    assert evidence["verdict"] in out
+    cuts = rows_of(tmp_path / "run" / "thresholds.csv")
+    assert [int(row["units_above"]) for row in cuts] == list(range(21))
+    above_zero = sum(float(unit["similarity"]) > 0 for unit in units if unit["layer"] == "lin2")
+    assert cuts[above_zero]["correct"] == best["correct"]
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert {"target", "clip", "images", "concepts", "record"} <= set(manifest["inputs"])
 
@@ -315,7 +329,9 @@ def test_late_refusals_leave_nothing_behind(capsys, tmp_path, world):
         (["--dissect.top-k", "500"], "top 500 images of each unit are needed, the record holds 120"),
         (["--dissect.similarity", "cos_similarity", "--dissect.a", "3"], "--dissect.a is not a setting of cos_similarity"),
         (["--data.probe-split", "train"], "no split 'train'; did you mean 'training'?"),
-        (["--edit.layer", "lin9"], "--edit.layer 'lin9' is not among the probed layers; did you mean 'lin"),
+        (["--edit.layers", "lin9"], "no layer 'lin9'; did you mean 'lin"),
+        (["--probe.layers", "lin1", "--edit.layers", "lin2"], "no layer 'lin2'"),
+        (["--edit.factor", "1"], "--edit.factor has only 1, which edits nothing; give another factor"),
     ):
         code, _, err = run(capsys, "run", *network, *probing, *args, "--out", tmp_path / "out")
         assert (code, err.count("\n")) == (2, 1), err

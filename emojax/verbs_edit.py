@@ -1,0 +1,225 @@
+"""The second half of a run: edits by labels, one of them chosen and confirmed, and the evidence for it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emojax import store
+from emojax.console import progress, say
+from emojax.data.loader import ImageSet
+from emojax.data.weights import save_vgg
+from emojax.engine import dissect as dissect_engine
+from emojax.engine import edit as edit_engine
+from emojax.engine.dissect import Dissection, LayerSummary
+from emojax.engine.edit import Search, Setting
+from emojax.engine.evaluate import Evaluation, join
+from emojax.engine.evidence import Subject, assess
+from emojax.engine.inputs import LayerInputs, join_inputs, layer_inputs
+from emojax.engine.learn import learn_gains
+from emojax.engine.network import resolve_layers
+from emojax.engine.sweep import Outcomes, evaluate_gains, every_threshold, try_settings
+from emojax.engine.verdict import Evidence
+from emojax.errors import InputError
+from emojax.models.vgg import VggNet
+
+AUTO = "auto"
+
+
+def search_of(options: Any) -> Search:
+    """The search that settings describe.
+
+    Raises:
+      InputError: it has no edit in it.
+    """
+    search = Search(options.tau, options.factor, options.top_fraction, options.continuous, options.scope)
+    if not search.settings([AUTO]):
+        raise InputError("--edit.factor has only 1, which edits nothing; give another factor")
+    return search
+
+
+def chosen_layers(settings: Any, available: Sequence[str]) -> tuple[str, ...]:
+    """The layers that the settings want edited, among those that were probed; `auto` alone stays as it is.
+
+    Raises:
+      InputError: a layer was not probed.
+    """
+    if settings.edit.layers == (AUTO,):
+        return (AUTO,)
+    return resolve_layers(settings.edit.layers, resolve_layers(settings.probe.layers, available))
+
+
+def edit(
+    settings: Any,
+    run: store.Run,
+    model: VggNet,
+    found: Dissection,
+    images: ImageSet,
+    tests: Sequence[ImageSet],
+    table1: list[LayerSummary],
+    cache: Path | None,
+) -> dict[str, Any]:
+    """Tries the grid, chooses a setting, tests it, and writes the tables, the evidence and the edited network."""
+    options = settings.edit
+    run.inputs |= {test.name: test.key for test in tests}
+    layers = chosen_layers(settings, list(model.config.units()))
+    automatic = layers == (AUTO,)
+    if automatic:
+        layers = (dissect_engine.most_interpretable_layer(table1),)
+    scores = {layer: found.layer_scores(layer) for layer in layers}
+    search = search_of(options)
+    if settings.evaluate.protocol == "tencrop":
+        return _ten_crops(settings, run, model, scores, search, tests)
+
+    kept = None if cache is None else cache / "edits"
+    with run.timed("layer inputs"), progress("layer inputs") as bar:
+        read = {"batch": settings.evaluate.batch, "cache": kept, "progress": bar}
+        parts = {layer: [layer_inputs(model, test, layer, **read) for test in tests] for layer in layers}
+        learnt_on = {layer: layer_inputs(model, images, layer, **read) for layer in layers if options.learned}
+    pooled = {layer: join_inputs(*each) for layer, each in parts.items()}
+    with run.timed("sweep"):
+        grid = _grid(search, layers)
+        outcomes = try_settings(pooled, [(one, scores[one.layer]) for one in grid], scope=options.scope, store=kept)
+        _write_sweep(run.folder, grid, outcomes)
+        _write_thresholds(run.folder, pooled, scores, options, kept)
+    apart = options.choose_on == "first_split" and len(tests) > 1
+    subject = Subject(
+        scores,
+        {layer: each[0] for layer, each in parts.items()} if apart else pooled,
+        {layer: join_inputs(*each[1:]) for layer, each in parts.items()} if apart else None,
+        {layer: learn_gains(inputs, scope=options.scope) for layer, inputs in learnt_on.items()},
+    )
+    with run.timed("evidence"), progress("evidence", "permutations") as bar:
+        wanted = {"alpha": options.alpha, "permutations": options.permutations, "masks": options.masks}
+        evidence = assess([subject], search, store=kept, progress=bar, **wanted)
+    store.write_json(run.folder / "evidence.json", evidence.summary())
+
+    setting = evidence.setting
+    gains = setting.gains(scores[setting.layer])
+    save_vgg(edit_engine.edit(model, setting.layer, gains, scope=options.scope), run.folder / "edited.safetensors")
+    one = np.ones_like(gains)
+    named = dict(zip((test.name for test in tests), parts[setting.layer], strict=True))
+    result = {
+        "setting": setting._asdict(),
+        "layer_chosen": "most interpretable units" if automatic else "by the search" if len(layers) > 1 else "by name",
+        "scope": options.scope,
+        "selected_on_test": evidence.selected_on_test,
+        "baseline": _by_split(named, one, options.scope),
+        "edited": _by_split(named, gains, options.scope),
+        "finding": evidence.finding,
+        "p_value": evidence.p_value,
+        "verdict": evidence.verdict,
+    }
+    _print(result, evidence)
+    return result
+
+
+def _grid(search: Search, layers: Sequence[str]) -> list[Setting]:
+    """The whole grid, with factor 1, in the order of the paper's table, then the search's other kinds of gain."""
+    thresholds = [Setting(name, "threshold", tau, by) for name in layers for tau in search.taus for by in search.factors]
+    return thresholds + [setting for setting in search.settings(layers) if setting.kind != "threshold"]
+
+
+def _write_sweep(folder: Path, grid: Sequence[Setting], found: Outcomes) -> None:
+    """Writes `sweep.csv`, one row per setting, over all test splits together."""
+    header = ["layer", "kind", "tau", "factor", "images", "correct", "accuracy", "macro_recall", "nll", "near_ties"]
+    images = int(found.sizes.sum())
+    numbers = zip(found.correct, found.accuracy, found.macro_recall, found.nll, found.near_ties, strict=True)
+    rows = (
+        [one.layer, one.kind, "" if one.tau is None else one.tau, one.factor, images, *row]
+        for one, row in zip(grid, numbers, strict=True)
+    )
+    store.write_csv(folder / "sweep.csv", header, rows)
+
+
+def _write_thresholds(
+    folder: Path, inputs: Mapping[str, LayerInputs], scores: Mapping[str, np.ndarray], options: Any, kept: Path | None
+) -> None:
+    """Writes `thresholds.csv`: every threshold that changes anything, for layers where all of them are cheap."""
+    header = ["layer", "factor", "units_above", "tau", "correct", "accuracy", "macro_recall", "nll"]
+    factors = [factor for factor in options.factor if factor != 1]
+    rows = []
+    for layer, each in inputs.items():
+        if not each.feeds_logits:
+            continue
+        for found in every_threshold(each, scores[layer], factors, scope=options.scope, store=kept):
+            o, ends = found.outcomes, np.append(found.scores, -np.inf)  # tau at the next score: it is not above itself
+            for cut in np.flatnonzero(found.reachable()):
+                tau = "" if np.isinf(ends[cut]) else ends[cut]
+                numbers = (o.correct[cut], o.accuracy[cut], o.macro_recall[cut], o.nll[cut])
+                rows.append([layer, found.factor, cut, tau, *numbers])
+    if rows:
+        store.write_csv(folder / "thresholds.csv", header, rows)
+
+
+def _by_split(parts: Mapping[str, LayerInputs], gains: np.ndarray, scope: str) -> dict[str, dict[str, Any]]:
+    results = {name: evaluate_gains(inputs, gains, scope=scope) for name, inputs in parts.items()}
+    return _summaries(results)
+
+
+def _summaries(results: dict[str, Evaluation]) -> dict[str, dict[str, Any]]:
+    """Each split alone and, when there are several, all pooled."""
+    if len(results) > 1:
+        results = results | {"all": join(*results.values())}
+    return {name: result.summary() for name, result in results.items()}
+
+
+def _ten_crops(
+    settings: Any,
+    run: store.Run,
+    model: VggNet,
+    scores: Mapping[str, np.ndarray],
+    search: Search,
+    tests: Sequence[ImageSet],
+) -> dict[str, Any]:
+    """The grid alone, by repeating the network after the layer for every setting: ten views have no faster way.
+
+    Raises:
+      InputError: several layers, or gains other than thresholds.
+    """
+    if len(scores) > 1 or search.fractions or search.continuous:
+        raise InputError("--evaluate.protocol tencrop takes thresholds on one layer; use resize40 for other searches")
+    ((layer, own),) = scores.items()
+    options, cells = settings.edit, _grid(search, [layer])
+    gains = np.stack([setting.gains(own) for setting in cells])
+    with run.timed("sweep"), progress("sweep") as bar:
+        how = {"scope": options.scope, "protocol": "tencrop", "batch": settings.evaluate.batch, "progress": bar}
+        by_set = [edit_engine.sweep(model, images, layer, gains, **how) for images in tests]
+    pooled = [join(*same) for same in zip(*by_set, strict=True)]
+    header = ["layer", "kind", "tau", "factor", "images", "correct", "accuracy", "macro_recall", "nll"]
+    found = [result.summary() for result in pooled]
+    store.write_csv(
+        run.folder / "sweep.csv",
+        header,
+        (
+            [*setting, s["images"], s["correct"], s["top1"], s["macro_recall"], s["nll"]]
+            for setting, s in zip(cells, found, strict=True)
+        ),
+    )
+    best = max(range(len(cells)), key=lambda at: found[at]["correct"])
+    save_vgg(edit_engine.edit(model, layer, gains[best], scope=options.scope), run.folder / "edited.safetensors")
+    unedited = np.flatnonzero((gains == 1).all(axis=1))  # none where factor 1 is not in the grid
+    named = [test.name for test in tests]
+    say("edit: the best cell, chosen on these very images; evidence needs --evaluate.protocol resize40")
+    return {
+        "setting": cells[best]._asdict(),
+        "scope": options.scope,
+        "selected_on_test": True,
+        "baseline": _at(by_set, named, unedited[0]) if len(unedited) else None,
+        "edited": _at(by_set, named, best),
+    }
+
+
+def _at(by_set: Sequence[Sequence[Evaluation]], names: Sequence[str], cell: int) -> dict[str, dict[str, Any]]:
+    return _summaries({name: results[cell] for name, results in zip(names, by_set, strict=True)})
+
+
+def _print(result: dict[str, Any], evidence: Evidence) -> None:
+    name = list(result["baseline"])[-1]
+    before, after = result["baseline"][name], result["edited"][name]
+    say(
+        f"edit of {evidence.setting}: {before['correct']} → {after['correct']} of {before['images']} correct on {name}, "
+        f"top-1 {before['top1']:.3%} → {after['top1']:.3%}, NLL {before['nll']:.4f} → {after['nll']:.4f}"
+    )
+    say(f"evidence: {evidence.verdict}")
