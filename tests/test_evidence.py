@@ -219,7 +219,7 @@ def test_settings():
     np.testing.assert_allclose(Setting("lin2", "top_fraction", 0.25, 2.0).gains(scores), [0.5, 2, 0.5, 0.5])
     np.testing.assert_allclose(Setting("lin2", "continuous", None, 2.0).gains(scores), ops.continuous(scores, 2.0))
     assert str(Setting("lin2", "threshold", 0.25, 1.5)) == "lin2, threshold, tau 0.25, factor 1.5"
-    assert str(Setting("lin2", "top_fraction", 0.25, 1.5)) == "lin2, top fraction, best 25.0%, factor 1.5"
+    assert str(Setting("lin2", "top_fraction", 0.25, 1.5)) == "lin2, top fraction, best 25 %, factor 1.5"
     assert len(Search().settings(["lin1", "lin2"])) == 2 * 60  # the paper's grid without its factor 1
 
 

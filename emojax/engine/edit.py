@@ -106,7 +106,9 @@ class Setting(NamedTuple):
         return np.asarray(ops.continuous(scores, self.factor) if mask is None else ops.from_mask(mask, self.factor))
 
     def __str__(self) -> str:
-        tau = "" if self.tau is None else f", tau {self.tau:g}" if self.kind == "threshold" else f", best {self.tau:.1%}"
+        tau = (
+            "" if self.tau is None else f", tau {self.tau:g}" if self.kind == "threshold" else f", best {100 * self.tau:g} %"
+        )
         return f"{self.layer}, {self.kind.replace('_', ' ')}{tau}, factor {self.factor:g}"
 
 

@@ -132,7 +132,7 @@ def _sentences(found: Evidence) -> list[str]:
     if found.p_scores is not None and not found.selected_on_test:
         said.append(f"Choice and test repeated with permuted scores do as well with {_p(found.p_scores)}.")
     if found.intervals:
-        said.append(f"Differences with {1 - found.alpha:.0%} intervals: {_differences(found.intervals)}.")
+        said.append(f"Differences with {100 * (1 - found.alpha):g} % intervals: {_differences(found.intervals)}.")
     if found.controls:
         said.append(f"For comparison: {_compared(found.controls)}.")
     return said
