@@ -52,7 +52,7 @@ def compare_with_truth(
         found = {name: dissect(record, ATTRIBUTE_SET, similarity=name, null_sets=0) for name in get_args(Similarity)}
         scores = {name: each.scores for name, each in found.items()}
         tables = {
-            "all units": truth.table(scores, known.auroc),
+            "units": truth.table(scores, known.auroc),
             f"units that respond to something (AUROC ≥ {RESPONDS})": truth.table(scores, known.auroc, least=RESPONDS),
         }
     _write(run, record, known, found)
