@@ -15,8 +15,18 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+def _compilations() -> Path:
+    """A folder for this session, the same for all its worker processes."""
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    if session is None:
+        return Path(tempfile.mkdtemp(prefix="emojax-test-compilations-"))
+    return Path(tempfile.gettempdir()) / f"emojax-test-compilations-{session}"
+
+
 # Many tests build the same program anew; a cache for this session compiles each once.
-jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="emojax-test-compilations-"))
+jax.config.update("jax_compilation_cache_dir", str(_compilations()))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 from flax import nnx

@@ -154,7 +154,7 @@ def test_new_clip_is_a_hugging_face_clip(tmp_path):
 def test_clip_learns(small_faces, tmp_path):
     """A few steps bring captions and their faces together; the folder loads by the code that loads any CLIP."""
     rows = []
-    options = config.Train(task="clip", epochs=6, batch=48, learning_rate=2e-3)
+    options = config.Train(task="clip", epochs=3, batch=48, learning_rate=2e-3)
     encoder = verbs_train.train_clip(options, small_faces, small_faces, tmp_path / "clip", rows.append)
     assert rows[-1]["loss"] < rows[0]["loss"]
     loaded = load_clip(tmp_path / "clip")
