@@ -18,6 +18,8 @@ from emojax.errors import InputError, did_you_mean
 
 # What a first argument without dashes is short for.
 _POSITIONAL = {"concepts": "--concepts.path"}
+# Flags that a verb may be given without their section.
+_SHORT = {("train", "--task"): "--train.task"}
 
 
 class Verb(NamedTuple):
@@ -118,6 +120,7 @@ def parse(verb: str, args: Sequence[str]) -> Section:
     path, rest = _split_config(args)
     if rest and not rest[0].startswith("-") and verb in _POSITIONAL:
         rest = [_POSITIONAL[verb], *rest]
+    rest = [_SHORT.get((verb, arg), arg) for arg in rest]
     settings = Settings() if path is None else read_settings(path)
     own = {name: getattr(settings, name) for name in model.model_fields if name in Settings.model_fields}
     complaint = io.StringIO()

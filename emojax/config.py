@@ -96,6 +96,9 @@ class Edit(Section):
         (), description="also ×factor for these shares of the units, the highest scores"
     )
     continuous: Factors = Field((), description="also factor·(s − min)/(max − min), for these factors")
+    gains: Path | None = Field(
+        None, description="instead of a search, test these gains of one layer: a file of one number per unit (.npy or text)"
+    )
     choose_on: Literal["first_split", "all_splits"] = Field(
         "first_split", description="choose on the first test split and confirm on the others; or choose and test on all"
     )

@@ -14,7 +14,7 @@ from emojax.engine import dissect as dissect_engine
 from emojax.engine import edit as edit_engine
 from emojax.engine.dissect import Dissection, LayerSummary
 from emojax.engine.edit import Search, Setting
-from emojax.engine.evaluate import Evaluation, join
+from emojax.engine.evaluate import Evaluation, evaluate, join
 from emojax.engine.evidence import Subject, assess
 from emojax.engine.inputs import LayerInputs, join_inputs, layer_inputs
 from emojax.engine.learn import learn_gains
@@ -69,6 +69,8 @@ def edit(
         layers = (dissect_engine.most_interpretable_layer(table1),)
     scores = {layer: found.layer_scores(layer) for layer in layers}
     search = search_of(options)
+    if options.gains is not None:
+        return _given(settings, run, model, layers, tests)
     if settings.evaluate.protocol == "tencrop":
         return _ten_crops(settings, run, model, scores, search, tests)
 
@@ -113,6 +115,41 @@ def edit(
     }
     _print(result, evidence)
     return result
+
+
+def _given(settings: Any, run: store.Run, model: VggNet, layers: Sequence[str], tests: Sequence[ImageSet]) -> dict[str, Any]:
+    """Gains from a file on one layer: nothing is chosen, so all test splits are a test, and McNemar's is enough.
+
+    Raises:
+      InputError: several layers, or the file does not hold one number for each unit.
+    """
+    options = settings.edit
+    if len(layers) > 1:
+        raise InputError(f"--edit.gains are those of one layer, not of {', '.join(layers)}; name one with --edit.layers")
+    gains = edit_engine.read_gains(options.gains, model.config.units()[layers[0]])
+    edited = edit_engine.edit(model, layers[0], gains, scope=options.scope)
+    save_vgg(edited, run.folder / "edited.safetensors")
+    results: list[dict[str, Evaluation]] = []
+    with run.timed("evaluate"), progress("evaluate") as bar:
+        how = {"protocol": settings.evaluate.protocol, "batch": settings.evaluate.batch, "progress": bar}
+        for network in (model, edited):
+            results.append({test.name: evaluate(network, test, **how) for test in tests})
+    before, after = (join(*each.values()) for each in results)
+    right, still = (result.predictions == result.labels for result in (before, after))
+    counts = {"gained": int((still & ~right).sum()), "lost": int((right & ~still).sum()), "total": len(right)}
+    evidence = Evidence(**counts, alpha=options.alpha)
+    store.write_json(run.folder / "evidence.json", evidence.summary())
+    say(f"evidence: {evidence.verdict}")
+    return {
+        "setting": {"layer": layers[0], "kind": "file", "tau": None, "factor": None},
+        "scope": options.scope,
+        "selected_on_test": False,
+        "baseline": _summaries(results[0]),
+        "edited": _summaries(results[1]),
+        "finding": evidence.finding,
+        "p_value": evidence.p_value,
+        "verdict": evidence.verdict,
+    }
 
 
 def _grid(search: Search, layers: Sequence[str]) -> list[Setting]:

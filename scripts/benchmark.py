@@ -429,13 +429,13 @@ def sweep(options: Sweep) -> Results:
     import jax
     from flax import nnx
 
-    from emojax.data.demo import generated_images
+    from emojax.data import faces
     from emojax.engine import edit, evaluate, evidence, inputs
     from emojax.engine import sweep as engine
     from emojax.models.vgg import VggConfig
 
     rng = np.random.default_rng(0)
-    images, model = generated_images(options.images, 0, "generated"), random_vgg(VggConfig.paper())
+    images, model = faces.random_faces(options.images, 0).image_set("faces"), random_vgg(VggConfig.paper())
     units = model.config.hidden[1]
     model.lin2.bias = nnx.Param(jax.numpy.asarray(rng.normal(0, 0.3, units), jax.numpy.float32))
     few = images.first(options.plain_images)

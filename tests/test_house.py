@@ -277,6 +277,24 @@ def test_run_on_files(capsys, tmp_path, world):
     assert (tmp_path / "sweep" / "sweep.csv").read_text() == (tmp_path / "run" / "sweep.csv").read_text()
 
 
+def test_gains_from_a_file(capsys, tmp_path, world):
+    network, probing = world
+    (tmp_path / "gains.txt").write_text(" ".join(["1.5"] * 20))
+    args = [*network, *probing, "--probe.layers", "lin*", "--edit.layers", "lin2", "--edit.gains", tmp_path / "gains.txt"]
+    code, out, err = run(capsys, "sweep", *args, "--out", tmp_path / "given")
+    assert (code, err) == (0, "")
+    evidence = json.loads((tmp_path / "given" / "evidence.json").read_text())
+    assert evidence["total"] == 14
+    assert evidence["verdict"] in out
+    edited = load_vgg(tmp_path / "given" / "edited.safetensors").lin2.kernel[...]
+    np.testing.assert_allclose(edited, load_vgg(tmp_path / "vgg.safetensors").lin2.kernel[...] * 1.5, rtol=1e-6)
+    (tmp_path / "gains.txt").write_text("1 2 3")
+    code, _, err = run(capsys, "sweep", *args, "--out", tmp_path / "bad")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "gains.txt holds 3 numbers, the layer has 20 units" in err
+    assert not (tmp_path / "bad").exists()
+
+
 def test_probe_and_evaluate_verbs(capsys, tmp_path, world):
     network, probing = world
     code, _, _ = run(capsys, "probe", *network, *probing, "--probe.layers", "lin*", "--out", tmp_path / "probe")

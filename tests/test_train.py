@@ -10,10 +10,12 @@ from flax import nnx
 
 from emojax import cli, config, verbs_train
 from emojax.data import faces
+from emojax.data.demo import ASSETS, load_demo
 from emojax.data.loader import ImageSet
 from emojax.data.new_clip import small_clip, train_tokenizer
 from emojax.data.weights import load_clip, load_vgg, save_clip
 from emojax.engine import train
+from emojax.engine.evaluate import evaluate
 from emojax.errors import InputError
 from emojax.mesh import make_mesh
 
@@ -132,14 +134,17 @@ def test_tokenizer(tmp_path):
     assert CLIPTokenizer.from_pretrained(tmp_path)(list(texts))["input_ids"] == tokenizer(list(texts))["input_ids"]
 
 
-def test_new_clip_is_a_hugging_face_clip(tmp_path):
+@pytest.mark.parametrize("which", ["new", "shipped"])
+def test_our_clips_are_hugging_face_clips(tmp_path, which):
     torch = pytest.importorskip("torch", reason="needs the oracle extra")
     from transformers import CLIPModel
 
-    new = small_clip(faces.random_captions(faces.random_faces(300, 0), 0).texts, 0)
-    save_clip(tmp_path / "clip", new.encoder.model, new.hf_config, new.tokenizer)
-    theirs = CLIPModel.from_pretrained(tmp_path / "clip").eval()
-    ours = load_clip(tmp_path / "clip")
+    folder = ASSETS / "clip"
+    if which == "new":
+        new, folder = small_clip(faces.random_captions(faces.random_faces(300, 0), 0).texts, 0), tmp_path / "clip"
+        save_clip(folder, new.encoder.model, new.hf_config, new.tokenizer)
+    theirs = CLIPModel.from_pretrained(folder).eval()
+    ours = load_clip(folder)
     pictures = faces.random_faces(4, 0).render()
     ids = ours.tokenize(["smile", "a face with furrowed brows"])
     with torch.no_grad():
@@ -180,7 +185,7 @@ def test_train_verb(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--data.kind", "faces", "--data.limit", "50"], "has 50 images, fewer than a batch; --train.batch 128 is too many"),
-        (["--train.task", "clip"], "a CLIP is trained on rendered faces, whose captions are known; pass --data.kind faces"),
+        (["--task", "clip"], "a CLIP is trained on rendered faces, whose captions are known; pass --data.kind faces"),
         ([], "--data.path is needed"),
         (
             ["--data.kind", "faces", "--data.limit", "50", "--train.batch", "50"],
@@ -196,6 +201,21 @@ def test_train_refuses(tmp_path, capsys, arguments, message):
     assert cli.main(["train", *arguments, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_ships_does_what_its_metrics_say():
+    """On other faces than those of metrics.json, within what 1,500 faces can tell; and no more than 4 MB."""
+    model, clip = load_demo()
+    told = json.loads((ASSETS / "metrics.json").read_text())
+    people = faces.random_faces(1500, 31)
+    pairs = verbs_train.pair_accuracy(clip, people, people.render())
+    concepts = np.mean([value for name, value in pairs.items() if name not in faces.DISTRACTORS])
+    assert concepts == pytest.approx(told["clip"]["mean_pair_accuracy_of_the_25_concepts"], abs=0.02)
+    assert concepts > 0.9
+    accuracy = evaluate(model, people.image_set("faces")).top(1)
+    assert accuracy == pytest.approx(told["vgg"]["test_accuracy"], abs=0.04)
+    assert 0.7 < accuracy < 0.95
+    assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) < 4e6
 
 
 def test_a_loss_that_is_not_finite_stops(tiny_vgg, small_faces):
