@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, ValidationError
 
-from emojax.config import Section, Settings, explain, read_settings, verb_model
+from emojax.config import Section, Settings, UserPath, explain, read_settings, verb_model
 from emojax.errors import InputError, did_you_mean
 
 # What a first argument without dashes is short for.
@@ -30,7 +30,7 @@ class Verb(NamedTuple):
 
 
 def _out(verb: str) -> tuple[type, Any]:
-    return (Path, Field(Path("runs") / verb, description="run folder to write"))
+    return (UserPath, Field(Path("runs") / verb, description="run folder to write"))
 
 
 def _verb(name: str, about: str, *sections: str, **extra: tuple[Any, Any]) -> tuple[str, Verb]:
@@ -120,7 +120,7 @@ def parse(verb: str, args: Sequence[str]) -> Section:
     path, rest = _split_config(args)
     if rest and not rest[0].startswith("-") and verb in _POSITIONAL:
         rest = [_POSITIONAL[verb], *rest]
-    rest = [_SHORT.get((verb, arg), arg) for arg in rest]
+    rest = [_SHORT.get((verb, flag), flag) + equals + value for flag, equals, value in (arg.partition("=") for arg in rest)]
     settings = Settings() if path is None else read_settings(path)
     own = {name: getattr(settings, name) for name in model.model_fields if name in Settings.model_fields}
     complaint = io.StringIO()

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from emojax.errors import InputError, did_you_mean
 
 Positive = Annotated[int, Field(gt=0)]
+UserPath = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
 
 
 class Section(BaseModel):
@@ -28,8 +29,10 @@ class Data(Section):
         "auto", description="what the path is; faces renders them and needs no path"
     )
     probe_split: str = Field("training", description="split that the probe runs over; 'all' without splits")
-    test_splits: tuple[str, ...] = Field(("public_test", "private_test"), description="splits to test on, pooled")
-    limit: Positive | None = Field(None, description="take only the first images of each split")
+    test_splits: tuple[str, ...] = Field(("public_test", "private_test"), description="splits to test on", min_length=1)
+    limit: Positive | None = Field(
+        None, description="take only the first images of each split; of rendered faces, how many to render"
+    )
     size: Positive | None = Field(None, description="side that folder images are brought to; None keeps a common size")
 
 
@@ -96,7 +99,7 @@ class Edit(Section):
         (), description="also ×factor for these shares of the units, the highest scores"
     )
     continuous: Factors = Field((), description="also factor·(s − min)/(max − min), for these factors")
-    gains: Path | None = Field(
+    gains: UserPath | None = Field(
         None, description="instead of a search, test these gains of one layer: a file of one number per unit (.npy or text)"
     )
     choose_on: Literal["first_split", "all_splits"] = Field(
@@ -133,7 +136,7 @@ class Train(Section):
     average: float = Field(
         0.0, ge=0, lt=1, description="decay of the moving average of weights that is kept; 0 keeps the last"
     )
-    seed: int = Field(0, ge=0, description="of the first weights, data order, augmentation and dropout")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the first weights, data order, augmentation and dropout")
 
 
 class Settings(Section):
@@ -148,7 +151,9 @@ class Settings(Section):
     edit: Edit = Edit()
     evaluate: Evaluate = Evaluate()
     train: Train = Train()
-    cache: Path = Field(Path("~/.cache/emojax"), description="where probe records are kept between runs")
+    cache: UserPath = Field(
+        Path("~/.cache/emojax"), validate_default=True, description="where probe records are kept between runs"
+    )
 
 
 def verb_model(verb: str, fields: tuple[str, ...], **extra: tuple[Any, Any]) -> type[Section]:

@@ -5,25 +5,30 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 console = Console(highlight=False)
+
+
+class _Rate(ProgressColumn):
+    """Units a second, as soon as there is a speed."""
+
+    def __init__(self, unit: str):
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.0f} {self._unit}/s")
 
 
 @contextmanager
 def progress(what: str, unit: str = "images") -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr with what is done, rate and time left; silent when stderr is no terminal."""
-    columns = (
-        TextColumn(what),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.speed:.0f} " + unit + "/s"),
-        TimeRemainingColumn(),
-    )
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
     errors = Console(stderr=True)
     with Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
         task = bar.add_task(what, total=None)
-        bar.update(task, speed=0)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 

@@ -80,14 +80,12 @@ def _hyperparameters(options: config.Dissect) -> dict[str, Any]:
     return chosen
 
 
-def _check(settings: Any, model: VggNet) -> None:
+def _check(settings: Any, model: VggNet, images: ImageSet, tests: Sequence[ImageSet]) -> None:
     """Refuses before the probe what would be refused after it."""
     _hyperparameters(settings.dissect)
-    layers = list(model.config.units())
-    resolve_layers(settings.probe.layers, layers)
-    if hasattr(settings, "edit"):
-        verbs_edit.chosen_layers(settings, layers)
-        verbs_edit.search_of(settings.edit)
+    resolve_layers(settings.probe.layers, list(model.config.units()))
+    if tests:
+        verbs_edit.check(settings, model, images, tests)
 
 
 def _probe(
@@ -373,7 +371,7 @@ def sweep(settings: Any) -> None:
     model, clip = _open_target(settings.target), _open_clip(settings.clip)
     images, tests = _open(settings.data, settings.data.probe_split), _open_tests(settings.data)
     with store.run_folder(settings.out, "sweep", _dump(settings)) as folder:
-        _check(settings, model)
+        _check(settings, model, images, tests)
         record = _probe(settings, folder, model, images, clip, settings.cache)
         found = _dissect(settings, folder, record, concepts, clip, settings.cache)
         table1 = dissect_engine.interpretability(found, settings.dissect.tau)
@@ -385,12 +383,12 @@ def sweep(settings: Any) -> None:
 def demo(settings: Any) -> None:
     """The main job on rendered faces with the networks that ship with emojax, and its labels against the truth."""
     store.check_out(settings.out)
-    with store.run_folder(settings.out, "demo", _dump(settings)) as run:
+    chosen = verbs_demo.settings_for(settings.images)
+    with store.run_folder(settings.out, "demo", _dump(settings) | {"effective": _dump(chosen)}) as run:
         with run.timed("render"):
             seen, held_out = verbs_demo.worlds(settings.images)
             images, tests = seen.image_set("faces"), [f.image_set(n) for f, n in zip(held_out, TESTS, strict=True)]
         model, clip = load_demo()
-        chosen = verbs_demo.settings_for(settings.images)
         record, summary = chain(chosen, run, model, clip, load_concepts("paper25"), images, tests, settings.cache)
         summary["truth"] = verbs_demo.compare_with_truth(run, model, record, list(zip(held_out, tests, strict=True)))
         store.write_json(run.folder / "summary.json", summary)
@@ -412,7 +410,7 @@ def chain(
 
     Returns the record and the summary that was written.
     """
-    _check(settings, model)
+    _check(settings, model, images, tests)
     record = _probe(settings, run, model, images, clip, cache)
     found, table1, summary = _label(settings, run, record, concepts, clip, cache)
     if tests:

@@ -53,8 +53,10 @@ def compare_with_truth(
         scores = {name: each.scores for name, each in found.items()}
         tables = {
             "units": truth.table(scores, known.auroc),
-            f"units that respond to something (AUROC ≥ {RESPONDS})": truth.table(scores, known.auroc, least=RESPONDS),
         }
+        if np.nanmax(known.auroc) >= RESPONDS:
+            title = f"units that respond to something (AUROC ≥ {RESPONDS})"
+            tables[title] = truth.table(scores, known.auroc, least=RESPONDS)
     _write(run, record, known, found)
     for title, rows in tables.items():
         _print(title, rows)
@@ -97,13 +99,14 @@ def _print(title: str, rows: dict[str, truth.Agreement]) -> None:
 def closing(summary: dict[str, Any], labels: dict[str, Any], out: Path) -> None:
     """The last lines: what was found, and where it lies."""
     row, edit = labels[list(labels)[-1]]["soft_wpmi"], summary["edit"]
-    before, after = edit["baseline"]["all"], edit["edited"]["all"]
+    before, tested = edit["baseline"]["all"], edit["tested"]
     chance, chance3 = 1 / row["attributes"], 3 / row["attributes"]
     lines = {
         "network": f"{before['top1']:.1%} of {before['images']} rendered test faces in the right emotion (chance 14.3%)",
         "labels": f"soft_wpmi names what a unit responds to most in {row['best']:.0%} (chance {chance:.0%})"
         f" of {row['units']} units with a clear response, one of three in {row['among_three']:.0%} (chance {chance3:.0%})",
-        "edit": f"{before['correct']} → {after['correct']} correct; {edit['finding']} (McNemar p = {edit['p_value']:.2g})",
+        "edit": f"{edit['finding']} (McNemar p = {edit['p_value']:.2g}): {tested['gained']} faces gained"
+        f" and {tested['lost']} lost of {tested['images']} that took no part in its choice",
         "files": str(out),
     }
     say("\nWhat was found")

@@ -1,5 +1,6 @@
 """The second half of a run: edits by labels, one of them chosen and confirmed, and the evidence for it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from emojax.engine import dissect as dissect_engine
 from emojax.engine import edit as edit_engine
 from emojax.engine.dissect import Dissection, LayerSummary
 from emojax.engine.edit import Search, Setting
-from emojax.engine.evaluate import Evaluation, evaluate, join
+from emojax.engine.evaluate import Evaluation, evaluate, join, labelled
 from emojax.engine.evidence import Subject, assess
 from emojax.engine.inputs import LayerInputs, join_inputs, layer_inputs
 from emojax.engine.learn import learn_gains
@@ -28,15 +29,41 @@ AUTO = "auto"
 
 
 def search_of(options: Any) -> Search:
-    """The search that settings describe.
+    """The search that settings describe."""
+    return Search(options.tau, options.factor, options.top_fraction, options.continuous, options.scope)
+
+
+def check(settings: Any, model: VggNet, images: ImageSet, tests: Sequence[ImageSet]) -> None:
+    """Refuses before the probe what the edit would refuse after it.
 
     Raises:
-      InputError: it has no edit in it.
+      InputError: no edit to search, layers that are not probed, too few permutations, a bad file of gains, test sets
+        without labels, or the same images where different ones are needed.
     """
-    search = Search(options.tau, options.factor, options.top_fraction, options.continuous, options.scope)
-    if not search.settings([AUTO]):
+    options = settings.edit
+    layers, search = chosen_layers(settings, list(model.config.units())), search_of(options)
+    if options.gains is not None:
+        if layers == (AUTO,) or len(layers) > 1:
+            raise InputError("--edit.gains are those of one layer; name it with --edit.layers")
+        edit_engine.read_gains(options.gains, model.config.units()[layers[0]])
+    elif not search.settings([AUTO]):
         raise InputError("--edit.factor has only 1, which edits nothing; give another factor")
-    return search
+    elif settings.evaluate.protocol == "tencrop" and (len(layers) > 1 or search.fractions or search.continuous):
+        raise InputError("--evaluate.protocol tencrop takes thresholds on one layer; use resize40 for other searches")
+    if options.permutations and 1 / (options.permutations + 1) > options.alpha:
+        least = math.ceil(1 / options.alpha) - 1
+        given = f"--edit.permutations {options.permutations}"
+        raise InputError(f"{given} cannot reach p ≤ {options.alpha:g}; give at least {least}")
+    names = {}
+    for test in tests:
+        labelled(test, model.config.classes)
+        if test.key in names:
+            raise InputError(f"test splits {names[test.key]} and {test.name} are the same images; name different ones")
+        names[test.key] = test.name
+    if options.learned:
+        labelled(images, model.config.classes)
+        if images.key in names:
+            raise InputError(f"--edit.learned fits gains on {images.name}, which is also a test split; probe another split")
 
 
 def chosen_layers(settings: Any, available: Sequence[str]) -> tuple[str, ...]:
@@ -92,6 +119,13 @@ def edit(
         {layer: join_inputs(*each[1:]) for layer, each in parts.items()} if apart else None,
         {layer: learn_gains(inputs, scope=options.scope) for layer, inputs in learnt_on.items()},
     )
+    slow = [layer for layer, inputs in pooled.items() if not inputs.feeds_logits]
+    if slow:
+        say(
+            f"evidence: {', '.join(slow)} does not feed the logits, so the rest of the network runs for each of "
+            f"{len(search.settings(layers)) * (options.permutations + 1) + options.masks:,} settings; "
+            "fewer --edit.permutations are faster"
+        )
     with run.timed("evidence"), progress("evidence", "permutations") as bar:
         wanted = {"alpha": options.alpha, "permutations": options.permutations, "masks": options.masks}
         evidence = assess([subject], search, store=kept, progress=bar, **wanted)
@@ -107,6 +141,12 @@ def edit(
         "layer_chosen": "most interpretable units" if automatic else "by the search" if len(layers) > 1 else "by name",
         "scope": options.scope,
         "selected_on_test": evidence.selected_on_test,
+        "tested": {
+            "on": [test.name for test in (tests[1:] if apart else tests)],
+            "images": evidence.total,
+            "gained": evidence.gained,
+            "lost": evidence.lost,
+        },
         "baseline": _by_split(named, one, options.scope),
         "edited": _by_split(named, gains, options.scope),
         "finding": evidence.finding,
@@ -118,14 +158,8 @@ def edit(
 
 
 def _given(settings: Any, run: store.Run, model: VggNet, layers: Sequence[str], tests: Sequence[ImageSet]) -> dict[str, Any]:
-    """Gains from a file on one layer: nothing is chosen, so all test splits are a test, and McNemar's is enough.
-
-    Raises:
-      InputError: several layers, or the file does not hold one number for each unit.
-    """
+    """Gains from a file on one layer: nothing is chosen, so all test splits are a test, and McNemar's is enough."""
     options = settings.edit
-    if len(layers) > 1:
-        raise InputError(f"--edit.gains are those of one layer, not of {', '.join(layers)}; name one with --edit.layers")
     gains = edit_engine.read_gains(options.gains, model.config.units()[layers[0]])
     edited = edit_engine.edit(model, layers[0], gains, scope=options.scope)
     save_vgg(edited, run.folder / "edited.safetensors")
@@ -210,13 +244,7 @@ def _ten_crops(
     search: Search,
     tests: Sequence[ImageSet],
 ) -> dict[str, Any]:
-    """The grid alone, by repeating the network after the layer for every setting: ten views have no faster way.
-
-    Raises:
-      InputError: several layers, or gains other than thresholds.
-    """
-    if len(scores) > 1 or search.fractions or search.continuous:
-        raise InputError("--evaluate.protocol tencrop takes thresholds on one layer; use resize40 for other searches")
+    """The grid alone, by repeating the network after the layer for every setting: ten views have no faster way."""
     ((layer, own),) = scores.items()
     options, cells = settings.edit, _grid(search, [layer])
     gains = np.stack([setting.gains(own) for setting in cells])
@@ -256,7 +284,8 @@ def _print(result: dict[str, Any], evidence: Evidence) -> None:
     name = list(result["baseline"])[-1]
     before, after = result["baseline"][name], result["edited"][name]
     say(
-        f"edit of {evidence.setting}: {before['correct']} → {after['correct']} of {before['images']} correct on {name}, "
+        f"edit of {evidence.setting}: {before['correct']} → {after['correct']} of {before['images']} correct on {name}"
+        f"{' test splits, that of the choice too' if name == 'all' else ''}, "
         f"top-1 {before['top1']:.3%} → {after['top1']:.3%}, NLL {before['nll']:.4f} → {after['nll']:.4f}"
     )
     say(f"evidence: {evidence.verdict}")

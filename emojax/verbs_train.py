@@ -65,7 +65,7 @@ def train_clip(
 
     def tokens(epoch: int) -> np.ndarray:
         ids = new.encoder.tokenize(captions(epoch).texts)
-        return np.pad(ids, ((0, 0), (0, min(32, longest) - ids.shape[1])))
+        return np.pad(ids, ((0, 0), (0, max(0, min(32, longest) - ids.shape[1]))))  # one shape for all epochs
 
     pairs = engine.Pairs(faces.render(), tokens, lambda epoch, rows: captions(epoch).true_of(faces, rows))
     task = engine.contrastive(new.encoder, pairs, batch=options.batch, seed=options.seed)
@@ -73,7 +73,8 @@ def train_clip(
 
     def validate(params: Any, rest: Any) -> dict[str, float]:
         encoder = engine.trained_clip(new.encoder, engine.Result(params, rest, []))
-        return {"validation_pair_accuracy": float(np.mean(list(pair_accuracy(encoder, validation, pictures).values())))}
+        known = [value for value in pair_accuracy(encoder, validation, pictures).values() if value is not None]
+        return {"validation_pair_accuracy": float(np.mean(known))} if known else {}
 
     result = engine.fit(task, recipe(options), validate=validate, report=report, progress=bar)
     encoder = engine.trained_clip(new.encoder, result)
@@ -81,13 +82,14 @@ def train_clip(
     return encoder
 
 
-def pair_accuracy(encoder: ClipEncoder, faces: face_data.Faces, pictures: np.ndarray) -> dict[str, float]:
+def pair_accuracy(encoder: ClipEncoder, faces: face_data.Faces, pictures: np.ndarray) -> dict[str, float | None]:
     """For each attribute: of a face with it and one without, how often the first is closer to its name.
 
-    Zero-shot: the names are texts like any other. Chance is one half.
+    Zero-shot: the names are texts like any other. Chance is one half. None where no face has it, or all have.
     """
     cosines = encoder.embed_images(pictures) @ encoder.embed_texts(face_data.ATTRIBUTES).T
-    return dict(zip(face_data.ATTRIBUTES, np.diag(affinity(cosines, faces.attributes).auroc).tolist(), strict=True))
+    found = np.diag(affinity(cosines, faces.attributes).auroc)
+    return {name: float(x) if np.isfinite(x) else None for name, x in zip(face_data.ATTRIBUTES, found, strict=True)}
 
 
 def metrics_writer(path: Path) -> Report:
@@ -114,6 +116,7 @@ def train(settings: Any, open_split: Callable[[config.Data, str], ImageSet]) -> 
                 faces, validation = (
                     face_data.split(name, settings.data.limit) for name in (options.split, options.validation)
                 )
+                run.inputs |= {options.split: faces.key, options.validation: validation.key}
                 encoder = train_clip(options, faces, validation, run.folder / "clip", report, bar)
                 summary = {"pair_accuracy": pair_accuracy(encoder, validation, validation.render())}
             else:

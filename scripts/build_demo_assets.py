@@ -1,6 +1,6 @@
 """Trains the two small networks that ship with emojax, on rendered faces, and records what they can do.
 
-    python scripts/build_demo_assets.py              # writes emojax/data/assets/, about 20 minutes on 2 cores
+    python scripts/build_demo_assets.py              # writes emojax/data/assets/; half an hour on 2 busy cores
 
 Seeded: the same machine gives the same files. `metrics.json` beside them holds accuracies on faces that were not
 trained on, the settings and the time it took.
@@ -57,6 +57,7 @@ def main(options: Options) -> None:
         pictures = held_out.render()
         pairs = verbs_train.pair_accuracy(load_clip(folder / "clip"), held_out, pictures)
         tested = evaluate(model, held_out.image_set("faces/private_test")).summary()
+        assert None not in pairs.values(), "too few test faces to see every attribute"
         concepts = [value for name, value in pairs.items() if name not in faces.DISTRACTORS]
         metrics = {
             "clip": {

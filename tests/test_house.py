@@ -2,6 +2,8 @@
 
 import ast
 import csv
+import functools
+import io
 import json
 import subprocess
 import sys
@@ -10,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_fer_csv
+from rich.console import Console
 
 import emojax
-from emojax import cli, store
+from emojax import cli, console, store
 from emojax.config import Settings, read_settings
 from emojax.data.loader import open_split
 from emojax.data.weights import load_vgg, save_vgg
@@ -57,6 +60,26 @@ def test_imports_point_down(path):
             if name == "cli" and target == "verbs":
                 continue
             assert FLOORS[target] < FLOORS[name] or (name, target) == ("data", "store"), f"{name} imports {imported}"
+
+
+def test_progress_in_a_terminal(monkeypatch):
+    """Bars are silent in the tests' pipes; in a terminal they must not stumble over a speed that is not known yet."""
+    written = io.StringIO()
+    terminal = functools.partial(Console, file=written, force_terminal=True, width=100)
+    monkeypatch.setattr(console, "Console", lambda stderr: terminal())
+    with console.progress("probe") as bar:
+        for done in (0, 10, 20):
+            bar(done, 20)
+    assert "20/20" in written.getvalue()
+    assert "probe" in written.getvalue()
+
+
+def test_home_folder_in_paths(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Settings().cache == tmp_path / ".cache" / "emojax"
+    assert cli.parse("run", ["--cache", "~/mine"]).cache == tmp_path / "mine"
+    assert cli.parse("run", ["--out=~/runs"]).out == tmp_path / "runs"
+    assert cli.parse("train", ["--task=clip"]).train.task == "clip"
 
 
 def test_import_is_light():
@@ -349,6 +372,10 @@ def test_late_refusals_leave_nothing_behind(capsys, tmp_path, world):
         (["--data.probe-split", "train"], "no split 'train'; did you mean 'training'?"),
         (["--edit.layers", "lin9"], "no layer 'lin9'; did you mean 'lin"),
         (["--probe.layers", "lin1", "--edit.layers", "lin2"], "no layer 'lin2'"),
+        (["--edit.permutations", "10"], "--edit.permutations 10 cannot reach p ≤ 0.05; give at least 19"),
+        (["--data.test-splits", "public_test", "public_test"], "are the same images; name different ones"),
+        (["--data.test-splits", "training", "--edit.learned"], "which is also a test split; probe another split"),
+        (["--edit.gains", "gains.txt"], "--edit.gains are those of one layer; name it with --edit.layers"),
         (["--edit.factor", "1"], "--edit.factor has only 1, which edits nothing; give another factor"),
     ):
         code, _, err = run(capsys, "run", *network, *probing, *args, "--out", tmp_path / "out")

@@ -90,8 +90,7 @@ def test_optimizer_equals_pytorchs(optimizer):
 
 
 def test_rate_rises_and_falls():
-    rate = train.Recipe(epochs=1, learning_rate=0.5, warmup=0.1).rate(100)
-    values = [rate(step) for step in range(100)]
+    values = train.Recipe(epochs=1, learning_rate=0.5, warmup=0.1).rates(100).tolist()
     assert max(values) == pytest.approx(0.5)
     assert values.index(max(values)) == 9
     assert values[0] == pytest.approx(0.05)

@@ -16,6 +16,7 @@ from emojax.data.concepts import load_concepts
 from emojax.data.fer2013 import CLASSES
 from emojax.data.loader import ImageSet
 from emojax.errors import InputError, did_you_mean
+from emojax.store import content_key
 
 PRESENT, ABSENT, UNCLEAR = 1, 0, -1
 DISTRACTORS = ("Glasses", "Dark Lighting", "Hand Before The Face", "Beard", "Long Hair")  # of no emotion
@@ -144,6 +145,11 @@ class Faces:
 
     def __len__(self) -> int:
         return len(self.emotions)
+
+    @cached_property
+    def key(self) -> str:
+        """Content key of the numbers."""
+        return content_key([self.numbers, self.emotions, self.seeds])
 
     @cached_property
     def strengths(self) -> np.ndarray:

@@ -153,7 +153,7 @@ def layer_inputs(
         network = nnx.merge(graphdef, params)
         return network.until(network.preprocess(chunk), layer)
 
-    kept = None if cache is None else Path(cache) / f"inputs-{key}.npy"
+    kept = None if cache is None else Path(cache).expanduser() / f"inputs-{key}.npy"
     if kept is not None and kept.exists():
         values = np.load(kept, mmap_mode="r", allow_pickle=False)
     else:

@@ -228,7 +228,7 @@ def _kept(store: Path | None, key: Any, compute: Callable[[], Outcomes]) -> Outc
     """Outcomes of a chunk from its file in `store`, or computed and kept there; a damaged file is written again."""
     if store is None:
         return compute()
-    path = Path(store) / f"{content_key([_FORMAT, key])}.npz"
+    path = Path(store).expanduser() / f"{content_key([_FORMAT, key])}.npz"
     try:
         with np.load(path, allow_pickle=False) as file:
             return Outcomes(**file)

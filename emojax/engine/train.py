@@ -88,11 +88,11 @@ class Recipe:
             return optax.chain(optax.add_decayed_weights(self.weight_decay), optax.trace(self.momentum, nesterov=True))
         return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(self.weight_decay, mask=_is_kernel))
 
-    def rate(self, steps: int) -> Callable[[int], float]:
-        """Learning rate of each of `steps` steps."""
+    def rates(self, steps: int) -> np.ndarray:
+        """Learning rate of each of `steps` steps, float32, on the host: nothing in the loop waits for it."""
         rise = int(self.warmup * steps)
         schedule = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, rise, max(steps, rise + 1))
-        return lambda step: float(schedule(step + 1 if rise else step))
+        return np.asarray(jax.vmap(schedule)(jnp.arange(steps) + (rise > 0)), np.float32)
 
 
 def _is_kernel(params: Any) -> Any:
@@ -151,7 +151,7 @@ def fit(
             f"a batch of {task.batch} does not divide over {mesh.size} devices; choose a multiple of {mesh.size}"
         )
     step, total = make_step(task, recipe, mesh), recipe.epochs * task.steps
-    rate, key = recipe.rate(total), jax.random.key(recipe.seed)
+    rates, key = recipe.rates(total), jax.random.key(recipe.seed)
     average = jax.tree.map(jnp.copy, task.params) if recipe.average else None
     state = State(task.params, task.rest, recipe.transform().init(task.params), average, jnp.zeros((), jnp.int32))
     state, data = put_copy(mesh, jax.tree.map(jnp.copy, state)), put_copy(mesh, task.data)
@@ -159,7 +159,7 @@ def fit(
     for epoch in range(recipe.epochs):
         start, sums, waiting = time.perf_counter(), {}, None
         for batch in task.batches(epoch):
-            state, metrics = step(state, data, jax.device_put(batch, split(mesh)), np.float32(rate(done)), key)
+            state, metrics = step(state, data, jax.device_put(batch, split(mesh)), rates[done], key)
             done += 1
             _add(sums, waiting)
             waiting = metrics
@@ -167,11 +167,14 @@ def fit(
                 progress(done, total)
         _add(sums, waiting)
         row = {"epoch": epoch + 1, **{name: value / task.steps for name, value in sums.items()}}
-        if not np.isfinite(row["loss"]):
-            raise InputError(f"the loss is {row['loss']} in epoch {epoch + 1}; lower --train.learning-rate")
-        row |= {"learning_rate": rate(done - 1), "seconds": time.perf_counter() - start}
+        row |= {"learning_rate": float(rates[done - 1]), "seconds": time.perf_counter() - start}
         if validate is not None:
             row |= validate(state.params if average is None else state.average, state.rest)
+        for name, value in row.items():
+            if not np.isfinite(value):
+                raise InputError(
+                    f"the {name.replace('_', ' ')} is {value} in epoch {epoch + 1}; lower --train.learning-rate"
+                )
         history.append(row)
         if report is not None:
             report(row)

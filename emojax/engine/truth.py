@@ -109,7 +109,7 @@ class Agreement:
 def agreement(scores: np.ndarray, auroc: np.ndarray, *, least: float = 0.0) -> Agreement:
     """Compares scores [U, A] with AUROCs [U, A], over units whose best AUROC is at least `least`.
 
-    Attributes without a known AUROC are left out of both.
+    Attributes without a known AUROC are left out of both, and units that respond to all alike, which have no best.
 
     Raises:
       ValueError: the shapes differ, or no unit or fewer than three attributes remain.
@@ -120,7 +120,7 @@ def agreement(scores: np.ndarray, auroc: np.ndarray, *, least: float = 0.0) -> A
     scores, auroc = scores[:, known], auroc[:, known]
     if auroc.shape[1] < 3:
         raise ValueError(f"only {auroc.shape[1]} attributes are present in some images and absent in others")
-    chosen = auroc.max(axis=1) >= least
+    chosen = (auroc.max(axis=1) >= least) & (auroc.max(axis=1) > auroc.min(axis=1))
     if not chosen.any():
         raise ValueError(f"no unit has an AUROC of {least} with any attribute")
     scores, auroc = scores[chosen], auroc[chosen]
