@@ -81,9 +81,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, "utf-8")
-    os.replace(temporary, path)
+    write_binary(path, lambda file: file.write(text.encode("utf-8")))
 
 
 def write_binary(path: Path, write: Callable[[BinaryIO], Any]) -> None:

@@ -169,36 +169,27 @@ class ClipEncoder:
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Unit embeddings [C, D] float32 of texts as they are: no template, as CLIP-Dissect does."""
-        ids = self.tokenize(texts)
-        graphdef, state = nnx.split(self.model)
-
-        @jax.jit
-        def embed(state: Any, ids: jax.Array) -> jax.Array:
-            with jax.default_matmul_precision("highest"):
-                return unit_rows(nnx.merge(graphdef, state).text_features(ids))
-
-        rows = []
-        for start in range(0, len(ids), _TEXT_BATCH):
-            chunk = ids[start : start + _TEXT_BATCH]
-            pad = _TEXT_BATCH - len(chunk)
-            rows.append(np.asarray(embed(state, np.pad(chunk, ((0, pad), (0, 0)), mode="edge")))[: len(chunk)])
-        return np.concatenate(rows)
+        return self._embed(clip_model.Clip.text_features, self.tokenize(texts), _TEXT_BATCH)
 
     def embed_images(self, images: Any, *, batch: int = 512) -> np.ndarray:
         """Unit embeddings [I, D] float32 of uint8 images [I, H, W, C], a batch at a time."""
+        return self._embed(lambda model, chunk: model.image_features(self.preprocess(chunk)), images, batch)
+
+    def _embed(self, features: Callable[[clip_model.Clip, jax.Array], jax.Array], rows: Any, batch: int) -> np.ndarray:
+        """Unit rows of what a tower gives, in batches of one shape; the last is filled with copies of its last row."""
         graphdef, state = nnx.split(self.model)
 
         @jax.jit
-        def embed(state: Any, images: jax.Array) -> jax.Array:
+        def embed(state: Any, chunk: jax.Array) -> jax.Array:
             with jax.default_matmul_precision("highest"):
-                return unit_rows(nnx.merge(graphdef, state).image_features(self.preprocess(images)))
+                return unit_rows(features(nnx.merge(graphdef, state), chunk))
 
-        rows = []
-        for start in range(0, images.shape[0], batch):
-            chunk = np.asarray(images[start : start + batch])
-            pad = batch - len(chunk)
-            rows.append(np.asarray(embed(state, np.pad(chunk, ((0, pad), (0, 0), (0, 0), (0, 0)))))[: len(chunk)])
-        return np.concatenate(rows)
+        parts = []
+        for start in range(0, rows.shape[0], batch):
+            chunk = np.asarray(rows[start : start + batch])
+            fill = [(0, batch - len(chunk))] + [(0, 0)] * (chunk.ndim - 1)
+            parts.append(np.asarray(embed(state, np.pad(chunk, fill, mode="edge")))[: len(chunk)])
+        return np.concatenate(parts)
 
 
 def unit_rows(features: jax.Array) -> jax.Array:

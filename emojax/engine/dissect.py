@@ -6,7 +6,6 @@ of all layers in a row, C concepts, K top-k, D embedding.
 """
 
 import functools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +25,7 @@ from emojax.engine.record import ProbeRecord
 from emojax.errors import InputError
 from emojax.mesh import make_mesh
 from emojax.ops import similarity as ops
-from emojax.store import content_key
+from emojax.store import content_key, write_binary
 
 Similarity = Literal["soft_wpmi", "wpmi", "rank_reorder", "cos_similarity", "cos_similarity_cubed"]
 DESCRIBED_BY = 10  # top images that decide whether a label describes a unit (seed, table 1)
@@ -167,10 +166,8 @@ def embed_concepts(clip: ClipEncoder, concepts: ConceptSet, cache: Path | None =
         return clip.embed_texts(concepts.concepts)
     path = Path(cache).expanduser() / "texts" / f"{content_key([clip.key, list(concepts.concepts)])}.npy"
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.npy")
-        np.save(temporary, clip.embed_texts(concepts.concepts))
-        os.replace(temporary, path)
+        texts = clip.embed_texts(concepts.concepts)
+        write_binary(path, lambda file: np.save(file, texts))
     return np.load(path, allow_pickle=False)
 
 

@@ -50,12 +50,16 @@ class Evaluation:
         classes = len(self.classes)
         return np.bincount(self.labels * classes + self.predictions, minlength=classes**2).reshape(classes, classes)
 
-    def nll(self) -> float:
-        """Mean negative log-likelihood, natural logarithm; float64."""
+    def losses(self) -> np.ndarray:
+        """Negative log-likelihood of each image [I], natural logarithm; float64."""
         logits = self.logits.astype(np.float64)
         logits -= logits.max(axis=1, keepdims=True)
         own = np.take_along_axis(logits, self.labels[:, None], axis=1)[:, 0]
-        return float((np.log(np.exp(logits).sum(axis=1)) - own).mean())
+        return np.log(np.exp(logits).sum(axis=1)) - own
+
+    def nll(self) -> float:
+        """Mean of the losses."""
+        return float(self.losses().mean())
 
     def summary(self) -> dict[str, Any]:
         """All of it as plain numbers, ready for JSON; recall is None for a class without images."""

@@ -101,14 +101,6 @@ def _ok(result: Evaluation) -> np.ndarray:
     return result.predictions == result.labels
 
 
-def _losses(result: Evaluation) -> np.ndarray:
-    """Negative log-likelihood of each image [I], float64."""
-    logits = np.float64(result.logits)
-    logits -= logits.max(axis=1, keepdims=True)
-    own = np.take_along_axis(logits, result.labels[:, None], axis=1)[:, 0]
-    return np.log(np.exp(logits).sum(axis=1)) - own
-
-
 def _numbers(result: Evaluation) -> dict[str, float]:
     """Accuracy, macro recall, NLL and calibration error."""
     found = result.summary()
@@ -134,7 +126,7 @@ def _intervals(pairs: Sequence[tuple[Evaluation, Evaluation]], resamples: int, l
     labels, classes = pairs[0][0].labels, len(pairs[0][0].classes)
     own = np.eye(classes)[labels]
     better = _net(pairs)[:, None] / len(pairs)
-    loss = np.mean([_losses(after) - _losses(before) for before, after in pairs], axis=0)
+    loss = np.mean([after.losses() - before.losses() for before, after in pairs], axis=0)
     columns = np.concatenate([loss[:, None], own, own * better], axis=1)
     drawn = stats.bootstrap_totals(jax.random.key(seed), jnp.asarray(columns, jnp.float32), resamples)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from emojax.engine.sweep import LayerInputs, Progress
+from emojax.engine.inputs import LayerInputs, Progress
 from emojax.mesh import copied, make_mesh, put_batch, put_copy, split
 from emojax.ops import gains as ops
 from emojax.ops.gains import Scope

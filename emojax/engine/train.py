@@ -231,10 +231,15 @@ def classifier(model: VggNet, images: ImageSet, *, batch: int, seed: int, label_
 
 def trained(model: VggNet, result: Result) -> VggNet:
     """The network with trained variables, in eval mode."""
-    graphdef = nnx.split(model, nnx.Param, ...)[0]
-    model = nnx.merge(graphdef, *jax.tree.map(np.asarray, (result.params, result.rest)))
+    model = _with(model, result)
     model.eval()
     return model
+
+
+def _with(model: Any, result: Result) -> Any:
+    """A network of the same kind with the result's variables."""
+    graphdef = nnx.split(model, nnx.Param, ...)[0]
+    return nnx.merge(graphdef, *jax.tree.map(np.asarray, (result.params, result.rest)))
 
 
 def _enough(images: ImageSet, batch: int) -> None:
@@ -312,5 +317,4 @@ def contrastive(encoder: ClipEncoder, pairs: Pairs, *, batch: int, seed: int) ->
 
 def trained_clip(encoder: ClipEncoder, result: Result) -> ClipEncoder:
     """The encoder with trained towers."""
-    graphdef = nnx.split(encoder.model, nnx.Param, ...)[0]
-    return replace(encoder, model=nnx.merge(graphdef, *jax.tree.map(np.asarray, (result.params, result.rest))))
+    return replace(encoder, model=_with(encoder.model, result))
