@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from emojax.errors import InputError, did_you_mean
 
 Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Factors = tuple[Annotated[float, Field(gt=0)], ...]
 UserPath = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
 
 
@@ -39,7 +41,9 @@ class Data(Section):
 class Target(Section):
     """The network under study."""
 
-    weights: Path | None = Field(None, description="VGGNet weights: .safetensors, or the published PyTorch checkpoint")
+    weights: UserPath | None = Field(
+        None, description="VGGNet or Deep-Emotion weights: .safetensors, or a PyTorch checkpoint such as the published one"
+    )
 
 
 class Clip(Section):
@@ -58,7 +62,9 @@ class Concepts(Section):
 class Probe(Section):
     """The pass over the images."""
 
-    layers: tuple[str, ...] = Field(("conv*", "lin1", "lin2"), description="names or patterns of layers")
+    layers: tuple[str, ...] = Field(
+        (), description="names or patterns of layers; without any, all of the network but a VGGNet's logits"
+    )
     pool: Literal["avg", "max"] = Field("avg", description="how convolutions become one number per unit")
     taps: Literal["raw", "relu"] = Field("raw", description="raw outputs, or after BatchNorm and ReLU")
     top_k: Positive = Field(100, description="most activating images kept per unit")
@@ -81,9 +87,6 @@ class Dissect(Section):
         1000, ge=0, description="random image sets that labels are tested against (wpmi, soft_wpmi); 0 leaves it out"
     )
     tau: float = Field(0.0, description="a unit is interpretable when its maximum similarity exceeds this")
-
-
-Factors = tuple[Annotated[float, Field(gt=0)], ...]
 
 
 class Edit(Section):
@@ -121,22 +124,42 @@ class Evaluate(Section):
 class Train(Section):
     """Training: what, on what, and how."""
 
-    task: Literal["vgg", "clip"] = Field("vgg", description="a VGGNet on labelled images, or a CLIP on rendered faces")
+    task: Literal["vgg", "deep_emotion", "clip"] = Field(
+        "vgg", description="a VGGNet or a Deep-Emotion on labelled images, or a CLIP on rendered faces"
+    )
     size: Literal["paper", "small"] = Field("small", description="the published VGGNet, or 0.2 M parameters")
+    start: UserPath | None = Field(None, description="weights to begin with, instead of random ones (vgg, deep_emotion)")
     split: str = Field("training", description="split to train on")
-    validation: str = Field("public_test", description="split to watch, never trained on")
+    validation: str = Field("public_test", description="split to choose the epoch on, never trained on")
+    test: str | None = Field(None, description="split to test on once, at the end, with the best epoch's weights")
     epochs: Positive = Field(20, description="passes over the training split")
     batch: Positive = Field(128, description="images per step")
+    augment: Literal["flip", "affine", "one_crop", "ten_crop"] = Field(
+        "flip",
+        description="mirror only; mirror, crop, shift, rotation and erasing of the whole face; the same and one crop "
+        "of it; or its ten crops, as published (vgg, deep_emotion)",
+    )
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="what the network computes in while it learns")
     optimizer: Literal["sgd", "adamw"] = Field("adamw", description="sgd with Nesterov momentum, or adamw")
-    learning_rate: float = Field(1e-3, gt=0, description="its peak; it falls along a cosine to zero")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps over which it rises to its peak")
+    schedule: Literal["cosine", "one_cycle", "plateau", "constant"] = Field(
+        "cosine", description="of the learning rate; plateau lowers it when validation no longer improves"
+    )
+    learning_rate: float = Field(1e-3, gt=0, description="its peak")
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps over which it rises (cosine, one_cycle)")
     weight_decay: float = Field(1e-4, ge=0, description="weight decay")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum (sgd)")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes (vgg)")
-    average: float = Field(
-        0.0, ge=0, lt=1, description="decay of the moving average of weights that is kept; 0 keeps the last"
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of the target spread over all classes (vgg, deep_emotion)"
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="of the first weights, data order, augmentation and dropout")
+    average: float = Field(
+        0.0, ge=0, lt=1, description="decay of the moving average of weights that is kept; 0 keeps them as they are"
+    )
+    seed: Seed = Field(0, description="of the first weights, data order, augmentation and dropout")
+    seeds: tuple[Seed, ...] = Field((), description="train one network for each, in one program; also an ensemble")
+    learning_rates: Factors = Field((), description="train one network for each, and each seed, in one program")
+    together: bool = Field(False, description="work on several networks at once instead of in turn; may suit a GPU")
+    shard: bool = Field(False, description="split parameters and optimizer over the devices instead of copying them")
+    save_every: float = Field(300.0, ge=0, description="seconds between checkpoints within an epoch")
 
 
 class Settings(Section):

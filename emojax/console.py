@@ -23,18 +23,27 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def progress(what: str, unit: str = "images") -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr with what is done, rate and time left; silent when stderr is no terminal."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
+def progress(what: str, unit: str = "images") -> Iterator[Callable[..., None]]:
+    """A bar on stderr with what is done, rate, time left and a note; silent when stderr is no terminal.
+
+    Yields `update(done, total, note="")`.
+    """
+    note = TextColumn("{task.fields[note]}", markup=False)
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn(), note)
     errors = Console(stderr=True)
     with Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(what, total=None, note="")
+        yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)
 
 
 def say(text: str) -> None:
     """One line, whatever the terminal's width."""
     console.print(text, soft_wrap=True, markup=False)
+
+
+def warn(text: str) -> None:
+    """A line that must not be overlooked, on stderr."""
+    Console(stderr=True, highlight=False).print(f"warning: {text}", style="bold yellow", soft_wrap=True, markup=False)
 
 
 def say_written(out: Path) -> None:

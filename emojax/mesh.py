@@ -54,3 +54,16 @@ def put_batch(mesh: Mesh, *arrays: np.ndarray) -> tuple[jax.Array, ...]:
 def put_copy(mesh: Mesh, tree: Any) -> Any:
     """A pytree with a copy on every device."""
     return jax.device_put(tree, copied(mesh))
+
+
+def sharded(mesh: Mesh, tree: Any) -> Any:
+    """Shardings of a pytree by one rule: an array is split along its longest axis that the devices divide, else copied."""
+
+    def place(leaf: Any) -> NamedSharding:
+        sides = [(side, -axis) for axis, side in enumerate(leaf.shape) if side and side % mesh.size == 0]
+        if not sides:
+            return copied(mesh)
+        axis = -max(sides)[1]
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
+
+    return jax.tree.map(place, tree)

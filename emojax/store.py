@@ -114,12 +114,13 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 
 
 class Run:
-    """A run folder being written: results go to `folder`, timings and input keys to its manifest."""
+    """A run folder being written: results go to `folder`, the other attributes to its manifest."""
 
     def __init__(self, folder: Path, verb: str, settings: Mapping[str, Any]):
         self.folder = folder
         self.inputs: dict[str, str] = {}
         self.timings: dict[str, float] = {}
+        self.target: dict[str, Any] = {}
         self._verb, self._settings = verb, settings
         self._started = datetime.datetime.now(datetime.UTC)
 
@@ -141,6 +142,7 @@ class Run:
             "versions": versions(),
             "devices": [str(device.device_kind) for device in jax.devices()],
             "inputs": self.inputs,
+            "target": self.target,
             "timings": self.timings,
         }
 

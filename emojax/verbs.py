@@ -13,12 +13,13 @@ from pydantic import BaseModel
 from rich.table import Table
 
 from emojax import config, store, verbs_demo, verbs_edit, verbs_train
-from emojax.console import console, progress, say, say_written
+from emojax.console import console, progress, say, say_written, warn
 from emojax.data import concepts as concept_files
+from emojax.data import demo as demo_data
+from emojax.data import seen
 from emojax.data.concepts import ConceptSet, load_concepts
-from emojax.data.demo import load_demo
 from emojax.data.loader import ImageSet, open_split
-from emojax.data.weights import ClipEncoder, load_clip, load_vgg
+from emojax.data.weights import ClipEncoder, load_clip, load_network
 from emojax.engine import concepts as concept_engine
 from emojax.engine import dissect as dissect_engine
 from emojax.engine import evaluate as evaluate_engine
@@ -29,6 +30,7 @@ from emojax.engine.evaluate import Evaluation
 from emojax.engine.network import as_network, resolve_layers
 from emojax.engine.record import ProbeRecord
 from emojax.errors import InputError
+from emojax.models.deep_emotion import DeepEmotion
 from emojax.models.vgg import VggNet
 from emojax.ops.similarity import rank_reorder_size
 
@@ -56,8 +58,17 @@ def _open_tests(data: config.Data) -> list[ImageSet]:
     return [_open(data, split) for split in data.test_splits]
 
 
-def _open_target(target: config.Target) -> VggNet:
-    return load_vgg(_need(target.weights, "--target.weights", "VGGNet weights, .safetensors or the published checkpoint"))
+def _open_target(target: config.Target) -> VggNet | DeepEmotion:
+    what = "VGGNet or Deep-Emotion weights, .safetensors or a PyTorch checkpoint"
+    return load_network(_need(target.weights, "--target.weights", what))
+
+
+def _say_seen(settings: Any, run: store.Run, tests: Sequence[ImageSet]) -> None:
+    """Warns of test splits that the network has seen; the manifest keeps what is known."""
+    known = seen.read(settings.target.weights)
+    run.target = {"seen": None if known is None else [each._asdict() for each in known]}
+    for line in seen.warnings(known, settings.target.weights.name, tests):
+        warn(line)
 
 
 def _open_clip(clip: config.Clip) -> ClipEncoder:
@@ -83,7 +94,7 @@ def _hyperparameters(options: config.Dissect) -> dict[str, Any]:
 def _check(settings: Any, model: VggNet, images: ImageSet, tests: Sequence[ImageSet]) -> None:
     """Refuses before the probe what would be refused after it."""
     _hyperparameters(settings.dissect)
-    resolve_layers(settings.probe.layers, list(model.config.units()))
+    resolve_layers(settings.probe.layers or model.config.probed(), list(model.config.units()))
     if tests:
         verbs_edit.check(settings, model, images, tests)
 
@@ -104,7 +115,7 @@ def _probe(
             network,
             images,
             clip,
-            layers=options.layers,
+            layers=options.layers or model.config.probed(),
             pool=options.pool,
             top_k=top_k,
             batch=options.batch,
@@ -345,8 +356,14 @@ def evaluate(settings: Any) -> None:
     store.check_out(settings.out)
     model, tests = _open_target(settings.target), _open_tests(settings.data)
     with store.run_folder(settings.out, "evaluate", _dump(settings)) as run:
+        _say_seen(settings, run, tests)
         run.inputs |= {images.name: images.key for images in tests} | {"target": as_network(model).key}
         results = _evaluate(settings, run, model, tests, "evaluate")
+        if settings.copies_of is not None:
+            source = _open(settings.data, settings.copies_of)
+            for images in tests:
+                new = evaluate_engine.without_copies(results[images.name], images, source)
+                results[f"{images.name}, no copies of {settings.copies_of}"] = new
         summaries = {name: result.summary() for name, result in results.items()}
         store.write_json(run.folder / "summary.json", {"protocol": settings.evaluate.protocol, "splits": summaries})
     _print_evaluations(results)
@@ -360,6 +377,7 @@ def run(settings: Any) -> None:
     model, clip = _open_target(settings.target), _open_clip(settings.clip)
     images, tests = _open(settings.data, settings.data.probe_split), _open_tests(settings.data)
     with store.run_folder(settings.out, "run", _dump(settings)) as folder:
+        _say_seen(settings, folder, tests)
         chain(settings, folder, model, clip, concepts, images, tests, settings.cache)
     say_written(settings.out)
 
@@ -371,6 +389,7 @@ def sweep(settings: Any) -> None:
     model, clip = _open_target(settings.target), _open_clip(settings.clip)
     images, tests = _open(settings.data, settings.data.probe_split), _open_tests(settings.data)
     with store.run_folder(settings.out, "sweep", _dump(settings)) as folder:
+        _say_seen(settings, folder, tests)
         _check(settings, model, images, tests)
         record = _probe(settings, folder, model, images, clip, settings.cache)
         found = _dissect(settings, folder, record, concepts, clip, settings.cache)
@@ -388,7 +407,8 @@ def demo(settings: Any) -> None:
         with run.timed("render"):
             seen, held_out = verbs_demo.worlds(settings.images)
             images, tests = seen.image_set("faces"), [f.image_set(n) for f, n in zip(held_out, TESTS, strict=True)]
-        model, clip = load_demo()
+        model, clip = demo_data.load_demo()
+        run.target = {"seen": [each._asdict() for each in seen.read(demo_data.ASSETS / "vgg.safetensors")]}
         record, summary = chain(chosen, run, model, clip, load_concepts("paper25"), images, tests, settings.cache)
         summary["truth"] = verbs_demo.compare_with_truth(run, model, record, list(zip(held_out, tests, strict=True)))
         store.write_json(run.folder / "summary.json", summary)

@@ -9,6 +9,7 @@ import numpy as np
 
 from emojax import store
 from emojax.console import progress, say
+from emojax.data import seen
 from emojax.data.loader import ImageSet
 from emojax.data.weights import save_vgg
 from emojax.engine import dissect as dissect_engine
@@ -41,7 +42,11 @@ def check(settings: Any, model: VggNet, images: ImageSet, tests: Sequence[ImageS
         without labels, or the same images where different ones are needed.
     """
     options = settings.edit
-    layers, search = chosen_layers(settings, list(model.config.units())), search_of(options)
+    if not isinstance(model, VggNet):
+        raise InputError(
+            f"edits are made to a VGGNet, and this is a {type(model).__name__}; `emojax dissect` labels its units"
+        )
+    layers, search = chosen_layers(settings, model), search_of(options)
     if options.gains is not None:
         if layers == (AUTO,) or len(layers) > 1:
             raise InputError("--edit.gains are those of one layer; name it with --edit.layers")
@@ -66,7 +71,7 @@ def check(settings: Any, model: VggNet, images: ImageSet, tests: Sequence[ImageS
             raise InputError(f"--edit.learned fits gains on {images.name}, which is also a test split; probe another split")
 
 
-def chosen_layers(settings: Any, available: Sequence[str]) -> tuple[str, ...]:
+def chosen_layers(settings: Any, model: VggNet) -> tuple[str, ...]:
     """The layers that the settings want edited, among those that were probed; `auto` alone stays as it is.
 
     Raises:
@@ -74,7 +79,8 @@ def chosen_layers(settings: Any, available: Sequence[str]) -> tuple[str, ...]:
     """
     if settings.edit.layers == (AUTO,):
         return (AUTO,)
-    return resolve_layers(settings.edit.layers, resolve_layers(settings.probe.layers, available))
+    probed = resolve_layers(settings.probe.layers or model.config.probed(), list(model.config.units()))
+    return resolve_layers(settings.edit.layers, probed)
 
 
 def edit(
@@ -90,7 +96,7 @@ def edit(
     """Tries the grid, chooses a setting, tests it, and writes the tables, the evidence and the edited network."""
     options = settings.edit
     run.inputs |= {test.name: test.key for test in tests}
-    layers = chosen_layers(settings, list(model.config.units()))
+    layers = chosen_layers(settings, model)
     automatic = layers == (AUTO,)
     if automatic:
         layers = (dissect_engine.most_interpretable_layer(table1),)
@@ -133,7 +139,8 @@ def edit(
 
     setting = evidence.setting
     gains = setting.gains(scores[setting.layer])
-    save_vgg(edit_engine.edit(model, setting.layer, gains, scope=options.scope), run.folder / "edited.safetensors")
+    edited = edit_engine.edit(model, setting.layer, gains, scope=options.scope)
+    _save(run, edited, tests[:1] if apart else tests)
     one = np.ones_like(gains)
     named = dict(zip((test.name for test in tests), parts[setting.layer], strict=True))
     result = {
@@ -157,12 +164,20 @@ def edit(
     return result
 
 
+def _save(run: store.Run, edited: VggNet, chosen_on: Sequence[ImageSet]) -> None:
+    """Writes the edited network; its file tells what the network had seen and what the edit was chosen on."""
+    known = run.target.get("seen")
+    if known is not None:
+        known = [*(seen.Seen(**each) for each in known), *(seen.of(images, "chosen") for images in chosen_on)]
+    save_vgg(edited, run.folder / "edited.safetensors", seen=known)
+
+
 def _given(settings: Any, run: store.Run, model: VggNet, layers: Sequence[str], tests: Sequence[ImageSet]) -> dict[str, Any]:
     """Gains from a file on one layer: nothing is chosen, so all test splits are a test, and McNemar's is enough."""
     options = settings.edit
     gains = edit_engine.read_gains(options.gains, model.config.units()[layers[0]])
     edited = edit_engine.edit(model, layers[0], gains, scope=options.scope)
-    save_vgg(edited, run.folder / "edited.safetensors")
+    _save(run, edited, ())
     results: list[dict[str, Evaluation]] = []
     with run.timed("evaluate"), progress("evaluate") as bar:
         how = {"protocol": settings.evaluate.protocol, "batch": settings.evaluate.batch, "progress": bar}
@@ -263,7 +278,7 @@ def _ten_crops(
         ),
     )
     best = max(range(len(cells)), key=lambda at: found[at]["correct"])
-    save_vgg(edit_engine.edit(model, layer, gains[best], scope=options.scope), run.folder / "edited.safetensors")
+    _save(run, edit_engine.edit(model, layer, gains[best], scope=options.scope), tests)
     unedited = np.flatnonzero((gains == 1).all(axis=1))  # none where factor 1 is not in the grid
     named = [test.name for test in tests]
     say("edit: the best cell, chosen on these very images; evidence needs --evaluate.protocol resize40")

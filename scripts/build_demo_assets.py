@@ -33,7 +33,7 @@ class Options:
 def main(options: Options) -> None:
     """Trains both and writes the folder."""
     from emojax import config, store, verbs_train
-    from emojax.data import faces
+    from emojax.data import faces, seen
     from emojax.data.weights import load_clip, save_vgg
     from emojax.engine.evaluate import evaluate
 
@@ -49,9 +49,10 @@ def main(options: Options) -> None:
 
         train_vgg = config.Train(epochs=options.vgg_epochs, batch=64, learning_rate=3e-3, weight_decay=0.01, average=0.998)
         images = faces.split("training", options.vgg_faces).image_set("faces/training")
+        validation = watched.image_set("faces/public_test")
         report = verbs_train.metrics_writer(Path(log) / "vgg.jsonl")
-        model = verbs_train.train_vgg(train_vgg, images, watched.image_set("faces/public_test"), report)
-        save_vgg(model, folder / "vgg.safetensors")
+        model, _ = verbs_train.train_classifiers(train_vgg, images, validation, report)[0]
+        save_vgg(model, folder / "vgg.safetensors", seen=[seen.of(images, "trained"), seen.of(validation, "chosen")])
 
         held_out = faces.split("private_test", options.test_faces)  # not looked at while training
         pictures = held_out.render()

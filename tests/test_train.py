@@ -14,7 +14,7 @@ from emojax.data.demo import ASSETS, load_demo
 from emojax.data.loader import ImageSet
 from emojax.data.new_clip import small_clip, train_tokenizer
 from emojax.data.weights import load_clip, load_vgg, save_clip
-from emojax.engine import train
+from emojax.engine import tasks, train
 from emojax.engine.evaluate import evaluate
 from emojax.errors import InputError
 from emojax.mesh import make_mesh
@@ -31,9 +31,10 @@ def leaves(tree):
 
 def fitted(tiny_vgg, images, mesh, **changed):
     """The same program in every test, so that it is compiled once; rate, seed and epochs are not part of it."""
-    task = train.classifier(tiny_vgg, images, batch=32, seed=changed.get("seed", 0), label_smoothing=0.1)
+    task = tasks.classifier(tiny_vgg, images, batch=32, label_smoothing=0.1)
     recipe = {"epochs": 2, "average": 0.9, "optimizer": "sgd", "learning_rate": 1e-3}
-    return train.fit(task, train.Recipe(**(recipe | changed)), mesh=mesh)
+    (result,) = train.fit(task, train.Recipe(**(recipe | changed)), mesh=mesh)
+    return result
 
 
 def test_one_device_equals_eight(tiny_vgg, small_faces):
@@ -56,7 +57,7 @@ def test_seeds_and_that_the_given_network_is_left_alone(tiny_vgg, small_faces):
     for a, b in zip(before, leaves(nnx.state(tiny_vgg)), strict=True):
         np.testing.assert_array_equal(a, b)
     assert len(one.history) == 2
-    assert train.trained(tiny_vgg, one).drop.deterministic
+    assert tasks.trained(tiny_vgg, one.params, one.rest).drop.deterministic
 
 
 def test_learns_what_can_be_learnt(tiny_vgg, blobs):
@@ -98,11 +99,11 @@ def test_rate_rises_and_falls():
 
 
 def test_every_epoch_has_every_image_once():
-    rows = [np.concatenate(list(train.epoch_rows(100, 10, 0, epoch))) for epoch in (0, 1)]
+    rows = [np.concatenate(list(tasks.epoch_rows(100, 10, 0, epoch))) for epoch in (0, 1)]
     for each in rows:
         assert sorted(each) == list(range(100))
     assert (rows[0] != rows[1]).any()
-    assert len(list(train.epoch_rows(25, 10, 0, 0))) == 2
+    assert len(list(tasks.epoch_rows(25, 10, 0, 0))) == 2
 
 
 def test_contrastive_loss():
@@ -117,7 +118,7 @@ def test_contrastive_loss():
             return -np.mean([logp[i][truth[i]].mean() for i in range(5)])
 
         want = (one_way(7 * cosines, truth) + one_way(7 * cosines.T, truth.T)) / 2
-        got = train.contrastive_loss(jnp.asarray(cosines, jnp.float32), jnp.float32(7), jnp.asarray(truth))
+        got = tasks.contrastive_loss(jnp.asarray(cosines, jnp.float32), jnp.float32(7), jnp.asarray(truth))
         np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
@@ -159,7 +160,7 @@ def test_clip_learns(small_faces, tmp_path):
     """A few steps bring captions and their faces together; the folder loads by the code that loads any CLIP."""
     rows = []
     options = config.Train(task="clip", epochs=3, batch=48, learning_rate=2e-3)
-    encoder = verbs_train.train_clip(options, small_faces, small_faces, tmp_path / "clip", rows.append)
+    encoder, _ = verbs_train.train_clip(options, small_faces, small_faces, tmp_path / "clip", rows.append)
     assert rows[-1]["loss"] < rows[0]["loss"]
     loaded = load_clip(tmp_path / "clip")
     assert loaded.key == encoder.key

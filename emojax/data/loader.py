@@ -1,6 +1,7 @@
 """Image sets and the batches made of them: fixed shapes, the last one padded, the next one read while one computes."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,6 +122,43 @@ def batches(images: Images, size: int, *, start: int = 0) -> Iterator[Batch]:
             batch, start = coming.result(), start + size
             coming = reader.submit(read, start) if start < total else None
             yield batch
+
+
+class _Rows:
+    """Images with their labels by position in an epoch's order: a source for Grain."""
+
+    def __init__(self, images: Images, labels: np.ndarray, order: np.ndarray):
+        self._images, self._labels, self._order = images, labels, order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, at: int, /) -> tuple[np.ndarray, np.int32]:
+        row = int(self._order[at])
+        return self._images[row : row + 1][0], self._labels[row]
+
+
+def stream(images: Images, labels: np.ndarray, rows: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches (images [B, H, W, C], labels [B]) of the given rows [B] each, read ahead by Grain on several threads."""
+    import grain.python as grain
+
+    rows = list(rows)
+    if not rows:
+        return iter(())
+    source = grain.MapDataset.source(_Rows(images, labels, np.concatenate(rows))).batch(len(rows[0]))
+    return iter(source.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)))
+
+
+def copies(images: Images, of: Images, *, chunk: int = 1024) -> np.ndarray:
+    """Which images [I] bool also occur in another set, pixel for pixel; read a chunk at a time."""
+
+    def digests(each: Images) -> Iterator[bytes]:
+        for at in range(0, each.shape[0], chunk):
+            for image in each[at : at + chunk]:
+                yield hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).data).digest()
+
+    known = set(digests(of))
+    return np.asarray([digest in known for digest in digests(images)])
 
 
 def open_split(

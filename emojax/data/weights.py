@@ -5,7 +5,7 @@ Nothing is ever unpickled: PyTorch files are read by torch with `weights_only=Tr
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from emojax.data.seen import Seen, to_metadata
 from emojax.errors import InputError
 from emojax.models import clip as clip_model
 from emojax.models import deep_emotion, vgg
@@ -99,20 +100,44 @@ def load_deep_emotion(path: Path | str) -> deep_emotion.DeepEmotion:
     return _load(path, deep_emotion.from_torch_state_dict)
 
 
-def save_vgg(model: vgg.VggNet, path: Path | str) -> None:
-    """Writes safetensors in PyTorch's names: `torch_model.load_state_dict(safetensors.torch.load_file(path))`."""
-    _save(vgg.to_torch_state_dict(model), path)
+def load_network(path: Path | str) -> vgg.VggNet | deep_emotion.DeepEmotion:
+    """Either network in eval mode; which one, the file's names tell.
+
+    Raises:
+      InputError: as `load_vgg`.
+    """
+
+    def build(arrays: Mapping[str, np.ndarray]) -> vgg.VggNet | deep_emotion.DeepEmotion:
+        either = deep_emotion if "fc_loc.0.weight" in arrays else vgg
+        return either.from_torch_state_dict(arrays)
+
+    return _load(path, build)
 
 
-def save_deep_emotion(model: deep_emotion.DeepEmotion, path: Path | str) -> None:
+def save_vgg(model: vgg.VggNet, path: Path | str, *, seen: Iterable[Seen] | None = None) -> None:
+    """Writes safetensors in PyTorch's names: `torch_model.load_state_dict(safetensors.torch.load_file(path))`.
+
+    `seen` are the images that shaped the weights; with None the file does not say.
+    """
+    _save(vgg.to_torch_state_dict(model), path, seen)
+
+
+def save_deep_emotion(model: deep_emotion.DeepEmotion, path: Path | str, *, seen: Iterable[Seen] | None = None) -> None:
     """Writes safetensors in PyTorch's names, as `save_vgg` does."""
-    _save(deep_emotion.to_torch_state_dict(model), path)
+    _save(deep_emotion.to_torch_state_dict(model), path, seen)
 
 
-def _save(arrays: dict[str, np.ndarray], path: Path | str) -> None:
+def save_network(
+    model: vgg.VggNet | deep_emotion.DeepEmotion, path: Path | str, *, seen: Iterable[Seen] | None = None
+) -> None:
+    """Either network, as `save_vgg` does."""
+    (save_vgg if isinstance(model, vgg.VggNet) else save_deep_emotion)(model, path, seen=seen)
+
+
+def _save(arrays: dict[str, np.ndarray], path: Path | str, seen: Iterable[Seen] | None) -> None:
     from safetensors.numpy import save_file
 
-    save_file(arrays, path)
+    save_file(arrays, path, None if seen is None else to_metadata(seen))
 
 
 @dataclass(frozen=True)

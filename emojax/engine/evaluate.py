@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from emojax.data.loader import ImageSet
+from emojax.data.loader import ImageSet, copies
 from emojax.engine.network import Network, as_network, map_images
 from emojax.errors import InputError
 from emojax.models.vgg import VggNet
@@ -83,6 +84,25 @@ class Evaluation:
 def join(*parts: Evaluation) -> Evaluation:
     """Evaluations of several splits as one, as the paper pooled both test splits."""
     return Evaluation(np.concatenate([p.logits for p in parts]), np.concatenate([p.labels for p in parts]), parts[0].classes)
+
+
+def average(*members: Evaluation) -> Evaluation:
+    """An ensemble: the mean of its members' class probabilities, as logits."""
+    logits = jnp.stack([jnp.asarray(member.logits) for member in members])
+    mean = jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - np.log(len(members))
+    return Evaluation(np.asarray(mean), members[0].labels, members[0].classes)
+
+
+def without_copies(result: Evaluation, images: ImageSet, of: ImageSet) -> Evaluation:
+    """The result on those images of a set that do not also occur in another, pixel for pixel.
+
+    Raises:
+      InputError: all of them do.
+    """
+    new = ~copies(images.images, of.images)
+    if not new.any():
+        raise InputError(f"every image of {images.name} also occurs in {of.name}")
+    return Evaluation(result.logits[new], result.labels[new], result.classes)
 
 
 def tencrop_views(size: int) -> Callable[[jax.Array], jax.Array]:

@@ -1,40 +1,39 @@
-"""Trains networks: one jitted step, data-parallel over the mesh, seeded from end to end.
+"""Trains networks: one jitted step, data-parallel over the mesh, seeded from end to end, resumable to the bit.
 
-A `Task` says what is learnt as pure functions of parameters; `fit` runs its epochs. Batches are split over the mesh and
-parameters copied to every device; as the step is one program over the whole batch, BatchNorm sees the global batch.
-Shapes: I images, B batch, S steps.
+A `Task` (engine/tasks.py) says what is learnt as pure functions of parameters; `fit` runs its epochs by a `Recipe`, or by
+several that differ in seed and learning rate, all in one program. Batches are split over the mesh; as the step is one
+program over the whole batch, BatchNorm sees the global batch. Shapes: B batch.
 """
 
+import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jax.sharding import Mesh
 
-from emojax.data.loader import ImageSet
-from emojax.data.weights import ClipEncoder, unit_rows
-from emojax.engine.evaluate import labelled
+from emojax.engine.checkpoints import Checkpoints
 from emojax.errors import InputError
-from emojax.mesh import copied, make_mesh, put_copy, split
-from emojax.models.vgg import VggNet
+from emojax.mesh import copied, make_mesh, put_copy, sharded, split
 
 Optimizer = Literal["sgd", "adamw"]
+Schedule = Literal["cosine", "one_cycle", "plateau", "constant"]
+Row = dict[str, float]
 
 
 class State(NamedTuple):
-    """Everything that training changes: parameters, other variables (BatchNorm), optimizer, average of weights, steps."""
+    """All that training changes: parameters, other variables (BatchNorm), optimizer, moving average of the parameters."""
 
     params: Any
     rest: Any
     optimizer: Any
     average: Any
-    step: jax.Array
 
 
 @dataclass(frozen=True)
@@ -42,20 +41,22 @@ class Task:
     """What is learnt.
 
     Attributes:
-      params: parameters to train; rest: other variables of the network.
+      start: seed → (parameters, other variables of the network) to begin with.
       data: arrays that stay on the device, or None.
       loss: (params, rest, data, batch, key) → (loss, (rest, metrics as scalars)).
-      batches: epoch → batches, pytrees of host arrays with the batch along the first axis, of one shape.
+      batches: (epoch, seed, first step) → the epoch's batches from that step on, pytrees of host arrays with the batch
+        along the first axis, of one shape.
       steps: batches in an epoch; batch: images in each.
+      watch: the metric of `validate` by which the best epoch is chosen, higher is better.
     """
 
-    params: Any
-    rest: Any
+    start: Callable[[int], tuple[Any, Any]]
     data: Any
     loss: Callable[[Any, Any, Any, Any, jax.Array], tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]
-    batches: Callable[[int], Iterator[Any]]
+    batches: Callable[[int, int, int], Iterator[Any]]
     steps: int
     batch: int
+    watch: str = "validation_accuracy"
 
 
 @dataclass(frozen=True)
@@ -65,16 +66,20 @@ class Recipe:
     Attributes:
       epochs: passes over the training set.
       optimizer: `sgd` with Nesterov momentum, decay added to the gradient as in PyTorch; or `adamw`.
+      schedule: of the learning rate: `cosine` to zero after the warmup; `one_cycle` (Smith and Topin 2018), up and far
+        down along cosines; `plateau`, PyTorch's ReduceLROnPlateau(max, factor 0.75, patience 5) on the watched metric;
+        `constant`. The last two begin at once with the peak.
       learning_rate: its peak.
-      warmup: share of the steps over which the rate rises to its peak; it then falls along a cosine to zero.
+      warmup: share of the steps over which the rate rises to its peak (cosine, one_cycle).
       weight_decay: on kernels only for adamw, on all parameters for sgd, as in PyTorch.
       momentum: of sgd.
       average: decay of the exponential moving average of the weights that is kept in the end; 0 keeps the last weights.
-      seed: of data order, augmentation and dropout.
+      seed: of the first weights, data order, augmentation and dropout.
     """
 
     epochs: int
     optimizer: Optimizer = "adamw"
+    schedule: Schedule = "cosine"
     learning_rate: float = 1e-3
     warmup: float = 0.05
     weight_decay: float = 1e-4
@@ -90,231 +95,281 @@ class Recipe:
 
     def rates(self, steps: int) -> np.ndarray:
         """Learning rate of each of `steps` steps, float32, on the host: nothing in the loop waits for it."""
-        rise = int(self.warmup * steps)
-        schedule = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, rise, max(steps, rise + 1))
-        return np.asarray(jax.vmap(schedule)(jnp.arange(steps) + (rise > 0)), np.float32)
+        if self.schedule == "one_cycle":
+            schedule, first = optax.cosine_onecycle_schedule(steps, self.learning_rate, max(self.warmup, 1 / steps)), 0
+        elif self.schedule == "cosine":
+            rise = int(self.warmup * steps)
+            schedule = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, rise, max(steps, rise + 1))
+            first = int(rise > 0)
+        else:
+            return np.full(steps, self.learning_rate, np.float32)
+        return np.asarray(jax.vmap(schedule)(jnp.arange(steps) + first), np.float32)
 
 
 def _is_kernel(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
+class Plateau:
+    """PyTorch's ReduceLROnPlateau(mode="max", factor=0.75, patience=5), by optax; its state is plain numbers.
+
+    PyTorch lowers the rate when more than `patience` epochs are no better, optax when as many are. PyTorch's threshold
+    of 1e-4 of the best is less than one image of any set below 10,000.
+    """
+
+    def __init__(self, numbers: Sequence[float] | None = None):
+        self._rule = optax.contrib.reduce_on_plateau(factor=0.75, patience=6, rtol=0.0, atol=1e-7)
+        state = self._rule.init({})
+        if numbers is not None:
+            state = type(state)(*(jnp.asarray(x, like.dtype) for x, like in zip(numbers, state, strict=True)))
+        self._state = state
+
+    def scale(self, value: float) -> float:
+        """What the peak rate is multiplied by after an epoch that reached this value."""
+        _, self._state = self._rule.update({}, self._state, value=jnp.float32(-value))
+        return float(self._state.scale)
+
+    def numbers(self) -> list[float]:
+        """The state, for a checkpoint."""
+        return [float(np.float32(x)) for x in self._state]
+
+
 @dataclass(frozen=True)
 class Result:
-    """Trained variables and one row of metrics per epoch."""
+    """A trained member.
+
+    Attributes:
+      params, rest: variables after the best epoch by the task's watched metric, the last epoch without one.
+      last: (params, rest) after the last epoch.
+      history: a row of metrics per epoch.
+      best_epoch: counted from 1.
+    """
 
     params: Any
     rest: Any
-    history: list[dict[str, float]]
+    last: tuple[Any, Any]
+    history: list[Row]
+    best_epoch: int
 
 
-def make_step(task: Task, recipe: Recipe, mesh: Mesh) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
-    """The jitted step: (state, data, batch, learning rate, key) → (state, metrics); the state's buffers are reused."""
+def make_step(task: Task, recipe: Recipe, mesh: Mesh, placement: State, *, together: bool = False) -> Callable[..., Any]:
+    """The step: (states, data, batches, rates, keys, step number) → (states, metrics), lists over the members.
+
+    Members are worked on in turn, by one jitted function, or `together` (vmap) in a larger one. A loop inside the program
+    (`lax.map`) would be several times slower on a CPU, where XLA runs convolutions in loops on one thread. `placement`
+    holds the shardings of a state, whose buffers are reused.
+    """
     transform = recipe.transform()
 
-    def step(state: State, data: Any, batch: Any, rate: jax.Array, key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-        key = jax.random.fold_in(key, state.step)
+    def one(state: State, data: Any, batch: Any, rate: jax.Array, key: jax.Array, at: jax.Array) -> Any:
+        key = jax.random.fold_in(key, at)
         value, grads = jax.value_and_grad(task.loss, has_aux=True)(state.params, state.rest, data, batch, key)
         loss, (rest, metrics) = value
         updates, optimizer = transform.update(grads, state.optimizer, state.params)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
         average = state.average
         if recipe.average:  # the first steps count more, or the average would remember the random start
-            decay = jnp.minimum(recipe.average, (1.0 + state.step) / (10.0 + state.step))
+            decay = jnp.minimum(recipe.average, (1.0 + at) / (10.0 + at))
             average = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, params)
-        return State(params, rest, optimizer, average, state.step + 1), {"loss": loss, **metrics}
+        return State(params, rest, optimizer, average), {"loss": loss, **metrics}
+
+    def all_at_once(states: Sequence[State], data: Any, batches: Any, rates: Any, keys: Any, at: jax.Array) -> Any:
+        stacked = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *each) for each in (states, batches, rates, keys)]
+        found = jax.vmap(lambda state, *rest: one(state, data, *rest, at))(*stacked)
+        each = [jax.tree.map(lambda leaf, m=m: leaf[m], found) for m in range(len(states))]
+        return [state for state, _ in each], [metrics for _, metrics in each]
 
     whole, parts = copied(mesh), split(mesh)
-    return jax.jit(step, in_shardings=(whole, whole, parts, whole, whole), out_shardings=(whole, whole), donate_argnums=0)
+    if together:
+        # Prefixes of pytrees stand for lists of any length; only the states' own placement must be spelt out.
+        return jax.jit(
+            all_at_once, in_shardings=(None, whole, parts, whole, whole, whole), out_shardings=None, donate_argnums=0
+        )
+    step = jax.jit(
+        one,
+        in_shardings=(placement, whole, parts, whole, whole, whole),
+        out_shardings=(placement, whole),
+        donate_argnums=0,
+    )
+
+    def in_turn(states: Sequence[State], data: Any, batches: Any, rates: Any, keys: Any, at: Any) -> Any:
+        found = [step(*own, at) for own in zip(states, [data] * len(states), batches, rates, keys, strict=True)]
+        return [state for state, _ in found], [metrics for _, metrics in found]
+
+    return in_turn
 
 
 def fit(
     task: Task,
-    recipe: Recipe,
+    recipes: Recipe | Sequence[Recipe],
     *,
     mesh: Mesh | None = None,
-    validate: Callable[[Any, Any], dict[str, float]] | None = None,
-    report: Callable[[dict[str, float]], None] | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Result:
-    """Runs the recipe.
+    together: bool = False,
+    shard: bool = False,
+    validate: Callable[[Any, Any], Row] | None = None,
+    report: Callable[[Row], None] | None = None,
+    progress: Callable[..., None] | None = None,
+    checkpoints: Path | None = None,
+    save_every: float = 300.0,
+) -> list[Result]:
+    """Runs one recipe, or several that differ in seed and learning rate; one result for each.
 
-    `validate(params, rest)` gives metrics after each epoch, `report` gets each epoch's row. Metrics of a step are read
-    only after the next one is on its way, so the device never waits.
+    `validate(params, rest)` gives metrics after each epoch; `report` gets every member's row, with its number when there
+    are several. `progress(images done, of, note)` is called for every step. With `shard`, parameters and optimizer are
+    split over the devices where a side divides, else every device holds a copy. In the folder `checkpoints` the state is
+    kept after every epoch and every `save_every` seconds, written in the background; a run that was killed goes on from
+    there and ends with the same bits. Metrics of a step are read only after the next one is on its way, so the device
+    never waits.
 
     Raises:
-      InputError: the batch does not divide over the devices, or the loss is not finite.
+      InputError: the batch does not divide over the devices, recipes differ in more than seed and rate, a number is not
+        finite, or a checkpoint is damaged or from another program.
     """
-    mesh = mesh or make_mesh()
+    recipes = [recipes] if isinstance(recipes, Recipe) else list(recipes)
+    mesh, recipe = mesh or make_mesh(), recipes[0]
+    if any(replace(each, seed=0, learning_rate=1.0) != replace(recipe, seed=0, learning_rate=1.0) for each in recipes):
+        raise InputError("recipes that run in one program may differ in seed and learning rate only")
     if task.batch % mesh.size:
         raise InputError(
             f"a batch of {task.batch} does not divide over {mesh.size} devices; choose a multiple of {mesh.size}"
         )
-    step, total = make_step(task, recipe, mesh), recipe.epochs * task.steps
-    rates, key = recipe.rates(total), jax.random.key(recipe.seed)
-    average = jax.tree.map(jnp.copy, task.params) if recipe.average else None
-    state = State(task.params, task.rest, recipe.transform().init(task.params), average, jnp.zeros((), jnp.int32))
-    state, data = put_copy(mesh, jax.tree.map(jnp.copy, state)), put_copy(mesh, task.data)
-    history, done = [], 0
-    for epoch in range(recipe.epochs):
-        start, sums, waiting = time.perf_counter(), {}, None
-        for batch in task.batches(epoch):
-            state, metrics = step(state, data, jax.device_put(batch, split(mesh)), rates[done], key)
-            done += 1
-            _add(sums, waiting)
-            waiting = metrics
-            if progress is not None:
-                progress(done, total)
-        _add(sums, waiting)
-        row = {"epoch": epoch + 1, **{name: value / task.steps for name, value in sums.items()}}
-        row |= {"learning_rate": float(rates[done - 1]), "seconds": time.perf_counter() - start}
-        if validate is not None:
-            row |= validate(state.params if average is None else state.average, state.rest)
-        for name, value in row.items():
-            if not np.isfinite(value):
-                raise InputError(
-                    f"the {name.replace('_', ' ')} is {value} in epoch {epoch + 1}; lower --train.learning-rate"
-                )
-        history.append(row)
-        if report is not None:
-            report(row)
-    return Result(state.params if average is None else state.average, state.rest, history)
+    total, notes = recipe.epochs * task.steps, _Notes(len(recipes))
+    states = [_start(task, each) for each in recipes]
+    placement = sharded(mesh, states[0]) if shard else jax.tree.map(lambda _: copied(mesh), states[0])
+    states, data = [jax.device_put(state, placement) for state in states], put_copy(mesh, task.data)
+    best = [_copy(_shown(state)) for state in states]
+    keys, rates = [jax.random.key(each.seed) for each in recipes], [each.rates(total) for each in recipes]
+    with Checkpoints(checkpoints) as store:
+        found = store.restore((states, best))
+        if found is not None:
+            (states, best), kept = found
+            notes.read(kept)
+        step, saved = make_step(task, recipe, mesh, placement, together=together), time.monotonic()
+        while notes.done < total:
+            epoch, at = divmod(notes.done, task.steps)
+            now = [own * np.float32(scale) for own, scale in zip(rates, notes.scales, strict=True)]
+            waiting = None
+            notes.start()
+            for batches in zip(*(task.batches(epoch, each.seed, at) for each in recipes), strict=True):
+                here = jax.device_put(list(batches), split(mesh))
+                states, metrics = step(states, data, here, [own[notes.done] for own in now], keys, np.int32(notes.done))
+                notes.add(waiting)
+                notes.done, waiting = notes.done + 1, metrics
+                if progress is not None:
+                    images = task.batch * len(recipes)
+                    progress(notes.done * images, total * images, notes.line(task.steps))
+                if time.monotonic() - saved > save_every and notes.done % task.steps:
+                    notes.add(waiting)
+                    waiting, saved = None, time.monotonic()
+                    store.save(notes.done, (states, best), notes.write())
+            notes.add(waiting)
+            rows = notes.rows(task, [float(own[notes.done - 1]) for own in now], epoch + 1)
+            for state, row in zip(states, rows, strict=True):
+                if validate is not None:
+                    row.update(validate(*_shown(state)))
+                _check_finite(row)
+            for member in notes.close(rows, task.watch, plateau=recipe.schedule == "plateau"):
+                best[member] = _copy(_shown(states[member]))
+            store.save(notes.done, (states, best), notes.write())
+            saved = time.monotonic()
+            for member, row in enumerate(rows if report is not None else ()):
+                report(({"member": member} if len(recipes) > 1 else {}) | row)
+    return [
+        Result(*kept, _shown(state), history, epoch)
+        for kept, state, history, epoch in zip(best, states, notes.history, notes.best_epoch, strict=True)
+    ]
 
 
-def _add(sums: dict[str, float], metrics: dict[str, jax.Array] | None) -> None:
-    for name, value in (metrics or {}).items():
-        sums[name] = sums.get(name, 0.0) + float(value)
+def _start(task: Task, recipe: Recipe) -> State:
+    params, rest = task.start(recipe.seed)
+    # Copies: the step reuses the buffers of its state, and the network that was given keeps its own.
+    return _copy(State(params, rest, recipe.transform().init(params), params if recipe.average else None))
 
 
-# Classification
+def _shown(state: State) -> tuple[Any, Any]:
+    """What is validated and kept: parameters, their average where there is one, and the other variables."""
+    return state.params if state.average is None else state.average, state.rest
 
 
-def epoch_rows(images: int, batch: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
-    """Shuffled batches [B] int32 of image indices; the last images that fill no batch wait for another epoch's order."""
-    order = np.random.default_rng([seed, epoch]).permutation(images).astype(np.int32)
-    return (order[at : at + batch] for at in range(0, images - batch + 1, batch))
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(jnp.copy, tree)
 
 
-def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Mirrors every other image [B, H, W, C] at random."""
-    return jnp.where(jax.random.bernoulli(key, shape=(len(images), 1, 1, 1)), images[:, :, ::-1], images)
+def _check_finite(row: Row) -> None:
+    for name, value in row.items():
+        if not np.isfinite(value):
+            raise InputError(
+                f"the {name.replace('_', ' ')} is {value} in epoch {row['epoch']:.0f}; lower --train.learning-rate"
+            )
 
 
-def classifier(model: VggNet, images: ImageSet, *, batch: int, seed: int, label_smoothing: float = 0.0) -> Task:
-    """Cross-entropy on a labelled set that stays on the device; each batch is gathered and mirrored at random there.
+class _Notes:
+    """What the loop remembers beside the arrays: sums of the running epoch, history, the best, plateaus; JSON for a file."""
 
-    Raises:
-      InputError: the set has no labels, other classes than the network, or fewer images than a batch.
-    """
-    labels = labelled(images, model.config.classes)
-    _enough(images, batch)
-    model.train()
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
-    model.eval()
+    def __init__(self, members: int):
+        self.done, self.seconds = 0, 0.0
+        self._started = 0.0
+        self.sums: dict[str, list[float]] = {}
+        self.history: list[list[Row]] = [[] for _ in range(members)]
+        self.best: list[float | None] = [None] * members
+        self.best_epoch = [0] * members
+        self.scales = [1.0] * members
+        self._plateaus = [Plateau() for _ in range(members)]
 
-    def loss(params: Any, rest: Any, data: Any, rows: jax.Array, key: jax.Array) -> tuple[jax.Array, tuple[Any, Any]]:
-        network = nnx.merge(graphdef, params, rest, copy=True)  # a copy: BatchNorm's statistics are written inside
-        flip_key, drop_key = jax.random.split(key)
-        x = network.preprocess(random_flip(flip_key, data[0][rows]))
-        logits, _ = network(x, rngs=nnx.Rngs(dropout=drop_key))
-        target = optax.smooth_labels(jax.nn.one_hot(data[1][rows], logits.shape[-1]), label_smoothing)
-        accuracy = (logits.argmax(axis=-1) == data[1][rows]).mean()
-        return optax.softmax_cross_entropy(logits, target).mean(), (
-            nnx.state(network, nnx.Not(nnx.Param)),
-            {"accuracy": accuracy},
-        )
+    def start(self) -> None:
+        """Starts the clock of an epoch, or of the rest of one."""
+        self._started = time.perf_counter()
 
-    resident = (np.asarray(images.images[: len(images)]), np.asarray(labels))
-    rows = lambda epoch: epoch_rows(len(images), batch, seed, epoch)  # noqa: E731
-    return Task(params, rest, resident, loss, rows, len(images) // batch, batch)
+    def add(self, metrics: Sequence[dict[str, jax.Array]] | None) -> None:
+        """Adds a step's metrics of every member."""
+        for member, found in enumerate(metrics or ()):
+            for name, value in found.items():
+                self.sums.setdefault(name, [0.0] * len(self.scales))[member] += float(value)
 
+    def line(self, steps: int) -> str:
+        """Means of the running epoch, over the members, for the bar."""
+        counted = max(1, (self.done - 1) % steps)
+        return ", ".join(f"{name} {np.mean(values) / counted:.3f}" for name, values in self.sums.items())
 
-def trained(model: VggNet, result: Result) -> VggNet:
-    """The network with trained variables, in eval mode."""
-    model = _with(model, result)
-    model.eval()
-    return model
+    def rows(self, task: Task, rates: Sequence[float], epoch: int) -> list[Row]:
+        """The finished epoch's row of every member; empties the sums."""
+        seconds = self.seconds + time.perf_counter() - self._started
+        speed = task.steps * task.batch * len(self.scales) / seconds
+        rows = [
+            {"epoch": epoch}
+            | {name: values[member] / task.steps for name, values in self.sums.items()}
+            | {"learning_rate": rate, "seconds": seconds, "images_per_second": speed}
+            for member, rate in enumerate(rates)
+        ]
+        self.sums, self.seconds = {}, 0.0
+        return rows
 
+    def close(self, rows: list[Row], watch: str, *, plateau: bool) -> list[int]:
+        """Takes an epoch's rows in; names the members that got better (all of them where nothing is watched)."""
+        better = []
+        for member, row in enumerate(rows):
+            self.history[member].append(row)
+            value, best = row.get(watch), self.best[member]
+            if value is None or best is None or value > best:
+                better.append(member)
+                self.best[member], self.best_epoch[member] = value, int(row["epoch"])
+            if plateau and value is not None:
+                self.scales[member] = self._plateaus[member].scale(value)
+        return better
 
-def _with(model: Any, result: Result) -> Any:
-    """A network of the same kind with the result's variables."""
-    graphdef = nnx.split(model, nnx.Param, ...)[0]
-    return nnx.merge(graphdef, *jax.tree.map(np.asarray, (result.params, result.rest)))
+    def write(self) -> dict[str, Any]:
+        names = ("done", "sums", "history", "best", "best_epoch", "scales")
+        kept = {name: getattr(self, name) for name in names} | {"plateaus": [p.numbers() for p in self._plateaus]}
+        running = time.perf_counter() - self._started if self.sums else 0.0
+        return kept | {"seconds": self.seconds + running}
 
-
-def _enough(images: ImageSet, batch: int) -> None:
-    if len(images) < batch:
-        raise InputError(f"{images.name} has {len(images)} images, fewer than a batch; --train.batch {batch} is too many")
-
-
-# Contrast of images and texts
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Images with a text each.
-
-    Attributes:
-      images: uint8 [I, H, W, C].
-      tokens: epoch → token ids [I, L] int32 of each image's text.
-      matches: (epoch, rows [B]) → whether text i is true of image j, bool [B, B]; None where only its own text is.
-    """
-
-    images: np.ndarray
-    tokens: Callable[[int], np.ndarray]
-    matches: Callable[[int, np.ndarray], np.ndarray] | None = None
-
-
-def contrastive_loss(cosines: jax.Array, scale: jax.Array, matches: jax.Array) -> jax.Array:
-    """CLIP's symmetric cross-entropy, with the probability shared by all texts that are true of an image.
-
-    `cosines` [B, B] of text i and image j; `matches` [B, B] bool: text i is true of image j. With the identity it is
-    the loss of Radford et al. 2021, figure 3; in a small world captions of other images are true too, and calling them
-    false would teach their opposite.
-    """
-    logits = scale * cosines
-
-    def one_way(logits: jax.Array, matches: jax.Array) -> jax.Array:
-        target = matches / matches.sum(axis=1, keepdims=True)
-        return optax.softmax_cross_entropy(logits, target).mean()
-
-    return (one_way(logits, matches) + one_way(logits.T, matches.T)) / 2
+    def read(self, kept: dict[str, Any]) -> None:
+        self._plateaus = [Plateau(numbers) for numbers in kept["plateaus"]]
+        for name in kept.keys() - {"plateaus"}:
+            setattr(self, name, kept[name])
 
 
-# The loss does not change when all cosines shift. Published CLIPs have them above zero, and rank_reorder takes a root of
-# their mean; the weak pull keeps ours there too.
-_LEAST_COSINE = 0.1
-
-
-def contrastive(encoder: ClipEncoder, pairs: Pairs, *, batch: int, seed: int) -> Task:
-    """CLIP's training of both towers of a `ClipEncoder` on images that stay on the device, mirrored at random.
-
-    Raises:
-      InputError: fewer pairs than a batch.
-    """
-    images = ImageSet.from_arrays(pairs.images, name="pairs")
-    _enough(images, batch)
-    graphdef, params, rest = nnx.split(encoder.model, nnx.Param, ...)
-
-    def loss(params: Any, rest: Any, data: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, tuple[Any, Any]]:
-        rows, tokens, matches = batch
-        network = nnx.merge(graphdef, params, rest, copy=True)
-        faces = encoder.preprocess(random_flip(key, data[rows]))
-        image, text = network.image_features(faces), network.text_features(tokens)
-        cosines = unit_rows(text) @ unit_rows(image).T
-        scale = jnp.exp(jnp.minimum(network.logit_scale[...], jnp.log(100.0)))  # the paper's ceiling
-        below = jnp.maximum(_LEAST_COSINE - cosines, 0.0)
-        return contrastive_loss(cosines, scale, matches) + 10.0 * (below**2).mean(), (rest, {"scale": scale})
-
-    def batches(epoch: int) -> Iterator[Any]:
-        tokens = pairs.tokens(epoch)
-        for rows in epoch_rows(len(images), batch, seed, epoch):
-            same = np.eye(len(rows), dtype=bool) if pairs.matches is None else pairs.matches(epoch, rows)
-            yield rows, tokens[rows], same
-
-    return Task(params, rest, images.images, loss, batches, len(images) // batch, batch)
-
-
-def trained_clip(encoder: ClipEncoder, result: Result) -> ClipEncoder:
-    """The encoder with trained towers."""
-    return replace(encoder, model=_with(encoder.model, result))
+def members(recipe: Recipe, seeds: Sequence[int], rates: Sequence[float]) -> list[Recipe]:
+    """Every seed with every learning rate; the recipe's own where none is given."""
+    pairs = itertools.product(seeds or (recipe.seed,), rates or (recipe.learning_rate,))
+    return [replace(recipe, seed=seed, learning_rate=rate) for seed, rate in pairs]

@@ -7,6 +7,7 @@ looks at the image, chooses an affine map and resamples the image by it; the CNN
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,7 @@ class DeepEmotionConfig:
     channels: int = 1
     classes: int = 7
     dropout: float = 0.5
+    input_size: ClassVar[int] = SIZE
 
     def __post_init__(self):
         if self.channels not in (1, 3):
@@ -43,6 +45,10 @@ class DeepEmotionConfig:
     def units(self) -> dict[str, int]:
         """Units of every layer, in order."""
         return dict.fromkeys(CONVS, WIDTH) | {"fc1": HIDDEN, "fc2": self.classes}
+
+    def probed(self) -> tuple[str, ...]:
+        """Layers that are dissected when none are named: all, with fc2, which the paper dissected."""
+        return LAYERS
 
 
 class DeepEmotion(nnx.Module):
@@ -80,6 +86,10 @@ class DeepEmotion(nnx.Module):
         unit = image.to_unit(images)
         if unit.shape[1:3] != (SIZE, SIZE):
             unit = image.resize_bilinear(unit, (SIZE, SIZE))
+        return self.normalize(unit)
+
+    def normalize(self, unit: jax.Array) -> jax.Array:
+        """Views [B, 48, 48, 1 or C] in [0, 1] → the network's input [B, 48, 48, C] in [-1, 1]."""
         return (jnp.broadcast_to(unit, (*unit.shape[:-1], self.config.channels)) - 0.5) / 0.5
 
     def transform(self, images: jax.Array) -> jax.Array:

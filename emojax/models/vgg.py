@@ -7,7 +7,7 @@ those that nobody reads. For sweeps the network can be cut at a layer: `until` r
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ class VggConfig:
     classes: int = 7
     input_size: int = 40
     dropout: float = 0.2
+    channels: ClassVar[int] = 1
 
     @classmethod
     def paper(cls) -> "VggConfig":
@@ -48,6 +49,10 @@ class VggConfig:
         """Units of every layer, in order."""
         return dict(zip(LAYERS, (*self.widths, *self.hidden, self.classes), strict=True))
 
+    def probed(self) -> tuple[str, ...]:
+        """Layers that are dissected when none are named: all but the logits, as in the paper."""
+        return LAYERS[:-1]
+
 
 class Conv(nnx.Module):
     """3×3 convolution, padding 1, whose bias is added apart, so that a gain can come between."""
@@ -59,6 +64,7 @@ class Conv(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, inputs] → [B, H, W, U] without the bias."""
         kernel = self.kernel[...]
+        x = x.astype(kernel.dtype)  # trained in bfloat16, BatchNorm still hands on float32
         if kernel.shape[2] == 1:  # nine shifted copies and one matrix product: several times faster than a thin conv
             padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
             height, width = x.shape[1:3]
@@ -76,7 +82,8 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, inputs] → [B, U] without the bias."""
-        return x @ self.kernel[...]
+        kernel = self.kernel[...]
+        return x.astype(kernel.dtype) @ kernel
 
 
 class VggNet(nnx.Module):
@@ -99,6 +106,10 @@ class VggNet(nnx.Module):
         """uint8 faces [B, H, W, C] → [B, 40, 40, 1] in [0, 1]: gray, then bilinear, not antialiased (`resize40`)."""
         size = (self.config.input_size, self.config.input_size)
         return image.resize_bilinear(image.to_unit(image.to_gray(images)), size)
+
+    def normalize(self, unit: jax.Array) -> jax.Array:
+        """Gray views [B, 40, 40, 1] in [0, 1] → the network's input: as they are."""
+        return unit
 
     def __call__(
         self,
