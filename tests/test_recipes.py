@@ -1,5 +1,6 @@
 """What training adds to its step: schedules, checkpoints, several networks, streaming, precision, what weights have seen."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -425,3 +426,20 @@ def test_refusals(tmp_path, capsys, args, message):
     assert (code, err.count("\n")) == (2, 1), err
     assert message in err
     assert not (tmp_path / "out").exists()
+
+
+def test_shards_of_weights(tiny_vgg, tmp_path):
+    """bfloat16 shards of at most the size asked for, and back: what they say of seen images stays with them."""
+    path = os.path.join(os.path.dirname(__file__), "..", "scripts", "shard_weights.py")
+    spec = importlib.util.spec_from_file_location("shard_weights", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    save_vgg(tiny_vgg, tmp_path / "model.safetensors", seen=[seen.Seen("FER2013 training", "key", "trained")])
+    script.shard(tmp_path / "model.safetensors", tmp_path / "shards", megabytes=0.068)
+    sizes = [file.stat().st_size for file in (tmp_path / "shards").glob("*.safetensors")]
+    assert len(sizes) > 2
+    assert max(sizes) <= 68_000
+    script.join(tmp_path / "shards", tmp_path / "back.safetensors")
+    assert seen.read(tmp_path / "back.safetensors") == seen.read(tmp_path / "model.safetensors")
+    for a, b in zip(leaves(nnx.state(load_vgg(tmp_path / "back.safetensors"))), leaves(nnx.state(tiny_vgg)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2**-8)
