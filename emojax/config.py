@@ -139,6 +139,15 @@ class Train(Section):
     seed: int = Field(0, ge=0, lt=2**32, description="of the first weights, data order, augmentation and dropout")
 
 
+class Report(Section):
+    """The page that a run ends with."""
+
+    images: Literal["auto", "none", "thumbnails"] = Field(
+        "auto", description="whether the page shows the images; auto shows rendered faces and no people"
+    )
+    size: float = Field(25.0, gt=0, description="bound of the page in MB; thumbnails shrink to fit it")
+
+
 class Settings(Section):
     """Everything a settings file may hold."""
 
@@ -151,6 +160,7 @@ class Settings(Section):
     edit: Edit = Edit()
     evaluate: Evaluate = Evaluate()
     train: Train = Train()
+    report: Report = Report()
     cache: UserPath = Field(
         Path("~/.cache/emojax"), validate_default=True, description="where probe records are kept between runs"
     )

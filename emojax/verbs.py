@@ -9,10 +9,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel
 from rich.table import Table
 
-from emojax import config, store, verbs_demo, verbs_edit, verbs_train
+from emojax import config, store, verbs_demo, verbs_edit, verbs_report, verbs_train
 from emojax.console import console, progress, say, say_written
 from emojax.data import concepts as concept_files
 from emojax.data.concepts import ConceptSet, load_concepts
@@ -31,6 +32,7 @@ from emojax.engine.record import ProbeRecord
 from emojax.errors import InputError
 from emojax.models.vgg import VggNet
 from emojax.ops.similarity import rank_reorder_size
+from emojax.report import units
 
 TESTS = ("public_test", "private_test")
 
@@ -293,7 +295,7 @@ def dissect(settings: Any) -> None:
         record = records.load(Path(settings.record))
         with store.run_folder(settings.out, "dissect", _dump(settings)) as run:
             run.inputs["record"] = record.key
-            _label(settings, run, record, concepts, clip, settings.cache)
+            _label(settings, run, record, concepts, clip, settings.cache, None)
     else:
         model, images = _open_target(settings.target), _open(settings.data, settings.data.probe_split)
         with store.run_folder(settings.out, "dissect", _dump(settings)) as run:
@@ -361,7 +363,18 @@ def run(settings: Any) -> None:
     images, tests = _open(settings.data, settings.data.probe_split), _open_tests(settings.data)
     with store.run_folder(settings.out, "run", _dump(settings)) as folder:
         chain(settings, folder, model, clip, concepts, images, tests, settings.cache)
+    verbs_report.add(settings.out, settings.report, images, _open)
     say_written(settings.out)
+
+
+def report(settings: Any) -> None:
+    """The page and the figures of a run folder."""
+    verbs_report.report(settings, _open)
+
+
+def compare(settings: Any) -> None:
+    """Two or more runs side by side."""
+    verbs_report.compare(settings)
 
 
 def sweep(settings: Any) -> None:
@@ -392,6 +405,7 @@ def demo(settings: Any) -> None:
         record, summary = chain(chosen, run, model, clip, load_concepts("paper25"), images, tests, settings.cache)
         summary["truth"] = verbs_demo.compare_with_truth(run, model, record, list(zip(held_out, tests, strict=True)))
         store.write_json(run.folder / "summary.json", summary)
+    verbs_report.add(settings.out, settings.report, images, _open)
     say_written(settings.out)
     verbs_demo.closing(summary, summary["truth"], settings.out)
 
@@ -412,7 +426,7 @@ def chain(
     """
     _check(settings, model, images, tests)
     record = _probe(settings, run, model, images, clip, cache)
-    found, table1, summary = _label(settings, run, record, concepts, clip, cache)
+    found, table1, summary = _label(settings, run, record, concepts, clip, cache, model)
     if tests:
         summary["edit"] = verbs_edit.edit(settings, run, model, found, images, tests, table1, cache)
         store.write_json(run.folder / "summary.json", summary)
@@ -420,11 +434,19 @@ def chain(
 
 
 def _label(
-    settings: Any, run: store.Run, record: ProbeRecord, concepts: ConceptSet, clip: ClipEncoder, cache: Path | None
+    settings: Any,
+    run: store.Run,
+    record: ProbeRecord,
+    concepts: ConceptSet,
+    clip: ClipEncoder,
+    cache: Path | None,
+    model: VggNet | None,
 ) -> tuple[Dissection, list[LayerSummary], dict[str, Any]]:
     """From a record to labels, Table 1 and the summary, written and printed."""
     found = _dissect(settings, run, record, concepts, clip, cache)
     table1 = write_dissection(run.folder, found, settings.dissect.tau)
+    shape = {} if model is None else {"network": model.config.units(), "outgoing": np.asarray(model.lin3.kernel[...])}
+    units.save(units.collect(found, **shape), run.folder)
     summary: dict[str, Any] = {
         "images": record.images,
         "layers": record.layers,

@@ -24,8 +24,9 @@ from emojax.errors import InputError
 
 ROOT = Path(emojax.__file__).parent
 FLOORS = {
-    "cli": 6,
-    "verbs": 5,
+    "cli": 7,
+    "verbs": 6,
+    "verbs_report": 5,
     "verbs_train": 4,
     "verbs_demo": 4,
     "verbs_edit": 4,
