@@ -32,7 +32,7 @@ from emojax.engine.record import ProbeRecord
 from emojax.errors import InputError
 from emojax.models.vgg import VggNet
 from emojax.ops.similarity import rank_reorder_size
-from emojax.report import units
+from emojax.report import units as unit_files
 
 TESTS = ("public_test", "private_test")
 
@@ -446,7 +446,7 @@ def _label(
     found = _dissect(settings, run, record, concepts, clip, cache)
     table1 = write_dissection(run.folder, found, settings.dissect.tau)
     shape = {} if model is None else {"network": model.config.units(), "outgoing": np.asarray(model.lin3.kernel[...])}
-    units.save(units.collect(found, **shape), run.folder)
+    unit_files.save(unit_files.collect(found, **shape), run.folder)
     summary: dict[str, Any] = {
         "images": record.images,
         "layers": record.layers,

@@ -33,8 +33,8 @@ def add(folder: Path, options: config.Report, images: ImageSet | None, opener: O
     try:
         with store.atomic_folder(folder / FIGURES) as building:
             for name, each in drawn.items():
-                for kind in ("png", "svg"):
-                    figures.save(each.figure, building / f"{name}.{kind}")
+                figures.save(each.figure, building / f"{name}.png")
+                store.write_text(building / f"{name}.svg", each.svg)
         store.write_text(folder / PAGE, text)
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}") from None

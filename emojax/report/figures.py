@@ -61,6 +61,7 @@ def _figure(plot: Callable[..., Figure]) -> Callable[..., Figure]:
             figure = plot(*args, **options)
             if figure is not None:
                 figure.draw_without_rendering()  # ticks are made when first drawn, and would take the caller's style
+                figure.set_layout_engine("none")  # the layout stands
             return figure
 
     return styled
@@ -132,7 +133,8 @@ def plot_labels(found: Dissection | Labels, most: int = 25) -> Figure:
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("share of units, %")
-    axes.legend(loc="lower right")
+    axes.margins(y=0.01)
+    figure.legend(loc="outside upper left", ncols=2)
     return figure
 
 
@@ -154,7 +156,7 @@ def plot_descriptions(rows: Sequence[LayerSummary]) -> Figure | None:
     axes.set_xticks(x, [_short(row.layer, 12) for row in rows], rotation=30, ha="right")
     axes.set_ylim(0, 1)
     axes.set_ylabel("description accuracy")
-    axes.legend(loc="upper left", ncols=3, bbox_to_anchor=(0, 1.16), borderaxespad=0)
+    figure.legend(loc="outside upper left", ncols=3)
     return figure
 
 
@@ -182,18 +184,25 @@ def plot_flagged(images: "ImageSet", flagged: Mapping[str, Sequence[int]], most:
 
 
 def _sheet(images: "ImageSet", rows: Sequence[tuple[str, Sequence[tuple[int, str]]]], wide: int) -> Figure:
-    """Rows of images with a name before and a caption below each."""
-    figure = Figure(figsize=(1.2 + 0.8 * wide, (0.82 if not any(c for _, r in rows for _, c in r) else 1.05) * len(rows)))
-    for row, (name, found) in enumerate(rows):
+    """Rows of images as one picture, with a name before each row and captions below the images."""
+    side, gap = images.images.shape[1:3], 6 if not any(caption for _, row in rows for _, caption in row) else 16
+    step = (side[0] + max(gap, side[0] * gap // 48), side[1] + max(4, side[1] // 12))
+    figure = Figure(figsize=(1.4 + 0.8 * wide, 0.8 * len(rows) * step[0] / step[1] + 0.1))
+    axes = figure.add_subplot()
+    for row, (_, found) in enumerate(rows):
         for column, (image, caption) in enumerate(found):
-            axes = figure.add_subplot(len(rows), wide, row * wide + column + 1)
             pixels = np.asarray(images.images[image : image + 1])[0]
-            axes.imshow(pixels[..., 0] if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.set_xlabel(caption, fontsize=8)
-            if not column:
-                axes.set_ylabel(_short(name, 24), rotation=0, ha="right", va="center")
+            left, top = column * step[1], row * step[0]
+            place = (left, left + side[1], top + side[0], top)
+            shown = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+            axes.imshow(shown, cmap="gray", vmin=0, vmax=255, extent=place, interpolation="none")
+            axes.text(left + side[1] / 2, top + side[0] * 1.02, caption, fontsize=8, ha="center", va="top")
+    axes.set_xlim(0, wide * step[1])
+    axes.set_ylim(len(rows) * step[0], 0)
+    axes.set_xticks([])
+    axes.set_yticks([row * step[0] + side[0] / 2 for row in range(len(rows))], [_short(name, 24) for name, _ in rows])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
     return figure
 
 
@@ -222,7 +231,7 @@ def plot_network(network: Mapping[str, int], dissected: Sequence[str] = (), edit
         if (t != "edited" or edited in network) and (c != FAINT or set(network) - {*dissected, edited})
     ]
     handles = [patches.Patch(color=colour, label=title) for colour, title in used]
-    axes.legend(handles=handles, loc="upper left", ncols=3, bbox_to_anchor=(0, 1.12), borderaxespad=0)
+    figure.legend(handles=handles, loc="outside upper left", ncols=3)
     return figure
 
 
@@ -274,35 +283,33 @@ def plot_grid(sweep: Table, layer: str, alpha: float = 0.05) -> Figure | None:
 
 
 @_figure
-def plot_thresholds(thresholds: Table, layer: str, factor: float, bands: Table | None = None) -> Figure | None:
-    """Accuracy at every threshold of a layer, the given factor before the others, with the band of random masks.
+def plot_thresholds(
+    thresholds: Table, layer: str, factor: float, bands: Table | None = None, unedited: float | None = None
+) -> Figure | None:
+    """Accuracy at every threshold of a layer: the given factor, the others faintly, and the band of random masks.
 
-    None where the layer has no thresholds.
+    `unedited` is the accuracy of the network as it was; None where the layer has no thresholds.
     """
     mine = thresholds["layer"] == layer
     if not mine.any():
         return None
-    figure = Figure(figsize=(6.4, 3.4))
-    axes, factors = figure.add_subplot(), np.unique(thresholds["factor"][mine])
-    for each in sorted(factors, key=lambda f: f == factor):
+    figure = Figure(figsize=(6.4, 3.6))
+    axes, others = figure.add_subplot(), [f for f in np.unique(thresholds["factor"][mine]) if f != factor]
+    styles = [
+        (f, {"color": FAINT, "linewidth": 0.8, "label": "_" * bool(i) + "other factors"}) for i, f in enumerate(others)
+    ]
+    styles.append((factor, {"color": BLUE, "linewidth": 1.8, "label": f"factor {factor:g}"}))
+    for each, style in styles:
         rows = mine & (thresholds["factor"] == each)
-        style = {"color": BLUE, "linewidth": 1.8} if each == factor else {"color": FAINT, "linewidth": 0.8}
-        axes.plot(thresholds["units_above"][rows], 100 * thresholds["accuracy"][rows], label=f"factor {each:g}", **style)
-        if each == factor:
-            first = rows & (thresholds["units_above"] == 0)
-            axes.axhline(100 * float(thresholds["accuracy"][first].max(initial=0)), color=INK, linewidth=1, linestyle=":",
-                         label=f"no unit above (all ÷{each:g})") if first.any() else None  # fmt: skip
+        axes.plot(thresholds["units_above"][rows], 100 * thresholds["accuracy"][rows], **style)
     if bands:
         rows = (bands["layer"] == layer) & (bands["factor"] == factor)
         x, low, mean, high = (bands[name][rows] for name in ("units_above", "low", "mean", "high"))
         axes.fill_between(x, 100 * low, 100 * high, color=ORANGE, alpha=0.35, linewidth=0, label="random units, 95 %")
-        axes.plot(x, 100 * mean, color=ORANGE, linewidth=1.2)
-    handles, names = axes.get_legend_handles_labels()
-    grey = [i for i, name in enumerate(names) if name.startswith("factor ") and name != f"factor {factor:g}"]
-    keep = [i for i in range(len(names)) if i not in grey[1:]]
-    names = ["other factors" if i in grey else name for i, name in enumerate(names)]
-    axes.legend([handles[i] for i in keep], [names[i] for i in keep], loc="upper left", ncols=2, bbox_to_anchor=(0, 1.24),
-                borderaxespad=0)  # fmt: skip
+        axes.plot(x, 100 * mean, color=ORANGE, linewidth=1.2, label="their mean")
+    if unedited is not None:
+        axes.axhline(100 * unedited, color=INK, linewidth=1, linestyle=":", label="unedited")
+    figure.legend(loc="outside upper left", ncols=3)
     axes.set_xlabel("units above the threshold")
     axes.set_ylabel("accuracy, %")
     return figure
@@ -320,8 +327,16 @@ def plot_per_class(found: Evidence) -> Figure | None:
     axes.barh(y, gained, 0.66, color=BLUE, label="gained")
     axes.barh(y, -lost, 0.66, color=ORANGE, label="lost")
     for at, (more, less) in enumerate(zip(gained, lost, strict=True)):
-        axes.text(more, at, f" {more}", va="center", ha="left", fontsize=9)
-        axes.text(-less, at, f"{less} ", va="center", ha="right", fontsize=9)
+        for value, side in ((more, 1), (-less, -1)):
+            axes.annotate(
+                f"{abs(value)}",
+                (value, at),
+                (4 * side, 0),
+                textcoords="offset points",
+                va="center",
+                ha="left" if side > 0 else "right",
+                fontsize=9,
+            )
     axes.axvline(0, color=INK, linewidth=1)
     axes.set_yticks(y, [_short(name, 20) for name in names])
     axes.invert_yaxis()
@@ -331,5 +346,5 @@ def plot_per_class(found: Evidence) -> Figure | None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     axes.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
     axes.set_xlabel("images")
-    axes.legend(loc="upper left", ncols=2, bbox_to_anchor=(0, 1.22), borderaxespad=0)
+    figure.legend(loc="outside upper left", ncols=2)
     return figure

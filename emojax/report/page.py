@@ -8,6 +8,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from matplotlib.figure import Figure
 
 from emojax.data.loader import ImageSet
 from emojax.errors import InputError
-from emojax.report import figures, results, sprites
+from emojax.report import figures, sprites
 from emojax.report.results import Results
 
 PEOPLE = (
@@ -34,20 +35,26 @@ _KINDS = {"folder": "folder", "faces": "rendered faces", "fer2013": "FER2013"}
 
 @dataclass(frozen=True)
 class Shown:
-    """A figure and what is said below it."""
+    """A figure, what is said below it, and the figure as SVG."""
 
     figure: Figure
     caption: str
+    svg: str
 
 
 def number(value: float | None, digits: int = 2) -> str:
     """A number as tables show it; a dash for None and NaN."""
-    return "–" if value is None or value != value else f"{value:,.{digits}f}".replace("-", "−")
+    return "–" if value is None or math.isnan(value) else f"{value:,.{digits}f}".replace("-", "−")
 
 
 def p_text(value: float | None) -> str:
     """A p-value as tables show it."""
-    return "–" if value is None or value != value else "<0.0001" if value < 1e-4 else f"{value:.2g}"
+    return "–" if value is None or math.isnan(value) else "<0.0001" if value < 1e-4 else f"{value:.2g}"
+
+
+def pooled(splits: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Results on all test splits together, or on the only one."""
+    return splits.get("all", next(iter(splits.values()))) if splits else None
 
 
 # Figures
@@ -84,10 +91,12 @@ def draw(run: Results, images: ImageSet | None = None) -> dict[str, Shown]:
     if run.thresholds and factor:
         caption = f"Accuracy of {layer} at every threshold, all test splits."
         caption += " Band: as many random units instead." if run.bands else ""
-        found["thresholds"] = figures.plot_thresholds(run.thresholds, layer, factor, run.bands), caption
+        baseline = pooled(run.summary["edit"].get("baseline"))
+        unedited = baseline and baseline["top1"]
+        found["thresholds"] = figures.plot_thresholds(run.thresholds, layer, factor, run.bands, unedited), caption
     if run.evidence is not None:
         found["per_class"] = figures.plot_per_class(run.evidence), "Images that the edit puts right and wrong, by class."
-    return {name: Shown(figure, caption) for name, (figure, caption) in found.items() if figure is not None}
+    return {name: Shown(each, caption, _svg(name, each)) for name, (each, caption) in found.items() if each is not None}
 
 
 def flagged_images(run: Results, images: ImageSet) -> dict[str, list[int]]:
@@ -95,22 +104,26 @@ def flagged_images(run: Results, images: ImageSet) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     if run.audit:
         at = {str(images.ids[i]): i for i in range(len(images))}
-        for name, reason in zip(run.audit["id"], run.audit["reason"], strict=True):
+        for name, reason in zip(run.audit["file"], run.audit["reason"], strict=True):
             if name in at:
                 found.setdefault(reason, []).append(at[name])
     return found
 
 
-def svg(name: str, shown: Shown) -> dict[str, Any]:
-    """A figure as markup in the page's colours, which follow its theme."""
+def _svg(name: str, figure: Figure) -> str:
+    """A figure as SVG whose text is text; equal figures give equal bytes."""
     file, quiet = io.StringIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figures.save(shown.figure, file, format="svg", facecolor="none", metadata=quiet)
-    text = file.getvalue()
-    text = text[text.index("<svg") :].replace(figures.INK, "currentColor").replace(figures.FAINT, "var(--line)")
+        figures.save(figure, file, format="svg", facecolor="none", metadata=quiet)
+    return file.getvalue()
+
+
+def inline(shown: Shown) -> dict[str, Any]:
+    """A figure as markup in the page's colours, which follow its theme."""
+    text = shown.svg[shown.svg.index("<svg") :].replace(figures.INK, "currentColor").replace(figures.FAINT, "var(--line)")
     text = re.sub(r'<g id="[\w.]+_\d+"', "<g", text)  # numbered anew in every figure, and used by nobody
-    label = Markup(' role="img" aria-label="{}"').format(shown.caption)
-    least = min(int(shown.figure.get_size_inches()[0] * 96 * 0.9), 560)
+    label = str(Markup(' role="img" aria-label="{}"').format(shown.caption))
+    least = min(int(shown.figure.get_size_inches()[0] * 76), 500)
     return {"svg": Markup(text[:4] + label + text[4:]), "caption": shown.caption, "least": least}
 
 
@@ -132,7 +145,7 @@ def fill(template: str, scripts: Sequence[str], **context: Any) -> str:
         _environment()
         .get_template(template)
         .render(
-            script=Markup(script),  # noqa: S704
+            script=Markup(script),
             script_hash=f"sha256-{digest}",
             style=Markup((folder / "page.css").read_text("utf-8")),
             **context,
@@ -165,7 +178,7 @@ def build(
         "figures": dict.fromkeys(
             ("network", "samples", "flagged", "descriptions", "similarities", "labels", "grid", "thresholds", "per_class")
         )
-        | {name: svg(name, shown) for name, shown in drawn.items()},
+        | {name: inline(shown) for name, shown in drawn.items()},
         "consent": PEOPLE if images is not None and people else None,
     }
     data = None if run.labels is None else _explorer(run)
@@ -261,10 +274,8 @@ def _cards(run: Results) -> list[tuple[str, str]]:
     cards = [(f"{units:,}", "units"), (f"{above:,}", "interpretable")]
     sure = run.summary.get("confidence")
     cards += [(f"{sure['significant_at_q05']:,}", "labels above chance")] if sure else []
-    before = (run.summary.get("edit") or {}).get("baseline")
-    if before:
-        last = list(before)[-1]
-        cards.append((f"{before[last]['top1']:.1%}", f"accuracy before the edit ({last})"))
+    before = pooled((run.summary.get("edit") or {}).get("baseline"))
+    cards += [(f"{before['top1']:.1%}", f"correct of {before['images']:,} test images, unedited")] if before else []
     return cards
 
 
@@ -399,7 +410,7 @@ def _filters(run: Results) -> dict[str, Any]:
 
 def _plain(values: np.ndarray, digits: int = 5) -> list[float | None]:
     """Numbers for JSON, NaN as null."""
-    return [None if x != x else float(f"{x:.{digits}g}") for x in values.tolist()]
+    return [None if math.isnan(x) else float(f"{x:.{digits}g}") for x in values.tolist()]
 
 
 def _explorer(run: Results) -> dict[str, Any]:

@@ -27,7 +27,7 @@ NEEDED = {
     "run": ("summary.json", "dissection.csv", "interpretability.csv", "sweep.csv"),
     "demo": ("summary.json", "dissection.csv", "interpretability.csv", "sweep.csv", "truth.csv"),
 }
-_WORDS = {"layer", "concept", "runner_up", "halves_agree", "kind", "id", "split", "reason", "group", "detail"}
+_WORDS = {"layer", "concept", "runner_up", "halves_agree", "kind", "file", "split", "label", "reason", "detail"}
 Table = dict[str, np.ndarray]
 
 
@@ -72,7 +72,7 @@ class Results:
       manifest: settings, versions, keys; `summary` the results as numbers.
       units: `dissection.csv` by column; `labels` what figures need of it; `details` what `units.npz` adds.
       table1: the rows of Table 1.
-      sweep: `sweep.csv` by column; so are `thresholds`, `bands` (random masks) and `audit` (flagged images).
+      sweep: `sweep.csv` by column; so are `thresholds`, `bands` (random units) and `audit` (flagged images).
       evidence: the evidence for the chosen edit.
     """
 
@@ -100,8 +100,10 @@ class Results:
         return self.manifest["settings"].get("effective", self.manifest["settings"])
 
 
-def read_run(folder: Path) -> Results:
+def read_run(folder: Path, audit: Path | None = None) -> Results:
     """Reads a run folder of `run`, `demo`, `dissect` or `sweep`.
+
+    `audit` is an `audit.csv`, or the folder that holds it; the run folder's own when None.
 
     Raises:
       InputError: the folder is not such a run, lacks a file, or holds a damaged one.
@@ -116,6 +118,12 @@ def read_run(folder: Path) -> Results:
     if lacking:
         raise InputError(f"{folder} is half a run: {', '.join(lacking)} missing; run `emojax {verb}` again")
     summary = _json(folder / "summary.json", "")
+    known = ("images", "concepts", "similarity", "tau") if "dissection.csv" in NEEDED[verb] else ("edit",)
+    if not all(name in summary for name in known):
+        raise InputError(f"{folder / 'summary.json'}: {', '.join(known)} should be in it; the file is damaged")
+    flagged = folder / "audit.csv" if audit is None else audit / "audit.csv" if audit.is_dir() else audit
+    if audit is not None and not flagged.is_file():
+        raise InputError(f"no audit at {str(flagged)!r}; pass the audit.csv that `emojax audit` wrote, or its folder")
     table = {
         name: _table(folder / f"{name}.csv", columns)
         for name, columns in {
@@ -124,7 +132,6 @@ def read_run(folder: Path) -> Results:
             "sweep": ("layer", "kind", "tau", "factor", "images", "correct", "accuracy"),
             "thresholds": ("layer", "factor", "units_above", "accuracy"),
             "bands": ("layer", "factor", "units_above", "mean", "low", "high"),
-            "audit": (),
         }.items()
     }
     labels, details = _labels(table["dissection"]), units.load(folder)
@@ -144,7 +151,7 @@ def read_run(folder: Path) -> Results:
         sweep=table["sweep"],
         thresholds=table["thresholds"],
         bands=table["bands"],
-        audit=table["audit"],
+        audit=_table(flagged, ("file", "reason")),
         evidence=evidence,
     )
 
@@ -178,17 +185,15 @@ def _table(path: Path, columns: Sequence[str]) -> Table:
     for number, line in enumerate(lines, 2):
         if len(line) != len(header):
             raise InputError(f"{path}, line {number}: {len(line)} values for {len(header)} columns; the file is damaged")
-    return {name: _column(path, name, [line[at] for line in lines], not columns) for at, name in enumerate(header)}
+    return {name: _column(path, name, [line[at] for line in lines]) for at, name in enumerate(header)}
 
 
-def _column(path: Path, name: str, values: list[str], lenient: bool) -> np.ndarray:
-    if lenient or name in _WORDS:
+def _column(path: Path, name: str, values: list[str]) -> np.ndarray:
+    if name in _WORDS:
         return np.array(values, dtype=object)
     try:
         return np.array([float(value) if value else math.nan for value in values], np.float64)
     except ValueError as error:
-        if name.endswith("_label") or name == "responds_to":
-            return np.array(values, dtype=object)
         raise InputError(f"{path}: column {name}: {error}; the file is damaged") from None
 
 

@@ -32,7 +32,7 @@
     if (cols[name]) columns.push({ name: title, width, key: (u) => cols[name][u], text, down, extra: true });
   };
   add("margin", "margin", (u) => number(cols.margin[u]), true);
-  if (cols.q) columns.push({ name: "q", width: "4.6rem", key: (u) => cols.q[u], text: (u) => small(cols.q[u]) });
+  if (cols.q) columns.push({ name: "q", width: "4.6rem", key: (u) => cols.q[u], text: (u) => small(cols.q[u]), extra: true });
   add("halves", "halves", (u) => halves(cols.halves[u]), true, "5.2rem");
   add("accuracy", "describes", (u) => number(cols.accuracy[u]), true, "6.2rem");
   add("chance", "chance", (u) => number(cols.chance[u]), true);
@@ -69,10 +69,10 @@
 
   // Rows in view
   const view = $("units"), grid = view.querySelector("table"), body = grid.tBodies[0], drawn = new Map();
-  const gap = () => make("tr", { className: "gap", ariaHidden: "true" }, make("td", { colSpan: columns.length }));
+  const gap = () => make("tr", { className: "gap", ariaHidden: "true" }, make("td"));
   const above = gap(), below = gap();
   body.append(above, below);
-  const none = make("tr", { className: "none" }, make("td", { colSpan: columns.length, textContent: "No unit fits. Clear the search or a filter." }));
+  const none = make("tr", { className: "none" }, make("td", { colSpan: 3, textContent: "No unit fits. Clear the search or a filter." }));
   const rowOf = (at) => {
     const unit = rows[at], row = make("tr");
     row.setAttribute("aria-rowindex", at + 2);
@@ -144,7 +144,7 @@
   $("search").addEventListener("input", choose);
 
   // Thumbnails: every sheet becomes one picture, when first needed
-  const sheets = [...document.querySelectorAll("script.sheet")], urls = [];
+  const sheets = [...document.querySelectorAll("script.pack")], urls = [];
   const place = new Map(data.thumbs ? data.thumbs.images.map((image, n) => [image, n]) : []);
   const thumb = (image) => {
     const n = place.get(image), side = data.thumbs.columns, sheet = Math.floor(n / side ** 2), at = n % side ** 2;
