@@ -82,7 +82,12 @@ VERBS = dict(
             "report",
             Verb(
                 "write a run's page and figures (emojax report RUN)",
-                verb_model("report", ("report",), run=(UserPath | None, Field(None, description="run folder"))),
+                verb_model(
+                    "report",
+                    ("report",),
+                    run=(UserPath | None, Field(None, description="run folder")),
+                    audit=(UserPath | None, Field(None, description="audit.csv whose flagged images to show")),
+                ),
             ),
         ),
         _verb(

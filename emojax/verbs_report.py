@@ -19,13 +19,13 @@ PAGE, FIGURES = "report.html", "figures"
 Open = Callable[[config.Data, str], ImageSet]
 
 
-def add(folder: Path, options: config.Report, images: ImageSet | None, opener: Open) -> None:
+def add(folder: Path, options: config.Report, images: ImageSet | None, opener: Open, audit: Path | None = None) -> None:
     """Writes `report.html` and `figures/` into a run folder; `images` are its probe set where that is at hand.
 
     Raises:
       InputError: the folder is not a whole run, or the images that are wanted cannot be had.
     """
-    found = results.read_run(folder)
+    found = results.read_run(folder, audit)
     rendered = found.verb == "demo" or found.settings.get("data", {}).get("kind") == "faces"
     wanted = options.images == "thumbnails" or (options.images == "auto" and rendered and found.labels is not None)
     shown = (_images(found, opener) if images is None else images) if wanted else None
@@ -64,7 +64,7 @@ def report(settings: Any, opener: Open) -> None:
         raise InputError("name a run folder: emojax report RUN")
     if not settings.run.is_dir():
         raise InputError(f"no run folder {str(settings.run)!r}")
-    add(settings.run, settings.report, None, opener)
+    add(settings.run, settings.report, None, opener, settings.audit)
 
 
 def compare(settings: Any) -> None:

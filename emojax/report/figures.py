@@ -84,9 +84,9 @@ def _short(name: str, width: int = 28) -> str:
 def plot_similarities(found: Dissection | Labels, tau: float = 0.0) -> Figure:
     """Histogram of the units' maximum similarities, a panel per layer, with tau: the paper's Figure 4 for every layer."""
     labels = Labels.of(found)
-    wide = min(len(labels.layers), 3)
+    wide = min(len(labels.layers), 2)
     high = -(-len(labels.layers) // wide)
-    figure = Figure(figsize=(2.6 * wide, 1.55 * high + 0.5))
+    figure = Figure(figsize=(3.1 * wide, 1.5 * high + 0.5))
     edges = np.histogram_bin_edges(np.append(labels.similarity, tau), 40)
     for at, name in enumerate(labels.layers):
         axes: Axes = figure.add_subplot(high, wide, at + 1)
@@ -295,9 +295,8 @@ def plot_thresholds(
         return None
     figure = Figure(figsize=(6.4, 3.6))
     axes, others = figure.add_subplot(), [f for f in np.unique(thresholds["factor"][mine]) if f != factor]
-    styles = [
-        (f, {"color": FAINT, "linewidth": 0.8, "label": "_" * bool(i) + "other factors"}) for i, f in enumerate(others)
-    ]
+    faint = {"color": FAINT, "linewidth": 0.8}
+    styles = [(each, faint | {"label": "_" * bool(i) + "other factors"}) for i, each in enumerate(others)]
     styles.append((factor, {"color": BLUE, "linewidth": 1.8, "label": f"factor {factor:g}"}))
     for each, style in styles:
         rows = mine & (thresholds["factor"] == each)
