@@ -55,6 +55,7 @@ _HOMES = {
     "plot_grid": "emojax.report.figures",
     "plot_thresholds": "emojax.report.figures",
     "plot_per_class": "emojax.report.figures",
+    "write_report": "emojax.report.write",
     "Results": "emojax.report.results",
     "read_run": "emojax.report.results",
 }

@@ -4,8 +4,7 @@
 """
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from emojax.engine.record import ProbeRecord
 from emojax.errors import InputError
 from emojax.models.vgg import VggNet
 from emojax.ops.similarity import rank_reorder_size
-from emojax.report import units as unit_files
+from emojax.report.write import write_dissection
 
 TESTS = ("public_test", "private_test")
 
@@ -152,41 +151,6 @@ def _dissect(
     return found
 
 
-def write_dissection(folder: Path, found: Dissection, tau: float) -> list[LayerSummary]:
-    """Writes `dissection.csv` (one row per unit) and `interpretability.csv` (the paper's Table 1); returns the latter."""
-    description, names = found.description, found.concepts.concepts
-    header = ["layer", "unit", "concept", "similarity", "runner_up", "runner_up_similarity", "margin"]
-    confidence = found.confidence
-    holds = confidence and confidence.holds(found.labels)
-    header += ["p_value", "q_value", "halves_agree"] if confidence else []
-    header += ["description_accuracy", "chance"] if description else []
-
-    def rows() -> Iterable[list[Any]]:
-        at = 0
-        for layer, units in found.record.layers.items():
-            for unit in range(units):
-                row = [layer, unit, names[found.labels[at]], found.best[at]]
-                if found.runner_up is None:
-                    row += ["", "", ""]
-                else:
-                    second = found.scores[at, found.runner_up[at]]
-                    row += [names[found.runner_up[at]], second, found.best[at] - second]
-                if confidence:
-                    agree = "" if holds is None else "yes" if holds[at] else "no"
-                    row += [confidence.p_value[at], confidence.q_value[at], agree]
-                yield row + ([description.accuracy[at], description.chance[at]] if description else [])
-                at += 1
-
-    store.write_csv(folder / "dissection.csv", header, rows())
-    summary = dissect_engine.interpretability(found, tau)
-    store.write_csv(
-        folder / "interpretability.csv",
-        [field.name for field in fields(LayerSummary)],
-        (["" if value is None else value for value in asdict(row).values()] for row in summary),
-    )
-    return summary
-
-
 def _evaluate(settings: Any, run: store.Run, model: VggNet, tests: Sequence[ImageSet], what: str) -> dict[str, Evaluation]:
     """Each split alone and, when there are several, all pooled."""
     options, results = settings.evaluate, {}
@@ -198,17 +162,6 @@ def _evaluate(settings: Any, run: store.Run, model: VggNet, tests: Sequence[Imag
     if len(results) > 1:
         results["all"] = evaluate_engine.join(*results.values())
     return results
-
-
-def _confidence_summary(found: Dissection) -> dict[str, Any] | None:
-    """How many labels are above chance at a false discovery rate of 5 %, and how many hold on either half."""
-    if found.confidence is None:
-        return None
-    holds = found.confidence.holds(found.labels)
-    return {
-        "significant_at_q05": int((found.confidence.q_value <= 0.05).sum()),
-        "halves_agree": None if holds is None else int(holds.sum()),
-    }
 
 
 # What is printed
@@ -444,19 +397,8 @@ def _label(
 ) -> tuple[Dissection, list[LayerSummary], dict[str, Any]]:
     """From a record to labels, Table 1 and the summary, written and printed."""
     found = _dissect(settings, run, record, concepts, clip, cache)
-    table1 = write_dissection(run.folder, found, settings.dissect.tau)
     shape = {} if model is None else {"network": model.config.units(), "outgoing": np.asarray(model.lin3.kernel[...])}
-    unit_files.save(unit_files.collect(found, **shape), run.folder)
-    summary: dict[str, Any] = {
-        "images": record.images,
-        "layers": record.layers,
-        "concepts": len(concepts),
-        "similarity": found.similarity,
-        "tau": settings.dissect.tau,
-        "interpretability": [asdict(row) for row in table1],
-        "confidence": _confidence_summary(found),
-    }
-    store.write_json(run.folder / "summary.json", summary)
+    table1, summary = write_dissection(run.folder, found, settings.dissect.tau, **shape)
     _print_table1(table1, settings.dissect.tau)
     if found.confidence:
         say(_confidence_line(summary["confidence"], sum(record.layers.values())))

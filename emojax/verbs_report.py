@@ -12,10 +12,10 @@ from emojax.console import console, say, say_written
 from emojax.data.loader import ImageSet
 from emojax.errors import InputError
 from emojax.report import compare as comparing
-from emojax.report import figures, page, results
+from emojax.report import page, results
 from emojax.report.results import Results
+from emojax.report.write import add_page
 
-PAGE, FIGURES = "report.html", "figures"
 Open = Callable[[config.Data, str], ImageSet]
 
 
@@ -29,16 +29,8 @@ def add(folder: Path, options: config.Report, images: ImageSet | None, opener: O
     rendered = found.verb == "demo" or found.settings.get("data", {}).get("kind") == "faces"
     wanted = options.images == "thumbnails" or (options.images == "auto" and rendered and found.labels is not None)
     shown = (_images(found, opener) if images is None else images) if wanted else None
-    text, drawn = page.build(found, shown, people=not rendered, size=options.size)
-    try:
-        with store.atomic_folder(folder / FIGURES) as building:
-            for name, each in drawn.items():
-                figures.save(each.figure, building / f"{name}.png")
-                store.write_text(building / f"{name}.svg", each.svg)
-        store.write_text(folder / PAGE, text)
-    except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror}") from None
-    say(f"report: {folder / PAGE} ({len(text.encode()) / 1e6:.1f} MB), {len(drawn)} figures")
+    written, drawn = add_page(found, shown, people=not rendered, size=options.size)
+    say(f"report: {written} ({written.stat().st_size / 1e6:.1f} MB), {drawn} figures")
 
 
 def _images(found: Results, opener: Open) -> ImageSet:

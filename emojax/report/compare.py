@@ -148,7 +148,7 @@ def render(found: Comparison, runs: Sequence[Results]) -> str:
         accuracy_header=["run", "split", "images", "correct", "top-1", "top-1 edited", "the edit"],
         accuracy=[[n, s, f"{i:,}", f"{c:,}", percent(b), percent(a), f] for n, s, i, c, b, a, f in found.accuracy],
         layer_header=["run", "layer", "units", "same label", "share", "Pearson", "Spearman"],
-        layers=[[*row[:2], f"{row[2]:,}", f"{row[3]:,}", f"{row[4]:.0%}", *map(page.number, row[5:])] for row in found.layers],
+        layers=[[n, y, f"{u:,}", f"{s:,}", f"{p:.0%}", *map(page.number, rest)] for n, y, u, s, p, *rest in found.layers],
         changed_header=changed_header(found),
         changed=[[*row[: 2 + count], *map(page.number, row[2 + count :])] for row in found.changed[:MOST]],
         changed_line=shown or f"{len(found.changed):,} units.",

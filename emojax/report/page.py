@@ -27,7 +27,7 @@ from emojax.report import figures, sprites
 from emojax.report.results import Results
 
 PEOPLE = (
-    "This page shows people's faces. Share it only where those people or the terms of the data set allow it, for research,"
+    "This page shows faces of people. Share it only where those people or the terms of the data set allow it, for research,"
     " and not to judge anybody by."
 )
 _KINDS = {"folder": "folder", "faces": "rendered faces", "fer2013": "FER2013"}
@@ -290,7 +290,7 @@ def _what(run: Results) -> list[tuple[str, str]]:
         ("probe split", "rendered for the demo" if demo else str(data.get("probe_split", "unknown"))),
         ("test splits", ", ".join(map(str, tests)) if run.summary.get("edit") else "none"),
         ("network", "the demo's small VGGNet" if demo else str(s.get("target", {}).get("weights") or "unknown")),
-        ("splits that it has seen", _seen(run)),
+        ("splits that it has seen", seen(run.manifest)),
         ("CLIP", "the demo's small CLIP" if demo else str(s.get("clip", {}).get("path") or "unknown")),
         ("concepts", "paper25" if demo else str(s.get("concepts", {}).get("path", "unknown"))),
         ("similarity", str(run.summary.get("similarity", s.get("dissect", {}).get("similarity", "soft_wpmi")))),
@@ -298,9 +298,9 @@ def _what(run: Results) -> list[tuple[str, str]]:
     return pairs
 
 
-def _seen(run: Results) -> str:
-    """Which splits the checkpoint was trained on, as far as anybody recorded."""
-    target = run.manifest.get("target")
+def seen(manifest: Mapping[str, Any]) -> str:
+    """Which splits the checkpoint was trained on, as far as a run's manifest knows."""
+    target = manifest.get("target")
     if not isinstance(target, dict) or "seen" not in target:
         return "unknown"
     if target["seen"] is None:

@@ -29,6 +29,7 @@ NEEDED = {
 }
 _WORDS = {"layer", "concept", "runner_up", "halves_agree", "kind", "file", "split", "label", "reason", "detail"}
 Table = dict[str, np.ndarray]
+DAMAGED = "it is damaged, or of another version"
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,7 @@ def read_run(folder: Path, audit: Path | None = None) -> Results:
     summary = _json(folder / "summary.json", "")
     known = ("images", "concepts", "similarity", "tau") if "dissection.csv" in NEEDED[verb] else ("edit",)
     if not all(name in summary for name in known):
-        raise InputError(
-            f"{folder / 'summary.json'}: {', '.join(known)} should be in it; it is damaged, or of another version"
-        )
+        raise InputError(f"{folder / 'summary.json'}: {', '.join(known)} should be in it; {DAMAGED}")
     flagged = folder / "audit.csv" if audit is None else audit / "audit.csv" if audit.is_dir() else audit
     if audit is not None and not flagged.is_file():
         raise InputError(f"no audit at {str(flagged)!r}; pass the audit.csv that `emojax audit` wrote, or its folder")
@@ -166,9 +165,9 @@ def _json(path: Path, missing: str) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError):
-        raise InputError(f"{path}: not JSON; it is damaged, or of another version") from None
+        raise InputError(f"{path}: not JSON; {DAMAGED}") from None
     if not isinstance(value, dict):
-        raise InputError(f"{path}: not an object of names and values; it is damaged, or of another version")
+        raise InputError(f"{path}: not an object of names and values; {DAMAGED}")
     return value
 
 
@@ -183,14 +182,10 @@ def _table(path: Path, columns: Sequence[str]) -> Table:
         raise InputError(f"{path}: not a csv file ({error})") from None
     lacking = [name for name in columns if name not in header]
     if lacking or len(set(header)) != len(header):
-        raise InputError(
-            f"{path}: {'no column ' + lacking[0] if lacking else 'columns of one name'}; it is damaged, or of another version"
-        )
+        raise InputError(f"{path}: {'no column ' + lacking[0] if lacking else 'columns of one name'}; {DAMAGED}")
     for number, line in enumerate(lines, 2):
         if len(line) != len(header):
-            raise InputError(
-                f"{path}, line {number}: {len(line)} values for {len(header)} columns; it is damaged, or of another version"
-            )
+            raise InputError(f"{path}, line {number}: {len(line)} values for {len(header)} columns; {DAMAGED}")
     return {name: _column(path, name, [line[at] for line in lines]) for at, name in enumerate(header)}
 
 
@@ -200,7 +195,7 @@ def _column(path: Path, name: str, values: list[str]) -> np.ndarray:
     try:
         return np.array([float(value) if value else math.nan for value in values], np.float64)
     except ValueError as error:
-        raise InputError(f"{path}: column {name}: {error}; it is damaged, or of another version") from None
+        raise InputError(f"{path}: column {name}: {error}; {DAMAGED}") from None
 
 
 def _labels(table: Table) -> Labels | None:
@@ -230,4 +225,4 @@ def _evidence(path: Path) -> Evidence:
         setting = None if values.get("setting") is None else Setting(**values["setting"])
         return Evidence(**{k: v for k, v in values.items() if k in names and k != "setting"}, setting=setting)
     except TypeError:
-        raise InputError(f"{path}: not what emojax writes; it is damaged, or of another version") from None
+        raise InputError(f"{path}: not what emojax writes; {DAMAGED}") from None
