@@ -149,7 +149,8 @@
   const thumb = (image) => {
     const n = place.get(image), side = data.thumbs.columns, sheet = Math.floor(n / side ** 2), at = n % side ** 2;
     if (!urls[sheet]) {
-      const text = atob(sheets[sheet].textContent.trim()), bytes = Uint8Array.from(text, (c) => c.charCodeAt(0));
+      const text = atob(sheets[sheet].textContent), bytes = new Uint8Array(text.length);
+      for (let i = 0; i < bytes.length; i++) bytes[i] = text.charCodeAt(i);
       urls[sheet] = URL.createObjectURL(new Blob([bytes], { type: "image/webp" }));
     }
     const high = Math.ceil(Math.min(side ** 2, place.size - sheet * side ** 2) / side);
