@@ -38,7 +38,7 @@ def _out(verb: str) -> tuple[type, Any]:
 
 
 def _verb(name: str, about: str, *sections: str, **extra: tuple[Any, Any]) -> tuple[str, Verb]:
-    return name, Verb(about, verb_model(name, sections, **{"out": _out(name)} | extra))
+    return name, Verb(about, verb_model(name, sections, out=_out(name), **extra))
 
 
 _CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")

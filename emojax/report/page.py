@@ -193,7 +193,7 @@ def build(
         data["thumbs"] |= {"shown": packed.per_unit, "images": packed.images.tolist()}
         page = make(data=json_text(data), sheets=packed.sheets)
     if len(page.encode()) > size * 1e6:
-        raise InputError(f"the page takes {len(page.encode()) / 1e6:.1f} MB; give a larger --report.size")
+        raise InputError(f"the page takes {len(page.encode()) / 1e6:.1f} MB of {size:g}; give a larger --report.size")
     return page, drawn
 
 
@@ -326,7 +326,7 @@ def _table1(run: Results) -> list[list[str]]:
 def _edit(run: Results, edit: Mapping[str, Any]) -> dict[str, Any]:
     """What the page says of the edit, as text."""
     setting, found = edit["setting"], run.evidence
-    parts = [f"{name} {setting[name]:g}" for name in ("tau", "factor") if setting.get(name) is not None]
+    parts = [f"{name} {setting[name]:g}".replace("-", "−") for name in ("tau", "factor") if setting.get(name) is not None]
     chosen = [f"Layer {setting['layer']}", str(setting["kind"]).replace("_", " "), *parts, f"gains on {edit['scope']}"]
     said = ", ".join(chosen) + "."
     if edit.get("tested"):
@@ -372,12 +372,13 @@ def _control(name: str, row: Mapping[str, Any]) -> list[str]:
     title = _CONTROLS.get(name, name)
     if "change" in row:
         against = row["edit_against_it"]
-        wins = f"{against['gained']} : {against['lost']}, p = {p_text(against['p_value'])}"
-        return [title, _signed(row["change"]), "–", "–", f"image by image {wins}"]
+        wins = f"{against['gained']} better, {against['lost']} worse, p = {p_text(against['p_value'])}"
+        return [title, _signed(row["change"]), "–", "–", wins]
     if "mean" not in row:
         return [title, "–", "–", str(row.get("draws", 0)), "–"]
     between = f"{_signed(row['low'])} and {_signed(row['high'])}"
-    return [title, f"{_signed(row['mean'])} on average", between, f"{row['draws']:,}", f"p = {p_text(row['p_value'])}"]
+    as_good = f"as good with p = {p_text(row['p_value'])}"
+    return [title, f"{_signed(row['mean'])} on average", between, f"{row['draws']:,}", as_good]
 
 
 def _truth(title: str, found: Mapping[str, Mapping[str, Any]]) -> tuple[str, list[list[str]]]:
