@@ -155,18 +155,18 @@ def test_the_page_says_what_the_network_has_seen(hostile, tmp_path):
 def test_size_bounds_the_page():
     """Noise is the hardest to pack; pages shrink by showing fewer and smaller images, and never exceed their bound."""
     rng = np.random.default_rng(0)
-    images = ImageSet.from_arrays(rng.integers(0, 256, (1500, 48, 48), dtype=np.uint8))
-    top = rng.integers(0, 1500, (800, 16)).astype(np.int32)
+    images = ImageSet.from_arrays(rng.integers(0, 256, (600, 48, 48), dtype=np.uint8))
+    top = rng.integers(0, 600, (300, 16)).astype(np.int32)
     looks = []
-    for budget in (4_000_000, 900_000, 300_000):
-        packed = sprites.pack(images, np.arange(1500), top, budget)
+    for budget in (2_000_000, 400_000, 120_000):
+        packed = sprites.pack(images, np.arange(600), top, budget)
         assert sum(map(len, packed.sheets)) <= budget
         assert set(np.unique(top[:, : packed.per_unit])) == set(packed.images.tolist())
         looks.append((packed.per_unit, packed.side))
     assert looks == sorted(looks, reverse=True)
     assert looks[0][0] == 16
     with pytest.raises(InputError, match=r"give a larger --report\.size"):
-        sprites.pack(images, np.arange(1500), top, 5_000)
+        sprites.pack(images, np.arange(600), top, 2_000)
 
 
 def test_flagged_images(hostile, tmp_path):
@@ -274,11 +274,11 @@ def test_significant_cells_are_framed():
 
 
 def test_labels_of_a_dissection_are_those_of_its_table(hostile, tiny_vgg, tiny_clip):
-    record = emojax.probe(tiny_vgg, hostile[1], tiny_clip, layers=["lin2"])
+    record = emojax.probe(tiny_vgg, hostile[1], tiny_clip, layers=["conv1a", "lin1", "lin2"])
     concepts = ConceptSet(PLAIN, tuple((name,) for name in hostile[1].classes[:4]))
     found = emojax.dissect(record, concepts, null_sets=0)
     labels = Labels.of(found)
-    assert labels.layers == {"lin2": 20}
+    assert labels.layers == {"conv1a": 4, "lin1": 24, "lin2": 20}
     assert labels.concept.tolist() == [PLAIN[i] for i in found.labels]
     np.testing.assert_array_equal(labels.accuracy, found.description.accuracy)
 
