@@ -42,7 +42,10 @@ def _images(found: Results, opener: Open) -> ImageSet:
             data = config.Data.model_validate(found.settings.get("data", {}))
         except ValidationError as error:
             raise InputError(f"{found.folder}: {config.explain(error, config.Data)}") from None
-        images = opener(data, data.probe_split)
+        try:
+            images = opener(data, data.probe_split)
+        except InputError as error:
+            raise InputError(f"the images of {found.folder} cannot be shown, {error}; or use --images none") from None
     if images.key != found.manifest.get("inputs", {}).get("images"):
         raise InputError(
             f"the images that {found.folder}'s settings name are not those that it probed; restore them or use --images none"

@@ -218,7 +218,7 @@ def test_refusals(capsys, hostile, tmp_path):
         assert message in refusal(capsys, "report", folder)
         assert (folder / "report.html").read_bytes() == before
         shutil.rmtree(folder)
-    assert "--data.path is needed" in refusal(capsys, "report", hostile[0], "--images", "thumbnails")
+    assert "cannot be shown" in refusal(capsys, "report", hostile[0], "--images", "thumbnails")
     assert "compare takes two or more" in refusal(capsys, "compare", hostile[0], "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -1,6 +1,6 @@
 """The report's figures: functions of result objects that return matplotlib figures, for a page, a paper or a notebook.
 
-Colours are told apart by colour-blind readers (Okabe and Ito's, and matplotlib's cividis and PuOr). Names from files are
+Colours are told apart by colour-blind readers (Okabe and Ito's, and matplotlib's PuOr). Names from files are
 never read as formulas. A figure belongs to nobody's window: show it in a notebook, or `savefig` it.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from emojax.data.loader import ImageSet
 
-BLUE, ORANGE, GREEN, RED, SKY, PINK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
+BLUE, ORANGE, SKY = "#0072B2", "#E69F00", "#56B4E9"
 INK, FAINT = "#1b2430", "#c9ced6"  # lines and text; the page puts its own colours in their place
 _STYLE = {
     "text.parse_math": False,
@@ -212,8 +212,8 @@ def plot_network(network: Mapping[str, int], dissected: Sequence[str] = (), edit
     figure = Figure(figsize=(6.4, 2.7))
     axes, counts = figure.add_subplot(), np.array(list(network.values()), float)
     heights = 0.35 + 0.65 * np.log(counts) / max(np.log(counts.max()), 1)
-    for x, ((name, units), height) in enumerate(zip(network.items(), heights, strict=True)):
-        colour = ORANGE if name == edited else BLUE if name in dissected else FAINT
+    colours = [ORANGE if name == edited else BLUE if name in dissected else FAINT for name in network]
+    for x, (units, height, colour) in enumerate(zip(network.values(), heights, colours, strict=True)):
         axes.add_patch(patches.Rectangle((x - 0.3, -height / 2), 0.6, height, color=colour, linewidth=0))
         axes.text(x, height / 2 + 0.03, f"{units:,}", ha="center", va="bottom", fontsize=9)
         if x:
@@ -224,13 +224,8 @@ def plot_network(network: Mapping[str, int], dissected: Sequence[str] = (), edit
     axes.set_ylim(-0.55, 0.68)
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
-    kinds = [(BLUE, "dissected"), (ORANGE, "edited"), (FAINT, "not dissected")]
-    used = [
-        (c, t)
-        for c, t in kinds
-        if (t != "edited" or edited in network) and (c != FAINT or set(network) - {*dissected, edited})
-    ]
-    handles = [patches.Patch(color=colour, label=title) for colour, title in used]
+    kinds = {BLUE: "dissected", ORANGE: "edited", FAINT: "not dissected"}
+    handles = [patches.Patch(color=colour, label=title) for colour, title in kinds.items() if colour in colours]
     figure.legend(handles=handles, loc="outside upper left", ncols=3)
     return figure
 
