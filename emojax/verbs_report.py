@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from rich.markup import escape
 from rich.table import Table
 
 from emojax import config, store, verbs_demo
 from emojax.console import console, say, say_written
 from emojax.data.loader import ImageSet
 from emojax.errors import InputError
-from emojax.report import compare as comparing
-from emojax.report import page, results
+from emojax.report import results
 from emojax.report.results import Results
 from emojax.report.write import add_page
 
@@ -64,6 +64,9 @@ def report(settings: Any, opener: Open) -> None:
 
 def compare(settings: Any) -> None:
     """Writes the tables and the page of two or more runs side by side."""
+    from emojax.report import compare as comparing  # with jinja2 and matplotlib
+    from emojax.report.page import number
+
     store.check_out(settings.out)
     for folder in settings.runs:
         if not folder.is_dir():
@@ -80,14 +83,18 @@ def compare(settings: Any) -> None:
     for line in found.warnings:
         say(line)
     if found.layers:
-        table = Table(*("run", "layer", "units", "same label", "Pearson", "Spearman"), title=f"Against {found.names[0]}")
+        table = Table(
+            *("run", "layer", "units", "same label", "Pearson", "Spearman"), title=escape(f"Against {found.names[0]}")
+        )
         for name, layer, units, same, share, pearson, spearman in found.layers:
-            table.add_row(name, layer, str(units), f"{same} ({share:.0%})", page.number(pearson), page.number(spearman))
+            table.add_row(
+                escape(name), escape(layer), str(units), f"{same} ({share:.0%})", number(pearson), number(spearman)
+            )
         console.print(table)
     if found.accuracy:
         table = Table("run", "split", "images", "top-1", "edited", "the edit")
         for name, split, images, _, before, after, finding in found.accuracy:
-            table.add_row(name, split, str(images), f"{before:.2%}", f"{after:.2%}", finding)
+            table.add_row(escape(name), escape(split), str(images), f"{before:.2%}", f"{after:.2%}", finding)
         console.print(table)
     say(f"{len(found.changed)} units have labels that changed")
     say_written(settings.out)

@@ -11,7 +11,7 @@ from emojax import store
 from emojax.data.loader import ImageSet
 from emojax.engine.dissect import Dissection, LayerSummary, interpretability
 from emojax.errors import InputError
-from emojax.report import figures, page, results, units
+from emojax.report import results, units
 
 PAGE, FIGURES = "report.html", "figures"
 
@@ -119,6 +119,8 @@ def add_page(run: results.Results, images: ImageSet | None, *, people: bool, siz
     Raises:
       InputError: the page cannot be made that small, or the folder cannot be written.
     """
+    from emojax.report import figures, page  # matplotlib and jinja2 load only for a page
+
     text, drawn = page.build(run, images, people=people, size=size)
     try:
         with store.atomic_folder(run.folder / FIGURES) as building:
