@@ -46,6 +46,19 @@ _HOMES = {
     "Evidence": "emojax.engine.verdict",
     "Evaluation": "emojax.engine.evaluate",
     "evaluate": "emojax.engine.evaluate",
+    "plot_similarities": "emojax.report.figures",
+    "plot_labels": "emojax.report.figures",
+    "plot_descriptions": "emojax.report.figures",
+    "plot_samples": "emojax.report.figures",
+    "plot_flagged": "emojax.report.figures",
+    "plot_network": "emojax.report.figures",
+    "plot_grid": "emojax.report.figures",
+    "plot_thresholds": "emojax.report.figures",
+    "plot_training": "emojax.report.figures",
+    "plot_per_class": "emojax.report.figures",
+    "write_report": "emojax.report.write",
+    "Results": "emojax.report.results",
+    "read_run": "emojax.report.results",
 }
 __all__ = sorted(_HOMES)  # noqa: PLE0605
 

@@ -17,9 +17,13 @@ from emojax.config import Section, Settings, UserPath, explain, read_settings, v
 from emojax.errors import InputError, did_you_mean
 
 # What a first argument without dashes is short for.
-_POSITIONAL = {"concepts": "--concepts.path"}
+_POSITIONAL = {"concepts": "--concepts.path", "report": "--run", "compare": "--runs"}
 # Flags that a verb may be given without their section.
-_SHORT = {("train", "--task"): "--train.task"}
+_SHORT = {
+    ("train", "--task"): "--train.task",
+    ("report", "--images"): "--report.images",
+    ("run", "--images"): "--report.images",
+}
 
 
 class Verb(NamedTuple):
@@ -47,6 +51,7 @@ VERBS = dict(
             "demo",
             "the main job offline, on rendered faces with small trained networks; labels against the truth",
             "cache",
+            "report",
             images=(int, Field(3000, ge=200, description="faces to probe with; half as many per test split")),
         ),
         _verb(
@@ -89,7 +94,24 @@ VERBS = dict(
         _verb("probe", "run network and CLIP over the probe set once, keep the statistics", *_PROBING),
         _verb("dissect", "label every unit of every layer; the paper's Table 1", *_DISSECTING, record=_RECORD),
         _verb("sweep", "edit by labels: every tau with every factor, tested", *_DISSECTING, "edit", "evaluate"),
-        _verb("run", "all of it: probe, dissect, edit by labels, evaluate", *_DISSECTING, "edit", "evaluate"),
+        _verb("run", "all of it: probe, dissect, edit by labels, evaluate", *_DISSECTING, "edit", "evaluate", "report"),
+        (
+            "report",
+            Verb(
+                "write a run's page and figures (emojax report RUN)",
+                verb_model(
+                    "report",
+                    ("report",),
+                    run=(UserPath | None, Field(None, description="run folder")),
+                    audit=(UserPath | None, Field(None, description="audit.csv whose flagged images to show")),
+                ),
+            ),
+        ),
+        _verb(
+            "compare",
+            "two or more runs side by side (emojax compare RUN RUN)",
+            runs=(tuple[UserPath, ...], Field((), description="run folders; the first is what others are held against")),
+        ),
     ]
 )
 

@@ -162,6 +162,15 @@ class Train(Section):
     save_every: float = Field(300.0, ge=0, description="seconds between checkpoints within an epoch")
 
 
+class Report(Section):
+    """The page that a run ends with."""
+
+    images: Literal["auto", "none", "thumbnails"] = Field(
+        "auto", description="whether the page shows the images; auto shows rendered faces and no people"
+    )
+    size: float = Field(25.0, gt=0, description="bound of the page in MB; thumbnails shrink to fit it")
+
+
 class Settings(Section):
     """Everything a settings file may hold."""
 
@@ -174,6 +183,7 @@ class Settings(Section):
     edit: Edit = Edit()
     evaluate: Evaluate = Evaluate()
     train: Train = Train()
+    report: Report = Report()
     cache: UserPath = Field(
         Path("~/.cache/emojax"), validate_default=True, description="where probe records are kept between runs"
     )

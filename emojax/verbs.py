@@ -4,15 +4,15 @@
 """
 
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel
 from rich.table import Table
 
-from emojax import config, store, verbs_demo, verbs_edit, verbs_train
+from emojax import config, store, verbs_demo, verbs_edit, verbs_report, verbs_train
 from emojax.console import console, progress, say, say_written, warn
 from emojax.data import concepts as concept_files
 from emojax.data import demo as demo_data
@@ -33,6 +33,7 @@ from emojax.errors import InputError
 from emojax.models.deep_emotion import DeepEmotion
 from emojax.models.vgg import VggNet
 from emojax.ops.similarity import rank_reorder_size
+from emojax.report.write import write_dissection
 
 TESTS = ("public_test", "private_test")
 
@@ -161,41 +162,6 @@ def _dissect(
     return found
 
 
-def write_dissection(folder: Path, found: Dissection, tau: float) -> list[LayerSummary]:
-    """Writes `dissection.csv` (one row per unit) and `interpretability.csv` (the paper's Table 1); returns the latter."""
-    description, names = found.description, found.concepts.concepts
-    header = ["layer", "unit", "concept", "similarity", "runner_up", "runner_up_similarity", "margin"]
-    confidence = found.confidence
-    holds = confidence and confidence.holds(found.labels)
-    header += ["p_value", "q_value", "halves_agree"] if confidence else []
-    header += ["description_accuracy", "chance"] if description else []
-
-    def rows() -> Iterable[list[Any]]:
-        at = 0
-        for layer, units in found.record.layers.items():
-            for unit in range(units):
-                row = [layer, unit, names[found.labels[at]], found.best[at]]
-                if found.runner_up is None:
-                    row += ["", "", ""]
-                else:
-                    second = found.scores[at, found.runner_up[at]]
-                    row += [names[found.runner_up[at]], second, found.best[at] - second]
-                if confidence:
-                    agree = "" if holds is None else "yes" if holds[at] else "no"
-                    row += [confidence.p_value[at], confidence.q_value[at], agree]
-                yield row + ([description.accuracy[at], description.chance[at]] if description else [])
-                at += 1
-
-    store.write_csv(folder / "dissection.csv", header, rows())
-    summary = dissect_engine.interpretability(found, tau)
-    store.write_csv(
-        folder / "interpretability.csv",
-        [field.name for field in fields(LayerSummary)],
-        (["" if value is None else value for value in asdict(row).values()] for row in summary),
-    )
-    return summary
-
-
 def _evaluate(settings: Any, run: store.Run, model: VggNet, tests: Sequence[ImageSet], what: str) -> dict[str, Evaluation]:
     """Each split alone and, when there are several, all pooled."""
     options, results = settings.evaluate, {}
@@ -207,17 +173,6 @@ def _evaluate(settings: Any, run: store.Run, model: VggNet, tests: Sequence[Imag
     if len(results) > 1:
         results["all"] = evaluate_engine.join(*results.values())
     return results
-
-
-def _confidence_summary(found: Dissection) -> dict[str, Any] | None:
-    """How many labels are above chance at a false discovery rate of 5 %, and how many hold on either half."""
-    if found.confidence is None:
-        return None
-    holds = found.confidence.holds(found.labels)
-    return {
-        "significant_at_q05": int((found.confidence.q_value <= 0.05).sum()),
-        "halves_agree": None if holds is None else int(holds.sum()),
-    }
 
 
 # What is printed
@@ -304,7 +259,7 @@ def dissect(settings: Any) -> None:
         record = records.load(Path(settings.record))
         with store.run_folder(settings.out, "dissect", _dump(settings)) as run:
             run.inputs["record"] = record.key
-            _label(settings, run, record, concepts, clip, settings.cache)
+            _label(settings, run, record, concepts, clip, settings.cache, None)
     else:
         model, images = _open_target(settings.target), _open(settings.data, settings.data.probe_split)
         with store.run_folder(settings.out, "dissect", _dump(settings)) as run:
@@ -379,7 +334,18 @@ def run(settings: Any) -> None:
     with store.run_folder(settings.out, "run", _dump(settings)) as folder:
         _say_seen(settings, folder, tests)
         chain(settings, folder, model, clip, concepts, images, tests, settings.cache)
+    verbs_report.add(settings.out, settings.report, images, _open)
     say_written(settings.out)
+
+
+def report(settings: Any) -> None:
+    """The page and the figures of a run folder."""
+    verbs_report.report(settings, _open)
+
+
+def compare(settings: Any) -> None:
+    """Two or more runs side by side."""
+    verbs_report.compare(settings)
 
 
 def sweep(settings: Any) -> None:
@@ -412,6 +378,7 @@ def demo(settings: Any) -> None:
         record, summary = chain(chosen, run, model, clip, load_concepts("paper25"), images, tests, settings.cache)
         summary["truth"] = verbs_demo.compare_with_truth(run, model, record, list(zip(held_out, tests, strict=True)))
         store.write_json(run.folder / "summary.json", summary)
+    verbs_report.add(settings.out, settings.report, images, _open)
     say_written(settings.out)
     verbs_demo.closing(summary, summary["truth"], settings.out)
 
@@ -432,7 +399,7 @@ def chain(
     """
     _check(settings, model, images, tests)
     record = _probe(settings, run, model, images, clip, cache)
-    found, table1, summary = _label(settings, run, record, concepts, clip, cache)
+    found, table1, summary = _label(settings, run, record, concepts, clip, cache, model)
     if tests:
         summary["edit"] = verbs_edit.edit(settings, run, model, found, images, tests, table1, cache)
         store.write_json(run.folder / "summary.json", summary)
@@ -440,21 +407,20 @@ def chain(
 
 
 def _label(
-    settings: Any, run: store.Run, record: ProbeRecord, concepts: ConceptSet, clip: ClipEncoder, cache: Path | None
+    settings: Any,
+    run: store.Run,
+    record: ProbeRecord,
+    concepts: ConceptSet,
+    clip: ClipEncoder,
+    cache: Path | None,
+    model: VggNet | DeepEmotion | None,
 ) -> tuple[Dissection, list[LayerSummary], dict[str, Any]]:
     """From a record to labels, Table 1 and the summary, written and printed."""
     found = _dissect(settings, run, record, concepts, clip, cache)
-    table1 = write_dissection(run.folder, found, settings.dissect.tau)
-    summary: dict[str, Any] = {
-        "images": record.images,
-        "layers": record.layers,
-        "concepts": len(concepts),
-        "similarity": found.similarity,
-        "tau": settings.dissect.tau,
-        "interpretability": [asdict(row) for row in table1],
-        "confidence": _confidence_summary(found),
-    }
-    store.write_json(run.folder / "summary.json", summary)
+    shape = {} if model is None else {"network": model.config.units()}
+    if isinstance(model, VggNet):
+        shape["outgoing"] = np.asarray(model.lin3.kernel[...])
+    table1, summary = write_dissection(run.folder, found, settings.dissect.tau, **shape)
     _print_table1(table1, settings.dissect.tau)
     if found.confidence:
         say(_confidence_line(summary["confidence"], sum(record.layers.values())))

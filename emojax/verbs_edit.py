@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from emojax import store
@@ -21,12 +22,14 @@ from emojax.engine.evidence import Subject, assess
 from emojax.engine.inputs import LayerInputs, join_inputs, layer_inputs
 from emojax.engine.learn import learn_gains
 from emojax.engine.network import resolve_layers
-from emojax.engine.sweep import Outcomes, evaluate_gains, every_threshold, try_settings
+from emojax.engine.sweep import Outcomes, evaluate_gains, every_threshold, try_masks, try_settings
 from emojax.engine.verdict import Evidence
 from emojax.errors import InputError
 from emojax.models.vgg import VggNet
+from emojax.ops.stats import benjamini_hochberg, mcnemar_exact
 
 AUTO = "auto"
+_BAND_SIZES, _BAND_DRAWS = 31, 100  # of random units, along all thresholds
 
 
 def search_of(options: Any) -> Search:
@@ -116,7 +119,7 @@ def edit(
     with run.timed("sweep"):
         grid = _grid(search, layers)
         outcomes = try_settings(pooled, [(one, scores[one.layer]) for one in grid], scope=options.scope, store=kept)
-        _write_sweep(run.folder, grid, outcomes)
+        _write_sweep(run.folder, grid, outcomes, next(iter(pooled.values())))
         _write_thresholds(run.folder, pooled, scores, options, kept)
     apart = options.choose_on == "first_split" and len(tests) > 1
     subject = Subject(
@@ -138,6 +141,8 @@ def edit(
     store.write_json(run.folder / "evidence.json", evidence.summary())
 
     setting = evidence.setting
+    with run.timed("bands"):
+        _write_bands(run.folder, pooled[setting.layer], setting, options, kept)
     gains = setting.gains(scores[setting.layer])
     edited = edit_engine.edit(model, setting.layer, gains, scope=options.scope)
     _save(run, edited, tests[:1] if apart else tests)
@@ -207,16 +212,45 @@ def _grid(search: Search, layers: Sequence[str]) -> list[Setting]:
     return thresholds + [setting for setting in search.settings(layers) if setting.kind != "threshold"]
 
 
-def _write_sweep(folder: Path, grid: Sequence[Setting], found: Outcomes) -> None:
-    """Writes `sweep.csv`, one row per setting, over all test splits together."""
+def _write_sweep(folder: Path, grid: Sequence[Setting], found: Outcomes, inputs: LayerInputs) -> None:
+    """Writes `sweep.csv`, one row per setting, over all test splits together.
+
+    McNemar's p of each setting is adjusted over all that edit something; being of the images that settings are compared
+    on, it describes the grid and decides nothing.
+    """
+    before = evaluate_gains(inputs, np.ones(inputs.units, np.float32))
+    was, now = before.predictions == before.labels, found.predictions == before.labels
+    gained, lost = (now & ~was).sum(axis=1), (was & ~now).sum(axis=1)
+    p_values = np.array([mcnemar_exact(int(more), int(less)) for more, less in zip(gained, lost, strict=True)])
+    adjusted, edits = np.ones(len(grid)), np.array([setting.factor != 1 or setting.kind == "continuous" for setting in grid])
+    adjusted[edits] = benjamini_hochberg(jnp.asarray(p_values[edits]))
     header = ["layer", "kind", "tau", "factor", "images", "correct", "accuracy", "macro_recall", "nll", "near_ties"]
+    header += ["gained", "lost", "p_value", "p_adjusted"]
     images = int(found.sizes.sum())
-    numbers = zip(found.correct, found.accuracy, found.macro_recall, found.nll, found.near_ties, strict=True)
+    numbers = zip(found.correct, found.accuracy, found.macro_recall, found.nll, found.near_ties,
+                  gained, lost, p_values, adjusted, strict=True)  # fmt: skip
     rows = (
         [one.layer, one.kind, "" if one.tau is None else one.tau, one.factor, images, *row]
         for one, row in zip(grid, numbers, strict=True)
     )
     store.write_csv(folder / "sweep.csv", header, rows)
+
+
+def _write_bands(folder: Path, inputs: LayerInputs, setting: Setting, options: Any, kept: Path | None) -> None:
+    """Writes `bands.csv`: accuracy with the setting's factor on random units, at sizes along all thresholds."""
+    draws = min(options.masks, _BAND_DRAWS)
+    if setting.kind != "threshold" or not inputs.feeds_logits or not draws:
+        return
+    sizes = np.unique(np.linspace(0, inputs.units, _BAND_SIZES).round().astype(int))
+    order = np.random.default_rng(0).permuted(np.tile(np.arange(inputs.units), (len(sizes) * draws, 1)), axis=1)
+    masks = order < np.repeat(sizes, draws)[:, None]
+    tried = try_masks(inputs, masks, setting.factor, scope=options.scope, full=False, store=kept)
+    accuracy = tried.accuracy.reshape(len(sizes), draws)
+    low, high = np.quantile(accuracy, [0.025, 0.975], axis=1)
+    header = ["layer", "factor", "units_above", "draws", "mean", "low", "high"]
+    numbers = zip(sizes, accuracy.mean(axis=1), low, high, strict=True)
+    rows = ([setting.layer, setting.factor, size, draws, *row] for size, *row in numbers)
+    store.write_csv(folder / "bands.csv", header, rows)
 
 
 def _write_thresholds(

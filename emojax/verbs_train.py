@@ -27,7 +27,6 @@ from emojax.engine.truth import affinity
 from emojax.errors import InputError
 from emojax.models.deep_emotion import DeepEmotion, DeepEmotionConfig
 from emojax.models.vgg import VggConfig, VggNet
-from emojax.report.curves import training_curves
 
 Report = Callable[[dict[str, float]], None]
 Classifier = VggNet | DeepEmotion
@@ -206,8 +205,10 @@ def _write_metrics(folder: Path, results: Sequence[engine.Result]) -> None:
     rows = [({"member": m} if len(results) > 1 else {}) | row for m, r in enumerate(results) for row in r.history]
     rows.sort(key=lambda row: row["epoch"])
     store.write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    figure = training_curves([result.history for result in results], [result.best_epoch for result in results])
-    store.write_binary(folder / "curves.png", lambda file: figure.savefig(file, dpi=120))
+    from emojax.report import figures  # matplotlib
+
+    figure = figures.plot_training([result.history for result in results], [result.best_epoch for result in results])
+    store.write_binary(folder / "curves.png", lambda file: figures.save(figure, file))
 
 
 def _write_classifiers(

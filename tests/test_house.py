@@ -26,6 +26,7 @@ ROOT = Path(emojax.__file__).parent
 FLOORS = {
     "cli": 7,
     "verbs": 6,
+    "verbs_report": 5,
     "verbs_train": 5,
     "verbs_demo": 5,
     "verbs_edit": 5,
@@ -238,7 +239,12 @@ def test_demo_runs_the_chain(capsys, tmp_path):
     assert "What was found" in out
     names = {p.name for p in (tmp_path / "demo").iterdir()}
     tables = {"dissection.csv", "interpretability.csv", "sweep.csv", "thresholds.csv", "truth.csv"}
-    assert names == tables | {"summary.json", "manifest.json", "evidence.json", "edited.safetensors"}
+    pages = {"report.html", "figures", "units.npz", "bands.csv"}
+    assert names == tables | pages | {"summary.json", "manifest.json", "evidence.json", "edited.safetensors"}
+    page = (tmp_path / "demo" / "report.html").read_text("utf-8")
+    assert "Labels against the truth" in page
+    assert 'class="pack"' in page  # rendered faces are shown
+    assert "faces of people" not in page
     assert len(rows_of(tmp_path / "demo" / "sweep.csv")) == 72
     truths = rows_of(tmp_path / "demo" / "truth.csv")
     assert len(truths) == len(rows_of(tmp_path / "demo" / "dissection.csv"))

@@ -24,7 +24,7 @@ from emojax.errors import InputError
 from emojax.mesh import make_mesh, sharded
 from emojax.models.deep_emotion import DeepEmotion
 from emojax.models.vgg import VggConfig, VggNet
-from emojax.report.curves import training_curves
+from emojax.report.figures import plot_training
 
 
 @pytest.fixture(scope="module")
@@ -360,8 +360,8 @@ def test_curves():
         }
         for e in (1, 2, 3)
     ]
-    panels = training_curves([rows, rows], [2, 3]).axes
-    assert [axes.get_title() for axes in panels] == ["loss", "accuracy", "nll"]
+    panels = plot_training([rows, rows], [2, 3]).axes
+    assert [axes.get_title(loc="left") for axes in panels] == ["loss", "accuracy", "nll"]
     np.testing.assert_array_equal(panels[1].lines[1].get_ydata(), [row["validation_accuracy"] for row in rows])
 
 

@@ -1,1 +1,1 @@
-"""Results as pictures and pages."""
+"""Turns result objects and run folders into figures, and run folders into one page."""

@@ -1,0 +1,155 @@
+"""Runs side by side: labels that changed, how scores agree, accuracies. Each run is held against the first.
+
+Units are matched by layer and number, which means something only where the runs dissected one network.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from emojax.errors import InputError
+from emojax.report import page
+from emojax.report.results import Results
+
+MOST = 500  # changed labels on the page; the table has all
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Tables of plain values.
+
+    Attributes:
+      names: of the runs.
+      layers: (run, layer, units, same labels, their share, Pearson's and Spearman's correlation of maximum similarities).
+      changed: (layer, unit, label in each run …, maximum similarity in each run …) where some label differs.
+      accuracy: (run, split, images, correct, top-1, top-1 after the edit, what was found of the edit).
+      warnings: what makes the comparison less than it seems.
+    """
+
+    names: list[str]
+    layers: list[list[Any]]
+    changed: list[list[Any]]
+    accuracy: list[list[Any]]
+    warnings: list[str]
+
+
+def compare(runs: Sequence[Results], names: Sequence[str] | None = None) -> Comparison:
+    """Compares two or more runs.
+
+    Raises:
+      InputError: fewer than two runs.
+    """
+    if len(runs) < 2:
+        raise InputError("compare takes two or more run folders: emojax compare RUN RUN")
+    names = list(names or _names(runs))
+    first, warnings = runs[0], []
+    for key, what in (("target", "networks"), ("images", "probe images"), ("clip", "CLIPs"), ("concepts", "concept sets")):
+        keys = {run.manifest.get("inputs", {}).get(key) for run in runs if run.labels is not None}
+        if len(keys - {None}) > 1:
+            extra = "; units of different networks have nothing to do with each other" if key == "target" else ""
+            warnings.append(f"The runs have different {what}{extra}.")
+    similarities = {run.summary.get("similarity") for run in runs if run.labels is not None}
+    if len(similarities) > 1:
+        warnings.append(f"The runs have different similarity functions: {', '.join(sorted(map(str, similarities)))}.")
+    layers = [line for run, name in zip(runs[1:], names[1:], strict=True) for line in _layers(first, run, name)]
+    return Comparison(names, layers, _changed(runs), _accuracy(runs, names), warnings)
+
+
+def _names(runs: Sequence[Results]) -> list[str]:
+    """Folder names, with the folder above where two are alike, and numbers where that does not tell them apart."""
+    short = [run.folder.resolve().name for run in runs]
+    long = [f"{run.folder.resolve().parent.name}/{name}" for run, name in zip(runs, short, strict=True)]
+    names = [name if short.count(name) == 1 else more for name, more in zip(short, long, strict=True)]
+    return [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
+
+
+def _by_unit(run: Results) -> dict[tuple[str, int], int]:
+    return {(layer, int(unit)): i for i, (layer, unit) in enumerate(zip(run.units["layer"], run.units["unit"], strict=True))}
+
+
+def _layers(first: Results, other: Results, name: str) -> list[list[Any]]:
+    if first.labels is None or other.labels is None:
+        return []
+    from scipy.stats import rankdata  # comes with jax
+
+    mine, theirs, lines = _by_unit(first), _by_unit(other), []
+    for layer in first.labels.layers:
+        pairs = np.array([(i, theirs[unit]) for unit, i in mine.items() if unit[0] == layer and unit in theirs])
+        if not len(pairs):
+            continue
+        a, b = first.labels.similarity[pairs[:, 0]], other.labels.similarity[pairs[:, 1]]
+        same = int((first.labels.concept[pairs[:, 0]] == other.labels.concept[pairs[:, 1]]).sum())
+        lines.append([name, layer, len(pairs), same, same / len(pairs), _pearson(a, b), _pearson(rankdata(a), rankdata(b))])
+    return lines
+
+
+def _pearson(a: np.ndarray, b: np.ndarray) -> float | None:
+    """None where one of them does not vary."""
+    a, b = a - a.mean(), b - b.mean()
+    spread = float(np.sqrt((a**2).sum() * (b**2).sum()))
+    return float((a * b).sum()) / spread if spread > 0 else None
+
+
+def _changed(runs: Sequence[Results]) -> list[list[Any]]:
+    """Units of all runs whose labels are not all the same, in the first run's order."""
+    if any(run.labels is None for run in runs):
+        return []
+    places, lines = [_by_unit(run) for run in runs], []
+    for unit in places[0]:
+        if all(unit in place for place in places):
+            at = [place[unit] for place in places]
+            labels = [run.labels.concept[i] for run, i in zip(runs, at, strict=True)]
+            if len(set(labels)) > 1:
+                lines.append([*unit, *labels, *(float(run.labels.similarity[i]) for run, i in zip(runs, at, strict=True))])
+    return lines
+
+
+def _accuracy(runs: Sequence[Results], names: Sequence[str]) -> list[list[Any]]:
+    lines = []
+    for run, name in zip(runs, names, strict=True):
+        edit = run.summary.get("edit") or {}
+        for split, before in (edit.get("baseline") or {}).items():
+            after = edit["edited"][split]["top1"]
+            lines.append([name, split, before["images"], before["correct"], before["top1"], after, edit.get("finding", "")])
+    return lines
+
+
+LAYER_HEADER = ["run", "layer", "units", "same_label", "share", "pearson", "spearman"]
+ACCURACY_HEADER = ["run", "split", "images", "correct", "top1", "top1_edited", "finding"]
+
+
+def changed_header(found: Comparison) -> list[str]:
+    """The columns of `changed`."""
+    return ["layer", "unit", *(f"label in {n}" for n in found.names), *(f"similarity in {n}" for n in found.names)]
+
+
+def render(found: Comparison, runs: Sequence[Results]) -> str:
+    """The comparison as a page."""
+    tables = [("runs", "Runs"), ("accuracy", "Accuracy"), ("layers", "Labels by layer"), ("changed", "Labels that changed")]
+    filled = {"runs": True, "accuracy": found.accuracy, "layers": found.layers, "changed": found.changed}
+    count = len(found.names)
+    shown = f"The first {MOST:,} of {len(found.changed):,}; labels.csv has all." if len(found.changed) > MOST else ""
+    percent = lambda x: "–" if x is None else f"{x:.2%}"  # noqa: E731
+    return page.fill(
+        "compare.html.j2",
+        ("theme.js",),
+        title="emojax compare",
+        version=runs[0].manifest.get("versions", {}).get("emojax", "of an unknown version"),
+        sections=[(anchor, name) for anchor, name in tables if filled[anchor]],
+        warnings=found.warnings,
+        run_header=["verb", "started", "network", "concepts", "similarity"],
+        runs=[
+            [name, run.verb, run.manifest.get("started", "–"), run.manifest.get("inputs", {}).get("target", "–")[:12],
+             run.manifest.get("inputs", {}).get("concepts", "–")[:12], run.summary.get("similarity", "–")]
+            for name, run in zip(found.names, runs, strict=True)
+        ],
+        accuracy_header=["run", "split", "images", "correct", "top-1", "top-1 edited", "the edit"],
+        accuracy=[[n, s, f"{i:,}", f"{c:,}", percent(b), percent(a), f] for n, s, i, c, b, a, f in found.accuracy],
+        layer_header=["run", "layer", "units", "same label", "share", "Pearson", "Spearman"],
+        layers=[[n, y, f"{u:,}", f"{s:,}", f"{p:.0%}", *map(page.number, rest)] for n, y, u, s, p, *rest in found.layers],
+        changed_header=changed_header(found),
+        changed=[[*row[: 2 + count], *map(page.number, row[2 + count :])] for row in found.changed[:MOST]],
+        changed_line=shown or f"{len(found.changed):,} units.",
+    )  # fmt: skip

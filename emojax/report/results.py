@@ -1,0 +1,228 @@
+"""A run folder read back: its tables as columns, its evidence as it was assessed, refused when half of it is missing.
+
+Everything in a run folder may have passed through other hands, so nothing of it is believed before it was checked.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emojax.engine.dissect import Dissection, LayerSummary
+from emojax.engine.edit import Setting
+from emojax.engine.verdict import Evidence
+from emojax.errors import InputError
+from emojax.report import units
+from emojax.store import MANIFEST
+
+# What a run of each verb cannot lack.
+NEEDED = {
+    "dissect": ("summary.json", "dissection.csv", "interpretability.csv"),
+    "sweep": ("summary.json", "sweep.csv"),
+    "run": ("summary.json", "dissection.csv", "interpretability.csv", "sweep.csv"),
+    "demo": ("summary.json", "dissection.csv", "interpretability.csv", "sweep.csv", "truth.csv"),
+}
+_WORDS = {"layer", "concept", "runner_up", "halves_agree", "kind", "file", "split", "label", "reason", "detail"}
+Table = dict[str, np.ndarray]
+DAMAGED = "it is damaged, or of another version"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of all units of all layers in a row: what figures and tables need of a dissection, [U] each.
+
+    Attributes:
+      layers: units of each layer, in order.
+      concept: the label's text; `similarity` its score.
+      accuracy: share of a unit's top 10 images whose class its label speaks for; NaN where unknown. `chance` likewise.
+    """
+
+    layers: dict[str, int]
+    concept: np.ndarray
+    similarity: np.ndarray
+    accuracy: np.ndarray
+    chance: np.ndarray
+
+    @classmethod
+    def of(cls, found: "Dissection | Labels") -> "Labels":
+        """The labels of a dissection."""
+        if isinstance(found, Labels):
+            return found
+        names, known = np.array(found.concepts.concepts, dtype=object), found.description
+        unknown = np.full(len(found.best), np.nan)
+        accuracy, chance = (unknown, unknown) if known is None else (known.accuracy, known.chance)
+        return cls(dict(found.record.layers), names[found.labels], found.best, accuracy, chance)
+
+    @property
+    def layer_of(self) -> np.ndarray:
+        """Layer name of each unit [U]."""
+        return np.repeat(np.array(list(self.layers), dtype=object), list(self.layers.values()))
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run folder holds; None, or an empty table, for what its verb does not make.
+
+    Attributes:
+      folder: where it was read.
+      manifest: settings, versions, keys; `summary` the results as numbers.
+      units: `dissection.csv` by column; `labels` what figures need of it; `details` what `units.npz` adds.
+      table1: the rows of Table 1.
+      sweep: `sweep.csv` by column; so are `thresholds`, `bands` (random units) and `audit` (flagged images).
+      evidence: the evidence for the chosen edit.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    summary: dict[str, Any]
+    units: Table
+    labels: Labels | None
+    details: units.Details | None
+    table1: list[LayerSummary]
+    sweep: Table
+    thresholds: Table
+    bands: Table
+    audit: Table
+    evidence: Evidence | None
+
+    @property
+    def verb(self) -> str:
+        """The verb that wrote the folder."""
+        return self.manifest["verb"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that were in force; a demo's own are few, those of its chain many."""
+        return self.manifest["settings"].get("effective", self.manifest["settings"])
+
+
+def read_run(folder: Path, audit: Path | None = None) -> Results:
+    """Reads a run folder of `run`, `demo`, `dissect` or `sweep`.
+
+    `audit` is an `audit.csv`, or the folder that holds it; the run folder's own when None.
+
+    Raises:
+      InputError: the folder is not such a run, lacks a file, or holds a damaged one.
+    """
+    manifest = _json(folder / MANIFEST, f"{folder} is not an emojax run: it has no {MANIFEST}")
+    verb, settings = manifest.get("verb"), manifest.get("settings")
+    if not isinstance(settings, dict) or not isinstance(verb, str):
+        raise InputError(f"{folder / MANIFEST}: it names no verb or no settings, so this is not an emojax run")
+    if verb not in NEEDED:
+        raise InputError(f"{folder} is a run of `{verb}`, which has no page; give one of {', '.join(NEEDED)}")
+    lacking = [name for name in NEEDED[verb] if not (folder / name).is_file()]
+    if lacking:
+        raise InputError(f"{folder} is half a run: {', '.join(lacking)} missing; run `emojax {verb}` again")
+    summary = _json(folder / "summary.json", "")
+    known = ("images", "concepts", "similarity", "tau") if "dissection.csv" in NEEDED[verb] else ("edit",)
+    if not all(name in summary for name in known):
+        raise InputError(f"{folder / 'summary.json'}: {', '.join(known)} should be in it; {DAMAGED}")
+    flagged = folder / "audit.csv" if audit is None else audit / "audit.csv" if audit.is_dir() else audit
+    if audit is not None and not flagged.is_file():
+        raise InputError(f"no audit at {str(flagged)!r}; pass the audit.csv that `emojax audit` wrote, or its folder")
+    table = {
+        name: _table(folder / f"{name}.csv", columns)
+        for name, columns in {
+            "dissection": ("layer", "unit", "concept", "similarity"),
+            "interpretability": tuple(field.name for field in fields(LayerSummary)),
+            "sweep": ("layer", "kind", "tau", "factor", "images", "correct", "accuracy"),
+            "thresholds": ("layer", "factor", "units_above", "accuracy"),
+            "bands": ("layer", "factor", "units_above", "mean", "low", "high"),
+        }.items()
+    }
+    labels, details = _labels(table["dissection"]), units.load(folder)
+    if details is not None and labels is not None:
+        sizes = dict(zip(details.layers.tolist(), details.sizes.tolist(), strict=True))
+        if sizes != labels.layers:
+            raise InputError(f"{folder / units.FILE} is of other units than dissection.csv; run `emojax {verb}` again")
+    evidence = _evidence(folder / "evidence.json") if (folder / "evidence.json").is_file() else None
+    return Results(
+        folder=folder,
+        manifest=manifest,
+        summary=summary,
+        units=table["dissection"],
+        labels=labels,
+        details=details if labels is not None else None,
+        table1=_table1(table["interpretability"]),
+        sweep=table["sweep"],
+        thresholds=table["thresholds"],
+        bands=table["bands"],
+        audit=_table(flagged, ("file", "reason")),
+        evidence=evidence,
+    )
+
+
+def _json(path: Path, missing: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise InputError(missing or f"{path} is missing") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path}: not JSON; {DAMAGED}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not an object of names and values; {DAMAGED}")
+    return value
+
+
+def _table(path: Path, columns: Sequence[str]) -> Table:
+    """A csv by column: text where the column's name says so, else float64 with NaN for blanks; empty without the file."""
+    if not path.is_file():
+        return {}
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            header, *lines = list(csv.reader(file)) or [[]]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: not a csv file ({error})") from None
+    lacking = [name for name in columns if name not in header]
+    if lacking or len(set(header)) != len(header):
+        raise InputError(f"{path}: {'no column ' + lacking[0] if lacking else 'columns of one name'}; {DAMAGED}")
+    for number, line in enumerate(lines, 2):
+        if len(line) != len(header):
+            raise InputError(f"{path}, line {number}: {len(line)} values for {len(header)} columns; {DAMAGED}")
+    return {name: _column(path, name, [line[at] for line in lines]) for at, name in enumerate(header)}
+
+
+def _column(path: Path, name: str, values: list[str]) -> np.ndarray:
+    if name in _WORDS:
+        return np.array(values, dtype=object)
+    try:
+        return np.array([float(value) if value else math.nan for value in values], np.float64)
+    except ValueError as error:
+        raise InputError(f"{path}: column {name}: {error}; {DAMAGED}") from None
+
+
+def _labels(table: Table) -> Labels | None:
+    if not table:
+        return None
+    layers: dict[str, int] = {}
+    for name in table["layer"]:
+        layers[name] = layers.get(name, 0) + 1
+    nothing = np.full(len(table["layer"]), np.nan)
+    known = (table.get(name, nothing) for name in ("description_accuracy", "chance"))
+    return Labels(layers, table["concept"], table["similarity"], *known)
+
+
+def _table1(table: Table) -> list[LayerSummary]:
+    def value(name: str, x: Any) -> Any:
+        if name == "layer":
+            return x
+        return None if math.isnan(x) else int(x) if name.endswith("interpretable") else float(x)
+
+    lines = zip(*table.values(), strict=True) if table else ()
+    return [LayerSummary(**{name: value(name, x) for name, x in zip(table, line, strict=True)}) for line in lines]
+
+
+def _evidence(path: Path) -> Evidence:
+    values, names = _json(path, ""), {field.name for field in fields(Evidence)}
+    try:
+        setting = None if values.get("setting") is None else Setting(**values["setting"])
+        return Evidence(**{k: v for k, v in values.items() if k in names and k != "setting"}, setting=setting)
+    except TypeError:
+        raise InputError(f"{path}: not what emojax writes; {DAMAGED}") from None

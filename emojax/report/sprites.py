@@ -1,0 +1,88 @@
+"""Thumbnails packed into a few sheets, so that thousands of images make a page of bounded size.
+
+Thumbnails lie row by row in square sheets of `SIDE` by `SIDE`; thumbnail n is number n % SIDE² of sheet n // SIDE².
+"""
+
+import base64
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from emojax.data.loader import Images, ImageSet
+from emojax.errors import InputError
+
+SIDE = 24
+# Images shown per unit, side in pixels and WebP quality, from the best look to the smallest page.
+LOOKS = (
+    (16, 48, 80),
+    (16, 48, 55),
+    (12, 48, 45),
+    (12, 40, 40),
+    (9, 40, 35),
+    (9, 32, 30),
+    (6, 32, 25),
+    (4, 28, 20),
+    (2, 24, 15),
+)
+
+
+@dataclass(frozen=True)
+class Sprites:
+    """Packed thumbnails.
+
+    Attributes:
+      sheets: WebP files in base64.
+      side: of a thumbnail, in pixels.
+      images: which images they are, in order: positions in the list that was packed.
+      per_unit: images shown of each unit.
+    """
+
+    sheets: list[str]
+    side: int
+    images: np.ndarray
+    per_unit: int
+
+
+def pack(images: ImageSet, numbers: np.ndarray, top: np.ndarray, budget: int) -> Sprites:
+    """The best-looking sheets that stay within `budget` bytes of text.
+
+    Args:
+      images: the probe set.
+      numbers: image numbers in it [I].
+      top: each unit's images [U, S], positions in `numbers`.
+      budget: bytes that all sheets together may take, in base64.
+
+    Raises:
+      InputError: nothing fits.
+    """
+    for shown, side, quality in LOOKS:
+        wanted = np.unique(top[:, :shown])
+        sample = wanted[:: max(1, len(wanted) // SIDE**2)][: SIDE**2]
+        guess = sum(map(len, _encode(images.images, numbers[sample], side, quality))) * len(wanted) / max(len(sample), 1)
+        if guess > 1.1 * budget:
+            continue
+        sheets = list(_encode(images.images, numbers[wanted], side, quality))
+        if sum(map(len, sheets)) <= budget:
+            return Sprites(sheets, side, wanted, shown)
+    raise InputError(
+        f"thumbnails of {len(np.unique(top[:, : LOOKS[-1][0]]))} images do not fit a page of this size; "
+        "give a larger --report.size or --report.images none"
+    )
+
+
+def _encode(images: Images, numbers: np.ndarray, side: int, quality: int) -> Iterator[str]:
+    """Sheets of the numbered images, as base64 text."""
+    for start in range(0, len(numbers), SIDE**2):
+        mine = numbers[start : start + SIDE**2]
+        high = -(-len(mine) // SIDE)
+        sheet = Image.new("L" if images.shape[-1] == 1 else "RGB", (SIDE * side, high * side))
+        for at, number in enumerate(mine):
+            pixels = np.asarray(images[int(number) : int(number) + 1])[0]
+            face = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+            sheet.paste(face.resize((side, side), Image.Resampling.LANCZOS), (at % SIDE * side, at // SIDE * side))
+        file = io.BytesIO()
+        sheet.save(file, "WEBP", quality=quality, method=4)
+        yield base64.b64encode(file.getvalue()).decode("ascii")

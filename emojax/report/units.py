@@ -1,0 +1,156 @@
+"""What the page shows of each unit beyond `dissection.csv`: its top images, best concepts, class mix, outgoing weights.
+
+`units.npz` holds it, written by every run that labels units, so that a page can be made later from the folder alone.
+Shapes: U units of all layers in a row, S images shown, N best concepts, C classes, I images that some unit shows.
+"""
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from emojax.engine.dissect import Dissection
+from emojax.errors import InputError
+from emojax.store import write_binary
+
+FILE = "units.npz"
+SHOWN, BEST, MIXED = 16, 5, 100  # top images shown, concepts named, top images whose classes are counted
+_SAME = 1e-5  # distance of unit embeddings from which CLIP sees the same picture; float32 leaves 1e-6
+
+
+@dataclass(frozen=True)
+class Details:
+    """Of every unit, what a reader wants to see of it. All arrays; names are arrays of text.
+
+    Attributes:
+      layers: names of the layers [L]; `sizes` their units [L].
+      top: top images [U, S], positions in `images`, most activating first.
+      same_as: earlier image of the unit's list that shows the same picture [U, S]; −1 for none.
+      best: the unit's best concepts [U, N], positions in `concepts`; `best_scores` theirs.
+      concepts: names of the concepts that some unit has among its best; `emotions` what each speaks for, joined by ";".
+      images: number of each image in the probe set [I]; `ids` their names, `image_class` their classes, −1 for none.
+      classes: names of the classes [C].
+      mix: classes of the unit's first `MIXED` top images [U, C].
+      outgoing: weights from the units of `outgoing_layer` to the classes; both empty without such a layer.
+      network: names of all the network's layers, dissected or not; `network_units` their units.
+    """
+
+    layers: np.ndarray
+    sizes: np.ndarray
+    top: np.ndarray
+    same_as: np.ndarray
+    best: np.ndarray
+    best_scores: np.ndarray
+    concepts: np.ndarray
+    emotions: np.ndarray
+    images: np.ndarray
+    ids: np.ndarray
+    image_class: np.ndarray
+    classes: np.ndarray
+    mix: np.ndarray
+    outgoing: np.ndarray
+    outgoing_layer: np.ndarray
+    network: np.ndarray
+    network_units: np.ndarray
+
+    def __post_init__(self):
+        units, outgoing = int(self.sizes.sum()), self.outgoing_layer.tolist()
+        sizes = dict(zip(self.layers.tolist(), self.sizes.tolist(), strict=True))
+        shown, named, classes = (len(x) for x in (self.images, self.concepts, self.classes))
+        fits = [
+            self.top.shape == self.same_as.shape and len(self.top) == units,
+            self.best.shape == self.best_scores.shape and len(self.best) == units,
+            self.mix.shape == (units, classes),
+            len(self.ids) == shown == len(self.image_class),
+            len(self.emotions) in (0, named),
+            len(self.network) == len(self.network_units),
+            not outgoing or self.outgoing.shape == (sizes.get(outgoing[0]), classes),
+            *(array.size == 0 or (array.min() >= low and array.max() < high) for array, low, high in (
+                (self.top, 0, shown),
+                (self.same_as, -1, self.same_as.shape[-1]),
+                (self.best, 0, named),
+                (self.image_class, -1, max(classes, 1)),
+            )),
+            bool(np.isfinite(self.best_scores).all() and np.isfinite(self.outgoing).all()),
+        ]  # fmt: skip
+        if not all(fits):
+            raise ValueError("its arrays do not fit each other")
+
+
+def collect(found: Dissection, network: Mapping[str, int] | None = None, outgoing: np.ndarray | None = None) -> Details:
+    """Details of a dissection.
+
+    Args:
+      found: the dissection.
+      network: units of all the network's layers, in order, the last one the classes; those dissected when None.
+      outgoing: weights [U, C] from the units of the layer before the last to the classes.
+    """
+    record = found.record
+    rows = record.top_k(min(MIXED, record.images, record.top.values.shape[2])).indices
+    images, top = np.unique(rows[:, :SHOWN], return_inverse=True)
+    top = top.reshape(len(rows), -1)
+    order = np.argsort(-found.scores, axis=1, kind="stable")[:, :BEST]
+    named, best = np.unique(order, return_inverse=True)
+    emotions, classes = found.concepts.emotions, len(record.classes)
+    mix = np.zeros((len(rows), classes), np.int32)
+    if record.labels is not None:
+        at = np.arange(len(rows))[:, None] * classes + record.labels[rows]
+        mix = np.bincount(at.ravel(), minlength=len(rows) * classes).reshape(len(rows), classes).astype(np.int32)
+    network = dict(network or record.layers)
+    before_last = list(network)[-2:-1]
+    known = outgoing is not None and before_last and before_last[0] in record.layers and outgoing.shape[1] == classes
+    return Details(
+        layers=np.array(list(record.layers)),
+        sizes=np.array(list(record.layers.values())),
+        top=top.astype(np.int32),
+        same_as=_same(np.asarray(record.embeddings[images]), top),
+        best=best.reshape(order.shape).astype(np.int32),
+        best_scores=np.take_along_axis(found.scores, order, axis=1),
+        concepts=np.array([found.concepts.concepts[i] for i in named]),
+        emotions=np.array([] if emotions is None else [";".join(emotions[i]) for i in named], dtype=np.str_),
+        images=images.astype(np.int64),
+        ids=np.array([record.ids[int(i)] for i in images]),
+        image_class=np.full(len(images), -1) if record.labels is None else record.labels[images],
+        classes=np.array(record.classes, dtype=np.str_),
+        mix=mix,
+        outgoing=np.float32(outgoing) if known else np.zeros((0, classes), np.float32),
+        outgoing_layer=np.array(before_last if known else [], dtype=np.str_),
+        network=np.array(list(network)),
+        network_units=np.array(list(network.values())),
+    )
+
+
+def _same(embeddings: np.ndarray, top: np.ndarray) -> np.ndarray:
+    """For each of a unit's images [U, S] the first earlier one with the same embedding, or −1."""
+    found = np.full(top.shape, -1, np.int8)
+    later = np.triu(np.ones((top.shape[1],) * 2, bool), 1).T  # [S, S]: column comes before row
+    for start in range(0, len(top), 256):
+        mine = embeddings[top[start : start + 256]].astype(np.float64)
+        squares = (mine**2).sum(axis=2)
+        apart = squares[:, :, None] + squares[:, None, :] - 2 * np.einsum("usd,utd->ust", mine, mine)
+        same = (apart < _SAME**2) & later
+        found[start : start + 256] = np.where(same.any(axis=2), same.argmax(axis=2), -1)
+    return found
+
+
+def save(details: Details, folder: Path) -> None:
+    """Writes `units.npz`, whole or not at all."""
+    write_binary(folder / FILE, lambda file: np.savez_compressed(file, **asdict(details)))
+
+
+def load(folder: Path) -> Details | None:
+    """Reads `units.npz`; None where a run has none.
+
+    Raises:
+      InputError: the file is damaged or not what `save` writes.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return Details(**{field.name: file[field.name] for field in fields(Details)})
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: {' '.join(str(error).split()) or 'damaged'}; run again") from None

@@ -1,0 +1,133 @@
+"""Writes a dissection as a run folder with its page: from the command line, and from Python for any network."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emojax import store
+from emojax.data.loader import ImageSet
+from emojax.engine.dissect import Dissection, LayerSummary, interpretability
+from emojax.errors import InputError
+from emojax.report import results, units
+
+PAGE, FIGURES = "report.html", "figures"
+
+
+def write_dissection(
+    folder: Path,
+    found: Dissection,
+    tau: float,
+    network: Mapping[str, int] | None = None,
+    outgoing: np.ndarray | None = None,
+) -> tuple[list[LayerSummary], dict[str, Any]]:
+    """Writes a dissection into a folder; returns Table 1 and the summary that was written.
+
+    `dissection.csv` has a row per unit, `interpretability.csv` is the paper's Table 1, `summary.json` both in numbers, and
+    `units.npz` what the page shows of each unit; `network` and `outgoing` as for `units.collect`.
+    """
+    description, names = found.description, found.concepts.concepts
+    header = ["layer", "unit", "concept", "similarity", "runner_up", "runner_up_similarity", "margin"]
+    confidence = found.confidence
+    holds = confidence and confidence.holds(found.labels)
+    header += ["p_value", "q_value", "halves_agree"] if confidence else []
+    header += ["description_accuracy", "chance"] if description else []
+
+    def rows() -> Iterable[list[Any]]:
+        at = 0
+        for layer, count in found.record.layers.items():
+            for unit in range(count):
+                row = [layer, unit, names[found.labels[at]], found.best[at]]
+                if found.runner_up is None:
+                    row += ["", "", ""]
+                else:
+                    second = found.scores[at, found.runner_up[at]]
+                    row += [names[found.runner_up[at]], second, found.best[at] - second]
+                if confidence:
+                    agree = "" if holds is None else "yes" if holds[at] else "no"
+                    row += [confidence.p_value[at], confidence.q_value[at], agree]
+                yield row + ([description.accuracy[at], description.chance[at]] if description else [])
+                at += 1
+
+    store.write_csv(folder / "dissection.csv", header, rows())
+    table1 = interpretability(found, tau)
+    store.write_csv(
+        folder / "interpretability.csv",
+        [field.name for field in fields(LayerSummary)],
+        (["" if value is None else value for value in asdict(row).values()] for row in table1),
+    )
+    units.save(units.collect(found, network, outgoing), folder)
+    summary = {
+        "images": found.record.images,
+        "layers": found.record.layers,
+        "concepts": len(found.concepts),
+        "similarity": found.similarity,
+        "tau": tau,
+        "interpretability": [asdict(row) for row in table1],
+        "confidence": _confidence_summary(found),
+    }
+    store.write_json(folder / "summary.json", summary)
+    return table1, summary
+
+
+def _confidence_summary(found: Dissection) -> dict[str, Any] | None:
+    """How many labels are above chance at a false discovery rate of 5 %, and how many hold on either half."""
+    if found.confidence is None:
+        return None
+    holds = found.confidence.holds(found.labels)
+    return {
+        "significant_at_q05": int((found.confidence.q_value <= 0.05).sum()),
+        "halves_agree": None if holds is None else int(holds.sum()),
+    }
+
+
+def write_report(
+    found: Dissection,
+    out: Path | str,
+    *,
+    tau: float = 0.0,
+    images: ImageSet | None = None,
+    people: bool = True,
+    size: float = 25,
+) -> Path:
+    """Writes a dissection of any network as a run folder with its page; returns the page's path.
+
+    Args:
+      found: the dissection.
+      out: the folder, which must not hold anything but an emojax run.
+      tau: a unit is interpretable when its maximum similarity exceeds this.
+      images: the set that was probed, to show its images on the page; None shows none.
+      people: whether these are people's faces, which the page then says.
+      size: bound of the page in MB.
+
+    Raises:
+      InputError: the folder holds other things, or the images are not as many as were probed.
+    """
+    if images is not None and len(images) != found.record.images:
+        raise InputError(f"{images.name} has {len(images)} images, {found.record.images} were probed; pass the set that was")
+    with store.run_folder(Path(out), "dissect", {"similarity": found.similarity, "dissect": {"tau": tau}}) as run:
+        run.inputs |= {"record": found.record.key} if found.record.key else {}
+        write_dissection(run.folder, found, tau)
+    return add_page(results.read_run(Path(out)), images, people=people, size=size)[0]
+
+
+def add_page(run: results.Results, images: ImageSet | None, *, people: bool, size: float) -> tuple[Path, int]:
+    """Writes `report.html` and `figures/` into a run's folder; returns the page's path and the number of figures.
+
+    Raises:
+      InputError: the page cannot be made that small, or the folder cannot be written.
+    """
+    from emojax.report import figures, page  # matplotlib and jinja2 load only for a page
+
+    text, drawn = page.build(run, images, people=people, size=size)
+    try:
+        with store.atomic_folder(run.folder / FIGURES) as building:
+            for name, each in drawn.items():
+                figures.save(each.figure, building / f"{name}.png")
+                store.write_text(building / f"{name}.svg", each.svg)
+        store.write_text(run.folder / PAGE, text)
+    except OSError as error:
+        raise InputError(f"cannot write to {run.folder}: {error.strerror}") from None
+    return run.folder / PAGE, len(drawn)
