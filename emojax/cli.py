@@ -9,11 +9,11 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from pydantic import Field, ValidationError
 
-from emojax.config import Section, Settings, UserPath, explain, read_settings, verb_model
+from emojax.config import Reason, Section, Settings, UserPath, explain, read_settings, verb_model
 from emojax.errors import InputError, did_you_mean
 
 # What a first argument without dashes is short for.
@@ -53,6 +53,18 @@ VERBS = dict(
             "prepare",
             "build FER2013 from fer2013.csv or the image folder",
             source=(Path | None, Field(None, description="fer2013.csv, or the folder with train/ and test/")),
+        ),
+        _verb(
+            "audit",
+            "find blank, placeholder, repeated, leaked and unreadable images, in raw FER2013 too",
+            "data",
+            reasons=(
+                tuple[Reason, ...],
+                Field(get_args(Reason), description="what to look for", min_length=1),
+            ),
+            near=(int, Field(12, ge=0, le=24, description="bits of 120 by which near duplicates may differ")),
+            exclude=(bool, Field(False, description="also write exclude.csv, for --data.exclude of the other verbs")),
+            sheet=(bool, Field(False, description="also write sheet.png, the images found, to look at")),
         ),
         _verb(
             "concepts",

@@ -11,6 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from emojax.errors import InputError, did_you_mean
 
+# What `emojax audit` finds.
+Reason = Literal["unreadable", "blank", "placeholder", "duplicate", "near_duplicate", "leak"]
 Positive = Annotated[int, Field(gt=0)]
 UserPath = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
 
@@ -32,6 +34,9 @@ class Data(Section):
     test_splits: tuple[str, ...] = Field(("public_test", "private_test"), description="splits to test on", min_length=1)
     limit: Positive | None = Field(
         None, description="take only the first images of each split; of rendered faces, how many to render"
+    )
+    exclude: UserPath | None = Field(
+        None, description="images to leave out: a csv with a column file, as emojax audit --exclude writes"
     )
     size: Positive | None = Field(None, description="side that folder images are brought to; None keeps a common size")
 

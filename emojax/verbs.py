@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 from rich.table import Table
 
-from emojax import config, store, verbs_demo, verbs_edit, verbs_train
+from emojax import config, store, verbs_audit, verbs_demo, verbs_edit, verbs_train
 from emojax.console import console, progress, say, say_written
 from emojax.data import concepts as concept_files
 from emojax.data.concepts import ConceptSet, load_concepts
@@ -49,7 +49,7 @@ def _dump(settings: BaseModel) -> dict[str, Any]:
 
 
 def _open(data: config.Data, split: str) -> ImageSet:
-    return open_split(data.path, split, kind=data.kind, size=data.size, limit=data.limit)
+    return open_split(data.path, split, kind=data.kind, size=data.size, limit=data.limit, exclude=data.exclude)
 
 
 def _open_tests(data: config.Data) -> list[ImageSet]:
@@ -271,6 +271,12 @@ def prepare(settings: Any) -> None:
     table.add_section()
     table.add_row("images", *(str(per_class.sum()) for per_class in counts.values()))
     console.print(table)
+    say_written(settings.out)
+
+
+def audit(settings: Any) -> None:
+    """Looks for images that should not be in a data set."""
+    verbs_audit.audit(settings)
     say_written(settings.out)
 
 

@@ -109,6 +109,8 @@ def train(settings: Any, open_split: Callable[[config.Data, str], ImageSet]) -> 
     store.check_out(settings.out)
     if options.task == "clip" and settings.data.kind != "faces":
         raise InputError("a CLIP is trained on rendered faces, whose captions are known; pass --data.kind faces")
+    if options.task == "clip" and settings.data.exclude is not None:
+        raise InputError("--data.exclude is for images; a CLIP is trained on faces that are rendered as they are needed")
     with store.run_folder(settings.out, "train", settings.model_dump(mode="json")) as run, progress("train", "steps") as bar:
         report = metrics_writer(run.folder / "metrics.jsonl")
         with run.timed("train"):

@@ -26,6 +26,7 @@ ROOT = Path(emojax.__file__).parent
 FLOORS = {
     "cli": 6,
     "verbs": 5,
+    "verbs_audit": 4,
     "verbs_train": 4,
     "verbs_demo": 4,
     "verbs_edit": 4,

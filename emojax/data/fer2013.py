@@ -11,14 +11,14 @@ import csv
 import hashlib
 import io
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image, UnidentifiedImageError
 
+from emojax.data.decode import read_image
 from emojax.data.loader import ImageSet
 from emojax.errors import InputError, did_you_mean
 
@@ -38,7 +38,11 @@ class Face(NamedTuple):
     source: str
 
 
-def read_csv(path: Path) -> Iterator[Face]:
+# Told of an image that is refused: where it came from, and why. Without one, the first refusal ends the reading.
+Refused = Callable[[str, InputError], None]
+
+
+def read_csv(path: Path, refused: Refused | None = None) -> Iterator[Face]:
     """Faces from `fer2013.csv`, in row order.
 
     Raises:
@@ -52,11 +56,25 @@ def read_csv(path: Path) -> Iterator[Face]:
             if header != _COLUMNS:
                 raise InputError(f"{path}: columns are {','.join(header)!r}, not {','.join(_COLUMNS)!r}")
             for number, row in enumerate(reader, 1):
-                yield _csv_face(path, number, row)
+                face = _attempt(lambda n=number, r=row: _csv_face(path, n, r), f"row {number}", refused)
+                if face is not None:
+                    yield face
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8; is this fer2013.csv?") from None
     except csv.Error as error:
         raise InputError(f"{path}: not a readable csv ({error})") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _attempt(read: Callable[[], Face], source: str, refused: Refused | None) -> Face | None:
+    try:
+        return read()
+    except InputError as error:
+        if refused is None:
+            raise
+        refused(source, error)
+        return None
 
 
 def _csv_face(path: Path, number: int, row: list[str]) -> Face:
@@ -79,7 +97,7 @@ def _csv_face(path: Path, number: int, row: list[str]) -> Face:
     return Face(_USAGE[usage.strip()], int(label), face, f"row {number}")
 
 
-def read_folder(path: Path) -> Iterator[Face]:
+def read_folder(path: Path, refused: Refused | None = None) -> Iterator[Face]:
     """Faces from the image-folder form, in the order of paths.
 
     Raises:
@@ -92,41 +110,59 @@ def read_folder(path: Path) -> Iterator[Face]:
             if folder.name not in CLASSES:
                 raise InputError(f"{folder}: {folder.name!r} is no class of FER2013{did_you_mean(folder.name, CLASSES)}")
             for file in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
-                usage = file.name.partition("_")[0]
-                if usage not in _USAGE or (usage == "Training") != (part == "train"):
-                    raise InputError(f"{file}: a file of {part} is not named after its split ({', '.join(_USAGE)})")
-                yield Face(_USAGE[usage], CLASSES.index(folder.name), _gray48(file), f"{part}/{folder.name}/{file.name}")
+                source = f"{part}/{folder.name}/{file.name}"
+                face = _attempt(lambda f=file, s=source: _file_face(f, s), source, refused)
+                if face is not None:
+                    yield face
+
+
+def _file_face(file: Path, source: str) -> Face:
+    part, label, name = source.split("/")
+    usage = name.partition("_")[0]
+    if usage not in _USAGE or (usage == "Training") != (part == "train"):
+        raise InputError(f"{file}: a file of {part} is not named after its split ({', '.join(_USAGE)})")
+    return Face(_USAGE[usage], CLASSES.index(label), _gray48(file), source)
 
 
 def _gray48(file: Path) -> bytes:
-    try:
-        with Image.open(file) as image:
-            if image.size != (SIZE, SIZE):
-                raise InputError(f"{file}: {image.size[0]}×{image.size[1]} pixels, not {SIZE}×{SIZE}")
-            return image.convert("L").tobytes()
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise InputError(f"{file}: not a readable image ({error}); restore or remove it") from None
+    image = read_image(file)
+    if image.size != (SIZE, SIZE):
+        raise InputError(f"{file}: {image.size[0]}×{image.size[1]} pixels, not {SIZE}×{SIZE}")
+    return image.convert("L").tobytes()
 
 
-def read(source: Path) -> Iterator[Face]:
-    """Faces of either form.
+def read(source: Path, refused: Refused | None = None) -> Iterator[Face]:
+    """Faces of either form; a single bad row or file goes to `refused` when that is given.
 
     Raises:
       InputError: neither form is there.
     """
     source = Path(source).expanduser()
     if source.is_file():
-        return read_csv(source)
+        return read_csv(source, refused)
     if (source / "fer2013.csv").is_file():
-        return read_csv(source / "fer2013.csv")
+        return read_csv(source / "fer2013.csv", refused)
     if source.is_dir():
-        return read_folder(source)
+        return read_folder(source, refused)
     raise InputError(f"no FER2013 at {str(source)!r}; pass --source fer2013.csv or the folder with train/ and test/")
 
 
 def looks_raw(path: Path) -> bool:
     """Whether a folder is FER2013 as downloaded, to be prepared first."""
     return (path / "fer2013.csv").is_file() or any((path / "test").glob("*/PublicTest_*"))
+
+
+class Names:
+    """Names faces in the order in which they are read: split, a hash of label and pixels, a count for repeats."""
+
+    def __init__(self):
+        self._seen = collections.Counter()
+
+    def of(self, face: Face) -> str:
+        """The id of the next face."""
+        name = f"{face.split}-{hashlib.sha256(bytes([face.label]) + face.pixels).hexdigest()[:16]}"
+        self._seen[name] += 1
+        return name if self._seen[name] == 1 else f"{name}-{self._seen[name]}"
 
 
 class Fer2013(tfds.core.GeneratorBasedBuilder):
@@ -157,13 +193,11 @@ class Fer2013(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in SPLITS if split in present}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
-        seen = collections.Counter()
+        names = Names()
         for face in self._faces:
             if face.split != split:
                 continue
-            name = f"{face.split}-{hashlib.sha256(bytes([face.label]) + face.pixels).hexdigest()[:16]}"
-            seen[name] += 1
-            name = name if seen[name] == 1 else f"{name}-{seen[name]}"
+            name = names.of(face)
             pixels = np.frombuffer(face.pixels, np.uint8).reshape(SIZE, SIZE, 1)
             yield name, {"image": pixels, "label": face.label, "id": name, "source": face.source}
 
@@ -190,6 +224,12 @@ def prepare(faces: Iterable[Face], folder: Path) -> dict[str, np.ndarray]:
 def is_prepared(path: Path) -> bool:
     """Whether `prepare` has run on this folder."""
     return (path / "fer2013" / str(Fer2013.VERSION) / "dataset_info.json").is_file()
+
+
+def prepared_splits(path: Path) -> list[str]:
+    """Splits of a prepared data set, in the usual order."""
+    present = Fer2013(data_dir=path).info.splits
+    return [split for split in SPLITS if split in present]
 
 
 def load(path: Path, split: str) -> ImageSet:
