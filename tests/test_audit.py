@@ -113,6 +113,10 @@ def test_unreadable_images_are_reported(capsys, tmp_path, spoilt):
     capsys.readouterr()
 
 
+def test_the_command_line_knows_all_reasons():
+    assert cli.parse("audit", []).reasons == audit.REASONS
+
+
 def test_rendered_faces_are_no_placeholders():
     found = audit.audit(audit.pictures(None, "faces", limit=100))
     assert found.images == {"training": 100, "public_test": 100, "private_test": 100}

@@ -13,16 +13,16 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from PIL import Image
 
-from emojax.config import Reason
 from emojax.data.decode import read_image
 from emojax.data.loader import ImageSet, resolve
 from emojax.errors import InputError
 
+Reason = Literal["unreadable", "blank", "placeholder", "duplicate", "near_duplicate", "leak"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 SIDE = 48
 BITS = 120  # of the perceptual hash
