@@ -177,7 +177,9 @@ def read_settings(path: Path) -> Settings:
         values = yaml.safe_load(Path(path).read_text("utf-8"))
     except OSError as error:
         raise InputError(f"cannot read the settings file {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise InputError(f"{path}: not YAML that makes sense here (nested too deep)") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that is none
         raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values or {}, dict):
         raise InputError(f"{path}: the file must map section names to settings")

@@ -80,9 +80,14 @@ def _hyperparameters(options: config.Dissect) -> dict[str, Any]:
     return chosen
 
 
-def _check(settings: Any, model: VggNet, images: ImageSet, tests: Sequence[ImageSet]) -> None:
+def _check(
+    settings: Any, model: VggNet, clip: ClipEncoder, concepts: ConceptSet, images: ImageSet, tests: Sequence[ImageSet]
+) -> None:
     """Refuses before the probe what would be refused after it."""
     _hyperparameters(settings.dissect)
+    clip.tokenize(concepts.concepts)
+    if images.labels is not None:
+        concepts.class_mask(images.classes)
     resolve_layers(settings.probe.layers, list(model.config.units()))
     if tests:
         verbs_edit.check(settings, model, images, tests)
@@ -377,7 +382,7 @@ def sweep(settings: Any) -> None:
     model, clip = _open_target(settings.target), _open_clip(settings.clip)
     images, tests = _open(settings.data, settings.data.probe_split), _open_tests(settings.data)
     with store.run_folder(settings.out, "sweep", _dump(settings)) as folder:
-        _check(settings, model, images, tests)
+        _check(settings, model, clip, concepts, images, tests)
         record = _probe(settings, folder, model, images, clip, settings.cache)
         found = _dissect(settings, folder, record, concepts, clip, settings.cache)
         table1 = dissect_engine.interpretability(found, settings.dissect.tau)
@@ -416,7 +421,7 @@ def chain(
 
     Returns the record and the summary that was written.
     """
-    _check(settings, model, images, tests)
+    _check(settings, model, clip, concepts, images, tests)
     record = _probe(settings, run, model, images, clip, cache)
     found, table1, summary = _label(settings, run, record, concepts, clip, cache)
     if tests:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from emojax.data.decode import read_bytes
-from emojax.errors import InputError
+from emojax.errors import InputError, short
 
 COLUMN = "file"
 
@@ -56,7 +56,9 @@ class Excluded:
         unknown = sorted(one for one in self.ids.difference(ids) if not one.startswith(tuple(others)))
         if unknown:
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-            raise InputError(f"{self.name}: no image {unknown[0]!r}{more} in {where}; is this the list of another data set?")
+            raise InputError(
+                f"{self.name}: no image {short(unknown[0])}{more} in {where}; is this the list of another data set?"
+            )
         rows = np.asarray([row for row, one in enumerate(ids) if one not in self.ids], np.int64)
         if not len(rows):
             raise InputError(f"{self.name} excludes every image of {where}")

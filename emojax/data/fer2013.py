@@ -20,13 +20,14 @@ import tensorflow_datasets as tfds
 
 from emojax.data.decode import read_image
 from emojax.data.loader import ImageSet
-from emojax.errors import InputError, did_you_mean
+from emojax.errors import InputError, did_you_mean, short
 
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 SIZE = 48
 _USAGE = {"Training": "training", "PublicTest": "public_test", "PrivateTest": "private_test"}
 SPLITS = tuple(_USAGE.values())
 _COLUMNS = ["emotion", "pixels", "Usage"]
+_PIXELS = {str(value): value for value in range(256)}
 
 
 class Face(NamedTuple):
@@ -54,7 +55,7 @@ def read_csv(path: Path, refused: Refused | None = None) -> Iterator[Face]:
             reader = csv.reader(file)
             header = [column.strip() for column in next(reader, [])]
             if header != _COLUMNS:
-                raise InputError(f"{path}: columns are {','.join(header)!r}, not {','.join(_COLUMNS)!r}")
+                raise InputError(f"{path}: columns are {short(','.join(header))}, not {','.join(_COLUMNS)!r}")
             for number, row in enumerate(reader, 1):
                 face = _attempt(lambda n=number, r=row: _csv_face(path, n, r), f"row {number}", refused)
                 if face is not None:
@@ -83,15 +84,14 @@ def _csv_face(path: Path, number: int, row: list[str]) -> Face:
         raise InputError(f"{where}: {len(row)} columns, not 3")
     label, pixels, usage = row
     if label.strip() not in set("0123456"):
-        raise InputError(f"{where}: emotion {label!r} is not a number from 0 to 6")
+        raise InputError(f"{where}: emotion {short(label)} is not a number from 0 to 6")
     if usage.strip() not in _USAGE:
-        raise InputError(f"{where}: Usage {usage!r} is not one of {', '.join(_USAGE)}")
+        raise InputError(f"{where}: Usage {short(usage)} is not one of {', '.join(_USAGE)}")
     values = pixels.split()
     try:
-        face = bytes(map(int, values))
-    except ValueError:
-        bad = next(v for v in values if not v.isdecimal() or int(v) > 255)
-        raise InputError(f"{where}: pixel value {bad!r} is not a whole number from 0 to 255") from None
+        face = bytes(map(_PIXELS.__getitem__, values))
+    except KeyError as error:
+        raise InputError(f"{where}: pixel value {short(error.args[0])} is not a whole number from 0 to 255") from None
     if len(face) != SIZE * SIZE:
         raise InputError(f"{where}: {len(face)} pixel values, not {SIZE * SIZE}")
     return Face(_USAGE[usage.strip()], int(label), face, f"row {number}")
@@ -228,8 +228,19 @@ def is_prepared(path: Path) -> bool:
 
 def prepared_splits(path: Path) -> list[str]:
     """Splits of a prepared data set, in the usual order."""
-    present = Fer2013(data_dir=path).info.splits
+    with _damaged(path):
+        present = Fer2013(data_dir=path).info.splits
     return [split for split in SPLITS if split in present]
+
+
+@contextlib.contextmanager
+def _damaged(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # TFDS and array_record raise whatever a damaged file makes them stumble over
+        raise InputError(f"{path}: not a readable prepared FER2013 ({error}); run `emojax prepare` again") from None
 
 
 def load(path: Path, split: str) -> ImageSet:
@@ -238,14 +249,15 @@ def load(path: Path, split: str) -> ImageSet:
     Raises:
       InputError: the prepared data has no such split, or its files are damaged.
     """
-    builder = Fer2013(data_dir=path)
-    if split not in builder.info.splits:
-        raise InputError(f"{path} has no split {split!r}; it has {', '.join(builder.info.splits)}")
-    source = builder.as_data_source(split=split)
-    images = np.empty((len(source), SIZE, SIZE, 1), np.uint8)
-    labels, ids = np.empty(len(source), np.int32), []
-    for start in range(0, len(source), 1024):
-        for row, example in enumerate(source.__getitems__(range(start, min(start + 1024, len(source)))), start):
-            images[row], labels[row] = example["image"], example["label"]
-            ids.append(example["id"].decode())
+    with _damaged(path):
+        builder = Fer2013(data_dir=path)
+        if split not in builder.info.splits:
+            raise InputError(f"{path} has no split {split!r}; it has {', '.join(builder.info.splits)}")
+        source = builder.as_data_source(split=split)
+        images = np.empty((len(source), SIZE, SIZE, 1), np.uint8)
+        labels, ids = np.empty(len(source), np.int32), []
+        for start in range(0, len(source), 1024):
+            for row, example in enumerate(source.__getitems__(range(start, min(start + 1024, len(source)))), start):
+                images[row], labels[row] = example["image"], example["label"]
+                ids.append(example["id"].decode())
     return ImageSet.from_arrays(images, labels, CLASSES, ids=ids, name=f"FER2013 {split}")

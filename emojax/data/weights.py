@@ -20,7 +20,7 @@ from emojax.errors import InputError
 from emojax.models import clip as clip_model
 from emojax.models import deep_emotion, vgg
 from emojax.ops import image
-from emojax.store import atomic_folder, content_key, write_json
+from emojax.store import atomic_folder, content_key, save_arrays, write_json
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _TEXT_BATCH = 64
@@ -61,7 +61,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: torch refuses it with weights_only=True ({reason})") from None
     for key in ("params", "state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
@@ -101,18 +101,12 @@ def load_deep_emotion(path: Path | str) -> deep_emotion.DeepEmotion:
 
 def save_vgg(model: vgg.VggNet, path: Path | str) -> None:
     """Writes safetensors in PyTorch's names: `torch_model.load_state_dict(safetensors.torch.load_file(path))`."""
-    _save(vgg.to_torch_state_dict(model), path)
+    save_arrays(vgg.to_torch_state_dict(model), path)
 
 
 def save_deep_emotion(model: deep_emotion.DeepEmotion, path: Path | str) -> None:
     """Writes safetensors in PyTorch's names, as `save_vgg` does."""
-    _save(deep_emotion.to_torch_state_dict(model), path)
-
-
-def _save(arrays: dict[str, np.ndarray], path: Path | str) -> None:
-    from safetensors.numpy import save_file
-
-    save_file(arrays, path)
+    save_arrays(deep_emotion.to_torch_state_dict(model), path)
 
 
 @dataclass(frozen=True)
@@ -244,16 +238,17 @@ def _hf_config(folder: Path) -> clip_model.ClipConfig:
         raw = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise InputError(f"{folder}: no config.json in it; is this a Hugging Face CLIP folder?") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path}: not readable JSON ({error})") from None
     if not isinstance(raw, dict) or raw.get("model_type") != "clip":
         kind = raw.get("model_type") if isinstance(raw, dict) else None
         raise InputError(f"{path}: model_type is {kind!r}, not 'clip'")
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CLIPConfig
 
     try:
         return clip_model.ClipConfig.from_hf(CLIPConfig(**raw).to_dict())
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, StrictDataclassError) as error:
         raise InputError(f"{path}: not the settings of a ViT CLIP ({error})") from None
 
 
@@ -278,7 +273,9 @@ def _hf_preprocess(folder: Path, image_size: int) -> Preprocess:
             mean=tuple(settings["image_mean"]),
             std=tuple(settings["image_std"]),
         )
-    except (ValueError, TypeError, KeyError, OSError) as error:
+        if not all(len(each) == 3 and np.isfinite(each).all() for each in (made.mean, made.std)) or min(made.std) <= 0:
+            raise ValueError(f"image_mean {made.mean} and image_std {made.std} are not three numbers each, std above zero")
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise InputError(f"{path}: {error}") from None
     if made.crop != (image_size, image_size) or made.resize < image_size:
         raise InputError(f"{path}: crops {made.crop} from {made.resize}, but config.json says images of {image_size}")
@@ -304,11 +301,13 @@ def _hf_weights(folder: Path) -> dict[str, np.ndarray]:
     if index.is_file():
         try:
             shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+            if not all(isinstance(shard, str) for shard in shards):
+                raise ValueError("a shard's name is no text")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
             raise InputError(f"{index}: not a readable index of shards ({error})") from None
         arrays: dict[str, np.ndarray] = {}
         for shard in shards:
-            if Path(shard).name != shard:
+            if Path(shard).name != shard or shard == "..":
                 raise InputError(f"{index}: shard {shard!r} lies outside the folder")
             arrays |= read_arrays(folder / shard)
         return arrays
@@ -322,13 +321,11 @@ def save_clip(folder: Path, model: clip_model.Clip, hf_config: Any, tokenizer: A
 
     `hf_config` is a transformers CLIPConfig, `tokenizer` a CLIPTokenizer.
     """
-    from safetensors.numpy import save_file
-
     size = model.config.image_size
     with atomic_folder(Path(folder)) as building:
         hf_config.save_pretrained(building)
         tokenizer.save_pretrained(building)
-        save_file(clip_model.to_hf_state_dict(model), building / "model.safetensors", metadata={"format": "pt"})
+        save_arrays(clip_model.to_hf_state_dict(model), building / "model.safetensors", metadata={"format": "pt"})
         write_json(
             building / "preprocessor_config.json",
             {

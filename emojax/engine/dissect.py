@@ -5,6 +5,7 @@ top images, one tile of concepts at a time, and the cosine follows from the reco
 of all layers in a row, C concepts, K top-k, D embedding.
 """
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -165,10 +166,11 @@ def embed_concepts(clip: ClipEncoder, concepts: ConceptSet, cache: Path | None =
     if cache is None:
         return clip.embed_texts(concepts.concepts)
     path = Path(cache).expanduser() / "texts" / f"{content_key([clip.key, list(concepts.concepts)])}.npy"
-    if not path.is_file():
-        texts = clip.embed_texts(concepts.concepts)
-        write_binary(path, lambda file: np.save(file, texts))
-    return np.load(path, allow_pickle=False)
+    with contextlib.suppress(OSError, ValueError, EOFError):  # missing, or damaged: made again
+        return np.load(path, allow_pickle=False)
+    texts = clip.embed_texts(concepts.concepts)
+    write_binary(path, lambda file: np.save(file, texts))
+    return texts
 
 
 def _cosine(record: ProbeRecord, texts: jax.Array) -> jax.Array:

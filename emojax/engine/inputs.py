@@ -3,6 +3,7 @@
 Shapes: I images, U units, C classes, T tile.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -154,9 +155,11 @@ def layer_inputs(
         return network.until(network.preprocess(chunk), layer)
 
     kept = None if cache is None else Path(cache).expanduser() / f"inputs-{key}.npy"
-    if kept is not None and kept.exists():
-        values = np.load(kept, mmap_mode="r", allow_pickle=False)
-    else:
+    values = None
+    if kept is not None:
+        with contextlib.suppress(OSError, ValueError, EOFError):  # missing, or damaged: made again
+            values = np.load(kept, mmap_mode="r", allow_pickle=False)
+    if values is None:
         values = map_images(forward, state, images, batch=batch, tile=tile, progress=progress)
         if kept is not None:
             write_binary(kept, lambda file: np.save(file, values))
