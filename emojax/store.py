@@ -121,6 +121,25 @@ def save_arrays(arrays: Mapping[str, np.ndarray], path: Path | str, *, metadata:
         raise OSError(code, os.strerror(code), str(path)) from None
 
 
+def read_npy(path: Path | str, *, mapped: bool = False) -> np.ndarray:
+    """The array of a `.npy` file, in memory or memory-mapped; nothing is unpickled.
+
+    Raises:
+      OSError: the file cannot be opened.
+      ValueError: it holds no array, or a damaged or pickled one.
+    """
+    try:
+        array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # NumPy lets its tokenizer's errors through
+        raise ValueError(f"{Path(path).name} is no .npy file ({error})") from None
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise ValueError(f"{Path(path).name} is an archive, no .npy file")
+    return array
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Writes a table; floats with seven digits."""
 

@@ -14,17 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from conftest import write_fer_csv
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from emojax import cli
-from emojax.data.fer2013 import CLASSES
-from emojax.data.weights import save_vgg
-from emojax.engine import record as records
-from emojax.engine.record import ProbeRecord
-from emojax.ops.moments import Moments
-from emojax.ops.topk import TopK
 
 GOOD_ROW = " ".join(["7"] * 2304)
 HEADER = "emotion,pixels,Usage\n"
@@ -61,45 +54,6 @@ CASES: list[Case] = []
 
 def case(name: str, message: str, args: Callable[[World], list[str]]) -> None:
     CASES.append(Case(name, args, message))
-
-
-@pytest.fixture(scope="session")
-def sound(tmp_path_factory, tiny_vgg, tiny_clip, clip_folder):
-    root = tmp_path_factory.mktemp("sound")
-    rng = np.random.default_rng(0)
-    rows = [
-        (i % 7, rng.integers(0, 256, 2304), usage) for usage in ("Training", "PublicTest", "PrivateTest") for i in range(7)
-    ]
-    write_fer_csv(root / "fer2013.csv", rows)
-    assert cli.main(["prepare", "--source", str(root / "fer2013.csv"), "--out", str(root / "fer")]) == 0
-    save_vgg(tiny_vgg, root / "vgg.safetensors")
-    shutil.copytree(clip_folder, root / "clip")
-    for number in range(4):
-        folder = root / "photos" / ("calm", "joy")[number % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (48, 48), dtype=np.uint8)).save(folder / f"{number}.png")
-    records.save(some_record(tiny_clip.key), root / "record")
-    return root
-
-
-def some_record(clip_key: str) -> ProbeRecord:
-    """A record of 40 images and 20 units without the probe."""
-    rng = np.random.default_rng(1)
-    indices = np.stack([[rng.permutation(20)[:30] * 2 + half for _ in range(20)] for half in (0, 1)]).astype(np.int32)
-    values = np.sort(rng.normal(size=indices.shape).astype(np.float32))[..., ::-1]
-    embeddings = rng.normal(size=(40, 24)).astype(np.float32)
-    sums = [rng.random(shape) for shape in ((20,), (20,), (20, 24), (24, 24))]
-    return ProbeRecord(
-        layers={"lin2": 20},
-        top=TopK(values, indices),
-        moments=Moments(*sums),
-        embeddings=embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True),
-        labels=rng.integers(0, 7, 40).astype(np.int32),
-        classes=CLASSES,
-        ids=[str(i) for i in range(40)],
-        key="0",
-        clip_key=clip_key,
-    )
 
 
 def outcome(capsys, args: list[str]) -> tuple[int, str]:

@@ -8,8 +8,10 @@ a hash of its label and pixels (with a count for repeats), so both forms give th
 import collections
 import contextlib
 import csv
+import errno
 import hashlib
 import io
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -213,7 +215,13 @@ def prepare(faces: Iterable[Face], folder: Path) -> dict[str, np.ndarray]:
         raise InputError("the source holds no image")
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces downloads that do not happen
-        Fer2013(faces=faces, data_dir=folder).download_and_prepare(download_dir=folder / "downloads")
+        try:
+            Fer2013(faces=faces, data_dir=folder).download_and_prepare(download_dir=folder / "downloads")
+        except RuntimeError as error:  # array_record's words for an error of the disk
+            for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+                if os.strerror(code) in str(error):
+                    raise OSError(code, os.strerror(code), str(folder)) from None
+            raise
     shutil.rmtree(folder / "downloads")
     counts = {split: np.zeros(len(CLASSES), int) for split in SPLITS}
     for face in faces:

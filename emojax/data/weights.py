@@ -259,7 +259,7 @@ def _hf_preprocess(folder: Path, image_size: int) -> Preprocess:
     from transformers import CLIPImageProcessorPil
 
     try:
-        settings = CLIPImageProcessorPil.from_pretrained(folder).to_dict()
+        settings = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True).to_dict()
         steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
         off = [step for step in steps if not settings.get(step)]
         if off or settings["resample"] != 3 or abs(settings["rescale_factor"] - 1 / 255) > 1e-9:
@@ -288,7 +288,7 @@ def _hf_tokenizer(folder: Path) -> Callable[[Sequence[str]], list[list[int]]]:
     from transformers import CLIPTokenizer
 
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the Rust tokenizer raises bare Exception for a damaged file
         raise InputError(f"{folder}: its tokenizer cannot be read ({error})") from None
     return lambda texts: tokenizer(list(texts), padding=False, truncation=False)["input_ids"]

@@ -24,7 +24,7 @@ from emojax.mesh import put_batch
 from emojax.models.vgg import LAYERS, VggNet
 from emojax.ops import gains as ops
 from emojax.ops.gains import Gain
-from emojax.store import content_key, write_binary
+from emojax.store import content_key, read_npy, write_binary
 
 Progress = Callable[[int, int], None]
 After = Callable[[Any, jax.Array, Gain], jax.Array]
@@ -157,8 +157,8 @@ def layer_inputs(
     kept = None if cache is None else Path(cache).expanduser() / f"inputs-{key}.npy"
     values = None
     if kept is not None:
-        with contextlib.suppress(OSError, ValueError, EOFError):  # missing, or damaged: made again
-            values = np.load(kept, mmap_mode="r", allow_pickle=False)
+        with contextlib.suppress(OSError, ValueError):  # missing, or damaged: made again
+            values = read_npy(kept, mapped=True)
     if values is None:
         values = map_images(forward, state, images, batch=batch, tile=tile, progress=progress)
         if kept is not None:

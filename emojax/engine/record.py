@@ -25,7 +25,7 @@ from emojax.ops import topk
 from emojax.ops.moments import Moments
 from emojax.ops.pooling import Pool
 from emojax.ops.topk import TopK
-from emojax.store import atomic_folder, content_key, save_arrays, write_json
+from emojax.store import atomic_folder, content_key, read_npy, save_arrays, write_json
 
 _FORMAT = 1  # of a record on disk; part of its key
 
@@ -144,7 +144,7 @@ def load(folder: Path) -> ProbeRecord:
             raise InputError(f"{folder} is a probe record of format {about['format']}, not {_FORMAT}; probe again")
         arrays = load_file(folder / "statistics.safetensors")
         kept = folder / "activations.npy"
-        embeddings = np.load(folder / "embeddings.npy", mmap_mode="r", allow_pickle=False)
+        embeddings = read_npy(folder / "embeddings.npy", mapped=True)
         record = ProbeRecord(
             layers=dict(about["layers"]),
             top=TopK(arrays["top_values"], arrays["top_indices"]),
@@ -155,7 +155,7 @@ def load(folder: Path) -> ProbeRecord:
             ids=[json.loads(line) for line in (folder / "ids.jsonl").read_text("utf-8").splitlines()],
             key=about["key"],
             clip_key=about["clip_key"],
-            activations=np.load(kept, mmap_mode="r", allow_pickle=False) if kept.exists() else None,
+            activations=read_npy(kept, mapped=True) if kept.exists() else None,
             done_before=len(embeddings),
         )
         _refuse_misfit(record)
@@ -202,8 +202,9 @@ class Rows:
             if not path.exists():
                 np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(images, width))
             try:
-                self._offsets[name] = np.load(path, mmap_mode="r", allow_pickle=False).offset
-            except (ValueError, EOFError) as error:
+                self._offsets[name] = read_npy(path, mapped=True).offset
+            except ValueError as error:
+                self.close()
                 raise InputError(f"{path} is damaged ({error}); delete {folder} and probe again") from None
             self._files[name] = open(path, "r+b")  # noqa: SIM115 - open until `close`
 
@@ -225,7 +226,7 @@ class Rows:
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays, those in files memory-mapped."""
         self.sync()
-        mapped = {name: np.load(file.name, mmap_mode="r", allow_pickle=False) for name, file in self._files.items()}
+        mapped = {name: read_npy(file.name, mapped=True) for name, file in self._files.items()}
         return self._arrays | mapped
 
     def close(self) -> None:
@@ -291,6 +292,4 @@ class Partial:
             name.unlink(missing_ok=True)
         os.replace(self.folder, folder)
         names = ["embeddings"] + (["activations"] if record.activations is not None else [])
-        return replace(
-            record, **{name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
-        )
+        return replace(record, **{name: read_npy(folder / f"{name}.npy", mapped=True) for name in names})
