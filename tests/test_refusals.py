@@ -308,6 +308,23 @@ def raw_link(w: World, target: str) -> str:
     return root
 
 
+def named(w: World, root: str) -> str:
+    (Path(root) / "train" / "happy" / "Training_\udcff.jpg").write_bytes(encoded("PNG"))
+    return root
+
+
+case(
+    "raw image: a name that is not UTF-8",
+    "the name is not UTF-8",
+    lambda w: ["prepare", "--source", named(w, raw_with(w, encoded("PNG")))],
+)
+case(
+    "folder image: a name that is not UTF-8",
+    "the name is not UTF-8",
+    lambda w: ["audit", "--data.kind", "folder", "--data.path", named(w, raw_with(w, encoded("PNG")))],
+)
+
+
 # Image sets
 
 

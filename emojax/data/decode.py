@@ -32,6 +32,24 @@ def _open(file: Path, data: bytes) -> Iterator[Image.Image]:
         raise InputError(f"{file}: not a readable image ({reason}); restore or remove it") from None
 
 
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder and is not hidden, by name.
+
+    Raises:
+      InputError: the folder cannot be read, or a name in it is not UTF-8, which no table could hold.
+    """
+    try:
+        found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"cannot read {folder}: {error.strerror}") from None
+    for path in found:
+        try:
+            path.name.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{path}: the name is not UTF-8; rename it") from None
+    return found
+
+
 def read_bytes(file: Path) -> bytes:
     """A file's content.
 

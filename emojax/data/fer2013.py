@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from emojax.data.decode import read_image
+from emojax.data.decode import entries, read_image
 from emojax.data.loader import ImageSet
 from emojax.errors import InputError, did_you_mean, short
 
@@ -108,10 +108,10 @@ def read_folder(path: Path, refused: Refused | None = None) -> Iterator[Face]:
     for part in ("train", "test"):
         if not (path / part).is_dir():
             raise InputError(f"{path}: no folder {part!r} in it; FER2013 has train/<emotion>/ and test/<emotion>/")
-        for folder in sorted(p for p in (path / part).iterdir() if p.is_dir()):
+        for folder in (entry for entry in entries(path / part) if entry.is_dir()):
             if folder.name not in CLASSES:
                 raise InputError(f"{folder}: {folder.name!r} is no class of FER2013{did_you_mean(folder.name, CLASSES)}")
-            for file in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
+            for file in entries(folder):
                 source = f"{part}/{folder.name}/{file.name}"
                 face = _attempt(lambda f=file, s=source: _file_face(f, s), source, refused)
                 if face is not None:

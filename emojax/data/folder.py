@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from emojax.data.decode import read_bytes, read_header, read_image
+from emojax.data.decode import entries, read_bytes, read_header, read_image
 from emojax.data.exclude import Excluded
 from emojax.data.loader import ImageSet
 from emojax.errors import InputError, did_you_mean
@@ -47,11 +47,11 @@ class ImageFiles:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() in EXTENSIONS and not f.name.startswith("."))
+    return [path for path in entries(folder) if path.suffix.lower() in EXTENSIONS]
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+    return [path for path in entries(folder) if path.is_dir()]
 
 
 def splits_of(path: Path) -> dict[str, Path]:
@@ -62,28 +62,18 @@ def splits_of(path: Path) -> dict[str, Path]:
     """
     if not path.is_dir():
         raise InputError(f"{path} is not a folder")
-    try:
-        folders = _subfolders(path)
-        if any(_image_files(folder) for folder in folders):
-            return {"all": path}
-        splits = {folder.name: folder for folder in folders if _subfolders(folder)}
-    except OSError as error:
-        raise InputError(f"cannot read {error.filename}: {error.strerror}") from None
+    folders = _subfolders(path)
+    if any(_image_files(folder) for folder in folders):
+        return {"all": path}
+    splits = {folder.name: folder for folder in folders if _subfolders(folder)}
     if not splits:
         raise InputError(f"{path}: no images in it; expected <class>/<image> or <split>/<class>/<image>")
     return splits
 
 
 def files_of(split: Path) -> dict[str, list[Path]]:
-    """Classes of a split and, for each, its images, in order.
-
-    Raises:
-      InputError: a folder cannot be read.
-    """
-    try:
-        return {folder.name: _image_files(folder) for folder in _subfolders(split)}
-    except OSError as error:
-        raise InputError(f"cannot read {error.filename}: {error.strerror}") from None
+    """Classes of a split and, for each, its images, in order."""
+    return {folder.name: _image_files(folder) for folder in _subfolders(split)}
 
 
 def _scan(file: Path) -> tuple[str, tuple[int, int], int]:
