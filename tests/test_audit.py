@@ -201,6 +201,6 @@ def test_the_list_of_raw_data_fits_the_prepared(tmp_path, spoilt):
 
 
 def test_names_with_brackets_are_no_markup(capsys, tmp_path, spoilt):
-    photos = write_folder(tmp_path / "photos", spoilt[0][:5], split="[/bold]")
+    photos = write_folder(tmp_path / "photos", spoilt[0][:5], split="[bold]")
     assert cli.main(["audit", "--data.path", str(photos), "--out", str(tmp_path / "audit")]) == 0
-    assert "[/bold]" in capsys.readouterr().out
+    assert "[bold]" in capsys.readouterr().out
