@@ -9,12 +9,12 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from pydantic import Field, ValidationError
 
-from emojax.config import Section, Settings, UserPath, explain, read_settings, verb_model
-from emojax.errors import InputError, did_you_mean
+from emojax.config import Reason, Section, Settings, UserPath, explain, read_settings, verb_model
+from emojax.errors import InputError, did_you_mean, of_the_disk, one_line
 
 # What a first argument without dashes is short for.
 _POSITIONAL = {"concepts": "--concepts.path", "report": "--run", "compare": "--runs"}
@@ -58,6 +58,18 @@ VERBS = dict(
             "prepare",
             "build FER2013 from fer2013.csv or the image folder",
             source=(Path | None, Field(None, description="fer2013.csv, or the folder with train/ and test/")),
+        ),
+        _verb(
+            "audit",
+            "find blank, placeholder, repeated, leaked and unreadable images, in raw FER2013 too",
+            "data",
+            reasons=(
+                tuple[Reason, ...],
+                Field(get_args(Reason), description="what to look for", min_length=1),
+            ),
+            near=(int, Field(12, ge=0, le=24, description="bits of 120 by which near duplicates may differ")),
+            exclude=(bool, Field(False, description="also write exclude.csv, for --data.exclude of the other verbs")),
+            sheet=(bool, Field(False, description="also write sheet.png, the images found, to look at")),
         ),
         _verb(
             "concepts",
@@ -182,7 +194,7 @@ def parse(verb: str, args: Sequence[str]) -> Section:
 
 def _one_line(boxed: str) -> str:
     """The message in tyro's framed, wrapped complaint, without frame, help text and pydantic's link."""
-    text = re.sub(r"[─│╭╮╰╯]+", " ", boxed.partition("\n")[2])
+    text = re.sub(r"[─│╭╮╰╯]+|-{5,}", " ", boxed.partition("\n")[2])
     text = re.split(r"For full helptext|Argument helptext", text)[0]
     text = re.sub(r"\[type=.*?\]|For further information visit\s+\S+|\d+ validation errors? for \w+", " ", text, flags=re.S)
     return " ".join(text.split()) or " ".join(boxed.split())
@@ -207,7 +219,12 @@ def main(args: Sequence[str] | None = None) -> int:
         run = _function(verb)
         run(settings)
     except InputError as error:
-        print(f"emojax: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"emojax: {one_line(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if of_the_disk(error) is None:
+            raise
+        print(f"emojax: {one_line(OSError(of_the_disk(error)))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("emojax: interrupted; nothing half-written was kept", file=sys.stderr)

@@ -11,6 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from emojax.errors import InputError, did_you_mean
 
+# What `emojax audit` finds.
+Reason = Literal["unreadable", "blank", "placeholder", "duplicate", "near_duplicate", "leak"]
 Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Factors = tuple[Annotated[float, Field(gt=0)], ...]
@@ -34,6 +36,9 @@ class Data(Section):
     test_splits: tuple[str, ...] = Field(("public_test", "private_test"), description="splits to test on", min_length=1)
     limit: Positive | None = Field(
         None, description="take only the first images of each split; of rendered faces, how many to render"
+    )
+    exclude: UserPath | None = Field(
+        None, description="images to leave out: a csv with a column file, as emojax audit --exclude writes"
     )
     size: Positive | None = Field(None, description="side that folder images are brought to; None keeps a common size")
 
@@ -205,7 +210,9 @@ def read_settings(path: Path) -> Settings:
         values = yaml.safe_load(Path(path).read_text("utf-8"))
     except OSError as error:
         raise InputError(f"cannot read the settings file {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise InputError(f"{path}: not YAML that makes sense here (nested too deep)") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that is none
         raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values or {}, dict):
         raise InputError(f"{path}: the file must map section names to settings")

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False)  # names from data may hold brackets
 
 
 class _Rate(ProgressColumn):

@@ -11,6 +11,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -99,6 +100,44 @@ def write_binary(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON with sorted keys; refuses NaN, which is not JSON."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def save_arrays(arrays: Mapping[str, np.ndarray], path: Path | str, *, metadata: dict[str, str] | None = None) -> None:
+    """Writes safetensors; an error of the disk is an OSError like any other.
+
+    Raises:
+      OSError: the file cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(dict(arrays), path, metadata)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(path)) from None
+
+
+def read_npy(path: Path | str, *, mapped: bool = False) -> np.ndarray:
+    """The array of a `.npy` file, in memory or memory-mapped; nothing is unpickled.
+
+    Raises:
+      OSError: the file cannot be opened.
+      ValueError: it holds no array, or a damaged or pickled one.
+    """
+    try:
+        array = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # NumPy lets its tokenizer's errors through
+        raise ValueError(f"{Path(path).name} is no .npy file ({error})") from None
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise ValueError(f"{Path(path).name} is an archive, no .npy file")
+    return array
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

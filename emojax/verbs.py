@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel
 from rich.table import Table
 
-from emojax import config, store, verbs_demo, verbs_edit, verbs_report, verbs_train
+from emojax import config, store, verbs_audit, verbs_demo, verbs_edit, verbs_report, verbs_train
 from emojax.console import console, progress, say, say_written, warn
 from emojax.data import concepts as concept_files
 from emojax.data import demo as demo_data
@@ -52,7 +52,7 @@ def _dump(settings: BaseModel) -> dict[str, Any]:
 
 
 def _open(data: config.Data, split: str) -> ImageSet:
-    return open_split(data.path, split, kind=data.kind, size=data.size, limit=data.limit)
+    return open_split(data.path, split, kind=data.kind, size=data.size, limit=data.limit, exclude=data.exclude)
 
 
 def _open_tests(data: config.Data) -> list[ImageSet]:
@@ -92,9 +92,14 @@ def _hyperparameters(options: config.Dissect) -> dict[str, Any]:
     return chosen
 
 
-def _check(settings: Any, model: VggNet, images: ImageSet, tests: Sequence[ImageSet]) -> None:
+def _check(
+    settings: Any, model: VggNet, clip: ClipEncoder, concepts: ConceptSet, images: ImageSet, tests: Sequence[ImageSet]
+) -> None:
     """Refuses before the probe what would be refused after it."""
     _hyperparameters(settings.dissect)
+    clip.tokenize(concepts.concepts)
+    if images.labels is not None:
+        concepts.class_mask(images.classes)
     resolve_layers(settings.probe.layers or model.config.probed(), list(model.config.units()))
     if tests:
         verbs_edit.check(settings, model, images, tests)
@@ -240,6 +245,12 @@ def prepare(settings: Any) -> None:
     say_written(settings.out)
 
 
+def audit(settings: Any) -> None:
+    """Looks for images that should not be in a data set."""
+    verbs_audit.audit(settings)
+    say_written(settings.out)
+
+
 def probe(settings: Any) -> None:
     """Runs the network and CLIP over the probe split and keeps the record."""
     store.check_out(settings.out)
@@ -356,7 +367,7 @@ def sweep(settings: Any) -> None:
     images, tests = _open(settings.data, settings.data.probe_split), _open_tests(settings.data)
     with store.run_folder(settings.out, "sweep", _dump(settings)) as folder:
         _say_seen(settings, folder, tests)
-        _check(settings, model, images, tests)
+        _check(settings, model, clip, concepts, images, tests)
         record = _probe(settings, folder, model, images, clip, settings.cache)
         found = _dissect(settings, folder, record, concepts, clip, settings.cache)
         table1 = dissect_engine.interpretability(found, settings.dissect.tau)
@@ -397,7 +408,7 @@ def chain(
 
     Returns the record and the summary that was written.
     """
-    _check(settings, model, images, tests)
+    _check(settings, model, clip, concepts, images, tests)
     record = _probe(settings, run, model, images, clip, cache)
     found, table1, summary = _label(settings, run, record, concepts, clip, cache, model)
     if tests:

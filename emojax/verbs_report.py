@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from rich.markup import escape
 from rich.table import Table
 
 from emojax import config, store, verbs_demo
@@ -83,18 +82,14 @@ def compare(settings: Any) -> None:
     for line in found.warnings:
         say(line)
     if found.layers:
-        table = Table(
-            *("run", "layer", "units", "same label", "Pearson", "Spearman"), title=escape(f"Against {found.names[0]}")
-        )
+        table = Table(*("run", "layer", "units", "same label", "Pearson", "Spearman"), title=f"Against {found.names[0]}")
         for name, layer, units, same, share, pearson, spearman in found.layers:
-            table.add_row(
-                escape(name), escape(layer), str(units), f"{same} ({share:.0%})", number(pearson), number(spearman)
-            )
+            table.add_row(name, layer, str(units), f"{same} ({share:.0%})", number(pearson), number(spearman))
         console.print(table)
     if found.accuracy:
         table = Table("run", "split", "images", "top-1", "edited", "the edit")
         for name, split, images, _, before, after, finding in found.accuracy:
-            table.add_row(escape(name), escape(split), str(images), f"{before:.2%}", f"{after:.2%}", finding)
+            table.add_row(name, split, str(images), f"{before:.2%}", f"{after:.2%}", finding)
         console.print(table)
     say(f"{len(found.changed)} units have labels that changed")
     say_written(settings.out)

@@ -180,6 +180,8 @@ def _check(settings: Any) -> None:
     if options.task == "clip":
         if settings.data.kind != "faces":
             raise InputError("a CLIP is trained on rendered faces, whose captions are known; pass --data.kind faces")
+        if settings.data.exclude is not None:
+            raise InputError("--data.exclude is for images; a CLIP is trained on faces that are rendered as they are needed")
         if len(recipes(options)) > 1 or options.start is not None or options.test is not None:
             raise InputError("--train.seeds, --train.learning-rates, --train.start and --train.test are not for a CLIP")
     if options.task == "deep_emotion" and settings.evaluate.protocol == "tencrop":

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -33,10 +34,14 @@ from flax import nnx
 
 from emojax.data import fer2013
 from emojax.data.loader import ImageSet
-from emojax.data.weights import load_clip, save_clip
+from emojax.data.weights import load_clip, save_clip, save_vgg
+from emojax.engine import record as records
+from emojax.engine.record import ProbeRecord
 from emojax.mesh import make_mesh
 from emojax.models.clip import Clip, ClipConfig
 from emojax.models.vgg import VggConfig, VggNet
+from emojax.ops.moments import Moments
+from emojax.ops.topk import TopK
 
 TINY = VggConfig(widths=(4, 4, 6, 6, 8, 8, 10, 10), hidden=(24, 20))
 
@@ -159,3 +164,43 @@ def fer_folder(tmp_path, fer_rows) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.astype(np.uint8).reshape(48, 48)).save(folder / f"{usage}_{number}.jpg", format="PNG")
     return root
+
+
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory, tiny_vgg, tiny_clip, clip_folder) -> Path:
+    """Small inputs of every kind of the command line: fer2013.csv, fer/, photos/, vgg.safetensors, clip/, record/."""
+    root = tmp_path_factory.mktemp("sound")
+    rng = np.random.default_rng(0)
+    rows = [
+        (i % 7, rng.integers(0, 256, 2304), usage) for usage in ("Training", "PublicTest", "PrivateTest") for i in range(7)
+    ]
+    write_fer_csv(root / "fer2013.csv", rows)
+    fer2013.prepare(fer2013.read(root / "fer2013.csv"), root / "fer")
+    save_vgg(tiny_vgg, root / "vgg.safetensors")
+    shutil.copytree(clip_folder, root / "clip")
+    for number in range(4):
+        folder = root / "photos" / ("calm", "joy")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (48, 48), dtype=np.uint8)).save(folder / f"{number}.png")
+    records.save(some_record(tiny_clip.key), root / "record")
+    return root
+
+
+def some_record(clip_key: str) -> ProbeRecord:
+    """A record of 40 images and 20 units without the probe."""
+    rng = np.random.default_rng(1)
+    indices = np.stack([[rng.permutation(20)[:30] * 2 + half for _ in range(20)] for half in (0, 1)]).astype(np.int32)
+    values = np.sort(rng.normal(size=indices.shape).astype(np.float32))[..., ::-1]
+    embeddings = rng.normal(size=(40, 24)).astype(np.float32)
+    sums = [rng.random(shape) for shape in ((20,), (20,), (20, 24), (24, 24))]
+    return ProbeRecord(
+        layers={"lin2": 20},
+        top=TopK(values, indices),
+        moments=Moments(*sums),
+        embeddings=embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True),
+        labels=rng.integers(0, 7, 40).astype(np.int32),
+        classes=fer2013.CLASSES,
+        ids=[str(i) for i in range(40)],
+        key="0",
+        clip_key=clip_key,
+    )

@@ -26,6 +26,7 @@ ROOT = Path(emojax.__file__).parent
 FLOORS = {
     "cli": 7,
     "verbs": 6,
+    "verbs_audit": 5,
     "verbs_report": 5,
     "verbs_train": 5,
     "verbs_demo": 5,

@@ -17,9 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emojax.errors import InputError, did_you_mean
+from emojax.errors import InputError, did_you_mean, short
 
 BUILT_IN = ("paper25", "classes7")
+_LONGEST, _MOST = 1000, 1_000_000  # characters in a line, of which CLIP reads 77 tokens; lines in a file
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,13 @@ def entries(text: str, name: str) -> list[Entry]:
       InputError: a csv line without a concept and at least one emotion.
     """
     lines = text.splitlines()
+    if len(lines) > _MOST:
+        raise InputError(f"{name}: {len(lines)} lines, at most {_MOST} make a concept file")
+    for number, line in enumerate(lines, 1):
+        if len(line) > _LONGEST:
+            raise InputError(f"{name}, line {number}: {len(line)} characters long, at most {_LONGEST} make a concept")
+        if control := _CONTROL.search(line):
+            raise InputError(f"{name}, line {number}: control character {control[0]!r}; is this a text file?")
     start = next((i for i, line in enumerate(lines) if line.strip()), len(lines))
     if start == len(lines) or lines[start].replace(" ", "").casefold() != "concept,emotions":
         return [Entry(number, line.strip(), None) for number, line in enumerate(lines, 1)]
@@ -133,7 +142,7 @@ def parse_concepts(text: str, name: str) -> ConceptSet:
     for entry in found:
         if entry.concept in first:
             raise InputError(
-                f"{name}: {entry.concept!r} stands on lines {first[entry.concept]} and {entry.line}; remove one"
+                f"{name}: {short(entry.concept)} stands on lines {first[entry.concept]} and {entry.line}; remove one"
             )
         first[entry.concept] = entry.line
     emotions = tuple(entry.emotions for entry in found) if found and found[0].emotions is not None else None

@@ -189,7 +189,7 @@ def random_faces(count: int, seed: int) -> Faces:
     return Faces(draw_numbers(rng, emotions), emotions, rng.integers(0, 2**32, count, dtype=np.uint32))
 
 
-_SPLITS = {"training": (1, 40_000), "public_test": (2, 4_000), "private_test": (3, 4_000)}  # seed and size
+SPLITS = {"training": (1, 40_000), "public_test": (2, 4_000), "private_test": (3, 4_000)}  # seed and size
 
 
 def split(name: str, count: int | None = None) -> Faces:
@@ -198,9 +198,9 @@ def split(name: str, count: int | None = None) -> Faces:
     Raises:
       InputError: no such split.
     """
-    if name not in _SPLITS:
-        raise InputError(f"rendered faces have no split {name!r}{did_you_mean(name, _SPLITS)}")
-    seed, size = _SPLITS[name]
+    if name not in SPLITS:
+        raise InputError(f"rendered faces have no split {name!r}{did_you_mean(name, SPLITS)}")
+    seed, size = SPLITS[name]
     return random_faces(size if count is None else count, seed)
 
 

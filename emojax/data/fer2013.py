@@ -8,25 +8,28 @@ a hash of its label and pixels (with a count for repeats), so both forms give th
 import collections
 import contextlib
 import csv
+import errno
 import hashlib
 import io
+import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image, UnidentifiedImageError
 
+from emojax.data.decode import entries, read_image
 from emojax.data.loader import ImageSet
-from emojax.errors import InputError, did_you_mean
+from emojax.errors import InputError, did_you_mean, short
 
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 SIZE = 48
 _USAGE = {"Training": "training", "PublicTest": "public_test", "PrivateTest": "private_test"}
 SPLITS = tuple(_USAGE.values())
 _COLUMNS = ["emotion", "pixels", "Usage"]
+_PIXELS = {str(value): value for value in range(256)}
 
 
 class Face(NamedTuple):
@@ -38,7 +41,11 @@ class Face(NamedTuple):
     source: str
 
 
-def read_csv(path: Path) -> Iterator[Face]:
+# Told of an image that is refused: where it came from, and why. Without one, the first refusal ends the reading.
+Refused = Callable[[str, InputError], None]
+
+
+def read_csv(path: Path, refused: Refused | None = None) -> Iterator[Face]:
     """Faces from `fer2013.csv`, in row order.
 
     Raises:
@@ -50,13 +57,27 @@ def read_csv(path: Path) -> Iterator[Face]:
             reader = csv.reader(file)
             header = [column.strip() for column in next(reader, [])]
             if header != _COLUMNS:
-                raise InputError(f"{path}: columns are {','.join(header)!r}, not {','.join(_COLUMNS)!r}")
+                raise InputError(f"{path}: columns are {short(','.join(header))}, not {','.join(_COLUMNS)!r}")
             for number, row in enumerate(reader, 1):
-                yield _csv_face(path, number, row)
+                face = _attempt(lambda n=number, r=row: _csv_face(path, n, r), f"row {number}", refused)
+                if face is not None:
+                    yield face
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: byte {error.start} is not UTF-8; is this fer2013.csv?") from None
     except csv.Error as error:
         raise InputError(f"{path}: not a readable csv ({error})") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _attempt(read: Callable[[], Face], source: str, refused: Refused | None) -> Face | None:
+    try:
+        return read()
+    except InputError as error:
+        if refused is None:
+            raise
+        refused(source, error)
+        return None
 
 
 def _csv_face(path: Path, number: int, row: list[str]) -> Face:
@@ -65,21 +86,20 @@ def _csv_face(path: Path, number: int, row: list[str]) -> Face:
         raise InputError(f"{where}: {len(row)} columns, not 3")
     label, pixels, usage = row
     if label.strip() not in set("0123456"):
-        raise InputError(f"{where}: emotion {label!r} is not a number from 0 to 6")
+        raise InputError(f"{where}: emotion {short(label)} is not a number from 0 to 6")
     if usage.strip() not in _USAGE:
-        raise InputError(f"{where}: Usage {usage!r} is not one of {', '.join(_USAGE)}")
+        raise InputError(f"{where}: Usage {short(usage)} is not one of {', '.join(_USAGE)}")
     values = pixels.split()
     try:
-        face = bytes(map(int, values))
-    except ValueError:
-        bad = next(v for v in values if not v.isdecimal() or int(v) > 255)
-        raise InputError(f"{where}: pixel value {bad!r} is not a whole number from 0 to 255") from None
+        face = bytes(map(_PIXELS.__getitem__, values))
+    except KeyError as error:
+        raise InputError(f"{where}: pixel value {short(error.args[0])} is not a whole number from 0 to 255") from None
     if len(face) != SIZE * SIZE:
         raise InputError(f"{where}: {len(face)} pixel values, not {SIZE * SIZE}")
     return Face(_USAGE[usage.strip()], int(label), face, f"row {number}")
 
 
-def read_folder(path: Path) -> Iterator[Face]:
+def read_folder(path: Path, refused: Refused | None = None) -> Iterator[Face]:
     """Faces from the image-folder form, in the order of paths.
 
     Raises:
@@ -88,45 +108,63 @@ def read_folder(path: Path) -> Iterator[Face]:
     for part in ("train", "test"):
         if not (path / part).is_dir():
             raise InputError(f"{path}: no folder {part!r} in it; FER2013 has train/<emotion>/ and test/<emotion>/")
-        for folder in sorted(p for p in (path / part).iterdir() if p.is_dir()):
+        for folder in (entry for entry in entries(path / part) if entry.is_dir()):
             if folder.name not in CLASSES:
                 raise InputError(f"{folder}: {folder.name!r} is no class of FER2013{did_you_mean(folder.name, CLASSES)}")
-            for file in sorted(p for p in folder.iterdir() if not p.name.startswith(".")):
-                usage = file.name.partition("_")[0]
-                if usage not in _USAGE or (usage == "Training") != (part == "train"):
-                    raise InputError(f"{file}: a file of {part} is not named after its split ({', '.join(_USAGE)})")
-                yield Face(_USAGE[usage], CLASSES.index(folder.name), _gray48(file), f"{part}/{folder.name}/{file.name}")
+            for file in entries(folder):
+                source = f"{part}/{folder.name}/{file.name}"
+                face = _attempt(lambda f=file, s=source: _file_face(f, s), source, refused)
+                if face is not None:
+                    yield face
+
+
+def _file_face(file: Path, source: str) -> Face:
+    part, label, name = source.split("/")
+    usage = name.partition("_")[0]
+    if usage not in _USAGE or (usage == "Training") != (part == "train"):
+        raise InputError(f"{file}: a file of {part} is not named after its split ({', '.join(_USAGE)})")
+    return Face(_USAGE[usage], CLASSES.index(label), _gray48(file), source)
 
 
 def _gray48(file: Path) -> bytes:
-    try:
-        with Image.open(file) as image:
-            if image.size != (SIZE, SIZE):
-                raise InputError(f"{file}: {image.size[0]}×{image.size[1]} pixels, not {SIZE}×{SIZE}")
-            return image.convert("L").tobytes()
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise InputError(f"{file}: not a readable image ({error}); restore or remove it") from None
+    image = read_image(file)
+    if image.size != (SIZE, SIZE):
+        raise InputError(f"{file}: {image.size[0]}×{image.size[1]} pixels, not {SIZE}×{SIZE}")
+    return image.convert("L").tobytes()
 
 
-def read(source: Path) -> Iterator[Face]:
-    """Faces of either form.
+def read(source: Path, refused: Refused | None = None) -> Iterator[Face]:
+    """Faces of either form; a single bad row or file goes to `refused` when that is given.
 
     Raises:
       InputError: neither form is there.
     """
     source = Path(source).expanduser()
     if source.is_file():
-        return read_csv(source)
+        return read_csv(source, refused)
     if (source / "fer2013.csv").is_file():
-        return read_csv(source / "fer2013.csv")
+        return read_csv(source / "fer2013.csv", refused)
     if source.is_dir():
-        return read_folder(source)
+        return read_folder(source, refused)
     raise InputError(f"no FER2013 at {str(source)!r}; pass --source fer2013.csv or the folder with train/ and test/")
 
 
 def looks_raw(path: Path) -> bool:
     """Whether a folder is FER2013 as downloaded, to be prepared first."""
     return (path / "fer2013.csv").is_file() or any((path / "test").glob("*/PublicTest_*"))
+
+
+class Names:
+    """Names faces in the order in which they are read: split, a hash of label and pixels, a count for repeats."""
+
+    def __init__(self):
+        self._seen = collections.Counter()
+
+    def of(self, face: Face) -> str:
+        """The id of the next face."""
+        name = f"{face.split}-{hashlib.sha256(bytes([face.label]) + face.pixels).hexdigest()[:16]}"
+        self._seen[name] += 1
+        return name if self._seen[name] == 1 else f"{name}-{self._seen[name]}"
 
 
 class Fer2013(tfds.core.GeneratorBasedBuilder):
@@ -157,13 +195,11 @@ class Fer2013(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in SPLITS if split in present}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
-        seen = collections.Counter()
+        names = Names()
         for face in self._faces:
             if face.split != split:
                 continue
-            name = f"{face.split}-{hashlib.sha256(bytes([face.label]) + face.pixels).hexdigest()[:16]}"
-            seen[name] += 1
-            name = name if seen[name] == 1 else f"{name}-{seen[name]}"
+            name = names.of(face)
             pixels = np.frombuffer(face.pixels, np.uint8).reshape(SIZE, SIZE, 1)
             yield name, {"image": pixels, "label": face.label, "id": name, "source": face.source}
 
@@ -179,7 +215,13 @@ def prepare(faces: Iterable[Face], folder: Path) -> dict[str, np.ndarray]:
         raise InputError("the source holds no image")
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces downloads that do not happen
-        Fer2013(faces=faces, data_dir=folder).download_and_prepare(download_dir=folder / "downloads")
+        try:
+            Fer2013(faces=faces, data_dir=folder).download_and_prepare(download_dir=folder / "downloads")
+        except RuntimeError as error:  # array_record's words for an error of the disk
+            for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+                if os.strerror(code) in str(error):
+                    raise OSError(code, os.strerror(code), str(folder)) from None
+            raise
     shutil.rmtree(folder / "downloads")
     counts = {split: np.zeros(len(CLASSES), int) for split in SPLITS}
     for face in faces:
@@ -192,20 +234,38 @@ def is_prepared(path: Path) -> bool:
     return (path / "fer2013" / str(Fer2013.VERSION) / "dataset_info.json").is_file()
 
 
+def prepared_splits(path: Path) -> list[str]:
+    """Splits of a prepared data set, in the usual order."""
+    with _damaged(path):
+        present = Fer2013(data_dir=path).info.splits
+    return [split for split in SPLITS if split in present]
+
+
+@contextlib.contextmanager
+def _damaged(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # TFDS and array_record raise whatever a damaged file makes them stumble over
+        raise InputError(f"{path}: not a readable prepared FER2013 ({error}); run `emojax prepare` again") from None
+
+
 def load(path: Path, split: str) -> ImageSet:
     """A split of a prepared data set, in memory, in the order on disk (shuffled, the same for both source forms).
 
     Raises:
       InputError: the prepared data has no such split, or its files are damaged.
     """
-    builder = Fer2013(data_dir=path)
-    if split not in builder.info.splits:
-        raise InputError(f"{path} has no split {split!r}; it has {', '.join(builder.info.splits)}")
-    source = builder.as_data_source(split=split)
-    images = np.empty((len(source), SIZE, SIZE, 1), np.uint8)
-    labels, ids = np.empty(len(source), np.int32), []
-    for start in range(0, len(source), 1024):
-        for row, example in enumerate(source.__getitems__(range(start, min(start + 1024, len(source)))), start):
-            images[row], labels[row] = example["image"], example["label"]
-            ids.append(example["id"].decode())
+    with _damaged(path):
+        builder = Fer2013(data_dir=path)
+        if split not in builder.info.splits:
+            raise InputError(f"{path} has no split {split!r}; it has {', '.join(builder.info.splits)}")
+        source = builder.as_data_source(split=split)
+        images = np.empty((len(source), SIZE, SIZE, 1), np.uint8)
+        labels, ids = np.empty(len(source), np.int32), []
+        for start in range(0, len(source), 1024):
+            for row, example in enumerate(source.__getitems__(range(start, min(start + 1024, len(source)))), start):
+                images[row], labels[row] = example["image"], example["label"]
+                ids.append(example["id"].decode())
     return ImageSet.from_arrays(images, labels, CLASSES, ids=ids, name=f"FER2013 {split}")

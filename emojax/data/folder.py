@@ -10,15 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from emojax.data.decode import entries, read_bytes, read_header, read_image
+from emojax.data.exclude import Excluded
 from emojax.data.loader import ImageSet
 from emojax.errors import InputError, did_you_mean
 from emojax.store import content_key
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 MIXED_SIZE = 224  # what CLIP sees; chosen when sizes differ and none was asked for
-_MODES = {"1": 1, "L": 1, "LA": 1, "P": 3, "PA": 3, "RGB": 3, "RGBA": 3, "CMYK": 3, "YCbCr": 3}
 
 
 class ImageFiles:
@@ -35,11 +36,7 @@ class ImageFiles:
 
     def _read(self, file: Path) -> np.ndarray:
         size = self.shape[1]
-        try:
-            with Image.open(file) as stored:
-                image = ImageOps.exif_transpose(stored).convert(self._mode)
-        except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise InputError(f"{file}: not a readable image ({error}); restore or remove it") from None
+        image = read_image(file).convert(self._mode)
         if image.size != (size, size):
             scale = size / min(image.size)
             wanted = (max(size, int(image.width * scale)), max(size, int(image.height * scale)))
@@ -50,70 +47,78 @@ class ImageFiles:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() in EXTENSIONS and not f.name.startswith("."))
+    return [path for path in entries(folder) if path.suffix.lower() in EXTENSIONS]
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+    return [path for path in entries(folder) if path.is_dir()]
 
 
-def _scan(file: Path) -> tuple[str, tuple[int, int], str]:
-    """Content hash, size and mode of a file."""
-    try:
-        data = file.read_bytes()
-        with Image.open(file) as image:
-            size, mode = image.size, image.mode
-            if image.getexif().get(0x0112, 1) >= 5:  # stored lying on its side
-                size = size[::-1]
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{file}: not a readable image ({error}); restore or remove it") from None
-    if mode not in _MODES:
-        raise InputError(f"{file}: pixel mode {mode} is not 8-bit gray or colour; convert the file")
-    return hashlib.sha256(data).hexdigest(), size, mode
-
-
-def load(path: Path, split: str, *, size: int | None = None) -> ImageSet:
-    """A split of an image folder; `split="all"` for a folder of class folders without splits.
-
-    `size` is the side of the square that images are brought to: the common side when None and all images are squares
-    of one size, else 224. Classes are the folder names, in alphabetical order.
+def splits_of(path: Path) -> dict[str, Path]:
+    """Splits and their folders; one split `all`, the folder itself, where there are none.
 
     Raises:
-      InputError: no such split, no class folder, no image, or a file that is not a readable 8-bit image.
+      InputError: no folder, or no images in it.
     """
     if not path.is_dir():
         raise InputError(f"{path} is not a folder")
     folders = _subfolders(path)
     if any(_image_files(folder) for folder in folders):
-        if split != "all":
+        return {"all": path}
+    splits = {folder.name: folder for folder in folders if _subfolders(folder)}
+    if not splits:
+        raise InputError(f"{path}: no images in it; expected <class>/<image> or <split>/<class>/<image>")
+    return splits
+
+
+def files_of(split: Path) -> dict[str, list[Path]]:
+    """Classes of a split and, for each, its images, in order."""
+    return {folder.name: _image_files(folder) for folder in _subfolders(split)}
+
+
+def _scan(file: Path) -> tuple[str, tuple[int, int], int]:
+    """Content hash, size and channels of a file."""
+    data = read_bytes(file)
+    return hashlib.sha256(data).hexdigest(), *read_header(file, data)
+
+
+def load(path: Path, split: str, *, size: int | None = None, excluded: Excluded | None = None) -> ImageSet:
+    """A split of an image folder; `split="all"` for a folder of class folders without splits.
+
+    `size` is the side of the square that images are brought to: the common side when None and all images are squares
+    of one size, else 224. Classes are the folder names, in alphabetical order. Files that are `excluded` are not opened.
+
+    Raises:
+      InputError: no such split, no class folder, no image, or a file that is not a readable 8-bit image.
+    """
+    splits = splits_of(path)
+    if split not in splits:
+        if splits == {"all": path}:
             raise InputError(f"{path} has class folders and no splits; pass the split 'all' instead of {split!r}")
-        root = path
-    else:
-        splits = [folder.name for folder in folders if _subfolders(folder)]
-        if not splits:
-            raise InputError(f"{path}: no images in it; expected <class>/<image> or <split>/<class>/<image>")
-        if split not in splits:
-            raise InputError(f"{path} has no split {split!r}{did_you_mean(split, splits)}")
-        root = path / split
-    classes = _subfolders(root)
-    found = [(file, label) for label, folder in enumerate(classes) for file in _image_files(folder)]
+        raise InputError(f"{path} has no split {split!r}{did_you_mean(split, splits)}")
+    classes, name = files_of(splits[split]), f"{path.name} {split}"
+    found = [(file, label) for label, files in enumerate(classes.values()) for file in files]
+    ids = [file.relative_to(path).as_posix() for file, _ in found]
+    if excluded is not None:
+        others = [f"{other}/" for other in splits if other != split]
+        rows = excluded.rows_left(ids, others, name)
+        found, ids = [found[row] for row in rows], [ids[row] for row in rows]
     if not found:
-        raise InputError(f"{root}: no images in its class folders")
+        raise InputError(f"{name}: no images in its class folders")
     files = [file for file, _ in found]
     labels = np.asarray([label for _, label in found], np.int32)
 
     with ThreadPoolExecutor(4) as pool:
-        hashes, sizes, modes = zip(*pool.map(_scan, files), strict=True)
+        hashes, sizes, channels = zip(*pool.map(_scan, files), strict=True)
     if size is None:
         square = len(set(sizes)) == 1 and sizes[0][0] == sizes[0][1]
         size = sizes[0][0] if square else MIXED_SIZE
-    channels = max(_MODES[mode] for mode in modes)
-    names = tuple(folder.name for folder in classes)
+    names = tuple(classes)
     return ImageSet(
-        images=ImageFiles(files, size, channels),
+        images=ImageFiles(files, size, max(channels)),
         labels=labels,
         classes=names,
-        ids=[file.relative_to(path).as_posix() for file in files],
-        key=content_key([list(hashes), labels, list(names), size, channels]),
-        name=f"{path.name} {split}",
+        ids=ids,
+        key=content_key([list(hashes), labels, list(names), size, max(channels)]),
+        name=name,
     )

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from emojax.data.exclude import Excluded
 from emojax.errors import InputError, did_you_mean
 from emojax.ops.topk import EMPTY
 from emojax.store import content_key
@@ -86,6 +87,21 @@ class ImageSet:
         key = content_key([self.key, limit])
         return replace(self, images=_First(self.images, limit), labels=labels, ids=self.ids[:limit], key=key)
 
+    def without(self, excluded: Excluded | None, others: Sequence[str]) -> "ImageSet":
+        """The images that are not excluded; `others` are what the ids of other splits begin with.
+
+        Raises:
+          InputError: an excluded id is of no split, or nothing is left.
+        """
+        if excluded is None:
+            return self
+        rows = excluded.rows_left(self.ids, others, self.name)
+        if len(rows) == len(self):
+            return self
+        labels = None if self.labels is None else self.labels[rows]
+        ids, key = [self.ids[row] for row in rows], content_key([self.key, rows])
+        return replace(self, images=_Some(self.images, rows), labels=labels, ids=ids, key=key)
+
 
 class _First:
     """A view of the first rows, without reading them."""
@@ -96,6 +112,19 @@ class _First:
     def __getitem__(self, rows: slice, /) -> np.ndarray:
         start, stop, _ = rows.indices(self.shape[0])
         return self._images[start:stop]
+
+
+class _Some:
+    """A view of rising rows: a slice of them is cut from the stretch of images in which they lie."""
+
+    def __init__(self, images: Images, rows: np.ndarray):
+        self._images, self._rows, self.shape = images, rows, (len(rows), *images.shape[1:])
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        wanted = self._rows[rows]
+        if not len(wanted):
+            return self._images[:0]
+        return self._images[wanted[0] : wanted[-1] + 1][wanted - wanted[0]]
 
 
 class Batch(NamedTuple):
@@ -161,24 +190,24 @@ def copies(images: Images, of: Images, *, chunk: int = 1024) -> np.ndarray:
     return np.asarray([digest in known for digest in digests(images)])
 
 
-def open_split(
-    path: Path | None, split: str, *, kind: Kind = "auto", size: int | None = None, limit: int | None = None
-) -> ImageSet:
-    """Opens a split of a prepared FER2013 or of an image folder, or renders one (`kind="faces"`, which takes no path).
+def resolve(path: Path | None, kind: Kind = "auto", *, raw: bool = False) -> tuple[str, Path | None]:
+    """What a path is, `fer2013` (prepared), `folder`, `faces` or, where that will do, `raw`; and the path itself.
 
     Raises:
-      InputError: the path is missing, is raw FER2013 (with the command that prepares it), or has no such split.
+      InputError: the path is missing, or is raw FER2013 (with the command that prepares it) where that will not do.
     """
-    from emojax.data import faces, fer2013, folder
+    from emojax.data import fer2013
 
     if kind == "faces":
-        return faces.split(split, limit).image_set(f"faces/{split}")
+        return kind, None
     if path is None:
         raise InputError("--data.path is needed: a prepared FER2013 or an image folder")
     path = Path(path).expanduser()
     if not path.exists():
         raise InputError(f"no data at {str(path)!r}; pass --data.path a prepared FER2013 or an image folder")
     if kind == "auto":
+        if raw and (path.suffix == ".csv" or fer2013.looks_raw(path)):
+            return "raw", path
         if path.is_file() or fer2013.looks_raw(path):
             raise InputError(
                 f"{path} is raw FER2013; run `emojax prepare --source {path} --out DIR` and pass --data.path DIR"
@@ -186,10 +215,38 @@ def open_split(
                 else f"{path} is a file; pass --data.path a prepared FER2013 or an image folder"
             )
         kind = "fer2013" if fer2013.is_prepared(path) else "folder"
-    if kind == "fer2013":
-        if not fer2013.is_prepared(path):
-            raise InputError(f"{path} is not a prepared FER2013; run `emojax prepare --source {path} --out DIR`")
-        if split not in fer2013.SPLITS:
-            raise InputError(f"FER2013 has no split {split!r}{did_you_mean(split, fer2013.SPLITS)}")
-        return fer2013.load(path, split).first(limit)
-    return folder.load(path, split, size=size).first(limit)
+    if kind == "fer2013" and not fer2013.is_prepared(path):
+        raise InputError(f"{path} is not a prepared FER2013; run `emojax prepare --source {path} --out DIR`")
+    return kind, path
+
+
+def open_split(
+    path: Path | None,
+    split: str,
+    *,
+    kind: Kind = "auto",
+    size: int | None = None,
+    limit: int | None = None,
+    exclude: Path | None = None,
+) -> ImageSet:
+    """Opens a split of a prepared FER2013 or of an image folder, or renders one (`kind="faces"`, which takes no path).
+
+    `exclude` is a list of images to leave out, see `exclude.py`; `limit` counts those that are left, but for rendered
+    faces, of which as many are rendered.
+
+    Raises:
+      InputError: see `resolve`; there is no such split, or the list does not fit.
+    """
+    from emojax.data import faces, fer2013, folder
+
+    kind, path = resolve(path, kind)
+    excluded = None if exclude is None else Excluded.read(exclude)
+    if kind == "faces":
+        images = faces.split(split, limit).image_set(f"faces/{split}")
+        return images.without(excluded, [f"faces/{name}/" for name in faces.SPLITS if name != split])
+    if kind == "folder":
+        return folder.load(path, split, size=size, excluded=excluded).first(limit)
+    if split not in fer2013.SPLITS:
+        raise InputError(f"FER2013 has no split {split!r}{did_you_mean(split, fer2013.SPLITS)}")
+    others = [f"{name}-" for name in fer2013.SPLITS if name != split]
+    return fer2013.load(path, split).without(excluded, others).first(limit)

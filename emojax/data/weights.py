@@ -21,7 +21,7 @@ from emojax.errors import InputError
 from emojax.models import clip as clip_model
 from emojax.models import deep_emotion, vgg
 from emojax.ops import image
-from emojax.store import atomic_folder, content_key, write_json
+from emojax.store import atomic_folder, content_key, save_arrays, write_json
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _TEXT_BATCH = 64
@@ -62,7 +62,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}: torch refuses it with weights_only=True ({reason})") from None
     for key in ("params", "state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
@@ -135,9 +135,7 @@ def save_network(
 
 
 def _save(arrays: dict[str, np.ndarray], path: Path | str, seen: Iterable[Seen] | None) -> None:
-    from safetensors.numpy import save_file
-
-    save_file(arrays, path, None if seen is None else to_metadata(seen))
+    save_arrays(arrays, path, metadata=None if seen is None else to_metadata(seen))
 
 
 @dataclass(frozen=True)
@@ -269,16 +267,17 @@ def _hf_config(folder: Path) -> clip_model.ClipConfig:
         raw = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise InputError(f"{folder}: no config.json in it; is this a Hugging Face CLIP folder?") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path}: not readable JSON ({error})") from None
     if not isinstance(raw, dict) or raw.get("model_type") != "clip":
         kind = raw.get("model_type") if isinstance(raw, dict) else None
         raise InputError(f"{path}: model_type is {kind!r}, not 'clip'")
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CLIPConfig
 
     try:
         return clip_model.ClipConfig.from_hf(CLIPConfig(**raw).to_dict())
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, StrictDataclassError) as error:
         raise InputError(f"{path}: not the settings of a ViT CLIP ({error})") from None
 
 
@@ -289,7 +288,7 @@ def _hf_preprocess(folder: Path, image_size: int) -> Preprocess:
     from transformers import CLIPImageProcessorPil
 
     try:
-        settings = CLIPImageProcessorPil.from_pretrained(folder).to_dict()
+        settings = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True).to_dict()
         steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
         off = [step for step in steps if not settings.get(step)]
         if off or settings["resample"] != 3 or abs(settings["rescale_factor"] - 1 / 255) > 1e-9:
@@ -303,7 +302,9 @@ def _hf_preprocess(folder: Path, image_size: int) -> Preprocess:
             mean=tuple(settings["image_mean"]),
             std=tuple(settings["image_std"]),
         )
-    except (ValueError, TypeError, KeyError, OSError) as error:
+        if not all(len(each) == 3 and np.isfinite(each).all() for each in (made.mean, made.std)) or min(made.std) <= 0:
+            raise ValueError(f"image_mean {made.mean} and image_std {made.std} are not three numbers each, std above zero")
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise InputError(f"{path}: {error}") from None
     if made.crop != (image_size, image_size) or made.resize < image_size:
         raise InputError(f"{path}: crops {made.crop} from {made.resize}, but config.json says images of {image_size}")
@@ -316,7 +317,7 @@ def _hf_tokenizer(folder: Path) -> Callable[[Sequence[str]], list[list[int]]]:
     from transformers import CLIPTokenizer
 
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder)
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the Rust tokenizer raises bare Exception for a damaged file
         raise InputError(f"{folder}: its tokenizer cannot be read ({error})") from None
     return lambda texts: tokenizer(list(texts), padding=False, truncation=False)["input_ids"]
@@ -329,11 +330,13 @@ def _hf_weights(folder: Path) -> dict[str, np.ndarray]:
     if index.is_file():
         try:
             shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+            if not all(isinstance(shard, str) for shard in shards):
+                raise ValueError("a shard's name is no text")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
             raise InputError(f"{index}: not a readable index of shards ({error})") from None
         arrays: dict[str, np.ndarray] = {}
         for shard in shards:
-            if Path(shard).name != shard:
+            if Path(shard).name != shard or shard == "..":
                 raise InputError(f"{index}: shard {shard!r} lies outside the folder")
             arrays |= read_arrays(folder / shard)
         return arrays
@@ -347,13 +350,11 @@ def save_clip(folder: Path, model: clip_model.Clip, hf_config: Any, tokenizer: A
 
     `hf_config` is a transformers CLIPConfig, `tokenizer` a CLIPTokenizer.
     """
-    from safetensors.numpy import save_file
-
     size = model.config.image_size
     with atomic_folder(Path(folder)) as building:
         hf_config.save_pretrained(building)
         tokenizer.save_pretrained(building)
-        save_file(clip_model.to_hf_state_dict(model), building / "model.safetensors", metadata={"format": "pt"})
+        save_arrays(clip_model.to_hf_state_dict(model), building / "model.safetensors", metadata={"format": "pt"})
         write_json(
             building / "preprocessor_config.json",
             {

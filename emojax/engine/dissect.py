@@ -5,6 +5,7 @@ top images, one tile of concepts at a time, and the cosine follows from the reco
 of all layers in a row, C concepts, K top-k, D embedding.
 """
 
+import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from emojax.engine.record import ProbeRecord
 from emojax.errors import InputError
 from emojax.mesh import make_mesh
 from emojax.ops import similarity as ops
-from emojax.store import content_key, write_binary
+from emojax.store import content_key, read_npy, write_binary
 
 Similarity = Literal["soft_wpmi", "wpmi", "rank_reorder", "cos_similarity", "cos_similarity_cubed"]
 DESCRIBED_BY = 10  # top images that decide whether a label describes a unit (seed, table 1)
@@ -165,10 +166,11 @@ def embed_concepts(clip: ClipEncoder, concepts: ConceptSet, cache: Path | None =
     if cache is None:
         return clip.embed_texts(concepts.concepts)
     path = Path(cache).expanduser() / "texts" / f"{content_key([clip.key, list(concepts.concepts)])}.npy"
-    if not path.is_file():
-        texts = clip.embed_texts(concepts.concepts)
-        write_binary(path, lambda file: np.save(file, texts))
-    return np.load(path, allow_pickle=False)
+    with contextlib.suppress(OSError, ValueError):  # missing, or damaged: made again
+        return read_npy(path)
+    texts = clip.embed_texts(concepts.concepts)
+    write_binary(path, lambda file: np.save(file, texts))
+    return texts
 
 
 def _cosine(record: ProbeRecord, texts: jax.Array) -> jax.Array:

@@ -23,6 +23,7 @@ from emojax.models import vgg
 from emojax.models.vgg import VggNet
 from emojax.ops import gains as ops
 from emojax.ops.gains import Scope
+from emojax.store import read_npy
 
 Kind = Literal["threshold", "top_fraction", "continuous"]
 
@@ -53,7 +54,7 @@ def read_gains(path: Path, units: int, *, factor: float | None = None) -> np.nda
     """
     try:
         if Path(path).suffix == ".npy":
-            values = np.load(path, allow_pickle=False).astype(np.float32).reshape(-1)
+            values = read_npy(path).astype(np.float32).reshape(-1)
         else:
             values = np.array(Path(path).read_text("utf-8").replace(",", " ").split(), np.float32)
     except OSError as error:

@@ -3,6 +3,7 @@
 Shapes: I images, U units, C classes, T tile.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from emojax.mesh import put_batch
 from emojax.models.vgg import LAYERS, VggNet
 from emojax.ops import gains as ops
 from emojax.ops.gains import Gain
-from emojax.store import content_key, write_binary
+from emojax.store import content_key, read_npy, write_binary
 
 Progress = Callable[[int, int], None]
 After = Callable[[Any, jax.Array, Gain], jax.Array]
@@ -154,9 +155,11 @@ def layer_inputs(
         return network.until(network.preprocess(chunk), layer)
 
     kept = None if cache is None else Path(cache).expanduser() / f"inputs-{key}.npy"
-    if kept is not None and kept.exists():
-        values = np.load(kept, mmap_mode="r", allow_pickle=False)
-    else:
+    values = None
+    if kept is not None:
+        with contextlib.suppress(OSError, ValueError):  # missing, or damaged: made again
+            values = read_npy(kept, mapped=True)
+    if values is None:
         values = map_images(forward, state, images, batch=batch, tile=tile, progress=progress)
         if kept is not None:
             write_binary(kept, lambda file: np.save(file, values))

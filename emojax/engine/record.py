@@ -3,12 +3,15 @@
 Shapes: I images, U units of all layers in a row, K top-k, D embedding.
 """
 
+import errno
+import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +25,7 @@ from emojax.ops import topk
 from emojax.ops.moments import Moments
 from emojax.ops.pooling import Pool
 from emojax.ops.topk import TopK
-from emojax.store import atomic_folder, content_key, write_json
+from emojax.store import atomic_folder, content_key, read_npy, save_arrays, write_json
 
 _FORMAT = 1  # of a record on disk; part of its key
 
@@ -116,12 +119,10 @@ def save(record: ProbeRecord, folder: Path) -> None:
 
 def _save_small(record: ProbeRecord, folder: Path) -> None:
     """All of a record but its row files."""
-    from safetensors.numpy import save_file
-
     arrays = {"top_values": record.top.values, "top_indices": record.top.indices, **record.moments._asdict()}
     if record.labels is not None:
         arrays["labels"] = record.labels
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "statistics.safetensors")
+    save_arrays({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "statistics.safetensors")
     with open(folder / "ids.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(record.ids[i]) + "\n" for i in range(record.images))
     about = {"format": _FORMAT, "key": record.key, "clip_key": record.clip_key, "classes": record.classes}
@@ -143,8 +144,8 @@ def load(folder: Path) -> ProbeRecord:
             raise InputError(f"{folder} is a probe record of format {about['format']}, not {_FORMAT}; probe again")
         arrays = load_file(folder / "statistics.safetensors")
         kept = folder / "activations.npy"
-        embeddings = np.load(folder / "embeddings.npy", mmap_mode="r", allow_pickle=False)
-        return ProbeRecord(
+        embeddings = read_npy(folder / "embeddings.npy", mapped=True)
+        record = ProbeRecord(
             layers=dict(about["layers"]),
             top=TopK(arrays["top_values"], arrays["top_indices"]),
             moments=Moments(*(arrays[name] for name in Moments._fields)),
@@ -154,13 +155,34 @@ def load(folder: Path) -> ProbeRecord:
             ids=[json.loads(line) for line in (folder / "ids.jsonl").read_text("utf-8").splitlines()],
             key=about["key"],
             clip_key=about["clip_key"],
-            activations=np.load(kept, mmap_mode="r", allow_pickle=False) if kept.exists() else None,
+            activations=read_npy(kept, mapped=True) if kept.exists() else None,
             done_before=len(embeddings),
         )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        _refuse_misfit(record)
+        return record
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{folder}: not a readable probe record ({error}); delete it and probe again") from None
+
+
+def _refuse_misfit(record: ProbeRecord) -> None:
+    """Raises ValueError when parts of a record are not of the same images, units and classes."""
+    (images, width), (_, units, _) = record.embeddings.shape, record.top.values.shape
+    indices, labels, moments = record.top.indices, record.labels, record.moments
+    fits = {
+        "layers": sum(record.layers.values()) == units and min(record.layers.values(), default=0) > 0,
+        "top images": indices.shape == record.top.values.shape
+        and bool((((indices >= 0) & (indices < images)) | (indices == topk.EMPTY)).all()),
+        "sums": [array.shape for array in moments] == [(units,), (units,), (units, width), (width, width)],
+        "labels": labels is None
+        or (labels.shape == (images,) and bool(((labels >= 0) & (labels < len(record.classes))).all())),
+        "names": len(record.ids) == images,
+        "activations": record.activations is None or record.activations.shape == (images, units),
+    }
+    for name, right in fits.items():
+        if not right:
+            raise ValueError(f"its {name} do not fit the rest")
 
 
 class Rows:
@@ -171,6 +193,7 @@ class Rows:
 
     def __init__(self, images: int, widths: Mapping[str, int], folder: Path | None = None):
         self._arrays, self._files, self._offsets = {}, {}, {}
+        self._lock = None if folder is None else _locked(folder)
         for name, width in widths.items():
             if folder is None:
                 self._arrays[name] = np.empty((images, width), np.float32)
@@ -178,7 +201,11 @@ class Rows:
             path = folder / f"{name}.npy"
             if not path.exists():
                 np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(images, width))
-            self._offsets[name] = np.load(path, mmap_mode="r", allow_pickle=False).offset
+            try:
+                self._offsets[name] = read_npy(path, mapped=True).offset
+            except ValueError as error:
+                self.close()
+                raise InputError(f"{path} is damaged ({error}); delete {folder} and probe again") from None
             self._files[name] = open(path, "r+b")  # noqa: SIM115 - open until `close`
 
     def write(self, name: str, start: int, rows: np.ndarray) -> None:
@@ -199,13 +226,27 @@ class Rows:
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays, those in files memory-mapped."""
         self.sync()
-        mapped = {name: np.load(file.name, mmap_mode="r", allow_pickle=False) for name, file in self._files.items()}
+        mapped = {name: read_npy(file.name, mapped=True) for name, file in self._files.items()}
         return self._arrays | mapped
 
     def close(self) -> None:
         """Closes the files."""
-        for file in self._files.values():
+        for file in (*self._files.values(), *([] if self._lock is None else [self._lock])):
             file.close()
+
+
+def _locked(folder: Path) -> BinaryIO:
+    """A file whose lock keeps other processes out of the folder until it is closed, or its process ends."""
+    file = open(folder / "lock", "wb")  # noqa: SIM115 - open until the rows are closed
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise InputError(f"another process is making {folder}; wait for it, or choose another --cache") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.ENOLCK):  # a network disk without locks
+            raise
+    return file
 
 
 class Partial:
@@ -220,30 +261,35 @@ class Partial:
         self.rows = Rows(images, widths, folder)
 
     def restore(self) -> tuple[int, dict[str, np.ndarray]] | None:
-        """Images done and the state's arrays at the last snapshot, or None when there is none."""
+        """Images done and the state's arrays at the last snapshot, or None when there is none.
+
+        Raises:
+          InputError: the snapshot is damaged.
+        """
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
         if not self._snapshot.exists():
             return None
-        state = load_file(self._snapshot)
+        try:
+            state = load_file(self._snapshot)
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{self._snapshot} is damaged ({error}); delete {self.folder} and probe again") from None
         return int(state.pop("images_done")), state
 
     def save(self, done: int, state: dict[str, np.ndarray]) -> None:
         """Replaces the snapshot, whole or not at all, once the rows before it are on the disk."""
-        from safetensors.numpy import save_file
-
         self.rows.sync()
         temporary = self.folder / "snapshot.writing"
-        save_file(state | {"images_done": np.asarray(done)}, temporary)
+        save_arrays(state | {"images_done": np.asarray(done)}, temporary)
         os.replace(temporary, self._snapshot)
 
     def finish(self, record: ProbeRecord, folder: Path) -> ProbeRecord:
         """Completes the record and moves it to its place; returns it with its arrays mapped from there."""
         _save_small(record, self.folder)
         self.rows.close()
-        self._snapshot.unlink(missing_ok=True)
+        for name in (self._snapshot, self.folder / "lock"):
+            name.unlink(missing_ok=True)
         os.replace(self.folder, folder)
         names = ["embeddings"] + (["activations"] if record.activations is not None else [])
-        return replace(
-            record, **{name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
-        )
+        return replace(record, **{name: read_npy(folder / f"{name}.npy", mapped=True) for name in names})

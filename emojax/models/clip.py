@@ -18,6 +18,13 @@ from emojax.models import convert
 _ACTIVATIONS = {"quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x), "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
 
 
+def _sizes(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}, not a whole number above zero")
+
+
 @dataclass(frozen=True)
 class TowerConfig:
     """One transformer: width, feed-forward width, depth, heads, activation and LayerNorm epsilon."""
@@ -32,6 +39,7 @@ class TowerConfig:
     def __post_init__(self):
         if self.activation not in _ACTIVATIONS:
             raise ValueError(f"activation {self.activation!r} is not supported; known: {', '.join(_ACTIVATIONS)}")
+        _sizes(self, "width", "mlp", "depth", "heads")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
 
@@ -48,6 +56,13 @@ class ClipConfig:
     context: int
     end_token: int
     embedding: int
+
+    def __post_init__(self):
+        _sizes(self, "image_size", "patch_size", "vocabulary", "context", "embedding")
+        if self.patch_size > self.image_size:
+            raise ValueError(f"patches of {self.patch_size} do not fit into images of {self.image_size}")
+        if not 0 <= self.end_token < self.vocabulary:
+            raise ValueError(f"eos_token_id {self.end_token} is outside the vocabulary of {self.vocabulary}")
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "ClipConfig":

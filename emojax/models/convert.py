@@ -59,8 +59,12 @@ def fill(
         shape = tuple(leaf.shape[axes.index(i)] for i in range(len(axes)))
         if array.shape != shape:
             raise ValueError(f"{name} has shape {array.shape}, not {shape}")
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"{name} holds {array.dtype}, not floating-point numbers")
         if not np.isfinite(array.astype(np.float32)).all():
             raise ValueError(f"{name} holds values that are not finite")
+        if path[-1] == "var" and (array < 0).any():
+            raise ValueError(f"{name} holds variances below zero")
         filled[path] = leaf.replace(jnp.asarray(array.transpose(axes), dtype or leaf.dtype))
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 

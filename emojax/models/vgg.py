@@ -194,8 +194,12 @@ def from_torch_state_dict(arrays: Mapping[str, np.ndarray], *, input_size: int |
         widths = tuple(arrays[f"{name}.weight"].shape[0] for name in CONVS)
         lin1, lin2, lin3 = (arrays[f"{name}.weight"].shape for name in (*HIDDEN, "lin3"))
         side = round((lin1[1] / widths[-1]) ** 0.5)
-    except (KeyError, IndexError) as error:
-        raise ValueError(f"this is not a VGGNet state dict: {error} is missing or has no shape") from None
+    except KeyError as error:
+        raise ValueError(f"this is not a VGGNet state dict: {error} is missing") from None
+    except (IndexError, ZeroDivisionError):
+        raise ValueError("this is not a VGGNet state dict: a weight has no units or too few axes") from None
+    if not all((*widths, *lin1, *lin2, *lin3)):
+        raise ValueError("this is not a VGGNet state dict: a layer has no units")
     if input_size is None:
         input_size = 40 if side == 2 else 16 * side
     config = VggConfig(widths, (lin1[0], lin2[0]), lin3[0], input_size)

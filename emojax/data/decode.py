@@ -1,0 +1,84 @@
+"""The one door through which image files come in: a few formats, 8 bits, and never a traceback for a damaged file."""
+
+import contextlib
+import io
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from emojax.errors import InputError
+
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")  # EPS and its like would start other programs
+_CHANNELS = {"1": 1, "L": 1, "LA": 1, "P": 3, "PA": 3, "RGB": 3, "RGBA": 3, "CMYK": 3, "YCbCr": 3}
+_LOCK = threading.Lock()  # catch_warnings is not for threads
+
+
+@contextlib.contextmanager
+def _open(file: Path, data: bytes) -> Iterator[Image.Image]:
+    try:
+        with _LOCK, warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        if image.mode not in _CHANNELS:
+            raise InputError(f"{file}: pixel mode {image.mode} is not 8-bit gray or colour; convert the file")
+        yield image
+    except InputError:
+        raise
+    except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
+        reason = str(error).replace(repr(data), "")
+        raise InputError(f"{file}: not a readable image ({reason}); restore or remove it") from None
+
+
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder and is not hidden, by name.
+
+    Raises:
+      InputError: the folder cannot be read, or a name in it is not UTF-8, which no table could hold.
+    """
+    try:
+        found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"cannot read {folder}: {error.strerror}") from None
+    for path in found:
+        try:
+            path.name.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{path}: the name is not UTF-8; rename it") from None
+    return found
+
+
+def read_bytes(file: Path) -> bytes:
+    """A file's content.
+
+    Raises:
+      InputError: it cannot be read.
+    """
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from None
+
+
+def read_header(file: Path, data: bytes) -> tuple[tuple[int, int], int]:
+    """Width and height as the image is to be seen, and its channels, 1 or 3; pixels are not looked at.
+
+    Raises:
+      InputError: it is damaged, of another format, of more than 8 bits, or of more pixels than Pillow deems safe.
+    """
+    with _open(file, data) as image:
+        lying = image.getexif().get(0x0112, 1) >= 5
+        return image.size[::-1] if lying else image.size, _CHANNELS[image.mode]
+
+
+def read_image(file: Path) -> Image.Image:
+    """An image, whole and upright, as gray (`L`) or `RGB`.
+
+    Raises:
+      InputError: see `read_header`; or its pixels are damaged.
+    """
+    with _open(file, read_bytes(file)) as image:
+        mode = "L" if _CHANNELS[image.mode] == 1 else "RGB"
+        return ImageOps.exif_transpose(image).convert(mode)

@@ -1,0 +1,65 @@
+"""Lists of images to leave out: a csv with a column `file`, such as `emojax audit --exclude` writes."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from emojax.data.decode import read_bytes
+from emojax.errors import InputError, short
+
+COLUMN = "file"
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """Ids of images to leave out, and the list that they stand on."""
+
+    ids: frozenset[str]
+    name: str
+
+    @classmethod
+    def read(cls, path: Path) -> "Excluded":
+        """From a csv; columns besides `file` are for people.
+
+        Raises:
+          InputError: the list is missing, no csv in UTF-8, without the column, or with a row that lacks it.
+        """
+        path = Path(path).expanduser()
+        try:
+            rows = csv.DictReader(io.StringIO(read_bytes(path).decode("utf-8-sig"), newline=""), strict=True)
+            if COLUMN not in (rows.fieldnames or ()):
+                raise InputError(f"{path}: no column {COLUMN!r}; its first line names the columns, as in file,reason")
+            ids = [row[COLUMN] for row in rows]
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+        except csv.Error as error:
+            raise InputError(f"{path}: not a readable csv ({error})") from None
+        if not all(ids):
+            raise InputError(f"{path}: entry {1 + [bool(one) for one in ids].index(False)} names no file")
+        return cls(frozenset(ids), str(path))
+
+    def rows_left(self, ids: Sequence[str], others: Sequence[str], where: str) -> np.ndarray:
+        """Rows of `ids` that are not on the list; the list may also name images of other splits.
+
+        Args:
+          ids: of the images at hand.
+          others: what the ids of other splits begin with.
+          where: name of the set, for messages.
+
+        Raises:
+          InputError: the list names an image that is of no split, or nothing is left.
+        """
+        unknown = sorted(one for one in self.ids.difference(ids) if not one.startswith(tuple(others)))
+        if unknown:
+            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+            raise InputError(
+                f"{self.name}: no image {short(unknown[0])}{more} in {where}; is this the list of another data set?"
+            )
+        rows = np.asarray([row for row, one in enumerate(ids) if one not in self.ids], np.int64)
+        if not len(rows):
+            raise InputError(f"{self.name} excludes every image of {where}")
+        return rows
