@@ -1,4 +1,4 @@
-"""What a person at the terminal sees: lines on stdout, bars on stderr."""
+"""What a person at the terminal sees: lines on stdout, bars on stderr; of several processes, those of the first."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,6 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from emojax.hosts import is_first
 
 console = Console(highlight=False)
 
@@ -27,7 +29,7 @@ def progress(what: str, unit: str = "images") -> Iterator[Callable[[int, int], N
     """A bar on stderr with what is done, rate and time left; silent when stderr is no terminal."""
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
     errors = Console(stderr=True)
-    with Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
+    with Progress(*columns, console=errors, disable=not errors.is_terminal or not is_first()) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -39,4 +41,5 @@ def say(text: str) -> None:
 
 def say_written(out: Path) -> None:
     """Names the files of a run folder."""
-    say(f"wrote {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
+    if is_first():
+        say(f"wrote {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")

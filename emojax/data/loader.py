@@ -104,15 +104,17 @@ class Batch(NamedTuple):
     indices: np.ndarray
 
 
-def batches(images: Images, size: int, *, start: int = 0) -> Iterator[Batch]:
-    """Batches of one shape from image `start` on; a thread reads the next while the caller works on one."""
+def batches(images: Images, size: int, *, start: int = 0, rows: slice | None = None) -> Iterator[Batch]:
+    """Batches of one shape from image `start` on, or those `rows` of each; a thread reads one ahead of the caller."""
     total = images.shape[0]
+    low, high, _ = (rows or slice(None)).indices(size)
 
     def read(at: int) -> Batch:
-        chunk = images[at : min(at + size, total)]
-        pad = size - len(chunk)
-        indices = np.full(size, EMPTY, np.int32)
-        indices[: len(chunk)] = np.arange(at, at + len(chunk), dtype=np.int32)
+        first, last = min(at + low, total), min(at + high, total)
+        chunk = images[first:last]
+        pad = high - low - len(chunk)
+        indices = np.full(high - low, EMPTY, np.int32)
+        indices[: len(chunk)] = np.arange(first, last, dtype=np.int32)
         return Batch(np.pad(chunk, ((0, pad), (0, 0), (0, 0), (0, 0))) if pad else np.asarray(chunk), indices)
 
     with ThreadPoolExecutor(1) as reader:

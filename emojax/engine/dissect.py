@@ -23,6 +23,7 @@ from emojax.engine import pmi
 from emojax.engine.pmi import Confidence
 from emojax.engine.record import ProbeRecord
 from emojax.errors import InputError
+from emojax.hosts import from_first, is_first
 from emojax.mesh import make_mesh
 from emojax.ops import similarity as ops
 from emojax.store import content_key, write_binary
@@ -165,10 +166,13 @@ def embed_concepts(clip: ClipEncoder, concepts: ConceptSet, cache: Path | None =
     if cache is None:
         return clip.embed_texts(concepts.concepts)
     path = Path(cache).expanduser() / "texts" / f"{content_key([clip.key, list(concepts.concepts)])}.npy"
-    if not path.is_file():
-        texts = clip.embed_texts(concepts.concepts)
+    kept = from_first(lambda: {"texts": np.load(path, allow_pickle=False)} if path.is_file() else None)
+    if kept is not None:
+        return kept["texts"]
+    texts = clip.embed_texts(concepts.concepts)
+    if is_first():
         write_binary(path, lambda file: np.save(file, texts))
-    return np.load(path, allow_pickle=False)
+    return texts
 
 
 def _cosine(record: ProbeRecord, texts: jax.Array) -> jax.Array:
