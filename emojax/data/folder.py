@@ -14,24 +14,31 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from emojax.data.loader import ImageSet
 from emojax.errors import InputError, did_you_mean
+from emojax.hosts import in_shares
 from emojax.store import content_key
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 MIXED_SIZE = 224  # what CLIP sees; chosen when sizes differ and none was asked for
+_CHUNK = 256  # files that are looked at together
 _MODES = {"1": 1, "L": 1, "LA": 1, "P": 3, "PA": 3, "RGB": 3, "RGBA": 3, "CMYK": 3, "YCbCr": 3}
 
 
 class ImageFiles:
-    """Image files as an array uint8 [I, size, size, channels], decoded slice by slice on a few threads."""
+    """Image files as an array uint8 [I, size, size, channels], decoded slice by slice on a few threads.
 
-    def __init__(self, files: Sequence[Path], size: int, channels: int):
-        self._files, self._mode = files, "L" if channels == 1 else "RGB"
-        self.shape = (len(files), size, size, channels)
+    `names` are those of the files below `root`.
+    """
+
+    def __init__(self, root: Path, names: Sequence[str], size: int, channels: int):
+        self._root, self._names, self._mode = root, names, "L" if channels == 1 else "RGB"
+        self.shape = (len(names), size, size, channels)
 
     def __getitem__(self, rows: slice, /) -> np.ndarray:
-        files = self._files[rows]
+        names = self._names[rows]
+        if not names:
+            return np.empty((0, *self.shape[1:]), np.uint8)
         with ThreadPoolExecutor(4) as pool:
-            return np.stack(list(pool.map(self._read, files)))
+            return np.stack(list(pool.map(lambda name: self._read(self._root / name), names)))
 
     def _read(self, file: Path) -> np.ndarray:
         size = self.shape[1]
@@ -96,24 +103,29 @@ def load(path: Path, split: str, *, size: int | None = None) -> ImageSet:
             raise InputError(f"{path} has no split {split!r}{did_you_mean(split, splits)}")
         root = path / split
     classes = _subfolders(root)
-    found = [(file, label) for label, folder in enumerate(classes) for file in _image_files(folder)]
-    if not found:
+    by_class = [[file.relative_to(path).as_posix() for file in _image_files(folder)] for folder in classes]
+    ids = [name for names in by_class for name in names]
+    if not ids:
         raise InputError(f"{root}: no images in its class folders")
-    files = [file for file, _ in found]
-    labels = np.asarray([label for _, label in found], np.int32)
+    labels = np.repeat(np.arange(len(classes), dtype=np.int32), [len(names) for names in by_class])
+
+    def scan(at: int) -> list[tuple[str, tuple[int, int], str]]:
+        return list(pool.map(_scan, (path / name for name in ids[at : at + _CHUNK])))
 
     with ThreadPoolExecutor(4) as pool:
-        hashes, sizes, modes = zip(*pool.map(_scan, files), strict=True)
+        scanned = [one for chunk in in_shares(scan, range(0, len(ids), _CHUNK)) for one in chunk]
+    hashes, modes = [one[0] for one in scanned], {one[2] for one in scanned}
+    sizes = {tuple(one[1]) for one in scanned}
     if size is None:
-        square = len(set(sizes)) == 1 and sizes[0][0] == sizes[0][1]
-        size = sizes[0][0] if square else MIXED_SIZE
+        width, height = next(iter(sizes))
+        size = width if len(sizes) == 1 and width == height else MIXED_SIZE
     channels = max(_MODES[mode] for mode in modes)
     names = tuple(folder.name for folder in classes)
     return ImageSet(
-        images=ImageFiles(files, size, channels),
+        images=ImageFiles(path, ids, size, channels),
         labels=labels,
         classes=names,
-        ids=[file.relative_to(path).as_posix() for file in files],
-        key=content_key([list(hashes), labels, list(names), size, channels]),
+        ids=ids,
+        key=content_key([hashes, labels, list(names), size, channels]),
         name=f"{path.name} {split}",
     )

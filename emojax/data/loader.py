@@ -1,7 +1,7 @@
-"""Image sets and the batches made of them: fixed shapes, the last one padded, the next one read while one computes."""
+"""Image sets and the batches made of them: fixed shapes, the last one padded, the next ones read while one computes."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -12,7 +12,7 @@ from emojax.errors import InputError, did_you_mean
 from emojax.ops.topk import EMPTY
 from emojax.store import content_key
 
-Kind = Literal["auto", "fer2013", "folder", "faces"]
+Kind = Literal["auto", "fer2013", "tfds", "folder", "faces"]
 
 
 class Images(Protocol):
@@ -105,7 +105,13 @@ class Batch(NamedTuple):
 
 
 def batches(images: Images, size: int, *, start: int = 0, rows: slice | None = None) -> Iterator[Batch]:
-    """Batches of one shape from image `start` on, or those `rows` of each; a thread reads one ahead of the caller."""
+    """Batches of one shape from image `start` on, or those `rows` of each.
+
+    Grain reads on two threads, at most two batches ahead of the caller, and gives them in order. A batch depends on its
+    first image only, so who stopped at image `start` goes on there with the same batches.
+    """
+    import grain
+
     total = images.shape[0]
     low, high, _ = (rows or slice(None)).indices(size)
 
@@ -117,23 +123,24 @@ def batches(images: Images, size: int, *, start: int = 0, rows: slice | None = N
         indices[: len(chunk)] = np.arange(first, last, dtype=np.int32)
         return Batch(np.pad(chunk, ((0, pad), (0, 0), (0, 0), (0, 0))) if pad else np.asarray(chunk), indices)
 
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(read, start) if start < total else None
-        while coming is not None:
-            batch, start = coming.result(), start + size
-            coming = reader.submit(read, start) if start < total else None
-            yield batch
+    if start < total:
+        ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+        reader = iter(grain.MapDataset.range(start, total, size).map(read).to_iter_dataset(ahead))
+        with contextlib.closing(reader):
+            yield from reader
 
 
 def open_split(
     path: Path | None, split: str, *, kind: Kind = "auto", size: int | None = None, limit: int | None = None
 ) -> ImageSet:
-    """Opens a split of a prepared FER2013 or of an image folder, or renders one (`kind="faces"`, which takes no path).
+    """Opens a split of a prepared FER2013, of any data set that TFDS prepared, or of an image folder; or renders one.
+
+    `kind="faces"` renders and takes no path.
 
     Raises:
       InputError: the path is missing, is raw FER2013 (with the command that prepares it), or has no such split.
     """
-    from emojax.data import faces, fer2013, folder
+    from emojax.data import faces, fer2013, folder, tfds_set
 
     if kind == "faces":
         return faces.split(split, limit).image_set(f"faces/{split}")
@@ -149,11 +156,13 @@ def open_split(
                 if path.is_dir() or path.suffix == ".csv"
                 else f"{path} is a file; pass --data.path a prepared FER2013 or an image folder"
             )
-        kind = "fer2013" if fer2013.is_prepared(path) else "folder"
+        kind = "fer2013" if fer2013.is_prepared(path) else "tfds" if tfds_set.is_prepared(path) else "folder"
     if kind == "fer2013":
         if not fer2013.is_prepared(path):
             raise InputError(f"{path} is not a prepared FER2013; run `emojax prepare --source {path} --out DIR`")
         if split not in fer2013.SPLITS:
             raise InputError(f"FER2013 has no split {split!r}{did_you_mean(split, fer2013.SPLITS)}")
         return fer2013.load(path, split).first(limit)
+    if kind == "tfds":
+        return tfds_set.load(path, split).first(limit)
     return folder.load(path, split, size=size).first(limit)

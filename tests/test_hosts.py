@@ -1,0 +1,120 @@
+"""Several processes as one: the same results, an end for all when one is killed, and going on with another number.
+
+`scripts/check_hosts.py` does the same with more processes and devices.
+"""
+
+import re
+import runpy
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from emojax import cli, hosts
+from emojax.errors import InputError
+from emojax.mesh import make_mesh, my_rows
+
+CHECK = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "check_hosts.py"))
+PROBING = [
+    *("--data.kind", "faces", "--data.limit", "160", *CHECK["NETWORKS"]),
+    *("--probe.layers", "conv4*", "lin1", "lin2", "--probe.batch", "32", "--probe.save-every", "0", "--probe.top-k", "40"),
+]
+SMALL = ["--dissect.top-k", "40", "--dissect.null-sets", "50", "--edit.permutations", "19", "--edit.masks", "20"]
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    return Path(jax.config.jax_compilation_cache_dir)
+
+
+def test_processes_do_not_change_results_and_a_killed_job_goes_on(tmp_path, compiled, capsys):
+    for name, processes in (("one", 1), ("two", 2)):
+        args = ["run", *PROBING, *SMALL, "--out", tmp_path / name, "--cache", tmp_path / f"cache-{name}"]
+        CHECK["run"]([str(arg) for arg in args], processes, 2, compiled)
+    assert CHECK["differences"](tmp_path / "one", tmp_path / "two") == []
+    records = [next((tmp_path / f"cache-{name}" / "probes").iterdir()) for name in ("one", "two")]
+    assert CHECK["differences"](*records) == []
+
+    args = ["probe", *PROBING, "--out", tmp_path / "killed", "--cache", tmp_path / "cache"]
+    args = [str(arg) for arg in args]
+    (rest,) = CHECK["kill_one"](args, 2, 2, compiled, tmp_path / "cache", 1)
+    assert rest.code == hosts.LOST
+    assert rest.error == (
+        "emojax: process 0: process 1 of 2 ended before the work was done; the same command, with any number of processes, "
+        "goes on from the last snapshot\n"
+    )
+    assert not (tmp_path / "killed").exists()
+    assert not list(tmp_path.glob(".killed*"))
+    assert cli.main(args) == 0  # in this process, with eight devices
+    assert "resumed after" in capsys.readouterr().out
+    assert CHECK["differences"](records[0], tmp_path / "killed" / "record") == []
+
+
+def test_processes_with_other_settings_are_refused(tmp_path, compiled):
+    args = ["concepts", "paper25", "--out", str(tmp_path / "out")]
+    job = ["--coordinator", f"127.0.0.1:{CHECK['free_port']()}", "--processes", "2", "--index"]
+    each = [[*args, *job, "0"], [*args, "--synonym", "0.5", *job, "1"]]
+    first, second = CHECK["wait"]([CHECK["start"](one, 1, 1, compiled)[0] for one in each], timeout=100)
+    assert (first.code, second.code) == (hosts.LOST, 2), (first, second)
+    assert second.error == "emojax: process 1: process 1 has other settings than process 0; give all processes the same\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--coordinator", "--coordinator needs a value"),
+        ("--processes 2 --index 0", "a job needs --coordinator HOST:PORT --processes N --index I"),
+        ("--coordinator auto --index 0", "or --coordinator auto alone"),
+        ("--coordinator here:1 --processes 2", "a job needs"),
+        ("--coordinator here --processes 2 --index 0", "--coordinator is 'here', not HOST:PORT or auto"),
+        ("--coordinator here:x --processes 2 --index 0", "not HOST:PORT"),
+        ("--coordinator=here:1 --processes=2 --index=2", "--index 2 is not below --processes 2"),
+        ("--coordinator here:1 --processes 2 --index -1", "--index is '-1', not a number"),
+    ],
+)
+def test_refusals(capsys, flags, message):
+    assert cli.main(["evaluate", *flags.split()]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_auto_outside_a_cluster_is_refused():
+    """In a process of its own: whatever jax finds there, this one must not become part of it."""
+    command = [sys.executable, "-m", "emojax", "evaluate", "--coordinator", "auto"]
+    got = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert got.returncode == 2
+    assert re.fullmatch(r"emojax: --coordinator auto: the processes did not find each other \(.*\)\n", got.stderr)
+
+
+def test_alone_nothing_is_asked_of_others():
+    assert hosts.is_first()
+    assert hosts.count() == 1
+    mapped = np.zeros(3)
+    assert hosts.from_first(lambda: {"a": mapped})["a"] is mapped
+    assert hosts.from_first(lambda: None) is None
+    assert hosts.in_shares(str, [1, 2]) == ["1", "2"]
+    hosts.check_same({"a": 1}, "settings")
+    assert my_rows(make_mesh(4), 64) == slice(0, 64)
+
+
+def test_a_stranger_on_the_port_is_an_error_not_a_peer():
+    """Words on a connection: four bytes, or the end."""
+    one, other = socket.socketpair()
+    with one, other:
+        other.sendall(b"\xff\xff\xff\xff\x00\x00")
+        other.close()
+        assert hosts._word(one) == hosts._DONE
+        assert hosts._word(one) is None
+
+
+def test_errors_before_the_job_are_as_ever(capsys):
+    with pytest.raises(InputError, match="needs a value"):
+        cli.parse_job(["--index"])
+    job, rest = cli.parse_job(["--a", "--coordinator", "h:1", "--processes", "2", "--index", "1", "b"])
+    assert (job, rest) == (hosts.Job("h:1", 2, 1), ["--a", "b"])
