@@ -167,13 +167,18 @@ class _Watch:
                 if link not in ready:
                     continue
                 word = _word(link)
+                if word is None:
+                    return self._end(index, alone=index == 0)
                 if word != _DONE:
-                    return self._end(index if word is None else word)
+                    return self._end(word)
                 del waiting[index]
         return None
 
-    def _end(self, lost: int) -> None:
-        """Tells the others, lets the main thread end the work by itself if it can, else ends the process."""
+    def _end(self, lost: int, alone: bool = False) -> None:
+        """Tells the others, lets the main thread end the work by itself if it can, else ends the process.
+
+        Without the first process, there is no time for that: JAX would end this one its own, noisy way.
+        """
         self._lost = lost
         self._heard.set()
         self._say(lost)
@@ -184,7 +189,7 @@ class _Watch:
                 _thread.interrupt_main()
             if self._leaving.wait(_GRACE):
                 return
-        elif lost and self._leaving.wait(_GRACE / 5):
+        elif not alone and self._leaving.wait(_GRACE / 5):
             return
         print(self._name + _lost_line(lost), file=sys.stderr)
         leave(LOST)
@@ -273,16 +278,19 @@ def from_first(read: "Callable[[], Mapping[str, np.ndarray] | None]") -> "dict[s
 
 
 def check_same(value: Any, what: str) -> None:
-    """Refuses to go on where processes would do different work; `value` is JSON.
+    """Refuses to go on, in every process, where processes would do different work; `value` is JSON.
 
     Raises:
-      InputError: another value than in the first process.
+      InputError: a process has another value than the first.
     """
-    import jax
+    from jax.experimental import multihost_utils
 
-    mine = json.dumps(value, sort_keys=True)
-    if count() > 1 and _told_by_first(mine.encode()) != mine.encode():
-        raise InputError(f"process {jax.process_index()} has other {what} than process 0; give all processes the same")
+    if count() == 1:
+        return
+    mine = json.dumps(value, sort_keys=True).encode()
+    same = multihost_utils.process_allgather(_told_by_first(mine) == mine)
+    if not same.all():
+        raise InputError(f"process {same.argmin()} has other {what} than process 0; give all processes the same")
 
 
 def in_shares(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
