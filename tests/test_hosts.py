@@ -20,7 +20,8 @@ from emojax.mesh import make_mesh, my_rows
 
 CHECK = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "check_hosts.py"))
 ARGS = [
-    *("run", "--data.kind", "faces", "--data.limit", "160", *CHECK["NETWORKS"], "--concepts.path", "classes7"),
+    *("run", "--data.kind", "faces", "--data.limit", "160", "--data.test-splits", "public_test"),
+    *(*CHECK["NETWORKS"], "--concepts.path", "classes7"),
     *("--probe.layers", "lin1", "lin2", "--probe.batch", "32", "--probe.save-every", "0", "--probe.top-k", "40"),
     *("--dissect.top-k", "40", "--dissect.null-sets", "50", "--edit.layers", "lin2", "--edit.tau", "0", "0.5"),
     *("--edit.factor", "1", "2", "--edit.permutations", "0", "--edit.masks", "0"),
