@@ -3,14 +3,14 @@
 Every process runs the same program on its own devices and its own share of the images. The first, index 0, alone
 writes, prints and looks at the cache, so a disk that all of them share is not needed beyond the inputs. Every other
 process holds a connection to the first: when one ends too early, the rest hear of it at once and end as well, whatever
-they are doing. P processes.
+they are doing.
 """
 
 import contextlib
 import json
 import os
 import secrets
-import select
+import selectors
 import socket
 import struct
 import sys
@@ -160,18 +160,17 @@ class _Watch:
 
     def _listen(self) -> None:
         """Hears until every peer is done, or one is lost. A word is four bytes: `_DONE`, or who was lost."""
-        waiting = dict(self._links)
-        while waiting:
-            ready, _, _ = select.select(list(waiting.values()), [], [])
-            for index, link in list(waiting.items()):
-                if link not in ready:
-                    continue
-                word = _word(link)
-                if word is None:
-                    return self._end(index, alone=index == 0)
-                if word != _DONE:
-                    return self._end(word)
-                del waiting[index]
+        with selectors.DefaultSelector() as waiting:
+            for index, link in self._links.items():
+                waiting.register(link, selectors.EVENT_READ, index)
+            while waiting.get_map():
+                for key, _ in waiting.select():
+                    word = _word(key.fileobj)
+                    if word is None:
+                        return self._end(key.data, alone=key.data == 0)
+                    if word != _DONE:
+                        return self._end(word)
+                    waiting.unregister(key.fileobj)
         return None
 
     def _end(self, lost: int, alone: bool = False) -> None:

@@ -103,8 +103,8 @@ def test_alone_nothing_is_asked_of_others():
     assert my_rows(make_mesh(4), 64) == slice(0, 64)
 
 
-def test_a_stranger_on_the_port_is_an_error_not_a_peer():
-    """Words on a connection: four bytes, or the end."""
+def test_words_on_a_connection():
+    """Four bytes, or the end, also where it comes in the middle of a word."""
     one, other = socket.socketpair()
     with one, other:
         other.sendall(b"\xff\xff\xff\xff\x00\x00")
@@ -118,3 +118,19 @@ def test_errors_before_the_job_are_as_ever(capsys):
         cli.parse_job(["--index"])
     job, rest = cli.parse_job(["--a", "--coordinator", "h:1", "--processes", "2", "--index", "1", "b"])
     assert (job, rest) == (hosts.Job("h:1", 2, 1), ["--a", "b"])
+
+
+def test_start_scripts_pass_arguments_on(tmp_path):
+    """With stand-ins for the programs of a cluster, which print what they are given."""
+    scripts = Path(__file__).parents[1] / "scripts"
+    for name in ("srun", "gcloud"):
+        (tmp_path / name).write_text('#!/bin/bash\nprintf "%s|" "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "TPU": "pod", "ZONE": "here"}
+    given = ["probe", "--out", "a b"]
+
+    def printed(script: str) -> str:
+        return subprocess.run(["bash", scripts / script, *given], env=env, capture_output=True, text=True, check=True).stdout
+
+    assert printed("slurm.sbatch").endswith("|emojax|probe|--out|a b|--coordinator|auto|")
+    assert printed("tpu_pod.sh").endswith(r"--command=emojax-venv/bin/emojax probe --out a\ b  --coordinator auto|")
