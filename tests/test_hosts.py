@@ -20,7 +20,7 @@ from emojax.mesh import make_mesh, my_rows
 
 CHECK = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "check_hosts.py"))
 ARGS = [
-    *("run", "--data.kind", "faces", "--data.limit", "160", "--data.test-splits", "public_test"),
+    *("run", "--data.kind", "faces", "--data.limit", "480", "--data.test-splits", "public_test"),
     *(*CHECK["NETWORKS"], "--concepts.path", "classes7"),
     *("--probe.layers", "lin1", "lin2", "--probe.batch", "32", "--probe.save-every", "0", "--probe.top-k", "40"),
     *("--dissect.top-k", "40", "--dissect.null-sets", "50", "--edit.layers", "lin2", "--edit.tau", "0", "0.5"),
