@@ -1,18 +1,22 @@
 """The command line: finds the verb, merges settings file and flags, calls the verb, turns refusals into one line.
 
-Exit codes: 0 done, 2 wrong usage or input (one line on stderr), 1 a bug (with its traceback), 130 interrupted.
+Exit codes: 0 done, 2 wrong usage or input (one line on stderr), 1 a bug (with its traceback), 3 another process of the
+job was lost, 130 interrupted.
 """
 
 import contextlib
 import io
+import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from pydantic import Field, ValidationError
 
+from emojax import hosts
 from emojax.config import Reason, Section, Settings, UserPath, explain, read_settings, verb_model
 from emojax.errors import InputError, did_you_mean, of_the_disk, one_line
 
@@ -138,25 +142,53 @@ def overview() -> str:
         *(f"  {name:<10} {verb.about}" for name, verb in VERBS.items()),
         "",
         "emojax <verb> --help lists its settings with their defaults. --config FILE takes them from YAML (see configs/).",
+        "Several processes as one (docs/scale.md): --coordinator HOST:PORT --processes N --index I, or --coordinator auto.",
     ]
     return "\n".join(lines)
 
 
-def _split_config(args: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """Takes `--config FILE` or `--config=FILE` out of the arguments."""
-    rest, path, waiting = [], None, False
+def _take_out(args: Sequence[str], flags: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Takes `--flag VALUE` and `--flag=VALUE` out of the arguments."""
+    rest, found, waiting = [], {}, None
     for arg in args:
-        if waiting:
-            path, waiting = Path(arg), False
-        elif arg == "--config":
-            waiting = True
-        elif arg.startswith("--config="):
-            path = Path(arg.partition("=")[2])
+        name, equals, value = arg.partition("=")
+        if waiting is not None:
+            found[waiting], waiting = arg, None
+        elif name in flags and equals:
+            found[name] = value
+        elif arg in flags:
+            waiting = arg
         else:
             rest.append(arg)
-    if waiting:
-        raise InputError("--config needs a file")
-    return path, rest
+    if waiting is not None:
+        raise InputError(f"{waiting} needs a {'file' if waiting == '--config' else 'value'}")
+    return found, rest
+
+
+def parse_job(args: Sequence[str]) -> tuple[hosts.Job | None, list[str]]:
+    """Which process of which job this is, and the other arguments.
+
+    Raises:
+      InputError: part of it is missing or makes no sense.
+    """
+    found, rest = _take_out(args, ("--coordinator", "--processes", "--index"))
+    if not found:
+        return None, rest
+    coordinator = found.pop("--coordinator", None)
+    if coordinator == "auto" and not found:
+        return hosts.Job("auto"), rest
+    if coordinator in (None, "auto") or len(found) != 2:
+        raise InputError("a job needs --coordinator HOST:PORT --processes N --index I, or --coordinator auto alone")
+    for flag, value in found.items():
+        if not value.isdecimal():
+            raise InputError(f"{flag} is {value!r}, not a number")
+    job = hosts.Job(coordinator, int(found["--processes"]), int(found["--index"]))
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise InputError(f"--coordinator is {coordinator!r}, not HOST:PORT or auto")
+    if job.index >= job.processes:
+        raise InputError(f"--index {job.index} is not below --processes {job.processes}; the first process is 0")
+    return job, rest
 
 
 def parse(verb: str, args: Sequence[str]) -> Section:
@@ -168,7 +200,8 @@ def parse(verb: str, args: Sequence[str]) -> Section:
     import tyro
 
     model = VERBS[verb].model
-    path, rest = _split_config(args)
+    found, rest = _take_out(args, ("--config",))
+    path = Path(found["--config"]) if found else None
     if rest and not rest[0].startswith("-") and verb in _POSITIONAL:
         rest = [_POSITIONAL[verb], *rest]
     rest = [_SHORT.get((verb, flag), flag) + equals + value for flag, equals, value in (arg.partition("=") for arg in rest)]
@@ -211,29 +244,53 @@ def main(args: Sequence[str] | None = None) -> int:
 
         print(f"emojax {versions().get('emojax', 'not installed')}")
         return 0
+    job, name = None, "emojax: "
     try:
         verb = args[0]
         if verb not in VERBS:
             raise InputError(f"no verb {verb!r}{did_you_mean(verb, VERBS)}")
-        settings = parse(verb, args[1:])
-        run = _function(verb)
-        run(settings)
+        job, rest = parse_job(args[1:])
+        if job is not None and job.index is not None:
+            name += f"process {job.index}: "
+        _run(verb, parse(verb, rest), job)
+        return 0
     except InputError as error:
-        print(f"emojax: {one_line(error)}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if of_the_disk(error) is None:
-            raise
-        print(f"emojax: {one_line(OSError(of_the_disk(error)))}", file=sys.stderr)
-        return 2
+        code = _complain(f"{name}{one_line(error)}", 2)
+    except hosts.PeerLost as lost:
+        code = _complain(f"{name}{lost}", hosts.LOST)
     except KeyboardInterrupt:
-        print("emojax: interrupted; nothing half-written was kept", file=sys.stderr)
-        return 130
-    return 0
+        code = _complain(f"{name}interrupted; nothing half-written was kept", 130)
+    except Exception as error:
+        if isinstance(error, OSError) and of_the_disk(error) is not None:
+            code = _complain(f"{name}{one_line(OSError(of_the_disk(error)))}", 2)
+        elif job is None:
+            raise
+        else:
+            traceback.print_exc()
+            code = 1
+    if job is not None:
+        hosts.leave(code)
+    return code
+
+
+def _complain(line: str, code: int) -> int:
+    print(line, file=sys.stderr)
+    return code
+
+
+def _run(verb: str, settings: Section, job: hosts.Job | None) -> None:
+    from emojax import mesh  # jax and the engine load only once the settings have been read
+
+    mesh.use_all_cores()
+    with hosts.joined(job), contextlib.ExitStack() as quiet:
+        if job is not None:
+            hosts.check_same([verb, settings.model_dump(mode="json")], "settings")
+            if not hosts.is_first():
+                quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w", encoding="utf-8"))))
+        _function(verb)(settings)
 
 
 def _function(verb: str) -> Callable[[Section], None]:
-    from emojax import mesh, verbs  # jax and the engine load only once the settings have been read
+    from emojax import verbs
 
-    mesh.use_all_cores()
     return getattr(verbs, verb)

@@ -29,8 +29,8 @@ class Data(Section):
     """The images: a prepared FER2013, an image folder, or rendered faces."""
 
     path: Path | None = Field(None, description="prepared FER2013, or folder of <class>/ or <split>/<class>/ images")
-    kind: Literal["auto", "fer2013", "folder", "faces"] = Field(
-        "auto", description="what the path is; faces renders them and needs no path"
+    kind: Literal["auto", "fer2013", "tfds", "folder", "faces"] = Field(
+        "auto", description="what the path is; tfds: prepared by TFDS as array_record; faces renders them, without a path"
     )
     probe_split: str = Field("training", description="split that the probe runs over; 'all' without splits")
     test_splits: tuple[str, ...] = Field(("public_test", "private_test"), description="splits to test on", min_length=1)

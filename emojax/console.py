@@ -1,4 +1,4 @@
-"""What a person at the terminal sees: lines on stdout, bars on stderr."""
+"""What a person at the terminal sees: lines on stdout, bars on stderr; of several processes, those of the first."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,6 +7,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from emojax.hosts import is_first
 
 console = Console(highlight=False, markup=False)  # names from data may hold brackets
 
@@ -31,7 +33,7 @@ def progress(what: str, unit: str = "images") -> Iterator[Callable[..., None]]:
     note = TextColumn("{task.fields[note]}", markup=False)
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn(), note)
     errors = Console(stderr=True)
-    with Progress(*columns, console=errors, disable=not errors.is_terminal) as bar:
+    with Progress(*columns, console=errors, disable=not errors.is_terminal or not is_first()) as bar:
         task = bar.add_task(what, total=None, note="")
         yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)
 
@@ -42,10 +44,12 @@ def say(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """A line that must not be overlooked, on stderr."""
-    Console(stderr=True, highlight=False).print(f"warning: {text}", style="bold yellow", soft_wrap=True, markup=False)
+    """A line that must not be overlooked, on stderr; of several processes the first says it."""
+    if is_first():
+        Console(stderr=True, highlight=False).print(f"warning: {text}", style="bold yellow", soft_wrap=True, markup=False)
 
 
 def say_written(out: Path) -> None:
     """Names the files of a run folder."""
-    say(f"wrote {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
+    if is_first():
+        say(f"wrote {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from emojax.errors import InputError
+from emojax.hosts import is_first
 
 MANIFEST = "manifest.json"
 _PACKAGES = ("emojax", "jax", "jaxlib", "flax", "numpy", "transformers", "tensorflow-datasets", "pillow")
@@ -180,6 +181,7 @@ class Run:
             "settings": self._settings,
             "versions": versions(),
             "devices": [str(device.device_kind) for device in jax.devices()],
+            "processes": jax.process_count(),
             "inputs": self.inputs,
             "target": self.target,
             "timings": self.timings,
@@ -209,7 +211,14 @@ def check_out(out: Path) -> None:
 
 @contextlib.contextmanager
 def run_folder(out: Path, verb: str, settings: Mapping[str, Any]) -> Iterator[Run]:
-    """Opens a run folder for writing; it appears at `out`, with its manifest, only when the block ends well."""
+    """Opens a run folder for writing; it appears at `out`, with its manifest, only when the block ends well.
+
+    Of several processes the first writes it; what the others put into theirs is thrown away.
+    """
+    if not is_first():
+        with tempfile.TemporaryDirectory(prefix="emojax-") as scratch:
+            yield Run(Path(scratch), verb, settings)
+        return
     check_out(out)
     with atomic_folder(out) as folder:
         run = Run(folder, verb, settings)

@@ -25,6 +25,7 @@ from emojax.engine.evaluate import Evaluation
 from emojax.engine.network import as_network
 from emojax.engine.truth import affinity
 from emojax.errors import InputError
+from emojax.hosts import is_first
 from emojax.models.deep_emotion import DeepEmotion, DeepEmotionConfig
 from emojax.models.vgg import VggConfig, VggNet
 
@@ -129,9 +130,10 @@ def metrics_writer(path: Path) -> Report:
     """Writes each epoch's row to a file of JSON lines as it comes, and says it in one line."""
 
     def report(row: dict[str, float]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        if is_first():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
         say(", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in row.items()))
 
     return report
@@ -172,7 +174,8 @@ def train(settings: Any, open_split: Callable[[config.Data, str], ImageSet]) -> 
         else:
             summary = _write_classifiers(settings, run, trained, images, validation, test)
         store.write_json(run.folder / "summary.json", {"task": options.task, **summary})
-    shutil.rmtree(kept)
+    if is_first():
+        shutil.rmtree(kept)
 
 
 def _check(settings: Any) -> None:

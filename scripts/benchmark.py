@@ -61,10 +61,10 @@ class Probe:
 
 @dataclasses.dataclass
 class Memory:
-    """Peak resident memory of a probe over generated images with small networks, each size in a process of its own."""
+    """Peak resident memory of a probe over generated images with tiny networks, each size in a process of its own."""
 
-    images: tuple[int, ...] = (20_000, 200_000)
-    batch: int = 512
+    images: tuple[int, ...] = (100_000, 1_000_000)
+    batch: int = 1024
     out: Path | None = None
 
 
@@ -403,7 +403,7 @@ def memory_once(options: _MemoryOnce) -> None:
 
     with tempfile.TemporaryDirectory() as cache:
         record = engine.probe(
-            random_vgg(VggConfig.small()),
+            random_vgg(VggConfig(widths=(4, 4, 8, 8, 8, 8, 8, 8), hidden=(16, 16))),
             generated_set(options.images),
             random_clip("tiny"),
             batch=options.batch,

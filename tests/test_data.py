@@ -236,3 +236,42 @@ def test_published_checkpoint(tiny_vgg, tmp_path):
     torch.save([1, 2], tmp_path / "list")
     with pytest.raises(InputError, match="no state dict"):
         weights.load_vgg(tmp_path / "list")
+
+
+def test_any_prepared_set_is_read_by_index(tmp_path, fer_rows):
+    """FER2013 as just one of the sets that TFDS prepared: the same images, in the same order, not held in memory."""
+    fer2013.prepare(fer2013.read_csv(write_fer_csv(tmp_path / "fer2013.csv", fer_rows)), tmp_path / "fer")
+    known = open_split(tmp_path / "fer", "training")
+    found = open_split(tmp_path / "fer", "training", kind="tfds")
+    assert (found.ids, found.classes, found.images.shape) == (known.ids, known.classes, known.images.shape)
+    np.testing.assert_array_equal(found.labels, known.labels)
+    for start in (0, 3, 13, 14):
+        np.testing.assert_array_equal(found.images[start : start + 5], known.images[start : start + 5])
+    assert found.key == open_split(tmp_path / "fer" / "fer2013" / "1.0.0", "training", kind="tfds").key
+    with pytest.raises(InputError, match="no split 'train'; did you mean 'training'"):
+        open_split(tmp_path / "fer", "train", kind="tfds")
+    with pytest.raises(InputError, match="holds no data set that TFDS prepared"):
+        open_split(tmp_path, "training", kind="tfds")
+
+
+@pytest.mark.parametrize("start", [0, 6, 12, 18])
+def test_stream_of_files_goes_on_where_it_stopped(fer_folder, start):
+    """Files are decoded as they are needed; from any image on, and for any share of a batch, the stream is the same."""
+    images = open_split(fer_folder / "train", "all", kind="folder").images
+    whole = images[0 : images.shape[0]]
+    for rows in (slice(0, 6), slice(0, 2), slice(4, 6)):
+        stream = list(batches(images, 6, start=start, rows=rows))
+        assert len(stream) == -(-max(0, len(whole) - start) // 6)
+        for number, batch in enumerate(stream):
+            first, real = start + 6 * number + rows.start, batch.indices != EMPTY
+            assert len(batch.indices) == rows.stop - rows.start
+            np.testing.assert_array_equal(batch.indices[real], np.arange(first, first + real.sum()))
+            np.testing.assert_array_equal(batch.images[real], whole[first : first + real.sum()])
+            assert not batch.images[~real].any()
+
+
+def test_an_unreadable_file_in_a_stream_is_named(fer_folder):
+    images = open_split(fer_folder / "train", "all", kind="folder").images
+    next((fer_folder / "train" / "happy").iterdir()).write_bytes(b"gone")
+    with pytest.raises(InputError, match=r"happy.*not a readable image"):
+        list(batches(images, 2))

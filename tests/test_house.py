@@ -39,6 +39,7 @@ FLOORS = {
     "store": 1,
     "console": 1,
     "models": 1,
+    "hosts": 0,
     "ops": 0,
 }
 

@@ -70,7 +70,7 @@ def pictures(path: Path | None, kind: str = "auto", *, limit: int | None = None)
     Raises:
       InputError: there is no data set, or its form is wrong as a whole; a single bad image is a `complaint` instead.
     """
-    from emojax.data import faces, fer2013
+    from emojax.data import faces, fer2013, tfds_set
 
     kind, path = resolve(path, kind, raw=True)
     if kind == "faces":
@@ -79,6 +79,9 @@ def pictures(path: Path | None, kind: str = "auto", *, limit: int | None = None)
     elif kind == "fer2013":
         names = fer2013.prepared_splits(path)
         yield from _of_sets((fer2013.load(path, name).first(limit) for name in names), names)
+    elif kind == "tfds":
+        names = sorted(tfds_set.splits(path), key=lambda name: not is_training(name))
+        yield from _of_sets((tfds_set.load(path, name).first(limit) for name in names), names)
     elif kind == "raw":
         yield from _limited(_raw(path), limit)
     else:
@@ -89,7 +92,7 @@ def _of_sets(sets: Iterable[ImageSet], names: Sequence[str]) -> Iterator[Picture
     for name, images in zip(names, sets, strict=True):
         for start in range(0, len(images), _CHUNK):
             for row, pixels in enumerate(images.images[start : start + _CHUNK], start):
-                label = images.classes[images.labels[row]]
+                label = "" if images.labels is None else images.classes[images.labels[row]]
                 yield Picture(
                     images.ids[row], images.ids[row], name, label, pixels[..., 0] if pixels.shape[2] == 1 else pixels
                 )

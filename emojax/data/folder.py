@@ -16,23 +16,30 @@ from emojax.data.decode import entries, read_bytes, read_header, read_image
 from emojax.data.exclude import Excluded
 from emojax.data.loader import ImageSet
 from emojax.errors import InputError, did_you_mean
+from emojax.hosts import in_shares
 from emojax.store import content_key
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 MIXED_SIZE = 224  # what CLIP sees; chosen when sizes differ and none was asked for
+_CHUNK = 256  # files that are looked at together
 
 
 class ImageFiles:
-    """Image files as an array uint8 [I, size, size, channels], decoded slice by slice on a few threads."""
+    """Image files as an array uint8 [I, size, size, channels], decoded slice by slice on a few threads.
 
-    def __init__(self, files: Sequence[Path], size: int, channels: int):
-        self._files, self._mode = files, "L" if channels == 1 else "RGB"
-        self.shape = (len(files), size, size, channels)
+    `names` are those of the files below `root`.
+    """
+
+    def __init__(self, root: Path, names: Sequence[str], size: int, channels: int):
+        self._root, self._names, self._mode = root, names, "L" if channels == 1 else "RGB"
+        self.shape = (len(names), size, size, channels)
 
     def __getitem__(self, rows: slice, /) -> np.ndarray:
-        files = self._files[rows]
+        names = self._names[rows]
+        if not names:
+            return np.empty((0, *self.shape[1:]), np.uint8)
         with ThreadPoolExecutor(4) as pool:
-            return np.stack(list(pool.map(self._read, files)))
+            return np.stack(list(pool.map(lambda name: self._read(self._root / name), names)))
 
     def _read(self, file: Path) -> np.ndarray:
         size = self.shape[1]
@@ -97,25 +104,27 @@ def load(path: Path, split: str, *, size: int | None = None, excluded: Excluded 
             raise InputError(f"{path} has class folders and no splits; pass the split 'all' instead of {split!r}")
         raise InputError(f"{path} has no split {split!r}{did_you_mean(split, splits)}")
     classes, name = files_of(splits[split]), f"{path.name} {split}"
-    found = [(file, label) for label, files in enumerate(classes.values()) for file in files]
-    ids = [file.relative_to(path).as_posix() for file, _ in found]
+    found = [(file.relative_to(path).as_posix(), label) for label, files in enumerate(classes.values()) for file in files]
     if excluded is not None:
         others = [f"{other}/" for other in splits if other != split]
-        rows = excluded.rows_left(ids, others, name)
-        found, ids = [found[row] for row in rows], [ids[row] for row in rows]
+        found = [found[row] for row in excluded.rows_left([each for each, _ in found], others, name)]
     if not found:
         raise InputError(f"{name}: no images in its class folders")
-    files = [file for file, _ in found]
-    labels = np.asarray([label for _, label in found], np.int32)
+    ids, labels = [each for each, _ in found], np.asarray([label for _, label in found], np.int32)
+
+    def scan(at: int) -> list[tuple[str, tuple[int, int], int]]:
+        return list(pool.map(_scan, (path / each for each in ids[at : at + _CHUNK])))
 
     with ThreadPoolExecutor(4) as pool:
-        hashes, sizes, channels = zip(*pool.map(_scan, files), strict=True)
+        scanned = [one for chunk in in_shares(scan, range(0, len(ids), _CHUNK)) for one in chunk]
+    hashes, sizes, channels = zip(*scanned, strict=True)
     if size is None:
-        square = len(set(sizes)) == 1 and sizes[0][0] == sizes[0][1]
-        size = sizes[0][0] if square else MIXED_SIZE
+        squares = {tuple(each) for each in sizes}
+        width, height = next(iter(squares))
+        size = width if len(squares) == 1 and width == height else MIXED_SIZE
     names = tuple(classes)
     return ImageSet(
-        images=ImageFiles(files, size, max(channels)),
+        images=ImageFiles(path, ids, size, max(channels)),
         labels=labels,
         classes=names,
         ids=ids,

@@ -1,8 +1,8 @@
-"""Image sets and the batches made of them: fixed shapes, the last one padded, the next one read while one computes."""
+"""Image sets and the batches made of them: fixed shapes, the last one padded, the next ones read while one computes."""
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
@@ -14,7 +14,7 @@ from emojax.errors import InputError, did_you_mean
 from emojax.ops.topk import EMPTY
 from emojax.store import content_key
 
-Kind = Literal["auto", "fer2013", "folder", "faces"]
+Kind = Literal["auto", "fer2013", "tfds", "folder", "faces"]
 
 
 class Images(Protocol):
@@ -134,23 +134,30 @@ class Batch(NamedTuple):
     indices: np.ndarray
 
 
-def batches(images: Images, size: int, *, start: int = 0) -> Iterator[Batch]:
-    """Batches of one shape from image `start` on; a thread reads the next while the caller works on one."""
+def batches(images: Images, size: int, *, start: int = 0, rows: slice | None = None) -> Iterator[Batch]:
+    """Batches of one shape from image `start` on, or those `rows` of each.
+
+    Grain reads on two threads, at most two batches ahead of the caller, and gives them in order. A batch depends on its
+    first image only, so who stopped at image `start` goes on there with the same batches.
+    """
+    import grain
+
     total = images.shape[0]
+    low, high, _ = (rows or slice(None)).indices(size)
 
     def read(at: int) -> Batch:
-        chunk = images[at : min(at + size, total)]
-        pad = size - len(chunk)
-        indices = np.full(size, EMPTY, np.int32)
-        indices[: len(chunk)] = np.arange(at, at + len(chunk), dtype=np.int32)
+        first, last = min(at + low, total), min(at + high, total)
+        chunk = images[first:last]
+        pad = high - low - len(chunk)
+        indices = np.full(high - low, EMPTY, np.int32)
+        indices[: len(chunk)] = np.arange(first, last, dtype=np.int32)
         return Batch(np.pad(chunk, ((0, pad), (0, 0), (0, 0), (0, 0))) if pad else np.asarray(chunk), indices)
 
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(read, start) if start < total else None
-        while coming is not None:
-            batch, start = coming.result(), start + size
-            coming = reader.submit(read, start) if start < total else None
-            yield batch
+    if start < total:
+        ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+        reader = iter(grain.MapDataset.range(start, total, size).map(read).to_iter_dataset(ahead))
+        with contextlib.closing(reader):
+            yield from reader
 
 
 class _Rows:
@@ -169,7 +176,7 @@ class _Rows:
 
 def stream(images: Images, labels: np.ndarray, rows: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches (images [B, H, W, C], labels [B]) of the given rows [B] each, read ahead by Grain on several threads."""
-    import grain.python as grain
+    import grain
 
     rows = list(rows)
     if not rows:
@@ -196,7 +203,7 @@ def resolve(path: Path | None, kind: Kind = "auto", *, raw: bool = False) -> tup
     Raises:
       InputError: the path is missing, or is raw FER2013 (with the command that prepares it) where that will not do.
     """
-    from emojax.data import fer2013
+    from emojax.data import fer2013, tfds_set
 
     if kind == "faces":
         return kind, None
@@ -214,7 +221,7 @@ def resolve(path: Path | None, kind: Kind = "auto", *, raw: bool = False) -> tup
                 if path.is_dir() or path.suffix == ".csv"
                 else f"{path} is a file; pass --data.path a prepared FER2013 or an image folder"
             )
-        kind = "fer2013" if fer2013.is_prepared(path) else "folder"
+        kind = "fer2013" if fer2013.is_prepared(path) else "tfds" if tfds_set.is_prepared(path) else "folder"
     if kind == "fer2013" and not fer2013.is_prepared(path):
         raise InputError(f"{path} is not a prepared FER2013; run `emojax prepare --source {path} --out DIR`")
     return kind, path
@@ -229,15 +236,16 @@ def open_split(
     limit: int | None = None,
     exclude: Path | None = None,
 ) -> ImageSet:
-    """Opens a split of a prepared FER2013 or of an image folder, or renders one (`kind="faces"`, which takes no path).
+    """Opens a split of a prepared FER2013, of any data set that TFDS prepared, or of an image folder; or renders one.
 
+    `kind="faces"` renders and takes no path.
     `exclude` is a list of images to leave out, see `exclude.py`; `limit` counts those that are left, but for rendered
     faces, of which as many are rendered.
 
     Raises:
       InputError: see `resolve`; there is no such split, or the list does not fit.
     """
-    from emojax.data import faces, fer2013, folder
+    from emojax.data import faces, fer2013, folder, tfds_set
 
     kind, path = resolve(path, kind)
     excluded = None if exclude is None else Excluded.read(exclude)
@@ -246,6 +254,8 @@ def open_split(
         return images.without(excluded, [f"faces/{name}/" for name in faces.SPLITS if name != split])
     if kind == "folder":
         return folder.load(path, split, size=size, excluded=excluded).first(limit)
+    if kind == "tfds":
+        return tfds_set.load(path, split).without(excluded, [f"{name}/" for name in tfds_set.splits(path)]).first(limit)
     if split not in fer2013.SPLITS:
         raise InputError(f"FER2013 has no split {split!r}{did_you_mean(split, fer2013.SPLITS)}")
     others = [f"{name}-" for name in fer2013.SPLITS if name != split]

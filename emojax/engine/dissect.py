@@ -24,6 +24,7 @@ from emojax.engine import pmi
 from emojax.engine.pmi import Confidence
 from emojax.engine.record import ProbeRecord
 from emojax.errors import InputError
+from emojax.hosts import from_first, is_first
 from emojax.mesh import make_mesh
 from emojax.ops import similarity as ops
 from emojax.store import content_key, read_npy, write_binary
@@ -166,11 +167,19 @@ def embed_concepts(clip: ClipEncoder, concepts: ConceptSet, cache: Path | None =
     if cache is None:
         return clip.embed_texts(concepts.concepts)
     path = Path(cache).expanduser() / "texts" / f"{content_key([clip.key, list(concepts.concepts)])}.npy"
-    with contextlib.suppress(OSError, ValueError):  # missing, or damaged: made again
-        return read_npy(path)
+    kept = from_first(lambda: _read(path))
+    if kept is not None:
+        return kept["texts"]
     texts = clip.embed_texts(concepts.concepts)
-    write_binary(path, lambda file: np.save(file, texts))
+    if is_first():
+        write_binary(path, lambda file: np.save(file, texts))
     return texts
+
+
+def _read(path: Path) -> dict[str, np.ndarray] | None:
+    with contextlib.suppress(OSError, ValueError):  # missing, or damaged: made again
+        return {"texts": read_npy(path)}
+    return None
 
 
 def _cosine(record: ProbeRecord, texts: jax.Array) -> jax.Array:

@@ -20,7 +20,8 @@ from emojax.data.loader import ImageSet
 from emojax.engine.evaluate import labelled
 from emojax.engine.network import as_network, default_tile, map_images
 from emojax.errors import InputError, did_you_mean
-from emojax.mesh import put_batch
+from emojax.hosts import check_same, from_first, is_first
+from emojax.mesh import put_split
 from emojax.models.vgg import LAYERS, VggNet
 from emojax.ops import gains as ops
 from emojax.ops.gains import Gain
@@ -110,7 +111,7 @@ class LayerInputs:
                 values, labels = self.values[start : start + size], self.labels[start : start + size]
                 pad = size - len(labels)
                 values = np.pad(values, ((0, pad), *(((0, 0),) * (values.ndim - 1)))) if pad else values
-                yield put_batch(mesh, np.asarray(values), np.pad(labels, (0, pad), constant_values=-1))
+                yield put_split(mesh, (np.asarray(values), np.pad(labels, (0, pad), constant_values=-1)))
 
         if self.values.nbytes > _RESIDENT:
             return sent()
@@ -155,14 +156,14 @@ def layer_inputs(
         return network.until(network.preprocess(chunk), layer)
 
     kept = None if cache is None else Path(cache).expanduser() / f"inputs-{key}.npy"
-    values = None
-    if kept is not None:
-        with contextlib.suppress(OSError, ValueError):  # missing, or damaged: made again
-            values = read_npy(kept, mapped=True)
-    if values is None:
+    check_same(key, "images or weights")
+    found = from_first(lambda: _read(kept))
+    if found is None:
         values = map_images(forward, state, images, batch=batch, tile=tile, progress=progress)
-        if kept is not None:
+        if kept is not None and is_first():
             write_binary(kept, lambda file: np.save(file, values))
+    else:
+        values = found["values"]
     own, last, classes = getattr(model, layer), model.lin3, model.config.classes
     params, after = state, _rest_of(graphdef, layer)
     if layer == "lin2":
@@ -172,6 +173,12 @@ def layer_inputs(
         params, after = Head(own.bias[...], identity, nothing, floor=-np.inf), _through
     sums = np.asarray(ops.weight_sums(own.kernel[...]))
     return LayerInputs(layer, values, labels, images.classes, params, sums, key, images.name, after)
+
+
+def _read(kept: Path | None) -> dict[str, np.ndarray] | None:
+    with contextlib.suppress(OSError, ValueError):  # missing, or damaged: made again
+        return None if kept is None else {"values": read_npy(kept, mapped=True)}
+    return None
 
 
 def join_inputs(*parts: LayerInputs) -> LayerInputs:

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from emojax.engine.inputs import LayerInputs, Progress
-from emojax.mesh import copied, make_mesh, put_batch, put_copy, split
+from emojax.mesh import copied, make_mesh, put_copy, put_split, split
 from emojax.ops import gains as ops
 from emojax.ops.gains import Scope
 
@@ -55,7 +55,7 @@ def learn_gains(
         order = rng.permutation(total)
         for at in range(steps):
             rows = np.resize(order[at * batch : (at + 1) * batch], batch)
-            state = train(state, params, *put_batch(mesh, inputs.values[rows], inputs.labels[rows]))
+            state = train(state, params, *put_split(mesh, (inputs.values[rows], inputs.labels[rows])))
         if progress is not None:
             progress(epoch + 1, epochs)
     return np.exp(np.asarray(state[0]))

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from emojax.data.loader import ImageSet, batches
 from emojax.errors import InputError, did_you_mean
-from emojax.mesh import AXIS, make_mesh, put_batch, put_copy
+from emojax.mesh import AXIS, make_mesh, my_rows, put_batch, put_copy, readable
 from emojax.models.vgg import VggNet
 from emojax.ops.image import to_unit
 from emojax.store import content_key
@@ -129,8 +129,8 @@ def map_images(
 ) -> Any:
     """Applies `function(params, uint8 images [T, H, W, C])` to a whole set, in tiles, on all devices.
 
-    Returns the function's pytree as numpy arrays with the images along the first axis. `batch` is how many images
-    travel at once; it is rounded up to whole tiles on every device and does not change the results.
+    Returns the function's pytree as numpy arrays with the images along the first axis, in every process. `batch` is how
+    many images travel at once; it is rounded up to whole tiles on every device and does not change the results.
     """
     mesh, tile, total = make_mesh(), tile or default_tile(), len(images)
     grain = mesh.size * tile
@@ -142,10 +142,11 @@ def map_images(
 
     parts = PartitionSpec(AXIS)
     # check_vma off: the carry types that lax.map would need are not known inside flax modules
-    step = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(PartitionSpec(), parts), out_specs=parts, check_vma=False))
+    specs = {"in_specs": (PartitionSpec(), parts), "out_specs": parts, "check_vma": False}
+    step = jax.jit(jax.shard_map(local, mesh=mesh, **specs), out_shardings=readable(mesh))
     params = put_copy(mesh, params)
     results = []
-    for start, chunk in zip(range(0, total, batch), batches(images.images, batch), strict=True):
+    for start, chunk in zip(range(0, total, batch), batches(images.images, batch, rows=my_rows(mesh, batch)), strict=True):
         results.append(jax.tree.map(np.asarray, step(params, *put_batch(mesh, chunk.images))))
         if progress is not None:
             progress(min(start + batch, total), total)

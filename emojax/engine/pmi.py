@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from emojax.engine.record import ProbeRecord
-from emojax.mesh import AXIS, put_copy, split
+from emojax.mesh import AXIS, put_copy, put_split, readable
 from emojax.ops import similarity as ops
 from emojax.ops import stats
 
@@ -99,7 +99,7 @@ def score(
 
     program = _program(mesh, kind, tuple(record.layers.values()), blocks, concepts)
     whole = put_copy(mesh, (record.embeddings[used], rows))
-    parts = jax.device_put((tiled.reshape(tiles, width, -1), real), split(mesh))
+    parts = put_split(mesh, (tiled.reshape(tiles, width, -1), real))
     scores, half_best, half_at, null = map(np.asarray, program(*whole, *parts))
     scores = np.moveaxis(scores, 0, 1).reshape(units, -1)[:, :concepts]
     if not null_sets:
@@ -146,4 +146,4 @@ def _program(mesh: Mesh, kind: SoftWpmi | Wpmi, sizes: tuple[int, ...], blocks: 
 
     parts, whole = PartitionSpec(AXIS), PartitionSpec()
     specs = {"in_specs": (whole, whole, parts, parts), "out_specs": parts, "check_vma": False}
-    return jax.jit(jax.shard_map(local, mesh=mesh, **specs))
+    return jax.jit(jax.shard_map(local, mesh=mesh, **specs), out_shardings=readable(mesh))

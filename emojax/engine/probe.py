@@ -23,9 +23,10 @@ from jax.sharding import Mesh, PartitionSpec
 from emojax.data.loader import ImageSet, batches
 from emojax.data.weights import ClipEncoder, unit_rows
 from emojax.engine.network import Network, ReturnsTaps, as_network, default_tile, in_tiles, resolve_layers
-from emojax.engine.record import Partial, ProbeRecord, Rows, load, record_key
+from emojax.engine.record import Partial, ProbeRecord, Rows, in_every_process, load, record_key
 from emojax.errors import InputError
-from emojax.mesh import AXIS, make_mesh, put_batch, put_copy, split
+from emojax.hosts import check_same, from_first, is_first
+from emojax.mesh import AXIS, fetch_to_first, make_mesh, my_rows, put_batch, put_copy, put_split, readable, split
 from emojax.ops import moments as moments_op
 from emojax.ops import pooling, topk
 from emojax.ops.pooling import Pool
@@ -120,38 +121,34 @@ def probe(
     units, dimension, total = sum(sizes.values()), clip.model.config.embedding, len(images)
 
     key = record_key(network, images, clip, names, pool, top_k, tile, keep_activations)
-    kept_at = None if cache is None or key is None else Path(cache).expanduser() / key
-    if kept_at is not None and kept_at.is_dir():
-        return replace(load(kept_at), clip=clip)
+    check_same([key, images.key], "images, weights or settings")
+    kept_at = None if cache is None or key is None or not is_first() else Path(cache).expanduser() / key
+    blank = ProbeRecord(sizes, None, None, None, images.labels, images.classes, images.ids, key, clip.key, clip=clip)
+    found = in_every_process(lambda: load(kept_at) if kept_at is not None and kept_at.is_dir() else None, blank)
+    if found is not None:
+        return found
     widths = {"embeddings": dimension} | ({"activations": units} if keep_activations else {})
     partial = None if kept_at is None else Partial(kept_at.with_name(f"{key}.partial"), total, widths)
-    rows = Rows(total, widths) if partial is None else partial.rows
+    rows = partial.rows if partial is not None else Rows(total, widths) if is_first() else None
 
     grain = mesh.size * (tile if tile % 2 == 0 else 2 * tile)
     batch = -(-min(batch, total) // grain) * grain
     clip_graph, clip_params = nnx.split(clip.model)
     step = _compile_step(_forward(network, clip_graph, clip.preprocess, names, pool), tile, keep_activations, mesh)
     params = put_copy(mesh, (network.params, clip_params))
-    with contextlib.closing(rows):
-        done, state = _start(partial.restore() if partial is not None else None, units, top_k, dimension, mesh)
-        snapshots = None if partial is None else (partial, save_every)
-        state = _stream(step, params, state, images, batch, done, rows, mesh, snapshots, progress)
-        top, sums = _finish(jax.tree.map(np.asarray, state))
-        record = ProbeRecord(
-            layers=sizes,
-            top=top,
-            moments=sums,
-            labels=images.labels,
-            classes=images.classes,
-            ids=images.ids,
-            key=key,
-            clip_key=clip.key,
-            clip=clip,
-            done_before=done,
-            **rows.arrays(),
-        )
-        _refuse_not_finite(record)
-        return record if partial is None else partial.finish(record, kept_at)
+    with contextlib.closing(rows) if rows is not None else contextlib.nullcontext():
+        done, state = _start(from_first(lambda: partial and partial.restore()), units, top_k, dimension, mesh)
+        keeps = None if cache is None or key is None else save_every
+        state = _stream(step, params, state, images, batch, done, rows, mesh, partial, keeps, progress)
+        host = fetch_to_first(mesh, state)
+
+        def finish() -> ProbeRecord:
+            top, sums = _finish(host)
+            record = replace(blank, top=top, moments=sums, done_before=done, **rows.arrays())
+            _refuse_not_finite(record)
+            return record if partial is None else partial.finish(record, kept_at)
+
+        return in_every_process(finish, blank)
 
 
 def _stream(
@@ -161,33 +158,67 @@ def _stream(
     images: ImageSet,
     batch: int,
     first: int,
-    rows: Rows,
+    rows: Rows | None,
     mesh: Mesh,
-    snapshots: tuple[Partial, float] | None,
+    partial: Partial | None,
+    save_every: float | None,
     progress: Callable[[int, int], None] | None,
 ) -> _State:
-    """All batches from image `first` on. A step's rows are fetched only once the next is on its way: no device waits."""
-    total, waiting, saved_at = len(images), None, time.monotonic()
+    """All batches from image `first` on. A step's rows are fetched only once the next is on its way: no device waits.
+
+    Only the first process has rows and a `partial` to put things into; all of them know when to save.
+    """
+    total, waiting, mine = len(images), None, my_rows(mesh, batch)
+    due = _Due(save_every)
 
     def take(start: int, outputs: dict[str, jax.Array]) -> int:
-        for name, values in outputs.items():
-            rows.write(name, start, np.asarray(values)[: total - start])
+        for name, values in jax.tree.map(np.asarray, outputs).items():
+            if rows is not None:
+                rows.write(name, start, values[: total - start])
         done = min(start + batch, total)
         if progress is not None:
             progress(done, total)
         return done
 
-    for start, chunk in zip(range(first, total, batch), batches(images.images, batch, start=first), strict=True):
+    chunks = batches(images.images, batch, start=first, rows=mine)
+    for start, chunk in zip(range(first, total, batch), chunks, strict=True):
         state, outputs = step(params, state, *put_batch(mesh, *chunk))
         if waiting is not None:
             take(*waiting)
         waiting = (start, outputs)
-        if snapshots is not None and time.monotonic() - saved_at >= snapshots[1] and start + batch < total:
-            snapshots[0].save(take(*waiting), _arrays(state))
-            waiting, saved_at = None, time.monotonic()
+        if due.after_a_batch() and start + batch < total:
+            done, waiting, host = take(*waiting), None, fetch_to_first(mesh, state)
+            if partial is not None:
+                partial.save(done, {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(host))})
     if waiting is not None:
         take(*waiting)
     return state
+
+
+class _Due:
+    """When to save: every so many seconds, or never.
+
+    Processes must agree on the batch, and their clocks do not. So after each snapshot the first of them says, by the pace
+    so far, how many batches the next one is away; the first two snapshots come after a batch each.
+    """
+
+    def __init__(self, seconds: float | None):
+        self._seconds, self._away, self._batches, self._since = seconds, 1, 0, None
+
+    def after_a_batch(self) -> bool:
+        """Whether to save now."""
+        if self._seconds is None:
+            return False
+        self._batches += 1
+        if self._batches < self._away:
+            return False
+        now = time.monotonic()
+        if self._since is not None:
+            pace = (now - self._since) / self._batches
+            agreed = from_first(lambda: {"away": np.int32(np.clip(self._seconds / max(pace, 1e-9), 1, 2**30))})
+            self._away = int(agreed["away"])
+        self._since, self._batches = now, 0
+        return True
 
 
 def _compile_step(forward: Callable, tile: int, keep_activations: bool, mesh: Mesh) -> Callable:
@@ -201,26 +232,19 @@ def _compile_step(forward: Callable, tile: int, keep_activations: bool, mesh: Me
             out_specs=(parts, parts),
             check_vma=False,  # lax.map carries no varying-axis types through flax modules
         ),
+        out_shardings=(split(mesh), readable(mesh)),
         donate_argnums=1,
     )
 
 
-def _arrays(state: _State) -> dict[str, np.ndarray]:
-    """The state's leaves on the host, by number."""
-    return {str(number): np.asarray(leaf) for number, leaf in enumerate(jax.tree.leaves(state))}
-
-
-def _start(
-    restored: tuple[int, dict[str, np.ndarray]] | None, units: int, top_k: int, dimension: int, mesh: Mesh
-) -> tuple[int, _State]:
+def _start(restored: dict[str, np.ndarray] | None, units: int, top_k: int, dimension: int, mesh: Mesh) -> tuple[int, _State]:
     """Images done and the state [devices, …] to go on from; a snapshot of another number of devices is merged first."""
     empty = _State(TopK(*(jnp.stack([x, x]) for x in topk.init(units, top_k))), moments_op.init(units, dimension))
     leaves, structure = jax.tree.flatten(empty)
     if restored is None:
         done, host = 0, [np.broadcast_to(leaf, (mesh.size, *leaf.shape)) for leaf in leaves]
     else:
-        done, arrays = restored
-        host = [arrays[str(number)] for number in range(len(leaves))]
+        done, host = int(restored["images_done"]), [restored[str(number)] for number in range(len(leaves))]
         if len(host[0]) != mesh.size:
             top, sums = _finish(jax.tree.unflatten(structure, host))
             rounded = jax.tree.map(np.float32, sums)
@@ -228,7 +252,7 @@ def _start(
             merged = jax.tree.leaves(_State(top, moments_op.Running(rounded, lost)))
             others = [np.broadcast_to(leaf, (mesh.size - 1, *leaf.shape)) for leaf in leaves]
             host = [np.concatenate([one[None], rest]) for one, rest in zip(merged, others, strict=True)]
-    return done, jax.device_put(jax.tree.unflatten(structure, host), split(mesh))
+    return done, put_split(mesh, jax.tree.unflatten(structure, host))
 
 
 def _finish(state: _State) -> tuple[TopK, moments_op.Moments]:

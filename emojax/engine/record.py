@@ -7,7 +7,7 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from emojax.data.loader import ImageSet
 from emojax.data.weights import ClipEncoder
 from emojax.engine.network import Network
 from emojax.errors import InputError
+from emojax.hosts import from_first, is_first
 from emojax.ops import topk
 from emojax.ops.moments import Moments
 from emojax.ops.pooling import Pool
@@ -108,8 +109,34 @@ def record_key(
     return content_key([_FORMAT, network.key, images.key, clip.key, settings])
 
 
+def in_every_process(make: Callable[[], ProbeRecord | None], blank: ProbeRecord) -> ProbeRecord | None:
+    """The record that the first process alone makes, in every process; `blank` has what all of them know of it.
+
+    What another process gets lies in its memory: I × D × 4 bytes of embeddings, and the activations if they were kept.
+    """
+
+    def arrays() -> dict[str, np.ndarray] | None:
+        record = make()
+        if record is None:
+            return None
+        rows = {name: getattr(record, name) for name in ("embeddings", "activations")}
+        found = {**record.top._asdict(), **record.moments._asdict(), **rows, "done_before": np.int64(record.done_before)}
+        return {name: array for name, array in found.items() if array is not None}
+
+    got = from_first(arrays)
+    if got is None:
+        return None
+    top, moments = (kind(*(got.pop(name) for name in kind._fields)) for kind in (TopK, Moments))
+    return replace(blank, top=top, moments=moments, done_before=int(got.pop("done_before")), **got)
+
+
 def save(record: ProbeRecord, folder: Path) -> None:
-    """Writes a record as a folder: two `.json(l)` files, `statistics.safetensors`, `embeddings.npy`, `activations.npy`."""
+    """Writes a record as a folder: two `.json(l)` files, `statistics.safetensors`, `embeddings.npy`, `activations.npy`.
+
+    Of several processes the first does.
+    """
+    if not is_first():
+        return
     with atomic_folder(folder) as building:
         np.save(building / "embeddings.npy", record.embeddings)
         if record.activations is not None:
@@ -260,8 +287,8 @@ class Partial:
         self.folder, self._snapshot = folder, folder / "snapshot.safetensors"
         self.rows = Rows(images, widths, folder)
 
-    def restore(self) -> tuple[int, dict[str, np.ndarray]] | None:
-        """Images done and the state's arrays at the last snapshot, or None when there is none.
+    def restore(self) -> dict[str, np.ndarray] | None:
+        """The state's arrays at the last snapshot, and `images_done`; None when there is none.
 
         Raises:
           InputError: the snapshot is damaged.
@@ -272,10 +299,9 @@ class Partial:
         if not self._snapshot.exists():
             return None
         try:
-            state = load_file(self._snapshot)
+            return load_file(self._snapshot)
         except (SafetensorError, OSError) as error:
             raise InputError(f"{self._snapshot} is damaged ({error}); delete {self.folder} and probe again") from None
-        return int(state.pop("images_done")), state
 
     def save(self, done: int, state: dict[str, np.ndarray]) -> None:
         """Replaces the snapshot, whole or not at all, once the rows before it are on the disk."""

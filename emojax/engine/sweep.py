@@ -27,7 +27,8 @@ from emojax.engine.evaluate import Evaluation
 from emojax.engine.inputs import After, Head, LayerInputs, Progress, active
 from emojax.engine.network import default_tile, in_tiles
 from emojax.errors import InputError
-from emojax.mesh import AXIS, make_mesh, put_copy
+from emojax.hosts import from_first, is_first
+from emojax.mesh import AXIS, make_mesh, put_copy, readable
 from emojax.ops import gains as ops
 from emojax.ops.gains import Scope
 from emojax.store import content_key, write_binary
@@ -201,7 +202,7 @@ def _program(kernel: Callable[..., Any], after: After, scope: Scope, full: bool,
 
     whole, parts = PartitionSpec(), PartitionSpec(AXIS)
     specs = {"in_specs": (whole, whole, parts, parts), "out_specs": parts, "check_vma": False}
-    return jax.jit(jax.shard_map(local, mesh=mesh, **specs))
+    return jax.jit(jax.shard_map(local, mesh=mesh, **specs), out_shardings=readable(mesh))
 
 
 def _run(kernel: Callable[..., Any], inputs: LayerInputs, settings: Any, scope: Scope, full: bool, mesh: Mesh | None) -> Any:
@@ -229,13 +230,24 @@ def _kept(store: Path | None, key: Any, compute: Callable[[], Outcomes]) -> Outc
     if store is None:
         return compute()
     path = Path(store).expanduser() / f"{content_key([_FORMAT, key])}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return Outcomes(**file)
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
-        found = compute()
+
+    def read() -> dict[str, np.ndarray] | None:
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+            Outcomes(**arrays)
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
+            return None
+        return arrays
+
+    kept = from_first(read)
+    if kept is not None:
+        return Outcomes(**kept)
+    found = compute()
     arrays = {field.name: getattr(found, field.name) for field in fields(found)}
-    write_binary(path, lambda file: np.savez(file, **{name: array for name, array in arrays.items() if array is not None}))
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    if is_first():
+        write_binary(path, lambda file: np.savez(file, **arrays))
     return found
 
 

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from emojax.engine.checkpoints import Checkpoints
 from emojax.errors import InputError
-from emojax.mesh import copied, make_mesh, put_copy, sharded, split
+from emojax.mesh import copied, make_mesh, put, put_copy, put_split, sharded, split
 
 Optimizer = Literal["sgd", "adamw"]
 Schedule = Literal["cosine", "one_cycle", "plateau", "constant"]
@@ -236,8 +236,9 @@ def fit(
     total, notes = recipe.epochs * task.steps, _Notes(len(recipes))
     states = [_start(task, each) for each in recipes]
     placement = sharded(mesh, states[0]) if shard else jax.tree.map(lambda _: copied(mesh), states[0])
-    states, data = [jax.device_put(state, placement) for state in states], put_copy(mesh, task.data)
+    states, data = [put(mesh, state, placement) for state in states], put_copy(mesh, task.data)
     best = [_copy(_shown(state)) for state in states]
+    whole = jax.jit(lambda tree: tree, out_shardings=copied(mesh)) if shard else lambda tree: tree
     keys, rates = [jax.random.key(each.seed) for each in recipes], [each.rates(total) for each in recipes]
     with Checkpoints(checkpoints) as store:
         found = store.restore((states, best))
@@ -251,7 +252,7 @@ def fit(
             waiting = None
             notes.start()
             for batches in zip(*(task.batches(epoch, each.seed, at) for each in recipes), strict=True):
-                here = jax.device_put(list(batches), split(mesh))
+                here = put_split(mesh, list(batches))
                 states, metrics = step(states, data, here, [own[notes.done] for own in now], keys, np.int32(notes.done))
                 notes.add(waiting)
                 notes.done, waiting = notes.done + 1, metrics
@@ -266,7 +267,7 @@ def fit(
             rows = notes.rows(task, [float(own[notes.done - 1]) for own in now], epoch + 1)
             for state, row in zip(states, rows, strict=True):
                 if validate is not None:
-                    row.update(validate(*_shown(state)))
+                    row.update(validate(*whole(_shown(state))))
                 _check_finite(row)
             for member in notes.close(rows, task.watch, plateau=recipe.schedule == "plateau"):
                 best[member] = _copy(_shown(states[member]))
@@ -274,10 +275,9 @@ def fit(
             saved = time.monotonic()
             for member, row in enumerate(rows if report is not None else ()):
                 report(({"member": member} if len(recipes) > 1 else {}) | row)
-    return [
-        Result(*kept, _shown(state), history, epoch)
-        for kept, state, history, epoch in zip(best, states, notes.history, notes.best_epoch, strict=True)
-    ]
+    last = [whole(_shown(state)) for state in states]
+    best = [whole(each) for each in best]
+    return [Result(*each) for each in zip(*zip(*best, strict=True), last, notes.history, notes.best_epoch, strict=True)]
 
 
 def _start(task: Task, recipe: Recipe) -> State:
