@@ -1,6 +1,6 @@
 """Several processes as one: the same results, an end for all when one is killed, and going on with another number.
 
-`scripts/check_hosts.py` does the same with more processes and devices.
+`scripts/check_hosts.py` does the same with more processes and devices, and with sweeps.
 """
 
 import re
@@ -20,11 +20,9 @@ from emojax.mesh import make_mesh, my_rows
 
 CHECK = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "check_hosts.py"))
 ARGS = [
-    *("run", "--data.kind", "faces", "--data.limit", "480", "--data.test-splits", "public_test"),
-    *(*CHECK["NETWORKS"], "--concepts.path", "classes7"),
+    *("dissect", "--data.kind", "faces", "--data.limit", "480", *CHECK["NETWORKS"], "--concepts.path", "classes7"),
     *("--probe.layers", "lin1", "lin2", "--probe.batch", "32", "--probe.save-every", "0", "--probe.top-k", "40"),
-    *("--dissect.top-k", "40", "--dissect.null-sets", "50", "--edit.layers", "lin2", "--edit.tau", "0", "0.5"),
-    *("--edit.factor", "1", "2", "--edit.permutations", "0", "--edit.masks", "0"),
+    *("--dissect.top-k", "40", "--dissect.null-sets", "50"),
 ]
 
 
