@@ -64,11 +64,17 @@ def _open_target(target: config.Target) -> VggNet | DeepEmotion:
     return load_network(_need(target.weights, "--target.weights", what))
 
 
-def _say_seen(settings: Any, run: store.Run, tests: Sequence[ImageSet]) -> None:
-    """Warns of test splits that the network has seen; the manifest keeps what is known."""
+def _seen(settings: Any, run: store.Run, tests: Sequence[ImageSet]) -> list[str]:
+    """Puts into the manifest what the network has seen; returns warnings of test splits among that, to end with."""
     known = seen.read(settings.target.weights)
     run.target = {"seen": None if known is None else [each._asdict() for each in known]}
-    for line in seen.warnings(known, settings.target.weights.name, tests):
+    return seen.warnings(known, settings.target.weights.name, tests)
+
+
+def _end(out: Path, warnings: Sequence[str]) -> None:
+    """The last lines of a verb that tests a network."""
+    say_written(out)
+    for line in warnings:
         warn(line)
 
 
@@ -322,7 +328,7 @@ def evaluate(settings: Any) -> None:
     store.check_out(settings.out)
     model, tests = _open_target(settings.target), _open_tests(settings.data)
     with store.run_folder(settings.out, "evaluate", _dump(settings)) as run:
-        _say_seen(settings, run, tests)
+        warnings = _seen(settings, run, tests)
         run.inputs |= {images.name: images.key for images in tests} | {"target": as_network(model).key}
         results = _evaluate(settings, run, model, tests, "evaluate")
         if settings.copies_of is not None:
@@ -333,7 +339,7 @@ def evaluate(settings: Any) -> None:
         summaries = {name: result.summary() for name, result in results.items()}
         store.write_json(run.folder / "summary.json", {"protocol": settings.evaluate.protocol, "splits": summaries})
     _print_evaluations(results)
-    say_written(settings.out)
+    _end(settings.out, warnings)
 
 
 def run(settings: Any) -> None:
@@ -343,10 +349,10 @@ def run(settings: Any) -> None:
     model, clip = _open_target(settings.target), _open_clip(settings.clip)
     images, tests = _open(settings.data, settings.data.probe_split), _open_tests(settings.data)
     with store.run_folder(settings.out, "run", _dump(settings)) as folder:
-        _say_seen(settings, folder, tests)
+        warnings = _seen(settings, folder, tests)
         chain(settings, folder, model, clip, concepts, images, tests, settings.cache)
     verbs_report.add(settings.out, settings.report, images, _open)
-    say_written(settings.out)
+    _end(settings.out, warnings)
 
 
 def report(settings: Any) -> None:
@@ -366,14 +372,14 @@ def sweep(settings: Any) -> None:
     model, clip = _open_target(settings.target), _open_clip(settings.clip)
     images, tests = _open(settings.data, settings.data.probe_split), _open_tests(settings.data)
     with store.run_folder(settings.out, "sweep", _dump(settings)) as folder:
-        _say_seen(settings, folder, tests)
+        warnings = _seen(settings, folder, tests)
         _check(settings, model, clip, concepts, images, tests)
         record = _probe(settings, folder, model, images, clip, settings.cache)
         found = _dissect(settings, folder, record, concepts, clip, settings.cache)
         table1 = dissect_engine.interpretability(found, settings.dissect.tau)
         edit = verbs_edit.edit(settings, folder, model, found, images, tests, table1, settings.cache)
         store.write_json(folder.folder / "summary.json", {"edit": edit})
-    say_written(settings.out)
+    _end(settings.out, warnings)
 
 
 def demo(settings: Any) -> None:
@@ -382,8 +388,8 @@ def demo(settings: Any) -> None:
     chosen = verbs_demo.settings_for(settings.images)
     with store.run_folder(settings.out, "demo", _dump(settings) | {"effective": _dump(chosen)}) as run:
         with run.timed("render"):
-            seen, held_out = verbs_demo.worlds(settings.images)
-            images, tests = seen.image_set("faces"), [f.image_set(n) for f, n in zip(held_out, TESTS, strict=True)]
+            probed, held_out = verbs_demo.worlds(settings.images)
+            images, tests = probed.image_set("faces"), [f.image_set(n) for f, n in zip(held_out, TESTS, strict=True)]
         model, clip = demo_data.load_demo()
         run.target = {"seen": [each._asdict() for each in seen.read(demo_data.ASSETS / "vgg.safetensors")]}
         record, summary = chain(chosen, run, model, clip, load_concepts("paper25"), images, tests, settings.cache)

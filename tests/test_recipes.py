@@ -149,29 +149,32 @@ def test_damaged_or_foreign_checkpoints_are_refused(tiny_vgg, images, tmp_path):
 
 def test_killed_command_goes_on(tmp_path):
     """SIGKILL of `emojax train` in its first epochs; the same command ends as an undisturbed one does."""
-    args = ["--data.kind", "faces", "--data.limit", "96", "--train.batch", "32", "--train.epochs", "3"]
+    args = ["--task", "deep_emotion", "--data.kind", "faces", "--data.limit", "96", "--train.batch", "32"]
+    args += ["--train.epochs", "3"]
 
     def command(out):
         cache = ["--cache", str(tmp_path / out / "cache"), "--train.save-every", "0"]
         return [sys.executable, "-m", "emojax", "train", *args, *cache, "--out", str(tmp_path / out / "run")]
 
-    subprocess.run(command("whole"), check=True, capture_output=True)
-    broken = subprocess.Popen(command("broken"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    shared = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+    env = os.environ | shared
+    subprocess.run(command("whole"), check=True, capture_output=True, env=env)
+    broken = subprocess.Popen(command("broken"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
     while broken.poll() is None and not list((tmp_path / "broken" / "cache" / "training").glob("*/[0-9]*")):
         time.sleep(0.05)
     broken.send_signal(signal.SIGKILL)
     broken.wait()
     assert not (tmp_path / "broken" / "run").exists()
-    told = subprocess.run(command("broken"), check=True, capture_output=True, text=True).stdout
+    told = subprocess.run(command("broken"), check=True, capture_output=True, text=True, env=env).stdout
     assert "going on from the checkpoint in" in told
     for name in ("model.safetensors", "last.safetensors"):
-        assert_same(load_vgg_arrays(tmp_path / "whole/run" / name), load_vgg_arrays(tmp_path / "broken/run" / name))
+        assert_same(weights(tmp_path / "whole/run" / name), weights(tmp_path / "broken/run" / name))
     assert not list((tmp_path / "broken" / "cache" / "training").iterdir())
     assert os.path.getsize(tmp_path / "broken/run/curves.png") > 1000
 
 
-def load_vgg_arrays(path):
-    return nnx.state(load_vgg(path))
+def weights(path):
+    return nnx.state(load_network(path))
 
 
 # Several networks, placements, streams, precision

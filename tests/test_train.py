@@ -171,12 +171,13 @@ def test_clip_learns(small_faces, tmp_path):
 def test_train_verb(tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["--data.kind", "faces", "--data.limit", "128", "--train.epochs", "2", "--train.batch", "64"]
-    assert cli.main(["train", *arguments, "--out", str(out)]) == 0
+    assert cli.main(["train", *arguments, "--out", str(out), "--cache", str(tmp_path / "cache")]) == 0
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2]
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["validation"]["images"] == 128
-    assert rows[-1]["validation_accuracy"] == summary["validation"]["top1"]
+    found = summary["validation"]["faces/public_test"]
+    assert found["images"] == 128
+    assert rows[summary["members"][0]["best_epoch"] - 1]["validation_accuracy"] == found["top1"]
     assert load_vgg(out / "model.safetensors").config.hidden == (128, 128)
     capsys.readouterr()
 
@@ -198,7 +199,7 @@ def test_train_verb(tmp_path, capsys):
     ],
 )
 def test_train_refuses(tmp_path, capsys, arguments, message):
-    assert cli.main(["train", *arguments, "--out", str(tmp_path / "out")]) == 2
+    assert cli.main(["train", *arguments, "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
