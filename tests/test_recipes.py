@@ -364,7 +364,7 @@ def test_curves():
         for e in (1, 2, 3)
     ]
     panels = plot_training([rows, rows], [2, 3]).axes
-    assert [axes.get_title(loc="left") for axes in panels] == ["loss", "accuracy", "nll"]
+    assert [axes.get_title(loc="left") for axes in panels] == ["loss", "accuracy", "validation nll"]
     np.testing.assert_array_equal(panels[1].lines[1].get_ydata(), [row["validation_accuracy"] for row in rows])
 
 

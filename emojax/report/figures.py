@@ -354,7 +354,7 @@ def plot_training(histories: Sequence[Sequence[Mapping[str, float]]], best_epoch
     known = ("epoch", "member", "seconds", "images_per_second")
     names = [name for name in histories[0][0] if name not in known]
     panels = [name for name in names if not name.startswith("validation_")]
-    panels += [name for name in names if name.startswith("validation_") and _plain(name) not in panels]
+    panels += [name for name in names if name.startswith("validation_") and name.removeprefix("validation_") not in panels]
     figure = Figure(figsize=(4 * len(panels), 3.2))
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         watched = f"validation_{panel}" in names
@@ -366,12 +366,8 @@ def plot_training(histories: Sequence[Sequence[Mapping[str, float]]], best_epoch
                 axes.plot([row["epoch"] for row in rows], [row[name] for row in rows], style, color=colour, label=label)
             if number < len(best_epochs):
                 axes.axvline(best_epochs[number], color=colour, linewidth=0.8, linestyle=":")
-        axes.set_title(_plain(panel).replace("_", " "))
+        axes.set_title(panel.replace("_", " "))
         axes.set_xlabel("epoch")
         if watched:
             axes.legend()
     return figure
-
-
-def _plain(name: str) -> str:
-    return name.removeprefix("validation_")
