@@ -132,8 +132,10 @@ def _contents(path: Path) -> Any:
             return json.loads(path.read_text("utf-8"))
         case ".jsonl":
             return path.read_text("utf-8").splitlines()
-        case ".npy":
-            return np.load(path)
+        case ".npy" | ".npz":
+            found = np.load(path)
+            text = lambda array: array.tolist() if array.dtype.kind == "U" else array  # noqa: E731
+            return found if path.suffix == ".npy" else {name: text(array) for name, array in found.items()}
         case ".safetensors":
             from safetensors.numpy import load_file
 
@@ -159,9 +161,9 @@ def _differ(a: Any, b: Any, exact: bool = False, where: str = "") -> str | None:
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         pairs = enumerate(zip(a, b, strict=True))
         return next((why for at, (x, y) in pairs if (why := _differ(x, y, exact, f"{where}/{at}"))), None)
-    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.shape == b.shape and a.size:
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.shape == b.shape:
         exact |= "top_values" in where or not a.dtype.kind == b.dtype.kind == "f"
-        within = 0.0 if exact else CLOSE * np.nanmax(abs(a))
+        within = 0.0 if exact or not a.size else CLOSE * np.nanmax(abs(a))
         if np.array_equal(a, b) or (np.isclose(a, b, rtol=0, atol=within, equal_nan=True).all()):
             return None
         return f"{where}: {int((a != b).sum())} of {a.size} differ, by {np.nanmax(abs(a - b)):g} at most"

@@ -82,3 +82,29 @@ def grid_sample(images, grid):
     across = np.maximum(1 - abs(x[..., None] - np.arange(width)), 0)
     down = np.maximum(1 - abs(y[..., None] - np.arange(height)), 0)
     return np.einsum("ipqh,ipqw,ihwc->ipqc", down, across, images)
+
+
+def torch_vgg(torch, config):
+    """VGGNet without dropout, written in PyTorch; `torch` is the module, which not every machine has."""
+    convs = [f"conv{number}{letter}" for number in range(1, 5) for letter in "ab"]
+
+    class Torch(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            inputs = 1
+            for name, width in zip(convs, config.widths, strict=True):
+                setattr(self, name, torch.nn.Conv2d(inputs, width, 3, padding=1))
+                setattr(self, name.replace("conv", "bn"), torch.nn.BatchNorm2d(width))
+                inputs = width
+            inputs *= 4
+            for name, width in zip(("lin1", "lin2", "lin3"), (*config.hidden, config.classes), strict=True):
+                setattr(self, name, torch.nn.Linear(inputs, width))
+                inputs = width
+
+        def forward(self, x):
+            for name in convs:
+                x = torch.relu(getattr(self, name.replace("conv", "bn"))(getattr(self, name)(x)))
+                x = torch.nn.functional.max_pool2d(x, 2) if name.endswith("b") else x
+            return self.lin3(torch.relu(self.lin2(torch.relu(self.lin1(x.flatten(1))))))
+
+    return Torch()

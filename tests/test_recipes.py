@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 from flax import nnx
 
 from emojax import cli
@@ -242,29 +243,6 @@ def test_augmented_training_is_seeded(tiny_vgg, images):
 # One step of the full network against PyTorch
 
 
-def torch_vgg(torch, config):
-    class Torch(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            inputs = 1
-            for name, width in zip([f"conv{i}{j}" for i in range(1, 5) for j in "ab"], config.widths, strict=True):
-                setattr(self, name, torch.nn.Conv2d(inputs, width, 3, padding=1))
-                setattr(self, name.replace("conv", "bn"), torch.nn.BatchNorm2d(width))
-                inputs = width
-            inputs *= 4
-            for name, width in zip(("lin1", "lin2", "lin3"), (*config.hidden, config.classes), strict=True):
-                setattr(self, name, torch.nn.Linear(inputs, width))
-                inputs = width
-
-        def forward(self, x):
-            for name in [f"conv{i}{j}" for i in range(1, 5) for j in "ab"]:
-                x = torch.relu(getattr(self, name.replace("conv", "bn"))(getattr(self, name)(x)))
-                x = torch.nn.functional.max_pool2d(x, 2) if name.endswith("b") else x
-            return self.lin3(torch.relu(self.lin2(torch.relu(self.lin1(x.flatten(1))))))
-
-    return Torch()
-
-
 def test_a_step_of_the_full_vggnet_equals_pytorchs():
     """Loss, gradients and the SGD step of 29.89 M parameters, BatchNorm in training mode, no dropout, to 1e-4."""
     torch = pytest.importorskip("torch", reason="needs the oracle extra")
@@ -276,7 +254,7 @@ def test_a_step_of_the_full_vggnet_equals_pytorchs():
     labels = np.random.default_rng(1).integers(0, 7, 16).astype(np.int32)
     given = ImageSet.from_arrays(pictures, labels, [str(i) for i in range(7)])
     task = tasks.classifier(model, given, batch=16)
-    oracle = torch_vgg(torch, config)
+    oracle = reference.torch_vgg(torch, config)
     start = {name: torch.tensor(array) for name, array in vgg.to_torch_state_dict(model).items()}
     oracle.load_state_dict(start, strict=True)
     oracle.train()

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 from flax import nnx
 
 from emojax.models import vgg
@@ -178,27 +179,7 @@ def test_edit_leaves_the_model_alone(tiny_vgg):
 def test_loads_into_torch_with_strict(tiny_vgg, batch):
     torch = pytest.importorskip("torch", reason="the oracle extra (torch) is not installed")
 
-    class Torch(torch.nn.Module):
-        def __init__(self, config):
-            super().__init__()
-            inputs = 1
-            for name, width in zip(vgg.CONVS, config.widths, strict=True):
-                setattr(self, name, torch.nn.Conv2d(inputs, width, 3, padding=1))
-                setattr(self, name.replace("conv", "bn"), torch.nn.BatchNorm2d(width))
-                inputs = width
-            inputs *= 4
-            for name, width in zip(("lin1", "lin2", "lin3"), (*config.hidden, config.classes), strict=True):
-                setattr(self, name, torch.nn.Linear(inputs, width))
-                inputs = width
-
-        def forward(self, x):
-            for name in vgg.CONVS:
-                x = torch.relu(getattr(self, name.replace("conv", "bn"))(getattr(self, name)(x)))
-                x = torch.nn.functional.max_pool2d(x, 2) if name.endswith("b") else x
-            x = x.flatten(1)
-            return self.lin3(torch.relu(self.lin2(torch.relu(self.lin1(x)))))
-
-    oracle = Torch(tiny_vgg.config)
+    oracle = reference.torch_vgg(torch, tiny_vgg.config)
     gain = with_scope(np.linspace(0.5, 2, 20, dtype=np.float32))
     edited = vgg.with_gains(tiny_vgg, {"lin2": gain})
     arrays = vgg.to_torch_state_dict(edited)
