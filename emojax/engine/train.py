@@ -5,6 +5,7 @@ several that differ in seed and learning rate, all in one program. Batches are s
 program over the whole batch, BatchNorm sees the global batch. Shapes: B batch.
 """
 
+import copy
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -359,7 +360,9 @@ class _Notes:
 
     def write(self) -> dict[str, Any]:
         names = ("done", "sums", "history", "best", "best_epoch", "scales")
-        kept = {name: getattr(self, name) for name in names} | {"plateaus": [p.numbers() for p in self._plateaus]}
+        # A copy: it is written in the background, while training goes on.
+        kept = copy.deepcopy({name: getattr(self, name) for name in names})
+        kept["plateaus"] = [plateau.numbers() for plateau in self._plateaus]
         running = time.perf_counter() - self._started if self.sums else 0.0
         return kept | {"seconds": self.seconds + running}
 
