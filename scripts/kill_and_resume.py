@@ -7,7 +7,7 @@
 What follows `--` is a command line of emojax; `--out` and `--cache` are added where the verb takes them. SIGKILL comes
 between the start and the time that an undisturbed run took. A run that ends before its kill is compared, and a fresh one
 begins, so that kills are many whatever the run's length. All files must have the same bytes, but for `manifest.json`
-(timings) and the `seconds` of a line of `metrics.jsonl`. Prints a line per finished run; exits 1 on a difference.
+(timings) and the times in a line of `metrics.jsonl`. Prints a line per finished run; exits 1 on a difference.
 """
 
 import json
@@ -22,7 +22,8 @@ from pathlib import Path
 
 import tyro
 
-_NO_CACHE = ("train", "evaluate", "prepare", "concepts")
+_NO_CACHE = ("evaluate", "prepare", "concepts")
+_TIMES = ("seconds", "images_per_second")
 
 
 def command(args: list[str], folder: Path) -> list[str]:
@@ -41,7 +42,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         data = path.read_bytes()
         if path.name == "metrics.jsonl":
             rows = [json.loads(line) for line in data.splitlines()]
-            data = json.dumps([{k: v for k, v in row.items() if k != "seconds"} for row in rows]).encode()
+            data = json.dumps([{k: v for k, v in row.items() if k not in _TIMES} for row in rows]).encode()
         found[inside.as_posix()] = data
     return found
 
