@@ -4,6 +4,9 @@
     python scripts/benchmark.py probe                 # one pass for all layers against a pass for each
     python scripts/benchmark.py memory                # peak memory of a probe against the number of images
     python scripts/benchmark.py sweep                 # edits of lin2 against full evaluations; needs no torch
+    python scripts/benchmark.py train                 # steps of training against PyTorch's
+    python scripts/benchmark.py all --out NEW         # all of them, each in a process of its own; --quick for small sizes
+    python scripts/benchmark.py compare OLD NEW       # which ratios fell; exits 1 if any did
 
 Prints a table, and one JSON line per measurement to --out. Sizes are options (`--help`); `--device` picks the CPU or GPU.
 """
@@ -81,6 +84,38 @@ class Sweep:
     """of the evidence for the paper's grid, with 1,000 random masks; 0 leaves it out"""
     device: Literal["cpu", "gpu"] = "cpu"
     out: Path | None = None
+
+
+@dataclasses.dataclass
+class Train:
+    """Steps of training the published VGGNet against PyTorch's, and several small networks together against in turn."""
+
+    batch: int = 64
+    repeats: int = 5
+    members: int = 3
+    """small networks that are trained at once"""
+    device: Literal["cpu", "gpu"] = "cpu"
+    out: Path | None = None
+
+
+@dataclasses.dataclass
+class All:
+    """Every benchmark, at its own sizes or small ones."""
+
+    out: Path
+    quick: bool = False
+    """sizes for a first look: minutes instead of an hour; the ratios are lower"""
+    device: Literal["cpu", "gpu"] = "cpu"
+
+
+@dataclasses.dataclass
+class Compare:
+    """Two result files, measurement by measurement."""
+
+    old: tyro.conf.Positional[Path]
+    new: tyro.conf.Positional[Path]
+    tolerance: float = 0.25
+    """share by which a ratio may fall before it counts; on shared machines they move by that much by themselves"""
 
 
 @dataclasses.dataclass
@@ -497,6 +532,106 @@ def sweep(options: Sweep) -> Results:
     return results
 
 
+def train(options: Train) -> Results:
+    """Seconds of a training step, ours and PyTorch's; and of a step of several small networks, together and in turn."""
+    import jax
+    import torch
+    from flax import nnx
+
+    from emojax.data import faces
+    from emojax.engine import tasks
+    from emojax.engine import train as engine
+    from emojax.mesh import copied, make_mesh, put_copy, put_split
+    from emojax.models.vgg import VggConfig, VggNet
+
+    where, mesh = "cuda" if options.device == "gpu" else "cpu", make_mesh()
+    images = faces.random_faces(4 * options.batch, 0).image_set("faces")
+    recipe = engine.Recipe(epochs=1, optimizer="sgd", learning_rate=0.01)
+
+    def steps(config: VggConfig, members: int, together: bool) -> Callable[[], Any]:
+        """A call makes one step of every member."""
+        task = tasks.classifier(
+            nnx.eval_shape(lambda: VggNet(config, rngs=nnx.Rngs(0))),
+            images,
+            batch=options.batch,
+            start=tasks.start_fresh(lambda seed: VggNet(config, rngs=nnx.Rngs(seed))),
+        )
+        states = [put_copy(mesh, engine.start(task, dataclasses.replace(recipe, seed=seed))) for seed in range(members)]
+        step = engine.make_step(task, recipe, mesh, jax.tree.map(lambda _: copied(mesh), states[0]), together=together)
+        rows = put_split(mesh, [next(task.batches(0, seed, 0)) for seed in range(members)])
+        data, keys = put_copy(mesh, task.data), [jax.random.key(seed) for seed in range(members)]
+        held = [states]
+
+        def call() -> Any:
+            held[0], metrics = step(held[0], data, rows, [np.float32(0.01)] * members, keys, np.int32(0))
+            return metrics
+
+        return call
+
+    config = VggConfig(dropout=0.0)
+    theirs = torch_vgg(config).to(where).train()
+    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    x = torch.rand(options.batch, 1, 40, 40, device=where)
+    labels = torch.randint(0, 7, (options.batch,), device=where)
+
+    def torch_step() -> None:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(theirs(x), labels).backward()
+        optimizer.step()
+
+    ours, plain, _ = taking_turns(steps(config, 1, False), torch_step, options.repeats, where)
+    rates = {"images_per_second": options.batch / ours, "torch_images_per_second": options.batch / plain}
+    results = [{"what": "training step of VGGNet", "batch": options.batch, "seconds": ours, **rates, "ratio": plain / ours}]
+    turns, batched = (steps(VggConfig.small(), options.members, together) for together in (False, True))
+    together, in_turn, _ = taking_turns(batched, lambda: jax.block_until_ready(turns()), options.repeats, "cpu")
+    seconds = {"seconds": together, "in_turn_seconds": in_turn}
+    what = "small networks trained together, against in turn"
+    return [*results, {"what": what, "members": options.members, **seconds, "ratio": in_turn / together}]
+
+
+QUICK = {
+    "score": ["--units", "128", "--concepts", "2000", "--images", "2000", "--rank-units", "2", "--repeats", "3"],
+    "probe": ["--images", "128", "--torch-images", "64", "--clip", "tiny"],
+    "memory": ["--images", "5000", "20000"],
+    "sweep": ["--images", "512", "--plain-images", "256", "--masks", "128", "--repeats", "3", "--permutations", "19"],
+    "train": ["--batch", "16", "--repeats", "3"],
+}
+
+
+def run_all(options: All) -> None:
+    """Runs every benchmark in a process of its own, for none to warm another's caches."""
+    for name, sizes in QUICK.items():
+        device = [] if name == "memory" else ["--device", options.device]
+        command = [sys.executable, __file__, name, "--out", str(options.out), *device, *(sizes if options.quick else [])]
+        subprocess.run(command, check=True)
+
+
+def compare(options: Compare) -> int:
+    """Prints the ratios of two files side by side; 1 where one got worse by more than the tolerance, else 0."""
+    old, new = (_last_ratios(path) for path in (options.old, options.new))
+    table, worse = Table("what", "sizes", "old", "new", "change"), 0
+    for name in sorted(old.keys() & new.keys()):
+        change = new[name] / old[name] - 1
+        fell = (-change if name[0].startswith("peak memory") else change) < -options.tolerance  # less memory is better
+        worse += fell
+        table.add_row(*name, f"{old[name]:.3g}", f"{new[name]:.3g}", f"{change:+.0%}{' worse' if fell else ''}")
+    Console().print(table)
+    for name in sorted(old.keys() ^ new.keys()):
+        print(f"only in {options.old if name in old else options.new}: {name[0]} ({name[1]})")
+    return 1 if worse else 0
+
+
+def _last_ratios(path: Path) -> dict[tuple[str, str], float]:
+    """The last ratio of every measurement at its sizes, which are the whole numbers of its line."""
+    found = {}
+    for line in path.read_text("utf-8").splitlines():
+        row = json.loads(line)
+        if "ratio" in row:
+            sizes = [f"{k} {v}" for k, v in row.items() if isinstance(v, int) and k not in ("cores", "peak_bytes")]
+            found[row["what"], ", ".join(sizes)] = row["ratio"]
+    return found
+
+
 def report(results: Results, out: Path | None) -> None:
     """Prints a table and appends JSON lines that name the machine and the versions."""
     import jax
@@ -524,6 +659,9 @@ Commands = (
     | Annotated[Probe, tyro.conf.subcommand("probe")]
     | Annotated[Memory, tyro.conf.subcommand("memory")]
     | Annotated[Sweep, tyro.conf.subcommand("sweep")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[All, tyro.conf.subcommand("all")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[_MemoryOnce, tyro.conf.subcommand("memory-once")]
 )
 
@@ -545,6 +683,12 @@ def main() -> None:
             report(memory(options), options.out)
         case Sweep():
             report(sweep(options), options.out)
+        case Train():
+            report(train(options), options.out)
+        case All():
+            run_all(options)
+        case Compare():
+            sys.exit(compare(options))
         case _MemoryOnce():
             memory_once(options)
 

@@ -235,7 +235,7 @@ def fit(
             f"a batch of {task.batch} does not divide over {mesh.size} devices; choose a multiple of {mesh.size}"
         )
     total, notes = recipe.epochs * task.steps, _Notes(len(recipes))
-    states = [_start(task, each) for each in recipes]
+    states = [start(task, each) for each in recipes]
     placement = sharded(mesh, states[0]) if shard else jax.tree.map(lambda _: copied(mesh), states[0])
     states, data = [put(mesh, state, placement) for state in states], put_copy(mesh, task.data)
     best = [_copy(_shown(state)) for state in states]
@@ -281,7 +281,8 @@ def fit(
     return [Result(*each) for each in zip(*zip(*best, strict=True), last, notes.history, notes.best_epoch, strict=True)]
 
 
-def _start(task: Task, recipe: Recipe) -> State:
+def start(task: Task, recipe: Recipe) -> State:
+    """The first state of a member."""
     params, rest = task.start(recipe.seed)
     # Copies: the step reuses the buffers of its state, and the network that was given keeps its own.
     return _copy(State(params, rest, recipe.transform().init(params), params if recipe.average else None))
