@@ -137,6 +137,15 @@ def test_a_checkpoint_goes_on_with_other_devices(tiny_vgg, images, tmp_path):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
 
 
+def test_what_a_checkpoint_holds_does_not_change_while_it_is_written():
+    notes = train._Notes(1)
+    notes.add([{"loss": 1.0}])
+    kept = notes.write()
+    notes.add([{"loss": 2.0}])
+    notes.history[0].append({"epoch": 1})
+    assert (kept["sums"], kept["history"]) == ({"loss": [1.0]}, [[]])
+
+
 def test_damaged_or_foreign_checkpoints_are_refused(tiny_vgg, images, tmp_path):
     fit(tiny_vgg, images, checkpoints=tmp_path)
     with pytest.raises(InputError, match=r"checkpoint 4 cannot be read .*; delete the folder"):

@@ -260,7 +260,9 @@ def fit(
                 if progress is not None:
                     images = task.batch * len(recipes)
                     progress(notes.done * images, total * images, notes.line(task.steps))
-                if time.monotonic() - saved > save_every and notes.done % task.steps:
+                # Several processes would not agree on the time, and all must save together: they save after epochs only.
+                due = jax.process_count() == 1 and time.monotonic() - saved > save_every
+                if due and notes.done % task.steps:
                     notes.add(waiting)
                     waiting, saved = None, time.monotonic()
                     store.save(notes.done, (states, best), notes.write())
