@@ -366,7 +366,8 @@ def run(capsys, *args):
 def test_an_ensemble_by_command(tmp_path, capsys):
     out = tmp_path / "out"
     args = ["--data.kind", "faces", "--data.limit", "64", "--train.batch", "32", "--train.epochs", "2"]
-    args += ["--train.seeds", "0", "1", "--train.test", "private_test", "--cache", tmp_path / "cache", "--out", out]
+    args += ["--task", "deep_emotion", "--train.seeds", "0", "1", "--train.test", "private_test"]
+    args += ["--cache", tmp_path / "cache", "--out", out]
     code, _, err = run(capsys, "train", *args)
     assert code == 0, err
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

@@ -91,7 +91,8 @@ def score(
     used, rows = np.unique(np.concatenate(lists), return_inverse=True)  # only images in some list matter
     rows = np.int32(rows.reshape(-1, kind.top_k))
 
-    width = min(ops.CONCEPT_TILE, -(-concepts // mesh.size))
+    # Tiles do not depend on the devices, or near ties would be decided by how many there are.
+    width = min(ops.CONCEPT_TILE, concepts)
     tiles = -(-concepts // (width * mesh.size)) * mesh.size
     tiled = np.zeros((tiles * width, texts.shape[1]), np.float32)
     tiled[:concepts] = texts
@@ -126,10 +127,12 @@ def _program(mesh: Mesh, kind: SoftWpmi | Wpmi, sizes: tuple[int, ...], blocks: 
     units, product = sum(sizes), functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
     def local(images: jax.Array, lists: jax.Array, texts: jax.Array, real: jax.Array) -> tuple[jax.Array, ...]:
-        mine, exists = texts.reshape(-1, texts.shape[-1]), real.reshape(-1)
-        normaliser = ops.log_normaliser(
-            images, lambda rows: jnp.where(exists, kind.a * product(rows, mine.T), -jnp.inf), AXIS
-        )
+        def log_sum(tile: tuple[jax.Array, jax.Array]) -> jax.Array:
+            text, exists = tile
+            return ops.log_normaliser(images, lambda rows: jnp.where(exists, kind.a * product(rows, text.T), -jnp.inf))
+
+        sums = jax.lax.all_gather(jax.lax.map(log_sum, (texts, real)), AXIS, tiled=True)
+        normaliser = jax.nn.logsumexp(sums[: -(-concepts // texts.shape[1])], axis=0)
 
         def score(tile: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
             text, exists = tile
