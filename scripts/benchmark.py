@@ -591,9 +591,9 @@ def train(options: Train) -> Results:
 
 QUICK = {
     "score": ["--units", "128", "--concepts", "2000", "--images", "2000", "--rank-units", "2", "--repeats", "3"],
-    "probe": ["--images", "128", "--torch-images", "64", "--clip", "tiny"],
+    "probe": ["--images", "256", "--torch-images", "64", "--clip", "tiny", "--batch", "32"],
     "memory": ["--images", "5000", "20000"],
-    "sweep": ["--images", "512", "--plain-images", "256", "--masks", "128", "--repeats", "3", "--permutations", "19"],
+    "sweep": ["--images", "1024", "--plain-images", "768", "--masks", "128", "--repeats", "3", "--permutations", "19"],
     "train": ["--batch", "16", "--repeats", "3"],
 }
 
