@@ -9,7 +9,6 @@ statistics say which it is, added with the weights below. These were fitted by l
 FER2013 that a person had judged by eye, and rounded; docs/audit.md has the counts.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from emojax.data.decode import read_image
-from emojax.data.loader import ImageSet, resolve
+from emojax.data.loader import ImageSet, pixel_digest, resolve
 from emojax.errors import InputError
 
 Reason = Literal["unreadable", "blank", "placeholder", "duplicate", "near_duplicate", "leak"]
@@ -201,7 +200,7 @@ def audit(
             complaints.append(picture)
             continue
         gray = _small(picture.pixels)
-        seen.digests.append(hashlib.sha256(repr(picture.pixels.shape).encode() + picture.pixels.tobytes()).digest())
+        seen.digests.append(pixel_digest(picture.pixels))
         waiting.append((picture, gray))
         if keep is not None:
             keep(picture, gray)

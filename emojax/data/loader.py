@@ -185,13 +185,18 @@ def stream(images: Images, labels: np.ndarray, rows: Iterable[np.ndarray]) -> It
     return iter(source.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)))
 
 
+def pixel_digest(image: np.ndarray) -> bytes:
+    """What only an image of equal shape and pixels has, too."""
+    return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).data).digest()
+
+
 def copies(images: Images, of: Images, *, chunk: int = 1024) -> np.ndarray:
     """Which images [I] bool also occur in another set, pixel for pixel; read a chunk at a time."""
 
     def digests(each: Images) -> Iterator[bytes]:
         for at in range(0, each.shape[0], chunk):
             for image in each[at : at + chunk]:
-                yield hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).data).digest()
+                yield pixel_digest(image)
 
     known = set(digests(of))
     return np.asarray([digest in known for digest in digests(images)])
