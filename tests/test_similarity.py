@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+import scipy.special
 from jax.sharding import PartitionSpec
 
 from emojax.mesh import AXIS, make_mesh
@@ -95,14 +96,40 @@ def test_soft_wpmi_keeps_small_probabilities():
 
 @pytest.mark.parametrize("top_k", [1, 97, 100, 150])
 @pytest.mark.parametrize("concepts", [2, 25, 20_000])
-def test_soft_wpmi_products_stay_in_range(concepts, top_k):
-    """Probabilities at either end on every rank, where the products of many factors are largest and smallest."""
-    probs = jnp.asarray([[0.0, 1.0, 1.0 / concepts]] * top_k, jnp.float32)
-    weights = similarity.soft_weights(top_k)
+@pytest.mark.parametrize("soft", [True, False])
+def test_products_stay_in_range(concepts, top_k, soft):
+    """Probabilities at either end, on every rank or on some: products are largest and smallest there."""
+    rng = np.random.default_rng(6)
+    columns = [np.zeros(top_k), np.ones(top_k), np.full(top_k, 1 / concepts)]
+    columns += [np.arange(top_k) < top_k / 2, np.arange(top_k) >= top_k / 2, *(rng.random((20, top_k)) < 0.5)]
+    probs = jnp.asarray(np.stack(columns, axis=1), jnp.float32)
+    weights = similarity.soft_weights(top_k) if soft else np.ones(top_k)
     indices = jnp.arange(top_k)[None]
-    got, constant = similarity.soft_loglik(probs, indices, weights, 1e-7, concepts)
+    got, constant = similarity.weighted_loglik(probs, indices, weights, 1e-7, concepts)
     exact = np.log((1 - weights + 1e-7)[:, None] + weights[:, None] * np.float64(probs)).sum(0)
-    np.testing.assert_allclose(np.float64(got[0]) + constant, exact, rtol=1e-6, atol=1e-4)
+    np.testing.assert_allclose(got[0], exact - constant, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("concepts", [1, 63, 64, 65, 1001])
+@pytest.mark.parametrize("last", [0.0, 1000.0])  # above the first logits by more than an exponential can hold
+def test_log_normaliser(concepts, last):
+    logits = np.random.default_rng(7).normal(scale=20, size=(130, concepts)).astype(np.float32)
+    logits[:, -1] += last
+    got = similarity.log_normaliser(jnp.asarray(logits), lambda rows: rows)
+    np.testing.assert_allclose(got, scipy.special.logsumexp(np.float64(logits), axis=1), rtol=1e-6, atol=1e-6)
+
+
+def test_log_normaliser_without_any_concept_is_minus_infinity():
+    assert (similarity.log_normaliser(jnp.full((3, 70), -jnp.inf), lambda rows: rows) == -jnp.inf).all()
+
+
+@pytest.mark.parametrize("images", [8, 31, 32, 33, 500])
+@pytest.mark.parametrize("k", [1, 2, 8])
+def test_top_k_images_give_ties_to_the_lower_index(images, k):
+    acts = np.random.default_rng(8).integers(-3, 3, size=(images, 40)).astype(np.float32)
+    acts[:, 0], acts[:, 1] = -np.inf, np.arange(images)
+    expected = np.argsort(-acts, axis=0, kind="stable")[:k].T
+    np.testing.assert_array_equal(similarity.top_k_images(jnp.asarray(acts), k), expected)
 
 
 @pytest.mark.parametrize("devices", [2, 8])

@@ -31,10 +31,10 @@ class SoftWpmi:
     p_start: float = 0.998
     p_end: float = 0.97
 
-    def loglik(self, probs: jax.Array, lists: jax.Array, concepts: int) -> tuple[jax.Array, float]:
-        """See `ops.similarity.soft_loglik`."""
-        weights = ops.soft_weights(self.top_k, self.p_start, self.p_end)
-        return ops.soft_loglik(probs, lists, weights, self.min_prob, concepts)
+    @property
+    def weights(self) -> np.ndarray:
+        """Of an image by its rank [K]."""
+        return ops.soft_weights(self.top_k, self.p_start, self.p_end)
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,10 @@ class Wpmi:
     lam: float = 0.6
     min_prob: float = 1e-7
 
-    def loglik(self, probs: jax.Array, lists: jax.Array, concepts: int) -> tuple[jax.Array, float]:
-        """See `ops.similarity.hard_loglik`."""
-        return ops.hard_loglik(probs, lists, self.min_prob, concepts)
+    @property
+    def weights(self) -> np.ndarray:
+        """Of an image by its rank [K]: all belong."""
+        return np.ones(self.top_k)
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def _program(mesh: Mesh, kind: SoftWpmi | Wpmi, sizes: tuple[int, ...], blocks: 
         def score(tile: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
             text, exists = tile
             probs = jnp.exp(kind.a * product(images, text.T) - normaliser[:, None])
-            total, constant = kind.loglik(probs, lists, concepts)
+            total, constant = ops.weighted_loglik(probs, lists, kind.weights, kind.min_prob, concepts)
             prior = ops.layer_prior(total[: blocks * units], sizes * blocks)
             scores = total[: blocks * units] - kind.lam * jnp.repeat(prior, np.asarray(sizes * blocks), axis=0)
             null = total[None, blocks * units :] - kind.lam * prior[: len(sizes), None]

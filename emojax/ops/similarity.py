@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-CONCEPT_TILE = 128  # concepts at a time: 10,000 images' probabilities for them fit a CPU's cache; 16 to 64 were slower
+CONCEPT_TILE = 64  # concepts at a time: a CPU's cache nearly holds 10,000 images' probabilities; 32 and 128 were slower
 
 
 def cos_similarity(clip_feats: jax.Array, target_feats: jax.Array) -> jax.Array:
@@ -53,12 +53,30 @@ def top_k_images(target_feats: jax.Array, k: int, axis_name: str | None = None) 
     With `axis_name` each device of that mesh axis sorts its share of the units, which are whole on all of them.
     """
     if axis_name is None:
-        return jax.lax.top_k(target_feats.T, k)[1]
+        return _top_k_of_groups(target_feats, k)
     units = target_feats.shape[1]
     share = -(-units // jax.lax.axis_size(axis_name))
     padded = jnp.pad(target_feats, ((0, 0), (0, -units % share)))
     own = jax.lax.dynamic_slice_in_dim(padded, jax.lax.axis_index(axis_name) * share, share, axis=1)
     return jax.lax.all_gather(top_k_images(own, k), axis_name, tiled=True)[:units]
+
+
+def _top_k_of_groups(target_feats: jax.Array, k: int) -> jax.Array:
+    """`top_k_images` of one device: the top k lie in those k groups of images that have the largest maxima.
+
+    Two short sorts in place of a long one. Equal maxima go to the earlier group, so that ties still go to the lower index.
+    """
+    images, units = target_feats.shape
+    size = math.isqrt(images // k)
+    if size < 2:
+        return jax.lax.top_k(target_feats.T, k)[1]
+    groups = -(-images // size)
+    padded = jnp.pad(target_feats, ((0, groups * size - images), (0, 0)), constant_values=-jnp.inf)
+    largest = padded.reshape(groups, size, units).max(axis=1)
+    chosen = jnp.sort(jax.lax.top_k(largest.T, k)[1], axis=1)
+    among = (chosen[:, :, None] * size + jnp.arange(size)).reshape(units, k * size)
+    best = jax.lax.top_k(jnp.take_along_axis(padded.T, among, axis=1), k)[1]
+    return jnp.take_along_axis(among, best, axis=1)
 
 
 def layer_sizes(segment_ids: jax.Array | np.ndarray | None, units: int) -> tuple[int, ...]:
@@ -93,58 +111,65 @@ def soft_weights(top_k: int, p_start: float = 0.998, p_end: float = 0.97) -> np.
     return p_start - np.arange(top_k) / top_k * (p_start - p_end)
 
 
-def soft_loglik(
+def weighted_loglik(
     probs: jax.Array, indices: jax.Array, weights: np.ndarray, min_prob: float, concepts: int
 ) -> tuple[jax.Array, float]:
     """Σ_r log(1 + w_r(S − 1) + min_prob) over each unit's images, as a difference from its value at S = 1/concepts.
 
-    `probs` [I, C] = S, `indices` [U, K], `weights` [K] → ([U, C], the constant that was taken off). The difference is
-    what scores are made of and is small, so float32 holds it well; the form (1 − w + min_prob) + w·S keeps a small S.
-    Factors are multiplied in groups before the logarithm, as many as float32's range allows whatever S is; ranks are dealt
-    to the groups in turn, because the first ones spread most. Two running products in a group halve the wait for each.
+    `probs` [I, C] = S, `indices` [U, K], `weights` [K], 1 without soft membership → ([U, C], the constant that was taken
+    off). The difference is what scores are made of and is small, so float32 holds it well. A factor is w_r·(S + odds_r)
+    with odds_r = (1 − w_r + min_prob) / w_r, which keeps a small S. The w_r go to the constant, and a common scale makes
+    the product of all factors 1 at S = 1/concepts. Factors are multiplied in groups before the logarithm: in so few that
+    no product can fall below float32's range whatever S is, and if one then rises above it, in as many as are safe.
     """
-    units, k = indices.shape
-    floor = (1.0 - weights) + min_prob  # in float64: 1 - 0.998 would cost float32 four digits
-    usual = floor + weights / concepts
-    groups = _groups_within_range(np.log(floor / usual), np.log((floor + weights) / usual))
-    size = -(-k // groups)
-    dealt = np.pad(np.arange(k), (0, groups * size - k), constant_values=k).reshape(size, groups).T  # [groups, size]
-    floor = jnp.asarray(np.append(floor / usual, 1.0)[dealt], probs.dtype)  # rank k is no rank: its factor is 1
-    weights = jnp.asarray(np.append(weights / usual, 0.0)[dealt], probs.dtype)
-    images = jnp.pad(indices, ((0, 0), (0, 1))).T[dealt]
+    odds = ((1.0 - weights) + min_prob) / weights  # in float64: 1 - 0.998 would cost float32 four digits
+    log_scale = -np.log(odds + 1.0 / concepts).mean()
+    lowest, highest = np.log(odds) + log_scale, np.log(odds + 1.0) + log_scale
+    odds, probs = jnp.asarray(np.exp(lowest), probs.dtype), probs * float(np.exp(log_scale))
+    images = indices.T.astype(jnp.uint32)  # without a sign there are no negative indices to look for
 
-    def add_group(total: jax.Array, ranks: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        floor_r, weight_r, image_r = ranks
-        products = [jnp.ones_like(total)] * 2
-        for r in range(size):
-            rows = probs.at[image_r[r]].get(mode="promise_in_bounds")
-            products[r % 2] = products[r % 2] * (floor_r[r] + weight_r[r] * rows)
-        return total + jnp.log(products[0] * products[1]), None
+    def multiply(product: jax.Array, ranks: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        rows = (probs.at[image].get(mode="promise_in_bounds") for image in ranks[1])
+        factors = [odd + row for odd, row in zip(ranks[0], rows, strict=True)]
+        return math.prod(factors, start=product), None
 
-    start = jnp.zeros((units, probs.shape[1]), probs.dtype)
-    return jax.lax.scan(add_group, start, (floor, weights, images))[0], float(np.log(usual).sum())
+    def in_groups(groups: int) -> jax.Array:
+        total = jnp.zeros((len(indices), probs.shape[1]), probs.dtype)
+        for first, steps in _groups_of_ranks(len(weights), groups):
+            product = multiply(jnp.ones_like(total), (odds[first], images[first]))[0]
+            total += jnp.log(jax.lax.scan(multiply, product, (odds[steps], images[steps]))[0])
+        return total
+
+    few, safe = _groups_within_range(lowest, np.zeros_like(lowest)), _groups_within_range(lowest, highest)
+    quick = in_groups(few)
+    total = quick if few == safe else jax.lax.cond(jnp.isfinite(quick).all(), lambda: quick, lambda: in_groups(safe))
+    return total, float(np.log(weights).sum() - len(weights) * log_scale)
+
+
+def _groups_of_ranks(k: int, groups: int, step: int = 10) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Ranks 0 to k − 1 dealt to groups in turn, and in each to steps in turn: a first, short step [< 10], others [n, 10].
+
+    In turn, so that the small odds of the first ranks meet large ones everywhere. Ten gathers in one compiled loop are
+    few enough for a CPU's registers.
+    """
+    dealt = []
+    for ranks in (np.arange(first, k, groups) for first in range(groups)):
+        whole = len(ranks) // step * step
+        dealt.append((ranks[whole:], ranks[:whole].reshape(step, -1).T))
+    return dealt
 
 
 def _groups_within_range(lowest: np.ndarray, highest: np.ndarray) -> int:
-    """Into how few groups factors can be dealt in turn so that no group's product leaves float32's range.
+    """Into how few groups factors can be dealt so that no running product leaves float32's range.
 
-    `lowest` and `highest` are the logarithms [K] of each factor's bounds, which lie on either side of 0.
+    `lowest` and `highest` are the logarithms [K] of each factor's bounds.
     """
     room = 85.0  # e^85 = 8e36
     for groups in range(1, len(lowest)):
-        dealt = [slice(first, None, groups) for first in range(groups)]
-        if all(highest[ranks].sum() < room and lowest[ranks].sum() > -room for ranks in dealt):
+        orders = [np.concatenate([first, steps.ravel()]) for first, steps in _groups_of_ranks(len(lowest), groups)]
+        if all(lowest[ranks].cumsum().min() > -room and highest[ranks].cumsum().max() < room for ranks in orders):
             return groups
     return len(lowest)
-
-
-def hard_loglik(probs: jax.Array, indices: jax.Array, min_prob: float, concepts: int) -> tuple[jax.Array, float]:
-    """Σ_r log(S + min_prob) over each unit's images, as a difference from its value at S = 1/concepts; as above."""
-    usual = math.log(1.0 / concepts + min_prob)
-    logs = jnp.log(probs + min_prob) - usual
-    start = jnp.zeros((indices.shape[0], probs.shape[1]), probs.dtype)
-    total = jax.lax.scan(lambda total, image_r: (total + logs[image_r], None), start, indices.T, unroll=14)[0]
-    return total, indices.shape[1] * usual
 
 
 def log_normaliser(
@@ -158,47 +183,66 @@ def log_normaliser(
     images = len(rows)
     block = min(block, images)
 
-    def one(number: jax.Array, out: jax.Array) -> jax.Array:
-        start = jnp.minimum(number * block, images - block)
-        part = jax.lax.dynamic_slice_in_dim(rows, start, block)
-        return jax.lax.dynamic_update_slice_in_dim(out, jax.nn.logsumexp(logits(part), axis=1), start, axis=0)
+    def by_block(log_sum: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        def one(number: jax.Array, out: jax.Array) -> jax.Array:
+            start = jnp.minimum(number * block, images - block)
+            own = log_sum(logits(jax.lax.dynamic_slice_in_dim(rows, start, block)))
+            return jax.lax.dynamic_update_slice_in_dim(out, own, start, axis=0)
 
-    own = jax.lax.fori_loop(0, -(-images // block), one, jnp.zeros(images, rows.dtype))
+        return jax.lax.fori_loop(0, -(-images // block), one, jnp.zeros(images, rows.dtype))
+
+    quick = by_block(_quick_logsumexp)
+    safe = functools.partial(by_block, functools.partial(jax.nn.logsumexp, axis=1))
+    own = jax.lax.cond(jnp.isfinite(quick).all(), lambda: quick, safe)
     if axis_name is None:
         return own
     largest = jax.lax.pmax(own, axis_name)
     return largest + jnp.log(jax.lax.psum(jnp.exp(own - largest), axis_name))
 
 
-def _tiled_scores(
+def _quick_logsumexp(logits: jax.Array) -> jax.Array:
+    """logsumexp over each row of logits [b, C] → [b], or what is not finite where logits differ by more than 88.
+
+    It reads the logits once: what it takes off is the largest of a row's first ones. It adds halves, because XLA does not
+    vectorise a sum along rows on a CPU.
+    """
+    shift = logits[:, :CONCEPT_TILE].max(axis=1)
+    terms, odd = jnp.exp(logits - shift[:, None]), 0.0
+    while (width := terms.shape[1]) > 64:
+        odd += terms[:, width // 2 * 2 :].sum(axis=1)
+        terms = terms[:, : width // 2] + terms[:, width // 2 : width // 2 * 2]
+    return shift + jnp.log(terms.sum(axis=1) + odd)
+
+
+def _wpmi_scores(
     clip_feats: jax.Array,
-    units: int,
+    target_feats: jax.Array,
+    weights: np.ndarray,
     a: float,
     lam: float,
+    min_prob: float,
     segment_ids: jax.Array | None,
     axis_name: str | None,
-    loglik: Callable[[jax.Array], tuple[jax.Array, float]],
 ) -> jax.Array:
-    """WPMI scores [U, C] from `clip_feats` [I, C], a tile of concepts at a time, so that its softmax stays in the cache.
+    """WPMI scores [U, C] with `weights` [K] by rank, a tile of concepts at a time, so that its softmax stays in the cache.
 
     The last tile reaches back over concepts that are done.
     """
-    concepts = clip_feats.shape[1]
+    units, concepts = target_feats.shape[1], clip_feats.shape[1]
+    indices = top_k_images(target_feats, len(weights), axis_name)
+    all_concepts = concepts * (1 if axis_name is None else jax.lax.axis_size(axis_name))
     width, sizes = min(CONCEPT_TILE, concepts), layer_sizes(segment_ids, units)
     normaliser = log_normaliser(clip_feats, lambda rows: a * rows, axis_name)
 
     def tile(number: jax.Array, scores: jax.Array) -> jax.Array:
         start = jnp.minimum(number * width, concepts - width)
         logits = a * jax.lax.dynamic_slice_in_dim(clip_feats, start, width, axis=1)
-        total, constant = loglik(jnp.exp(logits - normaliser[:, None]))
-        part = subtract_layer_prior(total, lam, sizes) + (1.0 - lam) * constant
+        probs = jnp.exp(logits - normaliser[:, None])
+        loglik, constant = weighted_loglik(probs, indices, weights, min_prob, all_concepts)
+        part = subtract_layer_prior(loglik, lam, sizes) + (1.0 - lam) * constant
         return jax.lax.dynamic_update_slice_in_dim(scores, part, start, axis=1)
 
     return jax.lax.fori_loop(0, -(-concepts // width), tile, jnp.zeros((units, concepts), clip_feats.dtype))
-
-
-def _all_concepts(clip_feats: jax.Array, axis_name: str | None) -> int:
-    return clip_feats.shape[1] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
 
 
 def wpmi(
@@ -213,12 +257,7 @@ def wpmi(
     axis_name: str | None = None,
 ) -> jax.Array:
     """Weighted pointwise mutual information: [I, C], [I, U] → [U, C] (equation 4 of the CLIP-Dissect paper)."""
-    indices, concepts = top_k_images(target_feats, top_k, axis_name), _all_concepts(clip_feats, axis_name)
-
-    def loglik(probs: jax.Array) -> tuple[jax.Array, float]:
-        return hard_loglik(probs, indices, min_prob, concepts)
-
-    return _tiled_scores(clip_feats, len(indices), a, lam, segment_ids, axis_name, loglik)
+    return _wpmi_scores(clip_feats, target_feats, np.ones(top_k), a, lam, min_prob, segment_ids, axis_name)
 
 
 def soft_wpmi(
@@ -235,13 +274,8 @@ def soft_wpmi(
     axis_name: str | None = None,
 ) -> jax.Array:
     """WPMI with soft membership of the top images: [I, C], [I, U] → [U, C] (equation 6 of the CLIP-Dissect paper)."""
-    indices, concepts = top_k_images(target_feats, top_k, axis_name), _all_concepts(clip_feats, axis_name)
     weights = soft_weights(top_k, p_start, p_end)
-
-    def loglik(probs: jax.Array) -> tuple[jax.Array, float]:
-        return soft_loglik(probs, indices, weights, min_prob, concepts)
-
-    return _tiled_scores(clip_feats, len(indices), a, lam, segment_ids, axis_name, loglik)
+    return _wpmi_scores(clip_feats, target_feats, weights, a, lam, min_prob, segment_ids, axis_name)
 
 
 def rank_reorder_baseline(activations: jax.Array, permutations: jax.Array, p: float = 3.0) -> jax.Array:
