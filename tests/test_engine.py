@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from flax import nnx
 
 import emojax
 from emojax.data.concepts import ConceptSet
@@ -305,3 +306,15 @@ def test_one_compilation_per_probe(tiny_vgg, blobs, tiny_clip):
     shapes = {shape for shape in traced if shape[0] == 8}
     assert shapes == {(8, 40, 40, 1)}
     assert len([s for s in traced if s[0] == 8]) <= 2  # lax.map traces its body once or twice, never per batch
+
+
+def test_networks_of_one_architecture_are_compiled_once(tiny_vgg, blobs):
+    """As after each epoch of training: another network object, other weights, the same program."""
+    few = blobs.first(30)
+    edited = edit.edit(tiny_vgg, "lin2", np.linspace(0.5, 2, 20))
+    network._on_devices.cache_clear()
+    plain, other = (evaluate.evaluate(model, few, tile=4) for model in (tiny_vgg, edited))
+    assert np.abs(plain.logits - other.logits).max() > 0.01
+    graphdef = nnx.split(edited)[0]
+    program = network._on_devices(evaluate._logits_of(graphdef, "resize40"), make_mesh(), 4)
+    assert (network._on_devices.cache_info().misses, program._cache_size()) == (1, 1)

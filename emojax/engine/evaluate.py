@@ -3,6 +3,7 @@
 Shapes: I images, B batch.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,9 +11,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from emojax.data.loader import ImageSet, copies
-from emojax.engine.network import Network, as_network, map_images
+from emojax.engine.network import Network, map_images
 from emojax.errors import InputError
 from emojax.models.vgg import VggNet
 from emojax.ops import image
@@ -124,7 +126,7 @@ def labelled(images: ImageSet, classes: int) -> np.ndarray:
 
 
 def evaluate(
-    model: VggNet | Network,
+    model: nnx.Module | Network,
     images: ImageSet,
     *,
     protocol: Protocol = "resize40",
@@ -139,20 +141,28 @@ def evaluate(
     Raises:
       InputError: the set has no labels, or the classes do not match.
     """
-    network = model if isinstance(model, Network) else as_network(model)
-    if protocol == "tencrop":
-        if not isinstance(model, VggNet):
-            raise InputError("the tencrop protocol crops to a VGGNet's input size; pass a VggNet or use resize40")
-        crops = tencrop_views(model.config.input_size)
-
-    def forward(params: Any, chunk: jax.Array) -> jax.Array:
-        if protocol == "resize40":
-            return network.apply(params, network.preprocess(chunk))[0]
-        x = crops(chunk)
-        logits, _ = network.apply(params, x.reshape(-1, *x.shape[2:]))
-        return logits.reshape(*x.shape[:2], -1).mean(axis=1)
-
+    if protocol == "tencrop" and not isinstance(model, VggNet):
+        raise InputError("the tencrop protocol crops to a VGGNet's input size; pass a VggNet or use resize40")
+    if isinstance(model, nnx.Module):
+        graphdef, params = nnx.split(model)
+        forward = _logits_of(graphdef, protocol)
+    else:
+        params, forward = model.params, lambda params, chunk: model.apply(params, model.preprocess(chunk))[0]
     one = jax.ShapeDtypeStruct((1, *images.images.shape[1:]), np.uint8)
-    labels = labelled(images, jax.eval_shape(forward, network.params, one).shape[-1])
-    logits = map_images(forward, network.params, images, batch=batch, tile=tile, progress=progress)
+    labels = labelled(images, jax.eval_shape(forward, params, one).shape[-1])
+    logits = map_images(forward, params, images, batch=batch, tile=tile, progress=progress)
     return Evaluation(logits, labels, images.classes)
+
+
+@functools.lru_cache(maxsize=8)
+def _logits_of(graphdef: Any, protocol: Protocol) -> Callable[[Any, jax.Array], jax.Array]:
+    """(state, uint8 images [B, H, W, C]) → logits [B, classes]; one object per architecture, so that it compiles once."""
+
+    def forward(state: Any, chunk: jax.Array) -> jax.Array:
+        model = nnx.merge(graphdef, state)
+        if protocol == "resize40":
+            return model(getattr(model, "preprocess", image.to_unit)(chunk))[0]
+        x = tencrop_views(model.config.input_size)(chunk)
+        return model(x.reshape(-1, *x.shape[2:]))[0].reshape(*x.shape[:2], -1).mean(axis=1)
+
+    return forward

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from emojax.data.loader import ImageSet, batches
 from emojax.errors import InputError, did_you_mean
@@ -130,11 +130,24 @@ def map_images(
     """Applies `function(params, uint8 images [T, H, W, C])` to a whole set, in tiles, on all devices.
 
     Returns the function's pytree as numpy arrays with the images along the first axis, in every process. `batch` is how
-    many images travel at once; it is rounded up to whole tiles on every device and does not change the results.
+    many images travel at once; it is rounded up to whole tiles on every device and does not change the results. It is
+    compiled once for a function object: one that is to be mapped again, as after each epoch of training, should be kept.
     """
     mesh, tile, total = make_mesh(), tile or default_tile(), len(images)
     grain = mesh.size * tile
     batch = -(-min(batch, total) // grain) * grain
+    step, params = _on_devices(function, mesh, tile), put_copy(mesh, params)
+    results = []
+    for start, chunk in zip(range(0, total, batch), batches(images.images, batch, rows=my_rows(mesh, batch)), strict=True):
+        results.append(jax.tree.map(np.asarray, step(params, *put_batch(mesh, chunk.images))))
+        if progress is not None:
+            progress(min(start + batch, total), total)
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *results)
+
+
+@functools.lru_cache(maxsize=8)
+def _on_devices(function: Callable[[Any, jax.Array], Any], mesh: Mesh, tile: int) -> Callable[[Any, jax.Array], Any]:
+    """The function in tiles, its images split over the mesh."""
 
     def local(params: Any, chunk: jax.Array) -> Any:
         with jax.default_matmul_precision("highest"):
@@ -143,11 +156,4 @@ def map_images(
     parts = PartitionSpec(AXIS)
     # check_vma off: the carry types that lax.map would need are not known inside flax modules
     specs = {"in_specs": (PartitionSpec(), parts), "out_specs": parts, "check_vma": False}
-    step = jax.jit(jax.shard_map(local, mesh=mesh, **specs), out_shardings=readable(mesh))
-    params = put_copy(mesh, params)
-    results = []
-    for start, chunk in zip(range(0, total, batch), batches(images.images, batch, rows=my_rows(mesh, batch)), strict=True):
-        results.append(jax.tree.map(np.asarray, step(params, *put_batch(mesh, chunk.images))))
-        if progress is not None:
-            progress(min(start + batch, total), total)
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *results)
+    return jax.jit(jax.shard_map(local, mesh=mesh, **specs), out_shardings=readable(mesh))
