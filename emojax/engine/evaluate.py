@@ -147,10 +147,15 @@ def evaluate(
         graphdef, params = nnx.split(model)
         forward = _logits_of(graphdef, protocol)
     else:
-        params, forward = model.params, lambda params, chunk: model.apply(params, model.preprocess(chunk))[0]
+        params = model.params
+
+        def forward(params: Any, chunk: jax.Array) -> jax.Array:
+            return model.apply(params, model.preprocess(chunk))[0]
+
     one = jax.ShapeDtypeStruct((1, *images.images.shape[1:]), np.uint8)
     labels = labelled(images, jax.eval_shape(forward, params, one).shape[-1])
-    logits = map_images(forward, params, images, batch=batch, tile=tile, progress=progress)
+    keep = isinstance(model, nnx.Module)  # another of its kind may follow, as after each epoch of training
+    logits = map_images(forward, params, images, batch=batch, tile=tile, progress=progress, keep=keep)
     return Evaluation(logits, labels, images.classes)
 
 

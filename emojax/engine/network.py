@@ -126,17 +126,19 @@ def map_images(
     batch: int,
     tile: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    keep: bool = False,
 ) -> Any:
     """Applies `function(params, uint8 images [T, H, W, C])` to a whole set, in tiles, on all devices.
 
     Returns the function's pytree as numpy arrays with the images along the first axis, in every process. `batch` is how
-    many images travel at once; it is rounded up to whole tiles on every device and does not change the results. It is
-    compiled once for a function object: one that is to be mapped again, as after each epoch of training, should be kept.
+    many images travel at once; it is rounded up to whole tiles on every device and does not change the results.
+    `keep` holds on to the compiled program for the next call with this function object, which must hold no parameters.
     """
     mesh, tile, total = make_mesh(), tile or default_tile(), len(images)
     grain = mesh.size * tile
     batch = -(-min(batch, total) // grain) * grain
-    step, params = _on_devices(function, mesh, tile), put_copy(mesh, params)
+    step = (_kept_on_devices if keep else _on_devices)(function, mesh, tile)
+    params = put_copy(mesh, params)
     results = []
     for start, chunk in zip(range(0, total, batch), batches(images.images, batch, rows=my_rows(mesh, batch)), strict=True):
         results.append(jax.tree.map(np.asarray, step(params, *put_batch(mesh, chunk.images))))
@@ -145,7 +147,6 @@ def map_images(
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *results)
 
 
-@functools.lru_cache(maxsize=8)
 def _on_devices(function: Callable[[Any, jax.Array], Any], mesh: Mesh, tile: int) -> Callable[[Any, jax.Array], Any]:
     """The function in tiles, its images split over the mesh."""
 
@@ -157,3 +158,6 @@ def _on_devices(function: Callable[[Any, jax.Array], Any], mesh: Mesh, tile: int
     # check_vma off: the carry types that lax.map would need are not known inside flax modules
     specs = {"in_specs": (PartitionSpec(), parts), "out_specs": parts, "check_vma": False}
     return jax.jit(jax.shard_map(local, mesh=mesh, **specs), out_shardings=readable(mesh))
+
+
+_kept_on_devices = functools.lru_cache(maxsize=8)(_on_devices)

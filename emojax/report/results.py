@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from emojax.engine.dissect import Dissection, LayerSummary
 from emojax.engine.edit import Setting
 from emojax.engine.verdict import Evidence
 from emojax.errors import InputError
-from emojax.report import units
+from emojax.report import schema, units
 from emojax.store import MANIFEST
 
 # What a run of each verb cannot lack.
@@ -109,19 +110,14 @@ def read_run(folder: Path, audit: Path | None = None) -> Results:
     Raises:
       InputError: the folder is not such a run, lacks a file, or holds a damaged one.
     """
-    manifest = _json(folder / MANIFEST, f"{folder} is not an emojax run: it has no {MANIFEST}")
-    verb, settings = manifest.get("verb"), manifest.get("settings")
-    if not isinstance(settings, dict) or not isinstance(verb, str):
-        raise InputError(f"{folder / MANIFEST}: it names no verb or no settings, so this is not an emojax run")
+    manifest = _json(folder / MANIFEST, schema.Manifest, f"{folder} is not an emojax run: it has no {MANIFEST}")
+    verb = manifest["verb"]
     if verb not in NEEDED:
         raise InputError(f"{folder} is a run of `{verb}`, which has no page; give one of {', '.join(NEEDED)}")
     lacking = [name for name in NEEDED[verb] if not (folder / name).is_file()]
     if lacking:
         raise InputError(f"{folder} is half a run: {', '.join(lacking)} missing; run `emojax {verb}` again")
-    summary = _json(folder / "summary.json", "")
-    known = ("images", "concepts", "similarity", "tau") if "dissection.csv" in NEEDED[verb] else ("edit",)
-    if not all(name in summary for name in known):
-        raise InputError(f"{folder / 'summary.json'}: {', '.join(known)} should be in it; {DAMAGED}")
+    summary = _json(folder / "summary.json", schema.Summary if "dissection.csv" in NEEDED[verb] else schema.EditOnly)
     flagged = folder / "audit.csv" if audit is None else audit / "audit.csv" if audit.is_dir() else audit
     if audit is not None and not flagged.is_file():
         raise InputError(f"no audit at {str(flagged)!r}; pass the audit.csv that `emojax audit` wrote, or its folder")
@@ -157,7 +153,8 @@ def read_run(folder: Path, audit: Path | None = None) -> Results:
     )
 
 
-def _json(path: Path, missing: str) -> dict[str, Any]:
+def _json(path: Path, model: Any, missing: str = "") -> dict[str, Any]:
+    """An object of names and values that the model, or dataclass, has no objection to."""
     try:
         value = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -168,6 +165,11 @@ def _json(path: Path, missing: str) -> dict[str, Any]:
         raise InputError(f"{path}: not JSON; {DAMAGED}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: not an object of names and values; {DAMAGED}")
+    try:
+        TypeAdapter(model).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; {DAMAGED}") from None
     return value
 
 
@@ -220,9 +222,7 @@ def _table1(table: Table) -> list[LayerSummary]:
 
 
 def _evidence(path: Path) -> Evidence:
-    values, names = _json(path, ""), {field.name for field in fields(Evidence)}
-    try:
-        setting = None if values.get("setting") is None else Setting(**values["setting"])
-        return Evidence(**{k: v for k, v in values.items() if k in names and k != "setting"}, setting=setting)
-    except TypeError:
-        raise InputError(f"{path}: not what emojax writes; {DAMAGED}") from None
+    values = _json(path, Evidence)
+    setting = None if values.get("setting") is None else Setting(**values["setting"])
+    names = {field.name for field in fields(Evidence)} - {"setting"}
+    return Evidence(**{k: v for k, v in values.items() if k in names}, setting=setting)
