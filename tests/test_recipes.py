@@ -160,7 +160,7 @@ def test_damaged_or_foreign_checkpoints_are_refused(tiny_vgg, images, tmp_path):
 def test_killed_command_goes_on(tmp_path):
     """SIGKILL of `emojax train` in its first epochs; the same command ends as an undisturbed one does."""
     args = ["--task", "deep_emotion", "--data.kind", "faces", "--data.limit", "96", "--train.batch", "32"]
-    args += ["--train.epochs", "3"]
+    args += ["--train.epochs", "2"]
 
     def command(out):
         cache = ["--cache", str(tmp_path / out / "cache"), "--train.save-every", "0"]

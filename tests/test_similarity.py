@@ -115,7 +115,7 @@ def test_products_stay_in_range(concepts, top_k, soft):
 def test_log_normaliser(concepts, last):
     logits = np.random.default_rng(7).normal(scale=20, size=(130, concepts)).astype(np.float32)
     logits[:, -1] += last
-    got = similarity.log_normaliser(jnp.asarray(logits), lambda rows: rows)
+    got = jax.jit(lambda x: similarity.log_normaliser(x, lambda rows: rows))(logits)
     np.testing.assert_allclose(got, scipy.special.logsumexp(np.float64(logits), axis=1), rtol=1e-6, atol=1e-6)
 
 
@@ -129,7 +129,7 @@ def test_top_k_images_give_ties_to_the_lower_index(images, k):
     acts = np.random.default_rng(8).integers(-3, 3, size=(images, 40)).astype(np.float32)
     acts[:, 0], acts[:, 1] = -np.inf, np.arange(images)
     expected = np.argsort(-acts, axis=0, kind="stable")[:k].T
-    np.testing.assert_array_equal(similarity.top_k_images(jnp.asarray(acts), k), expected)
+    np.testing.assert_array_equal(jax.jit(lambda x: similarity.top_k_images(x, k))(acts), expected)
 
 
 @pytest.mark.parametrize("devices", [2, 8])
