@@ -32,7 +32,13 @@ from rich.table import Table
 
 
 @dataclasses.dataclass
-class Score:
+class _OnDevice:
+    device: Literal["cpu", "gpu"] = "cpu"
+    out: Path | None = None
+
+
+@dataclasses.dataclass
+class Score(_OnDevice):
     """soft_wpmi, wpmi and rank_reorder from image-concept cosines and activations."""
 
     units: int = 1024
@@ -41,12 +47,10 @@ class Score:
     rank_units: int = 8
     """units that rank_reorder is timed on; it costs far more per unit"""
     repeats: int = 5
-    device: Literal["cpu", "gpu"] = "cpu"
-    out: Path | None = None
 
 
 @dataclasses.dataclass
-class Probe:
+class Probe(_OnDevice):
     """VGGNet and a ViT CLIP with random weights over images."""
 
     images: int = 2048
@@ -58,8 +62,6 @@ class Probe:
     dtype: Literal["float32", "bfloat16"] = "float32"
     data: Path | None = None
     """prepared FER2013; generated images when absent"""
-    device: Literal["cpu", "gpu"] = "cpu"
-    out: Path | None = None
 
 
 @dataclasses.dataclass
@@ -72,7 +74,7 @@ class Memory:
 
 
 @dataclasses.dataclass
-class Sweep:
+class Sweep(_OnDevice):
     """Edits of lin2 of the published VGGNet with random weights, over generated images, against full evaluations."""
 
     images: int = 7178
@@ -82,20 +84,16 @@ class Sweep:
     repeats: int = 5
     permutations: int = 199
     """of the evidence for the paper's grid, with 1,000 random masks; 0 leaves it out"""
-    device: Literal["cpu", "gpu"] = "cpu"
-    out: Path | None = None
 
 
 @dataclasses.dataclass
-class Train:
+class Train(_OnDevice):
     """Steps of training the published VGGNet against PyTorch's, and several small networks together against in turn."""
 
     batch: int = 64
     repeats: int = 5
     members: int = 3
     """small networks that are trained at once"""
-    device: Literal["cpu", "gpu"] = "cpu"
-    out: Path | None = None
 
 
 @dataclasses.dataclass

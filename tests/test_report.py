@@ -216,6 +216,7 @@ def test_refusals(capsys, hostile, tmp_path):
         ("units.npz", b"PK", "units.npz: "),
         ("evidence.json", b'{"verdict": 3}', "gained: Field required"),
         ("evidence.json", {"gained": 1, "lost": 2, "total": 3, "networks": 4}, "networks: Input should be"),
+        ("evidence.json", {"gained": 3, "lost": 2, "total": 1}, "evidence.json: Value error, 3 gained and 2 lost of 1"),
     ):
         folder = copy_of(hostile[0], tmp_path)
         before = (folder / "report.html").read_bytes()

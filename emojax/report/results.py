@@ -15,7 +15,6 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from emojax.engine.dissect import Dissection, LayerSummary
-from emojax.engine.edit import Setting
 from emojax.engine.verdict import Evidence
 from emojax.errors import InputError
 from emojax.report import schema, units
@@ -110,14 +109,16 @@ def read_run(folder: Path, audit: Path | None = None) -> Results:
     Raises:
       InputError: the folder is not such a run, lacks a file, or holds a damaged one.
     """
-    manifest = _json(folder / MANIFEST, schema.Manifest, f"{folder} is not an emojax run: it has no {MANIFEST}")
+    manifest = _json(folder / MANIFEST, f"{folder} is not an emojax run: it has no {MANIFEST}")
+    _valid(folder / MANIFEST, schema.Manifest, manifest)
     verb = manifest["verb"]
     if verb not in NEEDED:
         raise InputError(f"{folder} is a run of `{verb}`, which has no page; give one of {', '.join(NEEDED)}")
     lacking = [name for name in NEEDED[verb] if not (folder / name).is_file()]
     if lacking:
         raise InputError(f"{folder} is half a run: {', '.join(lacking)} missing; run `emojax {verb}` again")
-    summary = _json(folder / "summary.json", schema.Summary if "dissection.csv" in NEEDED[verb] else schema.EditOnly)
+    summary = _json(folder / "summary.json")
+    _valid(folder / "summary.json", schema.Summary if "dissection.csv" in NEEDED[verb] else schema.EditOnly, summary)
     flagged = folder / "audit.csv" if audit is None else audit / "audit.csv" if audit.is_dir() else audit
     if audit is not None and not flagged.is_file():
         raise InputError(f"no audit at {str(flagged)!r}; pass the audit.csv that `emojax audit` wrote, or its folder")
@@ -136,7 +137,8 @@ def read_run(folder: Path, audit: Path | None = None) -> Results:
         sizes = dict(zip(details.layers.tolist(), details.sizes.tolist(), strict=True))
         if sizes != labels.layers:
             raise InputError(f"{folder / units.FILE} is of other units than dissection.csv; run `emojax {verb}` again")
-    evidence = _evidence(folder / "evidence.json") if (folder / "evidence.json").is_file() else None
+    file = folder / "evidence.json"
+    evidence = _valid(file, Evidence, _json(file)) if file.is_file() else None
     return Results(
         folder=folder,
         manifest=manifest,
@@ -153,8 +155,7 @@ def read_run(folder: Path, audit: Path | None = None) -> Results:
     )
 
 
-def _json(path: Path, model: Any, missing: str = "") -> dict[str, Any]:
-    """An object of names and values that the model, or dataclass, has no objection to."""
+def _json(path: Path, missing: str = "") -> dict[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -165,12 +166,17 @@ def _json(path: Path, model: Any, missing: str = "") -> dict[str, Any]:
         raise InputError(f"{path}: not JSON; {DAMAGED}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: not an object of names and values; {DAMAGED}")
+    return value
+
+
+def _valid(path: Path, kind: Any, values: dict[str, Any]) -> Any:
+    """The model or dataclass that a file's values make."""
     try:
-        TypeAdapter(model).validate_python(value)
+        return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; {DAMAGED}") from None
-    return value
+        where = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""
+        raise InputError(f"{path}: {where}{first['msg']}; {DAMAGED}") from None
 
 
 def _table(path: Path, columns: Sequence[str]) -> Table:
@@ -219,10 +225,3 @@ def _table1(table: Table) -> list[LayerSummary]:
 
     lines = zip(*table.values(), strict=True) if table else ()
     return [LayerSummary(**{name: value(name, x) for name, x in zip(table, line, strict=True)}) for line in lines]
-
-
-def _evidence(path: Path) -> Evidence:
-    values = _json(path, Evidence)
-    setting = None if values.get("setting") is None else Setting(**values["setting"])
-    names = {field.name for field in fields(Evidence)} - {"setting"}
-    return Evidence(**{k: v for k, v in values.items() if k in names}, setting=setting)
