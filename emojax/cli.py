@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, get_args
 
 from pydantic import Field, ValidationError
 
-from emojax import hosts
-from emojax.config import Reason, Section, Settings, UserPath, explain, read_settings, verb_model
+from emojax.distributed import processes as hosts
 from emojax.errors import InputError, did_you_mean, of_the_disk, one_line
+from emojax.settings import Reason, Section, Settings, UserPath, explain, read_settings, verb_model
 
 # What a first argument without dashes is short for.
 _POSITIONAL = {"concepts": "--concepts.path", "report": "--run", "compare": "--runs"}
@@ -279,7 +279,7 @@ def _complain(line: str, code: int) -> int:
 
 
 def _run(verb: str, settings: Section, job: hosts.Job | None) -> None:
-    from emojax import mesh  # jax and the engine load only once the settings have been read
+    from emojax.distributed import mesh  # jax and the engine load only once the settings have been read
 
     mesh.use_all_cores()
     with hosts.joined(job), contextlib.ExitStack() as quiet:
@@ -291,6 +291,6 @@ def _run(verb: str, settings: Section, job: hosts.Job | None) -> None:
 
 
 def _function(verb: str) -> Callable[[Section], None]:
-    from emojax import verbs
+    from emojax.commands import chain as verbs
 
     return getattr(verbs, verb)

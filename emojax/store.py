@@ -21,8 +21,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from emojax.distributed.processes import is_first
 from emojax.errors import InputError
-from emojax.hosts import is_first
 
 MANIFEST = "manifest.json"
 _PACKAGES = ("emojax", "jax", "jaxlib", "flax", "numpy", "transformers", "tensorflow-datasets", "pillow")

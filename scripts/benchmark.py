@@ -207,7 +207,7 @@ def score(options: Score) -> Results:
     import torch
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from emojax.mesh import AXIS, make_mesh
+    from emojax.distributed.mesh import AXIS, make_mesh
     from emojax.ops import similarity
 
     mesh = make_mesh(next(n for n in range(len(jax.devices()), 0, -1) if options.concepts % n == 0))
@@ -342,10 +342,10 @@ def probe(options: Probe) -> Results:
     from transformers import CLIPModel
 
     from emojax.data.loader import open_split
-    from emojax.engine import network
-    from emojax.engine import probe as engine
     from emojax.models.vgg import LAYERS, VggConfig
     from emojax.ops.pooling import pool
+    from emojax.probing import network
+    from emojax.probing import probe as engine
 
     config, layers = VggConfig.paper(), LAYERS[:-1]
     images = generated_set(options.images) if options.data is None else open_split(options.data, "training")
@@ -431,8 +431,8 @@ def rate(marks: list[tuple[int, float]]) -> float:
 
 def memory_once(options: _MemoryOnce) -> None:
     """Probes in this process and prints its peak resident memory in bytes."""
-    from emojax.engine import probe as engine
     from emojax.models.vgg import VggConfig
+    from emojax.probing import probe as engine
 
     with tempfile.TemporaryDirectory() as cache:
         record = engine.probe(
@@ -462,10 +462,13 @@ def sweep(options: Sweep) -> Results:
     import jax
     from flax import nnx
 
-    from emojax.data import faces
-    from emojax.engine import edit, evaluate, evidence, inputs
-    from emojax.engine import sweep as engine
+    from emojax.editing import activations as inputs
+    from emojax.editing import edit
+    from emojax.editing import sweep as engine
+    from emojax.evidence import assess as evidence
     from emojax.models.vgg import VggConfig
+    from emojax.synthetic import faces
+    from emojax.training import evaluate
 
     rng = np.random.default_rng(0)
     images, model = faces.random_faces(options.images, 0).image_set("faces"), random_vgg(VggConfig.paper())
@@ -536,11 +539,11 @@ def train(options: Train) -> Results:
     import torch
     from flax import nnx
 
-    from emojax.data import faces
-    from emojax.engine import tasks
-    from emojax.engine import train as engine
-    from emojax.mesh import copied, make_mesh, put_copy, put_split
+    from emojax.distributed.mesh import copied, make_mesh, put_copy, put_split
     from emojax.models.vgg import VggConfig, VggNet
+    from emojax.synthetic import faces
+    from emojax.training import fit as engine
+    from emojax.training import tasks
 
     where, mesh = "cuda" if options.device == "gpu" else "cpu", make_mesh()
     images = faces.random_faces(4 * options.batch, 0).image_set("faces")
@@ -669,7 +672,7 @@ def main() -> None:
     options = tyro.cli(Commands, description=__doc__)
     if getattr(options, "device", "cpu") == "cpu":
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from emojax.mesh import use_all_cores
+    from emojax.distributed.mesh import use_all_cores
 
     use_all_cores()
     match options:

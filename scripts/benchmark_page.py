@@ -16,13 +16,13 @@ import numpy as np
 import tyro
 
 from emojax import write_report
-from emojax.data import faces
 from emojax.data.concepts import load_concepts
-from emojax.engine.dissect import Dissection, dissect
-from emojax.engine.record import ProbeRecord
+from emojax.dissection.dissect import Dissection, dissect
 from emojax.models.vgg import VggConfig
 from emojax.ops.moments import Moments
 from emojax.ops.topk import TopK
+from emojax.probing.record import ProbeRecord
+from emojax.synthetic import faces
 
 ACT = """async ([id, value]) => {
   const start = performance.now(), node = document.querySelector(id);

@@ -1,6 +1,6 @@
 """Trains the two small networks that ship with emojax, on rendered faces, and records what they can do.
 
-    python scripts/build_demo_assets.py              # writes emojax/data/assets/; half an hour on 2 busy cores
+    python scripts/build_demo_assets.py              # writes emojax/synthetic/assets/; half an hour on 2 busy cores
 
 Seeded: the same machine gives the same files. `metrics.json` beside them holds accuracies on faces that were not
 trained on, the settings and the time it took.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import tyro
 
-ASSETS = Path(__file__).parents[1] / "emojax" / "data" / "assets"
+ASSETS = Path(__file__).parents[1] / "emojax" / "synthetic" / "assets"
 
 
 @dataclasses.dataclass
@@ -32,10 +32,13 @@ class Options:
 
 def main(options: Options) -> None:
     """Trains both and writes the folder."""
-    from emojax import config, store, verbs_train
-    from emojax.data import faces, seen
+    from emojax import settings as config
+    from emojax import store
+    from emojax.commands import train as verbs_train
+    from emojax.data import seen
     from emojax.data.weights import load_clip, save_vgg
-    from emojax.engine.evaluate import evaluate
+    from emojax.synthetic import faces
+    from emojax.training.evaluate import evaluate
 
     started = time.perf_counter()
     with store.atomic_folder(options.out) as folder, tempfile.TemporaryDirectory() as log:
@@ -87,7 +90,7 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    from emojax.mesh import use_all_cores
+    from emojax.distributed.mesh import use_all_cores
 
     use_all_cores()
     main(tyro.cli(Options))

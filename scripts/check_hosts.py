@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tyro
 
-ASSETS = Path(__file__).parents[1] / "emojax" / "data" / "assets"
+ASSETS = Path(__file__).parents[1] / "emojax" / "synthetic" / "assets"
 NETWORKS = ["--target.weights", str(ASSETS / "vgg.safetensors"), "--clip.path", str(ASSETS / "clip")]
 CLOSE = 1e-5
 

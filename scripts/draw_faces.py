@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from emojax.data import faces
 from emojax.data.fer2013 import CLASSES
+from emojax.synthetic import faces
 
 DOCS = Path(__file__).parents[1] / "docs"
 

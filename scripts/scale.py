@@ -84,12 +84,12 @@ def compiled_step(vgg: Any, clip: Any, *, side: int, top_k: int, tile: int, devi
     import jax.numpy as jnp
     from flax import nnx
 
-    from emojax import mesh as meshes
     from emojax.data.weights import CLIP_MEAN, CLIP_STD, Preprocess
-    from emojax.engine import probe
-    from emojax.engine.network import Network, resolve_layers
+    from emojax.distributed import mesh as meshes
     from emojax.models.clip import Clip
     from emojax.models.vgg import VggNet
+    from emojax.probing import probe
+    from emojax.probing.network import Network, resolve_layers
 
     def network() -> VggNet:
         model = VggNet(vgg, rngs=nnx.Rngs(0))

@@ -1,4 +1,4 @@
-"""How often the procedure of `emojax.engine.evidence` says that an edit helps: when it must not, and when it should.
+"""How often the procedure of `emojax.evidence.assess` says that an edit helps: when it must not, and when it should.
 
     python scripts/simulate_evidence.py --studies 200
 
@@ -40,8 +40,8 @@ KINDS = ("null", "null, noisy network", "null, one set", "planted")
 
 def subject(rng: np.random.Generator, kind: str, options: Options):
     """A simulated network with its scores on the two sets."""
-    from emojax.engine.evidence import Subject
-    from emojax.engine.inputs import Head, LayerInputs
+    from emojax.editing.activations import Head, LayerInputs
+    from emojax.evidence.assess import Subject
 
     units, classes = options.units, options.classes
     weak = rng.random(units) < 0.4
@@ -65,8 +65,8 @@ def subject(rng: np.random.Generator, kind: str, options: Options):
 
 def simulate(options: Options, kind: str) -> dict[str, float | int | str]:
     """Rates of the findings over the studies of a kind."""
-    from emojax.engine.edit import Search
-    from emojax.engine.evidence import assess
+    from emojax.editing.edit import Search
+    from emojax.evidence.assess import assess
 
     search = Search(taus=tuple(np.linspace(-1, 1.5, 6)), factors=(1.25, 1.5, 2.0, 2.5))
     rng = np.random.default_rng([options.seed, KINDS.index(kind)])

@@ -37,13 +37,13 @@ from flax import nnx
 from emojax.data import fer2013
 from emojax.data.loader import ImageSet
 from emojax.data.weights import load_clip, save_clip, save_vgg
-from emojax.engine import record as records
-from emojax.engine.record import ProbeRecord
-from emojax.mesh import make_mesh
+from emojax.distributed.mesh import make_mesh
 from emojax.models.clip import Clip, ClipConfig
 from emojax.models.vgg import VggConfig, VggNet
 from emojax.ops.moments import Moments
 from emojax.ops.topk import TopK
+from emojax.probing import record as records
+from emojax.probing.record import ProbeRecord
 
 TINY = VggConfig(widths=(4, 4, 6, 6, 8, 8, 10, 10), hidden=(24, 20))
 

@@ -8,9 +8,10 @@ from conftest import write_fer_csv
 from PIL import Image, ImageDraw
 
 from emojax import cli
-from emojax.data import audit, faces, fer2013
+from emojax.data import audit, fer2013
 from emojax.data.loader import open_split
 from emojax.errors import InputError
+from emojax.synthetic import faces
 
 
 def warning_icon(left):

@@ -10,11 +10,11 @@ from safetensors.numpy import save_file
 
 import emojax
 from emojax.data import weights
-from emojax.engine.network import as_network
 from emojax.errors import InputError
 from emojax.models import deep_emotion
 from emojax.models.deep_emotion import DeepEmotion, DeepEmotionConfig
 from emojax.ops import image
+from emojax.probing.network import as_network
 
 # Rotation, shear, zoom out and a shift: a good part of what the CNN sees lies outside the image.
 TILTED = np.float32([1.1, 0.35, 0.2, -0.3, 0.9, -0.25])

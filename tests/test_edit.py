@@ -8,11 +8,14 @@ import pytest
 from flax import nnx
 
 from emojax.data.loader import ImageSet
-from emojax.engine import edit, evaluate, inputs, learn, sweep
+from emojax.distributed.mesh import make_mesh
+from emojax.editing import activations as inputs
+from emojax.editing import baselines as learn
+from emojax.editing import edit, sweep
 from emojax.errors import InputError
-from emojax.mesh import make_mesh
 from emojax.models import vgg
 from emojax.ops import gains as ops
+from emojax.training import evaluate
 
 SCOPES = ("weights", "weights_and_bias")
 

@@ -11,10 +11,13 @@ from flax import nnx
 import emojax
 from emojax.data.concepts import ConceptSet
 from emojax.data.loader import ImageSet
-from emojax.engine import dissect, edit, evaluate, network, probe, record
+from emojax.dissection import dissect
+from emojax.distributed.mesh import make_mesh
+from emojax.editing import edit
 from emojax.errors import InputError
-from emojax.mesh import make_mesh
 from emojax.models import vgg
+from emojax.probing import network, probe, record
+from emojax.training import evaluate
 
 CONCEPTS = ConceptSet(
     ("Smile", "Frown", "Raised Brows", "Closed Eyes", "Jaw"),

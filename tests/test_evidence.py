@@ -10,9 +10,12 @@ import pytest
 from test_edit import float64_logits, random_layer
 
 from emojax.data.loader import ImageSet
-from emojax.engine import edit, evidence, inputs, sweep, verdict
-from emojax.engine.edit import Search, Setting
+from emojax.editing import activations as inputs
+from emojax.editing import edit, sweep
+from emojax.editing.edit import Search, Setting
 from emojax.errors import InputError
+from emojax.evidence import assess as evidence
+from emojax.evidence import verdict
 from emojax.ops import gains as ops
 from emojax.ops import stats
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from emojax.data import faces
 from emojax.data.concepts import load_concepts
 from emojax.data.fer2013 import CLASSES
 from emojax.errors import InputError
+from emojax.synthetic import faces
 
 
 @pytest.fixture(scope="module")

@@ -21,14 +21,14 @@ from PIL import Image
 from safetensors.numpy import save
 
 from emojax import cli, store
-from emojax.config import Settings, read_settings
 from emojax.data import concepts, fer2013
 from emojax.data.decode import read_image
 from emojax.data.exclude import Excluded
 from emojax.data.weights import read_arrays
-from emojax.engine import probe as probe_engine
-from emojax.engine import record as records
 from emojax.errors import InputError, one_line
+from emojax.probing import probe as probe_engine
+from emojax.probing import record as records
+from emojax.settings import Settings, read_settings
 
 fuzzed = settings(
     max_examples=int(os.environ.get("EMOJAX_FUZZ", "60")),

@@ -14,9 +14,10 @@ import jax
 import numpy as np
 import pytest
 
-from emojax import cli, hosts
+from emojax import cli
+from emojax.distributed import processes as hosts
+from emojax.distributed.mesh import make_mesh, my_rows
 from emojax.errors import InputError
-from emojax.mesh import make_mesh, my_rows
 
 CHECK = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "check_hosts.py"))
 ARGS = [

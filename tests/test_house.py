@@ -3,6 +3,7 @@
 import ast
 import csv
 import functools
+import graphlib
 import io
 import json
 import subprocess
@@ -15,57 +16,74 @@ from conftest import write_fer_csv
 from rich.console import Console
 
 import emojax
-from emojax import cli, console, store
-from emojax.config import Settings, read_settings
+from emojax import cli, store
+from emojax.commands import console
 from emojax.data.loader import open_split
 from emojax.data.weights import load_vgg, save_vgg
-from emojax.engine.evaluate import evaluate
 from emojax.errors import InputError
+from emojax.settings import Settings, read_settings
+from emojax.training.evaluate import evaluate
 
 ROOT = Path(emojax.__file__).parent
-FLOORS = {
-    "cli": 7,
-    "verbs": 6,
-    "verbs_audit": 5,
-    "verbs_report": 5,
-    "verbs_train": 5,
-    "verbs_demo": 4,
-    "verbs_edit": 5,
-    "report": 4,
-    "engine": 3,
-    "data": 2,
-    "mesh": 2,
-    "config": 2,
-    "store": 1,
-    "console": 1,
-    "models": 1,
-    "hosts": 0,
-    "ops": 0,
-}
+# Imports point down this list; packages of one line may use each other as long as no modules form a cycle.
+LEVELS = (
+    {"cli"},
+    {"commands"},
+    {"report"},
+    {"editing", "evidence"},
+    {"dissection"},
+    {"training"},
+    {"probing"},
+    {"data", "synthetic"},
+    {"distributed", "store", "settings"},
+    {"models"},
+    {"ops"},
+)
+LEVEL = {package: len(LEVELS) - at for at, packages in enumerate(LEVELS) for package in packages}
 
 
 UNKNOWN = "does not say what it was trained on, so it counts as having seen"
 
 
-def room(module: str) -> str:
-    return module.split(".")[1] if "." in module else module
-
-
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_imports_point_down(path):
-    name = path.relative_to(ROOT).with_suffix("").parts[0]
-    if name in ("__init__", "__main__", "errors"):
-        return
+def imports_of(path):
+    """Modules of ours that a file imports, anywhere in it, as (line, dotted name without `emojax.`)."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        names = [f"{node.module}.{a.name}" for a in node.names] if isinstance(node, ast.ImportFrom) else []
-        names += [a.name for a in node.names] if isinstance(node, ast.Import) else []
-        for imported in names:
-            target = room(imported)
-            if not imported.startswith("emojax.") or target in (name, "errors"):
-                continue
-            if name == "cli" and target == "verbs":
-                continue
-            assert FLOORS[target] < FLOORS[name] or (name, target) == ("data", "store"), f"{name} imports {imported}"
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        yield from (name.removeprefix("emojax.") for name in names if name.startswith("emojax."))
+
+
+def module_of(name):
+    """The module that an imported name is, or lies in."""
+    for candidate in (name, name.rpartition(".")[0]):
+        path = ROOT / candidate.replace(".", "/")
+        if path.with_suffix(".py").is_file() or (path / "__init__.py").is_file():
+            return candidate
+    return None
+
+
+MODULES = {
+    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+    if path.parent != ROOT or path.stem not in ("__init__", "__main__", "errors")
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_down(name):
+    package = name.partition(".")[0]
+    for imported in imports_of(MODULES[name]):
+        target = imported.partition(".")[0]
+        if target not in (package, "errors"):
+            assert LEVEL[target] <= LEVEL[package], f"{name} imports {imported}"
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    graph = {name: {module_of(each) for each in imports_of(path)} & set(MODULES) for name, path in MODULES.items()}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
 
 
 def test_progress_in_a_terminal(monkeypatch):
@@ -98,7 +116,7 @@ def test_import_is_light():
 def test_public_names_exist():
     for name in emojax.__all__:
         assert getattr(emojax, name) is not None
-    assert emojax.probe.__module__ == "emojax.engine.probe"
+    assert emojax.probe.__module__ == "emojax.probing.probe"
     with pytest.raises(AttributeError, match="no attribute 'prob'"):
         emojax.prob  # noqa: B018
 

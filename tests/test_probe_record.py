@@ -18,10 +18,12 @@ from emojax import cli
 from emojax.data.concepts import ConceptSet
 from emojax.data.loader import ImageSet
 from emojax.data.weights import save_vgg
-from emojax.engine import dissect, edit, probe, record
+from emojax.dissection import dissect
+from emojax.distributed.mesh import make_mesh
+from emojax.editing import edit
 from emojax.errors import InputError
-from emojax.mesh import make_mesh
 from emojax.ops import stats
+from emojax.probing import probe, record
 
 CONCEPTS = ConceptSet(("Smile", "Frown", "Raised Brows", "Closed Eyes", "Jaw"))
 OPTIONS = {"layers": ("lin1", "lin2"), "batch": 32, "tile": 8, "keep_activations": True}
@@ -140,7 +142,7 @@ PROGRAM = """
     import numpy as np
     from emojax.data.loader import ImageSet
     from emojax.data.weights import load_clip, load_vgg
-    from emojax.engine.probe import probe
+    from emojax.probing.probe import probe
     import time
     images = ImageSet.from_arrays(np.load(sys.argv[5]), name="noise")
     def tick(done, total):

@@ -16,16 +16,18 @@ import reference
 from flax import nnx
 
 from emojax import cli
-from emojax.data import faces, seen
+from emojax.data import seen
 from emojax.data.loader import ImageSet, copies
 from emojax.data.weights import load_network, load_vgg, save_vgg
-from emojax.engine import tasks, train
-from emojax.engine.evaluate import Evaluation, average
+from emojax.distributed.mesh import make_mesh, sharded
 from emojax.errors import InputError
-from emojax.mesh import make_mesh, sharded
 from emojax.models.deep_emotion import DeepEmotion
 from emojax.models.vgg import VggConfig, VggNet
 from emojax.report.figures import plot_training
+from emojax.synthetic import faces
+from emojax.training import fit as train
+from emojax.training import tasks
+from emojax.training.evaluate import Evaluation, average
 
 
 @pytest.fixture(scope="module")

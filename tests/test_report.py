@@ -13,11 +13,14 @@ from conftest import generated_images
 from PIL import Image
 
 import emojax
-from emojax import cli, config, store, verbs, verbs_report
+from emojax import cli, store
+from emojax import settings as config
+from emojax.commands import chain as verbs
+from emojax.commands import report as verbs_report
 from emojax.data.concepts import ConceptSet
 from emojax.data.loader import ImageSet
-from emojax.engine.verdict import Evidence
 from emojax.errors import InputError
+from emojax.evidence.verdict import Evidence
 from emojax.report import page, sprites, units
 from emojax.report.compare import compare
 from emojax.report.results import Labels, read_run

@@ -10,7 +10,7 @@ import pytest
 import emojax
 from emojax import store
 from emojax.data import weights
-from emojax.engine.edit import read_gains
+from emojax.editing.edit import read_gains
 from emojax.errors import InputError
 
 PACKAGE = Path(emojax.__file__).parent

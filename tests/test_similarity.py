@@ -8,7 +8,7 @@ import reference
 import scipy.special
 from jax.sharding import PartitionSpec
 
-from emojax.mesh import AXIS, make_mesh
+from emojax.distributed.mesh import AXIS, make_mesh
 from emojax.ops import similarity
 
 NAMES = ("cos_similarity", "cos_similarity_cubed", "wpmi", "soft_wpmi", "rank_reorder")

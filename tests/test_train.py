@@ -8,16 +8,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from emojax import cli, config, verbs_train
-from emojax.data import faces
-from emojax.data.demo import ASSETS, load_demo
+from emojax import cli
+from emojax import settings as config
+from emojax.commands import train as verbs_train
 from emojax.data.loader import ImageSet
-from emojax.data.new_clip import small_clip, train_tokenizer
 from emojax.data.weights import load_clip, load_vgg, save_clip
-from emojax.engine import tasks, train
-from emojax.engine.evaluate import evaluate
+from emojax.distributed.mesh import make_mesh
 from emojax.errors import InputError
-from emojax.mesh import make_mesh
+from emojax.synthetic import faces
+from emojax.synthetic.shipped import ASSETS, load_demo
+from emojax.synthetic.small_clip import small_clip, train_tokenizer
+from emojax.training import fit as train
+from emojax.training import tasks
+from emojax.training.evaluate import evaluate
 
 
 @pytest.fixture(scope="module")

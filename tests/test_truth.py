@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from emojax.data import faces
-from emojax.data.demo import load_demo
-from emojax.engine import dissect, probe, truth
-from emojax.engine.network import as_network
-from emojax.verbs_demo import ATTRIBUTE_SET
+from emojax.commands.demo import ATTRIBUTE_SET
+from emojax.dissection import dissect, truth
+from emojax.probing import probe
+from emojax.probing.network import as_network
+from emojax.synthetic import faces
+from emojax.synthetic.shipped import load_demo
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,8 @@ def pictures(path: Path | None, kind: str = "auto", *, limit: int | None = None)
     Raises:
       InputError: there is no data set, or its form is wrong as a whole; a single bad image is a `complaint` instead.
     """
-    from emojax.data import faces, fer2013, tfds_set
+    from emojax.data import fer2013, tfds_set
+    from emojax.synthetic import faces
 
     kind, path = resolve(path, kind, raw=True)
     if kind == "faces":

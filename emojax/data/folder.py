@@ -15,8 +15,8 @@ from PIL import Image
 from emojax.data.decode import entries, read_bytes, read_header, read_image
 from emojax.data.exclude import Excluded
 from emojax.data.loader import ImageSet
+from emojax.distributed.processes import in_shares
 from emojax.errors import InputError, did_you_mean
-from emojax.hosts import in_shares
 from emojax.store import content_key
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})

@@ -250,7 +250,8 @@ def open_split(
     Raises:
       InputError: see `resolve`; there is no such split, or the list does not fit.
     """
-    from emojax.data import faces, fer2013, folder, tfds_set
+    from emojax.data import fer2013, folder, tfds_set
+    from emojax.synthetic import faces
 
     kind, path = resolve(path, kind)
     excluded = None if exclude is None else Excluded.read(exclude)

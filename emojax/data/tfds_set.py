@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from emojax.data.loader import ImageSet
+from emojax.distributed.processes import in_shares
 from emojax.errors import InputError, did_you_mean
-from emojax.hosts import in_shares
 from emojax.store import content_key
 
 _CHUNK = 4096  # examples whose labels are read together

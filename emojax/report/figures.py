@@ -14,9 +14,9 @@ import numpy as np
 from matplotlib import patches, ticker
 from matplotlib.figure import Figure
 
-from emojax.engine.dissect import Dissection, LayerSummary
-from emojax.engine.verdict import Evidence
+from emojax.dissection.dissect import Dissection, LayerSummary
 from emojax.errors import InputError
+from emojax.evidence.verdict import Evidence
 from emojax.report.results import Labels, Table
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from emojax.engine.dissect import Dissection, LayerSummary
-from emojax.engine.verdict import Evidence
+from emojax.dissection.dissect import Dissection, LayerSummary
 from emojax.errors import InputError
+from emojax.evidence.verdict import Evidence
 from emojax.report import schema, units
 from emojax.store import MANIFEST
 

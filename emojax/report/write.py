@@ -9,7 +9,7 @@ import numpy as np
 
 from emojax import store
 from emojax.data.loader import ImageSet
-from emojax.engine.dissect import Dissection, LayerSummary, interpretability
+from emojax.dissection.dissect import Dissection, LayerSummary, interpretability
 from emojax.errors import InputError
 from emojax.report import results, units
 

@@ -1,0 +1,1 @@
+"""One module per command: opens inputs, calls the library, writes the run folder and prints."""

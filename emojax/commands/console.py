@@ -1,0 +1,55 @@
+"""What a person at the terminal sees: lines on stdout, bars on stderr; of several processes, those of the first."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from emojax.distributed.processes import is_first
+
+console = Console(highlight=False, markup=False)  # names from data may hold brackets
+
+
+class _Rate(ProgressColumn):
+    """Units a second, as soon as there is a speed."""
+
+    def __init__(self, unit: str):
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.0f} {self._unit}/s")
+
+
+@contextmanager
+def progress(what: str, unit: str = "images") -> Iterator[Callable[..., None]]:
+    """A bar on stderr with what is done, rate, time left and a note; silent when stderr is no terminal.
+
+    Yields `update(done, total, note="")`.
+    """
+    note = TextColumn("{task.fields[note]}", markup=False)
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn(), note)
+    errors = Console(stderr=True)
+    with Progress(*columns, console=errors, disable=not errors.is_terminal or not is_first()) as bar:
+        task = bar.add_task(what, total=None, note="")
+        yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)
+
+
+def say(text: str) -> None:
+    """One line, whatever the terminal's width."""
+    console.print(text, soft_wrap=True, markup=False)
+
+
+def warn(text: str) -> None:
+    """A line that must not be overlooked, on stderr; of several processes the first says it."""
+    if is_first():
+        Console(stderr=True, highlight=False).print(f"warning: {text}", style="bold yellow", soft_wrap=True, markup=False)
+
+
+def say_written(out: Path) -> None:
+    """Names the files of a run folder."""
+    if is_first():
+        say(f"wrote {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")

@@ -1,0 +1,1 @@
+"""Devices and processes: the mesh and its shardings, and several processes that work as one."""

@@ -1,1 +1,0 @@
-"""One module per verb. Each takes built objects (networks, image sets, concept sets) and returns results."""

@@ -1,0 +1,1 @@
+"""Whether an edit helped: tests, controls and the verdict."""

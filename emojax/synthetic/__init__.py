@@ -1,0 +1,1 @@
+"""Rendered faces whose truth is known, and the small networks that ship with emojax."""
