@@ -284,8 +284,8 @@ def _run(verb: str, settings: Section, job: hosts.Job | None) -> None:
     mesh.use_all_cores()
     with hosts.joined(job), contextlib.ExitStack() as quiet:
         if job is not None:
-            hosts.check_same([verb, settings.model_dump(mode="json")], "settings")
-            if not hosts.is_first():
+            hosts.check_same_everywhere([verb, settings.model_dump(mode="json")], "settings")
+            if not hosts.is_main_process():
                 quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w", encoding="utf-8"))))
         _function(verb)(settings)
 

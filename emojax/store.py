@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from emojax.distributed.processes import is_first
+from emojax.distributed.processes import is_main_process
 from emojax.errors import InputError
 
 MANIFEST = "manifest.json"
@@ -215,7 +215,7 @@ def run_folder(out: Path, verb: str, settings: Mapping[str, Any]) -> Iterator[Ru
 
     Of several processes the first writes it; what the others put into theirs is thrown away.
     """
-    if not is_first():
+    if not is_main_process():
         with tempfile.TemporaryDirectory(prefix="emojax-") as scratch:
             yield Run(Path(scratch), verb, settings)
         return

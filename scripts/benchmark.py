@@ -342,6 +342,7 @@ def probe(options: Probe) -> Results:
     from transformers import CLIPModel
 
     from emojax.data.loader import open_split
+    from emojax.data.map_images import map_images
     from emojax.models.vgg import LAYERS, VggConfig
     from emojax.ops.pooling import pool
     from emojax.probing import network
@@ -368,7 +369,7 @@ def probe(options: Probe) -> Results:
         taps = wrapped.apply(params, wrapped.preprocess(chunk))[1]
         return {name: pool(taps[name]) for name in layers}
 
-    network.map_images(pooled, wrapped.params, images, **common)
+    map_images(pooled, wrapped.params, images, **common)
     alone = rate(marks)
 
     where = "cuda" if options.device == "gpu" else "cpu"
@@ -539,7 +540,7 @@ def train(options: Train) -> Results:
     import torch
     from flax import nnx
 
-    from emojax.distributed.mesh import copied, make_mesh, put_copy, put_split
+    from emojax.distributed.mesh import make_mesh, put_replicated, put_sharded, replicated
     from emojax.models.vgg import VggConfig, VggNet
     from emojax.synthetic import faces
     from emojax.training import fit as engine
@@ -557,10 +558,11 @@ def train(options: Train) -> Results:
             batch=options.batch,
             start=tasks.start_fresh(lambda seed: VggNet(config, rngs=nnx.Rngs(seed))),
         )
-        states = [put_copy(mesh, engine.start(task, dataclasses.replace(recipe, seed=seed))) for seed in range(members)]
-        step = engine.make_step(task, recipe, mesh, jax.tree.map(lambda _: copied(mesh), states[0]), together=together)
-        rows = put_split(mesh, [next(task.batches(0, seed, 0)) for seed in range(members)])
-        data, keys = put_copy(mesh, task.data), [jax.random.key(seed) for seed in range(members)]
+        recipes = [dataclasses.replace(recipe, seed=seed) for seed in range(members)]
+        states = [put_replicated(mesh, engine.start(task, each)) for each in recipes]
+        step = engine.make_step(task, recipe, mesh, jax.tree.map(lambda _: replicated(mesh), states[0]), together=together)
+        rows = put_sharded(mesh, [next(task.batches(0, seed, 0)) for seed in range(members)])
+        data, keys = put_replicated(mesh, task.data), [jax.random.key(seed) for seed in range(members)]
         held = [states]
 
         def call() -> Any:

@@ -101,13 +101,13 @@ def compiled_step(vgg: Any, clip: Any, *, side: int, top_k: int, tile: int, devi
     named = Network(lambda params, images: nnx.merge(graph, params)(images), params, model.preprocess, None)
     layers = resolve_layers(("conv*", "lin1", "lin2"), list(vgg.units()))
     preprocess = Preprocess(clip.image_size, (clip.image_size,) * 2, CLIP_MEAN, CLIP_STD)
-    mesh, split = meshes.make_mesh(devices), meshes.split
-    readable = probe.readable
+    mesh, split = meshes.make_mesh(devices), meshes.batch_sharded
+    readable = probe.host_readable
     try:
-        probe.readable = meshes.copied if shared else readable
+        probe.host_readable = meshes.replicated if shared else readable
         step = probe._compile_step(probe._forward(named, clip_graph, preprocess, layers, "avg"), tile, keep, mesh)
     finally:
-        probe.readable = readable
+        probe.host_readable = readable
     units = sum(vgg.units()[name] for name in layers)
     empty = probe._State(
         probe.TopK(*(jnp.zeros((2, units, top_k), kind) for kind in (jnp.float32, jnp.int32))),
@@ -117,7 +117,7 @@ def compiled_step(vgg: Any, clip: Any, *, side: int, top_k: int, tile: int, devi
     def placed(shape: tuple[int, ...], kind: Any, where: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, kind, sharding=where(mesh))
 
-    weights = jax.tree.map(lambda leaf: placed(leaf.shape, leaf.dtype, meshes.copied), (params, clip_params))
+    weights = jax.tree.map(lambda leaf: placed(leaf.shape, leaf.dtype, meshes.replicated), (params, clip_params))
     state = jax.tree.map(lambda leaf: placed((devices, *leaf.shape), leaf.dtype, split), empty)
     batch = tile * devices
     images, numbers = placed((batch, side, side, 1), jnp.uint8, split), placed((batch,), jnp.int32, split)

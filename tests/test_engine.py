@@ -9,6 +9,7 @@ import reference
 from flax import nnx
 
 import emojax
+from emojax.data import map_images
 from emojax.data.concepts import ConceptSet
 from emojax.data.loader import ImageSet
 from emojax.dissection import dissect
@@ -315,9 +316,9 @@ def test_networks_of_one_architecture_are_compiled_once(tiny_vgg, blobs):
     """As after each epoch of training: another network object, other weights, the same program."""
     few = blobs.first(30)
     edited = edit.edit(tiny_vgg, "lin2", np.linspace(0.5, 2, 20))
-    network._kept_on_devices.cache_clear()
+    map_images._cached_program.cache_clear()
     plain, other = (evaluate.evaluate(model, few, tile=4) for model in (tiny_vgg, edited))
     assert np.abs(plain.logits - other.logits).max() > 0.01
     graphdef = nnx.split(edited)[0]
-    program = network._kept_on_devices(evaluate._logits_of(graphdef, "resize40"), make_mesh(), 4)
-    assert (network._kept_on_devices.cache_info().misses, program._cache_size()) == (1, 1)
+    program = map_images._cached_program(evaluate._logits_of(graphdef, "resize40"), make_mesh(), 4)
+    assert (map_images._cached_program.cache_info().misses, program._cache_size()) == (1, 1)

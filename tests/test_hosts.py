@@ -16,7 +16,7 @@ import pytest
 
 from emojax import cli
 from emojax.distributed import processes as hosts
-from emojax.distributed.mesh import make_mesh, my_rows
+from emojax.distributed.mesh import local_rows, make_mesh
 from emojax.errors import InputError
 
 CHECK = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "check_hosts.py"))
@@ -92,14 +92,14 @@ def test_auto_outside_a_cluster_is_refused():
 
 
 def test_alone_nothing_is_asked_of_others():
-    assert hosts.is_first()
+    assert hosts.is_main_process()
     assert hosts.count() == 1
     mapped = np.zeros(3)
-    assert hosts.from_first(lambda: {"a": mapped})["a"] is mapped
-    assert hosts.from_first(lambda: None) is None
-    assert hosts.in_shares(str, [1, 2]) == ["1", "2"]
-    hosts.check_same({"a": 1}, "settings")
-    assert my_rows(make_mesh(4), 64) == slice(0, 64)
+    assert hosts.broadcast_from_main(lambda: {"a": mapped})["a"] is mapped
+    assert hosts.broadcast_from_main(lambda: None) is None
+    assert hosts.map_in_shares(str, [1, 2]) == ["1", "2"]
+    hosts.check_same_everywhere({"a": 1}, "settings")
+    assert local_rows(make_mesh(4), 64) == slice(0, 64)
 
 
 def test_words_on_a_connection():

@@ -19,7 +19,7 @@ from emojax import cli
 from emojax.data import seen
 from emojax.data.loader import ImageSet, copies
 from emojax.data.weights import load_network, load_vgg, save_vgg
-from emojax.distributed.mesh import make_mesh, sharded
+from emojax.distributed.mesh import make_mesh, parameter_shardings
 from emojax.errors import InputError
 from emojax.models.deep_emotion import DeepEmotion
 from emojax.models.vgg import VggConfig, VggNet
@@ -226,7 +226,7 @@ def test_sharded_parameters_change_rounding_only(tiny_vgg, images):
 def test_one_rule_places_parameters():
     mesh = make_mesh(8)
     tree = {"kernel": np.zeros((3, 3, 16, 24)), "bias": np.zeros(16), "odd": np.zeros((3, 5)), "step": np.zeros(())}
-    found = {name: tuple(place.spec) for name, place in sharded(mesh, tree).items()}
+    found = {name: tuple(place.spec) for name, place in parameter_shardings(mesh, tree).items()}
     assert found == {"kernel": (None, None, None, "data"), "bias": ("data",), "odd": (), "step": ()}
 
 

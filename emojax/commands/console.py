@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from emojax.distributed.processes import is_first
+from emojax.distributed.processes import is_main_process
 
 console = Console(highlight=False, markup=False)  # names from data may hold brackets
 
@@ -33,7 +33,7 @@ def progress(what: str, unit: str = "images") -> Iterator[Callable[..., None]]:
     note = TextColumn("{task.fields[note]}", markup=False)
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn(), note)
     errors = Console(stderr=True)
-    with Progress(*columns, console=errors, disable=not errors.is_terminal or not is_first()) as bar:
+    with Progress(*columns, console=errors, disable=not errors.is_terminal or not is_main_process()) as bar:
         task = bar.add_task(what, total=None, note="")
         yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)
 
@@ -45,11 +45,11 @@ def say(text: str) -> None:
 
 def warn(text: str) -> None:
     """A line that must not be overlooked, on stderr; of several processes the first says it."""
-    if is_first():
+    if is_main_process():
         Console(stderr=True, highlight=False).print(f"warning: {text}", style="bold yellow", soft_wrap=True, markup=False)
 
 
 def say_written(out: Path) -> None:
     """Names the files of a run folder."""
-    if is_first():
+    if is_main_process():
         say(f"wrote {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")

@@ -18,7 +18,7 @@ from emojax.data import seen
 from emojax.data.loader import ImageSet
 from emojax.data.weights import ClipEncoder, load_network, save_clip, save_network
 from emojax.dissection.truth import affinity
-from emojax.distributed.processes import is_first
+from emojax.distributed.processes import is_main_process
 from emojax.errors import InputError
 from emojax.models.deep_emotion import DeepEmotion, DeepEmotionConfig
 from emojax.models.vgg import VggConfig, VggNet
@@ -131,7 +131,7 @@ def metrics_writer(path: Path) -> Report:
     """Writes each epoch's row to a file of JSON lines as it comes, and says it in one line."""
 
     def report(row: dict[str, float]) -> None:
-        if is_first():
+        if is_main_process():
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
@@ -175,7 +175,7 @@ def train(settings: Any, open_split: Callable[[config.Data, str], ImageSet]) -> 
         else:
             summary = _write_classifiers(settings, run, trained, images, validation, test)
         store.write_json(run.folder / "summary.json", {"task": options.task, **summary})
-    if is_first():
+    if is_main_process():
         shutil.rmtree(kept)
 
 

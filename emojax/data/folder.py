@@ -15,7 +15,7 @@ from PIL import Image
 from emojax.data.decode import entries, read_bytes, read_header, read_image
 from emojax.data.exclude import Excluded
 from emojax.data.loader import ImageSet
-from emojax.distributed.processes import in_shares
+from emojax.distributed.processes import map_in_shares
 from emojax.errors import InputError, did_you_mean
 from emojax.store import content_key
 
@@ -116,7 +116,7 @@ def load(path: Path, split: str, *, size: int | None = None, excluded: Excluded 
         return list(pool.map(_scan, (path / each for each in ids[at : at + _CHUNK])))
 
     with ThreadPoolExecutor(4) as pool:
-        scanned = [one for chunk in in_shares(scan, range(0, len(ids), _CHUNK)) for one in chunk]
+        scanned = [one for chunk in map_in_shares(scan, range(0, len(ids), _CHUNK)) for one in chunk]
     hashes, sizes, channels = zip(*scanned, strict=True)
     if size is None:
         squares = {tuple(each) for each in sizes}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from emojax.data.loader import ImageSet
-from emojax.distributed.processes import in_shares
+from emojax.distributed.processes import map_in_shares
 from emojax.errors import InputError, did_you_mean
 from emojax.store import content_key
 
@@ -87,13 +87,13 @@ def load(path: Path, split: str) -> ImageSet:
     if about:
         bare = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
         read = functools.partial(_examples, bare, about)
-        rows = [row for chunk in in_shares(read, range(0, len(bare), _CHUNK)) for row in chunk]
+        rows = [row for chunk in map_in_shares(read, range(0, len(bare), _CHUNK)) for row in chunk]
         columns = dict(zip(about, zip(*rows, strict=True), strict=True))
         if "label" in columns:
             labels, classes = np.asarray(columns["label"], np.int32), tuple(features["label"].names)
         ids = list(columns["id"]) if "id" in columns else None
     files = [str(name) for name in known[split].filepaths]
-    hashes = in_shares(_hash, files)
+    hashes = map_in_shares(_hash, files)
     return ImageSet(
         images=Records(source, image.shape),
         labels=labels,

@@ -23,7 +23,7 @@ from emojax.data.weights import ClipEncoder
 from emojax.dissection import wpmi as pmi
 from emojax.dissection.wpmi import Confidence
 from emojax.distributed.mesh import make_mesh
-from emojax.distributed.processes import from_first, is_first
+from emojax.distributed.processes import broadcast_from_main, is_main_process
 from emojax.errors import InputError
 from emojax.ops import similarity as ops
 from emojax.probing.record import ProbeRecord
@@ -167,11 +167,11 @@ def embed_concepts(clip: ClipEncoder, concepts: ConceptSet, cache: Path | None =
     if cache is None:
         return clip.embed_texts(concepts.concepts)
     path = Path(cache).expanduser() / "texts" / f"{content_key([clip.key, list(concepts.concepts)])}.npy"
-    kept = from_first(lambda: _read(path))
+    kept = broadcast_from_main(lambda: _read(path))
     if kept is not None:
         return kept["texts"]
     texts = clip.embed_texts(concepts.concepts)
-    if is_first():
+    if is_main_process():
         write_binary(path, lambda file: np.save(file, texts))
     return texts
 

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from emojax.data.loader import ImageSet
+from emojax.data.map_images import map_images
 from emojax.ops.pooling import Pool, pool
-from emojax.probing.network import Network, map_images
+from emojax.probing.network import Network
 
 
 class Affinity(NamedTuple):

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
-from emojax.distributed.mesh import AXIS, put_copy, put_split, readable
+from emojax.distributed.data_parallel import data_parallel
+from emojax.distributed.mesh import AXIS, put_replicated, put_sharded
 from emojax.ops import similarity as ops
 from emojax.ops import stats
 from emojax.probing.record import ProbeRecord
@@ -100,8 +101,8 @@ def score(
     real = np.arange(tiles * width).reshape(tiles, width) < concepts
 
     program = _program(mesh, kind, tuple(record.layers.values()), blocks, concepts)
-    whole = put_copy(mesh, (record.embeddings[used], rows))
-    parts = put_split(mesh, (tiled.reshape(tiles, width, -1), real))
+    whole = put_replicated(mesh, (record.embeddings[used], rows))
+    parts = put_sharded(mesh, (tiled.reshape(tiles, width, -1), real))
     scores, half_best, half_at, null = map(np.asarray, program(*whole, *parts))
     scores = np.moveaxis(scores, 0, 1).reshape(units, -1)[:, :concepts]
     if not null_sets:
@@ -148,6 +149,4 @@ def _program(mesh: Mesh, kind: SoftWpmi | Wpmi, sizes: tuple[int, ...], blocks: 
 
         return jax.lax.map(score, (texts, real))
 
-    parts, whole = PartitionSpec(AXIS), PartitionSpec()
-    specs = {"in_specs": (whole, whole, parts, parts), "out_specs": parts, "check_vma": False}
-    return jax.jit(jax.shard_map(local, mesh=mesh, **specs), out_shardings=readable(mesh))
+    return data_parallel(local, mesh, replicated=2, sharded=2)

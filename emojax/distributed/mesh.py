@@ -1,12 +1,13 @@
-"""Devices, the mesh over them, and the two placements in use: split along the batch, or a copy on every device.
+"""Devices, the mesh over them, and the two placements in use: sharded along the batch, or replicated.
 
-The devices may belong to several processes (`emojax.distributed.processes`). Then each gives its own
-rows of a batch, and results that the host reads are copied to every process.
+The devices may belong to several processes (`emojax.distributed.processes`). Then each process gives
+its own rows of a batch, and results that the host reads are replicated to every process.
 """
 
 import contextlib
 import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,20 +18,23 @@ AXIS = "data"
 
 
 def use_all_cores() -> None:
-    """Shows the cores of a CPU as up to four devices; for programs to call before JAX's first use, not for libraries.
+    """Shows the cores of a CPU as up to four devices, before JAX's first use.
 
-    XLA leaves part of a network's work on one thread; two devices at once fill the gaps. Each holds a copy of the
-    parameters, hence the limit. Nothing changes where the number was set already, or on an accelerator.
+    For programs to call, not for libraries. XLA leaves part of a network's work on one thread; two
+    devices at once fill the gaps. Each holds a copy of the parameters, hence the limit. Nothing
+    changes where the number was set already, or on an accelerator.
     """
-    if jax.config.jax_num_cpu_devices == -1 and "xla_force_host_platform_device_count" not in os.environ.get(
-        "XLA_FLAGS", ""
-    ):
-        with contextlib.suppress(RuntimeError):  # JAX is already in use, and the number stays what it is
-            jax.config.update("jax_num_cpu_devices", min(4, os.cpu_count() or 1))
+    flags = os.environ.get("XLA_FLAGS", "")
+    if jax.config.jax_num_cpu_devices != -1 or "xla_force_host_platform_device_count" in flags:
+        return
+    with contextlib.suppress(RuntimeError):  # JAX is in use already, and the number stays what it is
+        jax.config.update("jax_num_cpu_devices", min(4, os.cpu_count() or 1))
 
 
 def make_mesh(devices: int | None = None) -> Mesh:
-    """A one-axis mesh over the first `devices` devices, all when None; those of a process are neighbours.
+    """A one-axis mesh over the first `devices` devices, all when None.
+
+    The devices of a process are neighbours.
 
     Raises:
       ValueError: there are fewer devices than asked for.
@@ -41,95 +45,113 @@ def make_mesh(devices: int | None = None) -> Mesh:
     return Mesh(np.asarray(available[:devices]), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def split(mesh: Mesh) -> NamedSharding:
-    """Leading axis split over the mesh."""
+def batch_sharded(mesh: Mesh) -> NamedSharding:
+    """The leading axis sharded over the mesh."""
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
-def copied(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def readable(mesh: Mesh) -> NamedSharding:
-    """How results that the host reads should leave a jitted function: split, or copied where processes share the mesh."""
-    return copied(mesh) if _is_shared(mesh) else split(mesh)
+def host_readable(mesh: Mesh) -> NamedSharding:
+    """How results that the host reads leave a jitted function.
+
+    Sharded along the batch; replicated where processes share the mesh, since a process can read
+    nothing but its own devices.
+    """
+    return replicated(mesh) if _is_shared(mesh) else batch_sharded(mesh)
 
 
-def my_rows(mesh: Mesh, size: int) -> slice:
+def local_rows(mesh: Mesh, size: int) -> slice:
     """The rows that this process gives of a batch of `size`.
 
     Raises:
       ValueError: the processes have different numbers of devices.
     """
     owners = [device.process_index for device in mesh.devices.flat]
-    mine, processes = owners.count(jax.process_index()), len(set(owners))
-    if mine * processes != mesh.size:
-        raise ValueError(f"this process has {mine} of {mesh.size} devices, not one part in {processes}")
+    own_devices = owners.count(jax.process_index())
+    processes = len(set(owners))
+    if own_devices * processes != mesh.size:
+        raise ValueError(f"this process has {own_devices} of {mesh.size} devices, not one part in {processes}")
     first = owners.index(jax.process_index())
-    return slice(size * first // mesh.size, size * (first + mine) // mesh.size)
+    return slice(size * first // mesh.size, size * (first + own_devices) // mesh.size)
 
 
 def put_batch(mesh: Mesh, *arrays: np.ndarray) -> tuple[jax.Array, ...]:
-    """Host arrays with a batch axis → global arrays, split over the mesh; each process gives its own rows."""
-    return tuple(jax.make_array_from_process_local_data(split(mesh), array) for array in arrays)
+    """Host arrays with a batch axis → global arrays, sharded; each process gives its own rows."""
+    sharding = batch_sharded(mesh)
+    return tuple(jax.make_array_from_process_local_data(sharding, array) for array in arrays)
 
 
-def put_split(mesh: Mesh, tree: Any) -> Any:
-    """A pytree of host arrays that every process has whole, split over the mesh."""
-    return put(mesh, tree, jax.tree.map(lambda _: split(mesh), tree))
+def put_sharded(mesh: Mesh, tree: Any) -> Any:
+    """A pytree of host arrays that every process has whole, sharded along the leading axis."""
+    return put(mesh, tree, jax.tree.map(lambda _: batch_sharded(mesh), tree))
 
 
-def put_copy(mesh: Mesh, tree: Any) -> Any:
-    """A pytree with a copy on every device."""
-    return put(mesh, tree, jax.tree.map(lambda _: copied(mesh), tree))
+def put_replicated(mesh: Mesh, tree: Any) -> Any:
+    """A pytree of host arrays that every process has whole, whole on every device."""
+    return put(mesh, tree, jax.tree.map(lambda _: replicated(mesh), tree))
 
 
-def put(mesh: Mesh, tree: Any, placement: Any) -> Any:
+def put(mesh: Mesh, tree: Any, shardings: Any) -> Any:
     """A pytree of arrays that every process has whole, placed by a pytree of shardings."""
     if not _is_shared(mesh):
-        return jax.device_put(tree, placement)
+        return jax.device_put(tree, shardings)
 
-    def one(leaf: Any, where: NamedSharding) -> jax.Array:  # device_put would send every leaf to every process, to compare
+    # `device_put` onto other processes' devices would send every leaf to all of them, to compare.
+    def place(leaf: Any, sharding: NamedSharding) -> jax.Array:
         host = np.asarray(leaf)
-        return jax.make_array_from_callback(host.shape, where, lambda at: host[at])
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
-    return jax.tree.map(one, tree, placement)
+    return jax.tree.map(place, tree, shardings)
 
 
-def fetch_to_first(mesh: Mesh, tree: Any) -> Any:
-    """A pytree of arrays split over the mesh, one row per device, as host arrays in the first process; else None."""
+def fetch_to_main(mesh: Mesh, tree: Any) -> Any:
+    """A pytree of arrays with one row per device, as host arrays in the main process; else None."""
     if not _is_shared(mesh):
         return jax.tree.map(np.asarray, tree)
 
-    def rows(leaf: jax.Array) -> np.ndarray | None:  # a row at a time, or every device would hold all of them
-        found = []
-        for at in range(mesh.size):
-            value = np.asarray(_row(mesh)(leaf, at))
-            found += [value] if jax.process_index() == 0 else []
-        return np.stack(found) if found else None
+    # A row at a time: replicated as a whole, every device would hold all rows.
+    def rows(leaf: jax.Array) -> np.ndarray | None:
+        fetched = []
+        for row in range(mesh.size):
+            value = np.asarray(_take_row(mesh)(leaf, row))
+            if jax.process_index() == 0:
+                fetched.append(value)
+        return np.stack(fetched) if fetched else None
 
     host = jax.tree.map(rows, tree)
     return host if jax.process_index() == 0 else None
 
 
 @functools.lru_cache(maxsize=2)
-def _row(mesh: Mesh) -> Any:
-    return jax.jit(lambda leaf, at: jax.lax.dynamic_index_in_dim(leaf, at, keepdims=False), out_shardings=copied(mesh))
+def _take_row(mesh: Mesh) -> Callable[[jax.Array, int], jax.Array]:
+    """Row `row` of an array sharded over the mesh, replicated; compiled once for a mesh."""
+    return jax.jit(
+        lambda leaf, row: jax.lax.dynamic_index_in_dim(leaf, row, keepdims=False),
+        out_shardings=replicated(mesh),
+    )
 
 
 def _is_shared(mesh: Mesh) -> bool:
-    return not split(mesh).is_fully_addressable
+    """Whether devices of other processes are in the mesh."""
+    return not batch_sharded(mesh).is_fully_addressable
 
 
-def sharded(mesh: Mesh, tree: Any) -> Any:
-    """Shardings of a pytree by one rule: an array is split along its longest axis that the devices divide, else copied."""
+def parameter_shardings(mesh: Mesh, tree: Any) -> Any:
+    """Shardings of a pytree of parameters by one rule.
+
+    An array is sharded along the longest of its axes that the devices divide evenly, the first of
+    equals; an array without such an axis is replicated.
+    """
 
     def place(leaf: Any) -> NamedSharding:
-        sides = [(side, -axis) for axis, side in enumerate(leaf.shape) if side and side % mesh.size == 0]
-        if not sides:
-            return copied(mesh)
-        axis = -max(sides)[1]
+        divisible = [axis for axis, side in enumerate(leaf.shape) if side and side % mesh.size == 0]
+        if not divisible:
+            return replicated(mesh)
+        axis = max(divisible, key=lambda axis: leaf.shape[axis])  # max takes the first of equals
         return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXIS))
 
     return jax.tree.map(place, tree)

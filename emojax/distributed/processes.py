@@ -45,7 +45,7 @@ class PeerLost(Exception):
     """Another process ended before the work was done."""
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this process writes and prints: the first of a job, or the only one."""
     import jax
 
@@ -124,7 +124,7 @@ class _Watch:
         self._heard, self._leaving = threading.Event(), threading.Event()
         self._links: dict[int, socket.socket] = {}
         self._name = f"emojax: process {jax.process_index()}: "
-        server = socket.create_server(("", 0)) if is_first() else None
+        server = socket.create_server(("", 0)) if is_main_process() else None
         host = socket.getfqdn() if job.coordinator == "auto" else job.coordinator.rpartition(":")[0].strip("[]")
         try:
             mine = None if server is None else [host, server.getsockname()[1], secrets.token_hex(16)]
@@ -181,7 +181,7 @@ class _Watch:
         self._lost = lost
         self._heard.set()
         self._say(lost)
-        if is_first():  # it has files to tidy away; the others have nothing that is worth the wait
+        if is_main_process():  # it has files to tidy away; the others have nothing that is worth the wait
             if not self._leaving.wait(_GRACE / 2):
                 import _thread
 
@@ -213,7 +213,7 @@ class _Watch:
         if wait:
             self._heard.wait(_GRACE)
         self._leaving.set()
-        if is_first():
+        if is_main_process():
             if self._lost is None:
                 self._say(0)
             until = time.monotonic() + _GRACE
@@ -244,12 +244,14 @@ def _told_by_first(data: bytes) -> bytes:
 
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
     room = np.zeros(1 << (size - 1).bit_length() if size else 1, np.uint8)  # few shapes, few compilations
-    if is_first():
+    if is_main_process():
         room[:size] = np.frombuffer(data, np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(room))[:size].tobytes()
 
 
-def from_first(read: "Callable[[], Mapping[str, np.ndarray] | None]") -> "dict[str, np.ndarray] | None":
+def broadcast_from_main(
+    read: "Callable[[], Mapping[str, np.ndarray] | None]",
+) -> "dict[str, np.ndarray] | None":
     """Named arrays that the first process alone reads or computes, in every process; None stays None.
 
     A process by itself gets its own back, memory maps as they are.
@@ -259,7 +261,7 @@ def from_first(read: "Callable[[], Mapping[str, np.ndarray] | None]") -> "dict[s
         return None if found is None else dict(found)
     import numpy as np
 
-    found = read() if is_first() else None
+    found = read() if is_main_process() else None
     about = None if found is None else [[name, array.dtype.str, array.shape] for name, array in found.items()]
     about = json.loads(_told_by_first(json.dumps(about).encode()))
     if about is None:
@@ -276,7 +278,7 @@ def from_first(read: "Callable[[], Mapping[str, np.ndarray] | None]") -> "dict[s
     return arrays
 
 
-def check_same(value: Any, what: str) -> None:
+def check_same_everywhere(value: Any, what: str) -> None:
     """Refuses to go on, in every process, where processes would do different work; `value` is JSON.
 
     Raises:
@@ -292,7 +294,7 @@ def check_same(value: Any, what: str) -> None:
         raise InputError(f"process {same.argmin()} has other {what} than process 0; give all processes the same")
 
 
-def in_shares(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+def map_in_shares(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     """`[function(item) for item in items]`, each process doing its share; results are JSON and come to every process."""
     import jax
     import numpy as np

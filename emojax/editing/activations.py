@@ -17,13 +17,15 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from emojax.data.loader import ImageSet
-from emojax.distributed.mesh import put_split
-from emojax.distributed.processes import check_same, from_first, is_first
+from emojax.data.map_images import map_images
+from emojax.distributed.data_parallel import default_tile
+from emojax.distributed.mesh import put_sharded
+from emojax.distributed.processes import broadcast_from_main, check_same_everywhere, is_main_process
 from emojax.errors import InputError, did_you_mean
 from emojax.models.vgg import LAYERS, VggNet
 from emojax.ops import gains as ops
 from emojax.ops.gains import Gain
-from emojax.probing.network import as_network, default_tile, map_images
+from emojax.probing.network import as_network
 from emojax.store import content_key, read_npy, write_binary
 from emojax.training.evaluate import labelled
 
@@ -111,7 +113,7 @@ class LayerInputs:
                 values, labels = self.values[start : start + size], self.labels[start : start + size]
                 pad = size - len(labels)
                 values = np.pad(values, ((0, pad), *(((0, 0),) * (values.ndim - 1)))) if pad else values
-                yield put_split(mesh, (np.asarray(values), np.pad(labels, (0, pad), constant_values=-1)))
+                yield put_sharded(mesh, (np.asarray(values), np.pad(labels, (0, pad), constant_values=-1)))
 
         if self.values.nbytes > _RESIDENT:
             return sent()
@@ -156,11 +158,11 @@ def layer_inputs(
         return network.until(network.preprocess(chunk), layer)
 
     kept = None if cache is None else Path(cache).expanduser() / f"inputs-{key}.npy"
-    check_same(key, "images or weights")
-    found = from_first(lambda: _read(kept))
+    check_same_everywhere(key, "images or weights")
+    found = broadcast_from_main(lambda: _read(kept))
     if found is None:
         values = map_images(forward, state, images, batch=batch, tile=tile, progress=progress)
-        if kept is not None and is_first():
+        if kept is not None and is_main_process():
             write_binary(kept, lambda file: np.save(file, values))
     else:
         values = found["values"]

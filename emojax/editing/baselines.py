@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from emojax.distributed.mesh import copied, make_mesh, put_copy, put_split, split
+from emojax.distributed.mesh import batch_sharded, make_mesh, put_replicated, put_sharded, replicated
 from emojax.editing.activations import LayerInputs, Progress
 from emojax.ops import gains as ops
 from emojax.ops.gains import Scope
@@ -46,16 +46,16 @@ def learn_gains(
         change, moments = optimizer.update(gradient, moments)
         return optax.apply_updates(logs, change), moments
 
-    whole, parts = copied(mesh), split(mesh)
+    whole, parts = replicated(mesh), batch_sharded(mesh)
     train = jax.jit(step, in_shardings=(whole, whole, parts, parts), out_shardings=whole, donate_argnums=0)
     logs = jnp.zeros(inputs.units)
-    state, params = put_copy(mesh, ((logs, optimizer.init(logs)), inputs.params))
+    state, params = put_replicated(mesh, ((logs, optimizer.init(logs)), inputs.params))
     rng = np.random.default_rng(seed)
     for epoch in range(epochs):
         order = rng.permutation(total)
         for at in range(steps):
             rows = np.resize(order[at * batch : (at + 1) * batch], batch)
-            state = train(state, params, *put_split(mesh, (inputs.values[rows], inputs.labels[rows])))
+            state = train(state, params, *put_sharded(mesh, (inputs.values[rows], inputs.labels[rows])))
         if progress is not None:
             progress(epoch + 1, epochs)
     return np.exp(np.asarray(state[0]))

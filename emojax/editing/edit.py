@@ -16,12 +16,12 @@ import numpy as np
 from flax import nnx
 
 from emojax.data.loader import ImageSet
+from emojax.data.map_images import map_images
 from emojax.errors import InputError, did_you_mean
 from emojax.models import vgg
 from emojax.models.vgg import VggNet
 from emojax.ops import gains as ops
 from emojax.ops.gains import Scope
-from emojax.probing.network import map_images
 from emojax.store import read_npy
 from emojax.training.evaluate import Evaluation, Protocol, labelled, tencrop_views
 

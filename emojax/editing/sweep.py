@@ -22,14 +22,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from emojax.distributed.mesh import AXIS, make_mesh, put_copy, readable
-from emojax.distributed.processes import from_first, is_first
+from emojax.distributed.data_parallel import default_tile, in_tiles
+from emojax.distributed.mesh import AXIS, host_readable, make_mesh, put_replicated
+from emojax.distributed.processes import broadcast_from_main, is_main_process
 from emojax.editing.activations import After, Head, LayerInputs, Progress, active
 from emojax.editing.edit import Setting
 from emojax.errors import InputError
 from emojax.ops import gains as ops
 from emojax.ops.gains import Scope
-from emojax.probing.network import default_tile, in_tiles
 from emojax.store import content_key, write_binary
 from emojax.training.evaluate import Evaluation
 
@@ -202,14 +202,14 @@ def _program(kernel: Callable[..., Any], after: After, scope: Scope, full: bool,
 
     whole, parts = PartitionSpec(), PartitionSpec(AXIS)
     specs = {"in_specs": (whole, whole, parts, parts), "out_specs": parts, "check_vma": False}
-    return jax.jit(jax.shard_map(local, mesh=mesh, **specs), out_shardings=readable(mesh))
+    return jax.jit(jax.shard_map(local, mesh=mesh, **specs), out_shardings=host_readable(mesh))
 
 
 def _run(kernel: Callable[..., Any], inputs: LayerInputs, settings: Any, scope: Scope, full: bool, mesh: Mesh | None) -> Any:
     """The kernel's results over all images, as numpy arrays joined along the first axis."""
     mesh, tile = mesh or make_mesh(), default_tile() * _TILES[kernel]
     program = _program(kernel, inputs.after, scope, full, mesh, tile)
-    params, settings = put_copy(mesh, (inputs.params, settings))
+    params, settings = put_replicated(mesh, (inputs.params, settings))
     parts = [program(params, settings, *batch) for batch in inputs.batches(mesh, tile)]
     return jax.tree.map(lambda *x: np.concatenate([np.asarray(part) for part in x]), *parts)
 
@@ -240,13 +240,13 @@ def _kept(store: Path | None, key: Any, compute: Callable[[], Outcomes]) -> Outc
             return None
         return arrays
 
-    kept = from_first(read)
+    kept = broadcast_from_main(read)
     if kept is not None:
         return Outcomes(**kept)
     found = compute()
     arrays = {field.name: getattr(found, field.name) for field in fields(found)}
     arrays = {name: array for name, array in arrays.items() if array is not None}
-    if is_first():
+    if is_main_process():
         write_binary(path, lambda file: np.savez(file, **arrays))
     return found
 

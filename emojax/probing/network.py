@@ -4,7 +4,6 @@ Shapes: B batch, T tile.
 """
 
 import fnmatch
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,10 +11,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
 
-from emojax.data.loader import ImageSet, batches
-from emojax.distributed.mesh import AXIS, make_mesh, my_rows, put_batch, put_copy, readable
 from emojax.errors import InputError, did_you_mean
 from emojax.models.vgg import VggNet
 from emojax.ops.image import to_unit
@@ -99,65 +95,3 @@ def resolve_layers(patterns: Sequence[str], available: Sequence[str]) -> tuple[s
             raise InputError(f"no layer {pattern!r}{did_you_mean(pattern, available)}")
         chosen.update(matched)
     return tuple(name for name in available if name in chosen)
-
-
-def in_tiles(function: Callable[..., Any], tile: int, *arrays: jax.Array) -> Any:
-    """Applies a function to `tile` rows at a time and joins the results along the first axis.
-
-    A matrix product rounds differently for different numbers of rows. Work done in tiles of one size gives the same
-    bits for an image whatever batch it comes in, on however many devices, so rankings and labels do not depend on them.
-    The first axis must divide by the tile.
-    """
-    tiles = [array.reshape(-1, tile, *array.shape[1:]) for array in arrays]
-    results = jax.lax.map(lambda rows: function(*rows), tuple(tiles))
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
-
-
-def default_tile() -> int:
-    """Rows that keep the device busy: few for a CPU's caches, many for a GPU's or TPU's matrix units."""
-    return 16 if jax.default_backend() == "cpu" else 256
-
-
-def map_images(
-    function: Callable[[Any, jax.Array], Any],
-    params: Any,
-    images: ImageSet,
-    *,
-    batch: int,
-    tile: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-    keep: bool = False,
-) -> Any:
-    """Applies `function(params, uint8 images [T, H, W, C])` to a whole set, in tiles, on all devices.
-
-    Returns the function's pytree as numpy arrays with the images along the first axis, in every process. `batch` is how
-    many images travel at once; it is rounded up to whole tiles on every device and does not change the results.
-    `keep` holds on to the compiled program for the next call with this function object, which must hold no parameters.
-    """
-    mesh, tile, total = make_mesh(), tile or default_tile(), len(images)
-    grain = mesh.size * tile
-    batch = -(-min(batch, total) // grain) * grain
-    step = (_kept_on_devices if keep else _on_devices)(function, mesh, tile)
-    params = put_copy(mesh, params)
-    results = []
-    for start, chunk in zip(range(0, total, batch), batches(images.images, batch, rows=my_rows(mesh, batch)), strict=True):
-        results.append(jax.tree.map(np.asarray, step(params, *put_batch(mesh, chunk.images))))
-        if progress is not None:
-            progress(min(start + batch, total), total)
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:total], *results)
-
-
-def _on_devices(function: Callable[[Any, jax.Array], Any], mesh: Mesh, tile: int) -> Callable[[Any, jax.Array], Any]:
-    """The function in tiles, its images split over the mesh."""
-
-    def local(params: Any, chunk: jax.Array) -> Any:
-        with jax.default_matmul_precision("highest"):
-            return in_tiles(functools.partial(function, params), tile, chunk)
-
-    parts = PartitionSpec(AXIS)
-    # check_vma off: the carry types that lax.map would need are not known inside flax modules
-    specs = {"in_specs": (PartitionSpec(), parts), "out_specs": parts, "check_vma": False}
-    return jax.jit(jax.shard_map(local, mesh=mesh, **specs), out_shardings=readable(mesh))
-
-
-_kept_on_devices = functools.lru_cache(maxsize=8)(_on_devices)

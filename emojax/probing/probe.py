@@ -18,18 +18,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from emojax.data.loader import ImageSet, batches
 from emojax.data.weights import ClipEncoder, unit_rows
-from emojax.distributed.mesh import AXIS, fetch_to_first, make_mesh, my_rows, put_batch, put_copy, put_split, readable, split
-from emojax.distributed.processes import check_same, from_first, is_first
+from emojax.distributed.data_parallel import data_parallel, default_tile, in_tiles
+from emojax.distributed.mesh import (
+    batch_sharded,
+    fetch_to_main,
+    host_readable,
+    local_rows,
+    make_mesh,
+    put_batch,
+    put_replicated,
+    put_sharded,
+)
+from emojax.distributed.processes import broadcast_from_main, check_same_everywhere, is_main_process
 from emojax.errors import InputError
 from emojax.ops import moments as moments_op
 from emojax.ops import pooling, topk
 from emojax.ops.pooling import Pool
 from emojax.ops.topk import EMPTY, TopK
-from emojax.probing.network import Network, ReturnsTaps, as_network, default_tile, in_tiles, resolve_layers
+from emojax.probing.network import Network, ReturnsTaps, as_network, resolve_layers
 from emojax.probing.record import Partial, ProbeRecord, Rows, in_every_process, load, record_key
 
 
@@ -47,10 +57,9 @@ def _forward(
 
     def forward(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         target_params, clip_params = params
-        with jax.default_matmul_precision("highest"):
-            _, taps = network.apply(target_params, network.preprocess(images))
-            activations = jnp.concatenate([pooling.pool(taps[name], how).astype(jnp.float32) for name in layers], axis=1)
-            features = nnx.merge(clip_graph, clip_params).image_features(preprocess(images))
+        _, taps = network.apply(target_params, network.preprocess(images))
+        activations = jnp.concatenate([pooling.pool(taps[name], how).astype(jnp.float32) for name in layers], axis=1)
+        features = nnx.merge(clip_graph, clip_params).image_features(preprocess(images))
         return activations, unit_rows(features)
 
     return forward
@@ -121,26 +130,26 @@ def probe(
     units, dimension, total = sum(sizes.values()), clip.model.config.embedding, len(images)
 
     key = record_key(network, images, clip, names, pool, top_k, tile, keep_activations)
-    check_same([key, images.key], "images, weights or settings")
-    kept_at = None if cache is None or key is None or not is_first() else Path(cache).expanduser() / key
+    check_same_everywhere([key, images.key], "images, weights or settings")
+    kept_at = None if cache is None or key is None or not is_main_process() else Path(cache).expanduser() / key
     blank = ProbeRecord(sizes, None, None, None, images.labels, images.classes, images.ids, key, clip.key, clip=clip)
     found = in_every_process(lambda: load(kept_at) if kept_at is not None and kept_at.is_dir() else None, blank)
     if found is not None:
         return found
     widths = {"embeddings": dimension} | ({"activations": units} if keep_activations else {})
     partial = None if kept_at is None else Partial(kept_at.with_name(f"{key}.partial"), total, widths)
-    rows = partial.rows if partial is not None else Rows(total, widths) if is_first() else None
+    rows = partial.rows if partial is not None else Rows(total, widths) if is_main_process() else None
 
     grain = mesh.size * (tile if tile % 2 == 0 else 2 * tile)
     batch = -(-min(batch, total) // grain) * grain
     clip_graph, clip_params = nnx.split(clip.model)
     step = _compile_step(_forward(network, clip_graph, clip.preprocess, names, pool), tile, keep_activations, mesh)
-    params = put_copy(mesh, (network.params, clip_params))
+    params = put_replicated(mesh, (network.params, clip_params))
     with contextlib.closing(rows) if rows is not None else contextlib.nullcontext():
-        done, state = _start(from_first(lambda: partial and partial.restore()), units, top_k, dimension, mesh)
+        done, state = _start(broadcast_from_main(lambda: partial and partial.restore()), units, top_k, dimension, mesh)
         keeps = None if cache is None or key is None else save_every
         state = _stream(step, params, state, images, batch, done, rows, mesh, partial, keeps, progress)
-        host = fetch_to_first(mesh, state)
+        host = fetch_to_main(mesh, state)
 
         def finish() -> ProbeRecord:
             top, sums = _finish(host)
@@ -168,7 +177,7 @@ def _stream(
 
     Only the first process has rows and a `partial` to put things into; all of them know when to save.
     """
-    total, waiting, mine = len(images), None, my_rows(mesh, batch)
+    total, waiting, mine = len(images), None, local_rows(mesh, batch)
     due = _Due(save_every)
 
     def take(start: int, outputs: dict[str, jax.Array]) -> int:
@@ -187,7 +196,7 @@ def _stream(
             take(*waiting)
         waiting = (start, outputs)
         if due.after_a_batch() and start + batch < total:
-            done, waiting, host = take(*waiting), None, fetch_to_first(mesh, state)
+            done, waiting, host = take(*waiting), None, fetch_to_main(mesh, state)
             if partial is not None:
                 partial.save(done, {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(host))})
     if waiting is not None:
@@ -215,25 +224,21 @@ class _Due:
         now = time.monotonic()
         if self._since is not None:
             pace = (now - self._since) / self._batches
-            agreed = from_first(lambda: {"away": np.int32(np.clip(self._seconds / max(pace, 1e-9), 1, 2**30))})
+            agreed = broadcast_from_main(lambda: {"away": np.int32(np.clip(self._seconds / max(pace, 1e-9), 1, 2**30))})
             self._away = int(agreed["away"])
         self._since, self._batches = now, 0
         return True
 
 
 def _compile_step(forward: Callable, tile: int, keep_activations: bool, mesh: Mesh) -> Callable:
-    """The jitted step over the mesh: images and state split by device, parameters copied, the state's memory reused."""
-    parts, whole = PartitionSpec(AXIS), PartitionSpec()
-    return jax.jit(
-        jax.shard_map(
-            functools.partial(_local_step, forward, tile, keep_activations),
-            mesh=mesh,
-            in_specs=(whole, parts, parts, parts),
-            out_specs=(parts, parts),
-            check_vma=False,  # lax.map carries no varying-axis types through flax modules
-        ),
-        out_shardings=(split(mesh), readable(mesh)),
-        donate_argnums=1,
+    """The jitted step: images and state sharded by device, parameters replicated, the state's memory reused."""
+    return data_parallel(
+        functools.partial(_local_step, forward, tile, keep_activations),
+        mesh,
+        replicated=1,
+        sharded=3,
+        out_shardings=(batch_sharded(mesh), host_readable(mesh)),
+        donate=(1,),
     )
 
 
@@ -252,7 +257,7 @@ def _start(restored: dict[str, np.ndarray] | None, units: int, top_k: int, dimen
             merged = jax.tree.leaves(_State(top, moments_op.Running(rounded, lost)))
             others = [np.broadcast_to(leaf, (mesh.size - 1, *leaf.shape)) for leaf in leaves]
             host = [np.concatenate([one[None], rest]) for one, rest in zip(merged, others, strict=True)]
-    return done, put_split(mesh, jax.tree.unflatten(structure, host))
+    return done, put_sharded(mesh, jax.tree.unflatten(structure, host))
 
 
 def _finish(state: _State) -> tuple[TopK, moments_op.Moments]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from emojax.data.loader import ImageSet
 from emojax.data.weights import ClipEncoder
-from emojax.distributed.processes import from_first, is_first
+from emojax.distributed.processes import broadcast_from_main, is_main_process
 from emojax.errors import InputError
 from emojax.ops import topk
 from emojax.ops.moments import Moments
@@ -123,7 +123,7 @@ def in_every_process(make: Callable[[], ProbeRecord | None], blank: ProbeRecord)
         found = {**record.top._asdict(), **record.moments._asdict(), **rows, "done_before": np.int64(record.done_before)}
         return {name: array for name, array in found.items() if array is not None}
 
-    got = from_first(arrays)
+    got = broadcast_from_main(arrays)
     if got is None:
         return None
     top, moments = (kind(*(got.pop(name) for name in kind._fields)) for kind in (TopK, Moments))
@@ -135,7 +135,7 @@ def save(record: ProbeRecord, folder: Path) -> None:
 
     Of several processes the first does.
     """
-    if not is_first():
+    if not is_main_process():
         return
     with atomic_folder(folder) as building:
         np.save(building / "embeddings.npy", record.embeddings)

@@ -14,10 +14,11 @@ import numpy as np
 from flax import nnx
 
 from emojax.data.loader import ImageSet, copies
+from emojax.data.map_images import map_images
 from emojax.errors import InputError
 from emojax.models.vgg import VggNet
 from emojax.ops import image
-from emojax.probing.network import Network, map_images
+from emojax.probing.network import Network
 
 Protocol = Literal["resize40", "tencrop"]
 

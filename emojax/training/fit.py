@@ -19,7 +19,15 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from emojax.distributed.mesh import copied, make_mesh, put, put_copy, put_split, sharded, split
+from emojax.distributed.mesh import (
+    batch_sharded,
+    make_mesh,
+    parameter_shardings,
+    put,
+    put_replicated,
+    put_sharded,
+    replicated,
+)
 from emojax.errors import InputError
 from emojax.training.checkpoints import Checkpoints
 
@@ -180,7 +188,7 @@ def make_step(task: Task, recipe: Recipe, mesh: Mesh, placement: State, *, toget
         each = [jax.tree.map(lambda leaf, m=m: leaf[m], found) for m in range(len(states))]
         return [state for state, _ in each], [metrics for _, metrics in each]
 
-    whole, parts = copied(mesh), split(mesh)
+    whole, parts = replicated(mesh), batch_sharded(mesh)
     if together:
         # Prefixes of pytrees stand for lists of any length; only the states' own placement must be spelt out.
         return jax.jit(
@@ -236,10 +244,10 @@ def fit(
         )
     total, notes = recipe.epochs * task.steps, _Notes(len(recipes))
     states = [start(task, each) for each in recipes]
-    placement = sharded(mesh, states[0]) if shard else jax.tree.map(lambda _: copied(mesh), states[0])
-    states, data = [put(mesh, state, placement) for state in states], put_copy(mesh, task.data)
+    placement = parameter_shardings(mesh, states[0]) if shard else jax.tree.map(lambda _: replicated(mesh), states[0])
+    states, data = [put(mesh, state, placement) for state in states], put_replicated(mesh, task.data)
     best = [_copy(_shown(state)) for state in states]
-    whole = jax.jit(lambda tree: tree, out_shardings=copied(mesh)) if shard else lambda tree: tree
+    whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh)) if shard else lambda tree: tree
     keys, rates = [jax.random.key(each.seed) for each in recipes], [each.rates(total) for each in recipes]
     with Checkpoints(checkpoints) as store:
         found = store.restore((states, best))
@@ -253,7 +261,7 @@ def fit(
             waiting = None
             notes.start()
             for batches in zip(*(task.batches(epoch, each.seed, at) for each in recipes), strict=True):
-                here = put_split(mesh, list(batches))
+                here = put_sharded(mesh, list(batches))
                 states, metrics = step(states, data, here, [own[notes.done] for own in now], keys, np.int32(notes.done))
                 notes.add(waiting)
                 notes.done, waiting = notes.done + 1, metrics

@@ -1,0 +1,77 @@
+"""The one place where a function becomes a jitted program over the mesh, and where rows become tiles.
+
+Probe, scoring, evaluation and sweeps all run through `data_parallel`: it alone says how arguments lie
+on the devices, in tiles of which size rows are computed, and how results come back to the host.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from emojax.distributed.mesh import AXIS, host_readable
+
+
+def data_parallel(
+    function: Callable[..., Any],
+    mesh: Mesh,
+    *,
+    replicated: int,
+    sharded: int,
+    tile: int | None = None,
+    out_shardings: Any = None,
+    donate: Sequence[int] = (),
+) -> Callable[..., Any]:
+    """Jits a function of one device's share over all devices of the mesh.
+
+    Keep what this returns for as long as the program may be called again: it is a new jitted function
+    at every call.
+
+    Args:
+      function: takes `replicated` arguments that are whole on every device, then `sharded` arguments
+        of which it gets the device's own rows. What it returns has rows along the first axis.
+      mesh: the devices.
+      replicated: number of leading arguments (pytrees) that every device has whole.
+      sharded: number of arguments behind them (pytrees), split along their leading axis.
+      tile: apply the function to this many rows at a time (`in_tiles`); None, to all of them.
+      out_shardings: of the results; None makes them readable by the host, in every process.
+      donate: numbers of the arguments whose memory the results may reuse.
+    """
+
+    def local(*arguments: Any) -> Any:
+        # float32 products at full precision: TF32 or bfloat16 passes would change rankings and labels.
+        with jax.default_matmul_precision("highest"):
+            if tile is None:
+                return function(*arguments)
+            whole = arguments[:replicated]
+            return in_tiles(lambda *rows: function(*whole, *rows), tile, *arguments[replicated:])
+
+    rows = PartitionSpec(AXIS)
+    mapped = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(PartitionSpec(),) * replicated + (rows,) * sharded,
+        out_specs=rows,
+        # lax.map would need types of carries that vary over the mesh; flax modules do not tell them.
+        check_vma=False,
+    )
+    shardings = host_readable(mesh) if out_shardings is None else out_shardings
+    return jax.jit(mapped, out_shardings=shardings, donate_argnums=tuple(donate))
+
+
+def in_tiles(function: Callable[..., Any], tile: int, *arrays: jax.Array) -> Any:
+    """Applies a function to `tile` rows at a time and joins the results along the first axis.
+
+    A matrix product rounds differently for different numbers of rows. Work done in tiles of one size
+    gives the same bits for an image whatever batch it comes in, on however many devices, so rankings
+    and labels do not depend on them. The first axis must divide by the tile.
+    """
+    tiles = [array.reshape(-1, tile, *array.shape[1:]) for array in arrays]
+    results = jax.lax.map(lambda rows: function(*rows), tuple(tiles))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
+
+
+def default_tile() -> int:
+    """Rows that keep the device busy: few for a CPU's caches, many for a matrix unit."""
+    return 16 if jax.default_backend() == "cpu" else 256
