@@ -483,7 +483,7 @@ def test_auto_takes_a_folder_of_images_with_somebody_elses_info(tmp_path, sound,
 def test_an_image_that_is_no_file(sound, tmp_path, kind):
     folder = Path(shutil.copytree(sound / "photos", tmp_path / "photos"))
     kind("calm/0.png")(folder)
-    with pytest.raises(InputError, match=r"0\.png is .*, not a regular file"):
+    with pytest.raises(InputError, match=r"0\.png: it is .*, not a regular file"):
         open_split(folder, "all")
 
 
@@ -492,7 +492,7 @@ def test_a_socket_for_an_image(sound, tmp_path, monkeypatch):
     monkeypatch.chdir(folder / "calm")  # the names of sockets are short
     with socket.socket(socket.AF_UNIX) as made:
         made.bind("9.png")
-        with pytest.raises(InputError, match=r"9\.png is a pipe, socket or device"):
+        with pytest.raises(InputError, match=r"9\.png: it is a pipe, socket or device"):
             open_split(folder, "all")
 
 
@@ -507,9 +507,9 @@ def test_an_image_file_that_is_too_large(sound, tmp_path):
 def test_a_csv_that_is_no_file(sound, tmp_path, kind):
     shutil.copy(sound / "fer2013.csv", tmp_path)
     kind("fer2013.csv")(tmp_path)
-    with pytest.raises(InputError, match=r"fer2013\.csv is .*, not a regular file"):
+    with pytest.raises(InputError, match=r"fer2013\.csv: it is .*, not a regular file"):
         list(fer2013.read(tmp_path))
-    with pytest.raises(InputError, match=r"fer2013\.csv is .*, not a regular file"):
+    with pytest.raises(InputError, match=r"fer2013\.csv: it is .*, not a regular file"):
         list(fer2013.read_csv(tmp_path / "fer2013.csv"))
 
 

@@ -65,7 +65,7 @@ def check_regular(file: Path, *, limit: int | None = None) -> None:
         raise InputError(f"cannot read {file}: {reason}") from None
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
-        raise InputError(f"{file} is {kind}, not a regular file; replace it by the file that it stands for")
+        raise InputError(f"cannot read {file}: it is {kind}, not a regular file; put the file itself there")
     if limit is not None and status.st_size > limit:
         raise InputError(f"{file}: {status.st_size} bytes, more than the {limit} that such a file may have")
 
