@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import stat
 import threading
 import warnings
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from emojax.errors import InputError
 
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")  # EPS and its like would start other programs
 _CHANNELS = {"1": 1, "L": 1, "LA": 1, "P": 3, "PA": 3, "RGB": 3, "RGBA": 3, "CMYK": 3, "YCbCr": 3}
+_MAX_BYTES = 1 << 28  # of one image file
 _LOCK = threading.Lock()  # catch_warnings is not for threads
 
 
@@ -50,12 +52,31 @@ def entries(folder: Path) -> list[Path]:
     return found
 
 
+def check_regular(file: Path, *, limit: int | None = None) -> None:
+    """Looks at what a file is before it is opened, which a pipe or a device could make last for ever.
+
+    Raises:
+      InputError: it is missing, a folder, a pipe, a socket or a device; or it is of more than `limit` bytes.
+    """
+    try:
+        status = file.stat()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"cannot read {file}: {reason}") from None
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
+        raise InputError(f"cannot read {file}: it is {kind}, not a regular file; put the file itself there")
+    if limit is not None and status.st_size > limit:
+        raise InputError(f"{file}: {status.st_size} bytes, more than the {limit} that such a file may have")
+
+
 def read_bytes(file: Path) -> bytes:
     """A file's content.
 
     Raises:
-      InputError: it cannot be read.
+      InputError: it is no regular file or cannot be read.
     """
+    check_regular(file, limit=_MAX_BYTES)
     try:
         return file.read_bytes()
     except OSError as error:
@@ -79,6 +100,15 @@ def read_image(file: Path) -> Image.Image:
     Raises:
       InputError: see `read_header`; or its pixels are damaged.
     """
-    with _open(file, read_bytes(file)) as image:
+    return decode(file, read_bytes(file))
+
+
+def decode(file: Path, data: bytes) -> Image.Image:
+    """An image as `read_image` gives it, from its bytes; `file` is what messages name.
+
+    Raises:
+      InputError: see `read_image`.
+    """
+    with _open(file, data) as image:
         mode = "L" if _CHANNELS[image.mode] == 1 else "RGB"
         return ImageOps.exif_transpose(image).convert(mode)

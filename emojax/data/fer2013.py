@@ -20,8 +20,10 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from emojax.data.decode import entries, read_image
+from emojax.data.decode import check_regular, entries, read_image
 from emojax.data.loader import ImageSet
+from emojax.data.prepared import Prepared, describe
+from emojax.data.tfds_set import Examples
 from emojax.errors import InputError, did_you_mean, short
 
 CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
@@ -29,6 +31,7 @@ SIZE = 48
 _USAGE = {"Training": "training", "PublicTest": "public_test", "PrivateTest": "private_test"}
 SPLITS = tuple(_USAGE.values())
 _COLUMNS = ["emotion", "pixels", "Usage"]
+_MAX_CSV = 1 << 30  # three times what the published file has
 _PIXELS = {str(value): value for value in range(256)}
 
 
@@ -51,6 +54,7 @@ def read_csv(path: Path, refused: Refused | None = None) -> Iterator[Face]:
     Raises:
       InputError: naming the row: wrong columns, a label outside 0–6, not 2,304 values of 0–255, an unknown usage.
     """
+    check_regular(path, limit=_MAX_CSV)
     csv.field_size_limit(max(csv.field_size_limit(), 1 << 20))
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -140,9 +144,9 @@ def read(source: Path, refused: Refused | None = None) -> Iterator[Face]:
       InputError: neither form is there.
     """
     source = Path(source).expanduser()
-    if source.is_file():
+    if source.exists() and not source.is_dir():  # a pipe or a device is refused there
         return read_csv(source, refused)
-    if (source / "fer2013.csv").is_file():
+    if (source / "fer2013.csv").exists():
         return read_csv(source / "fer2013.csv", refused)
     if source.is_dir():
         return read_folder(source, refused)
@@ -234,21 +238,25 @@ def is_prepared(path: Path) -> bool:
     return (path / "fer2013" / str(Fer2013.VERSION) / "dataset_info.json").is_file()
 
 
+def _described(path: Path) -> Prepared:
+    """The checked description of a prepared data set; TFDS would import what its files name."""
+    folder = path / "fer2013" / str(Fer2013.VERSION)
+    prepared = describe(folder)
+    image = (prepared.shape, prepared.encoding)
+    if prepared.classes != CLASSES or image != ((SIZE, SIZE, 1), "none") or not prepared.has_ids:
+        wanted = f"images [{SIZE}, {SIZE}, 1], ids and the classes {', '.join(CLASSES)}"
+        raise InputError(f"{folder}: not FER2013, which has {wanted}; run `emojax prepare` again")
+    return prepared
+
+
 def prepared_splits(path: Path) -> list[str]:
-    """Splits of a prepared data set, in the usual order."""
-    with _damaged(path):
-        present = Fer2013(data_dir=path).info.splits
+    """Splits of a prepared data set, in the usual order.
+
+    Raises:
+      InputError: its description is damaged.
+    """
+    present = _described(path).splits
     return [split for split in SPLITS if split in present]
-
-
-@contextlib.contextmanager
-def _damaged(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # TFDS and array_record raise whatever a damaged file makes them stumble over
-        raise InputError(f"{path}: not a readable prepared FER2013 ({error}); run `emojax prepare` again") from None
 
 
 def load(path: Path, split: str) -> ImageSet:
@@ -257,15 +265,16 @@ def load(path: Path, split: str) -> ImageSet:
     Raises:
       InputError: the prepared data has no such split, or its files are damaged.
     """
-    with _damaged(path):
-        builder = Fer2013(data_dir=path)
-        if split not in builder.info.splits:
-            raise InputError(f"{path} has no split {split!r}; it has {', '.join(builder.info.splits)}")
-        source = builder.as_data_source(split=split)
-        images = np.empty((len(source), SIZE, SIZE, 1), np.uint8)
-        labels, ids = np.empty(len(source), np.int32), []
-        for start in range(0, len(source), 1024):
-            for row, example in enumerate(source.__getitems__(range(start, min(start + 1024, len(source)))), start):
-                images[row], labels[row] = example["image"], example["label"]
-                ids.append(example["id"].decode())
+    prepared = _described(path)
+    if split not in prepared.splits:
+        raise InputError(f"{path} has no split {split!r}; it has {', '.join(prepared.splits)}")
+    examples = Examples(prepared, split)
+    images = np.empty((len(examples), SIZE, SIZE, 1), np.uint8)
+    labels = np.empty(len(examples), np.int32)
+    ids = []
+    for start in range(0, len(examples), 1024):
+        rows = range(start, min(start + 1024, len(examples)))
+        for row, found in zip(rows, examples.read(rows, ("image", "label", "id")), strict=True):
+            images[row], labels[row], name = found
+            ids.append(name)
     return ImageSet.from_arrays(images, labels, CLASSES, ids=ids, name=f"FER2013 {split}")

@@ -1,6 +1,7 @@
 """Image sets and the batches made of them: fixed shapes, the last one padded, the next ones read while one computes."""
 
 import contextlib
+import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -208,7 +209,7 @@ def resolve(path: Path | None, kind: Kind = "auto", *, raw: bool = False) -> tup
     Raises:
       InputError: the path is missing, or is raw FER2013 (with the command that prepares it) where that will not do.
     """
-    from emojax.data import fer2013, tfds_set
+    from emojax.data import fer2013
 
     if kind == "faces":
         return kind, None
@@ -226,10 +227,42 @@ def resolve(path: Path | None, kind: Kind = "auto", *, raw: bool = False) -> tup
                 if path.is_dir() or path.suffix == ".csv"
                 else f"{path} is a file; pass --data.path a prepared FER2013 or an image folder"
             )
-        kind = "fer2013" if fer2013.is_prepared(path) else "tfds" if tfds_set.is_prepared(path) else "folder"
+        kind = "fer2013" if fer2013.is_prepared(path) else _tfds_or_folder(path)
     if kind == "fer2013" and not fer2013.is_prepared(path):
         raise InputError(f"{path} is not a prepared FER2013; run `emojax prepare --source {path} --out DIR`")
     return kind, path
+
+
+def _tfds_or_folder(path: Path) -> Literal["tfds", "folder"]:
+    """What a folder is: that a file is called dataset_info.json does not make it TFDS's. Says so, once a folder.
+
+    Raises:
+      InputError: why it is no data set of TFDS, if it is no image folder either.
+    """
+    from emojax.data import folder, tfds_set
+
+    found = tfds_set.find(path)
+    if found is None:
+        return "folder"
+    try:
+        tfds_set.open_prepared(path)
+    except InputError as error:
+        try:
+            folder.splits_of(path)
+        except InputError:
+            raise error from None
+        _say_once(f"data: {path} is read as an image folder, {found} is not: {error}")
+        return "folder"
+    _say_once(f"data: {path} is read as the set that TFDS prepared in {found}; see --data.kind")
+    return "tfds"
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    """A line that splits opened one after another would repeat."""
+    from emojax.commands.console import say
+
+    say(line)
 
 
 def open_split(

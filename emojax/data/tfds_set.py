@@ -1,113 +1,179 @@
-"""Any labelled images that TFDS has prepared in array_record files, read by index when they are needed, without TensorFlow.
+"""Any labelled images that TFDS has prepared in array_record files, read by index as needed, without TensorFlow.
 
-The feature `image` is an uint8 array of one size, `label` a class and `id` a text; the last two may be missing.
+The feature `image` is an uint8 array of one size, `label` a class and `id` a text; the last two may be missing. TFDS is
+not asked to open the folder, since it would import what the folder names: see `prepared.py`.
 """
 
 import functools
 import hashlib
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from emojax.data.decode import decode
 from emojax.data.loader import ImageSet
+from emojax.data.prepared import Prepared, check_shards, describe, reading
 from emojax.distributed.processes import map_in_shares
-from emojax.errors import InputError, did_you_mean
+from emojax.errors import InputError
 from emojax.store import content_key
 
 _CHUNK = 4096  # examples whose labels are read together
 
 
-class Records:
-    """Images uint8 [I, H, W, C] of a TFDS data source, read slice by slice."""
+class Examples:
+    """The examples of a split by index: images, labels and ids, every one checked against the description.
 
-    def __init__(self, source: Any, shape: tuple[int, ...]):
-        self._source, self.shape = source, (len(source), *shape)
+    Raises:
+      InputError: a file of the split is missing, damaged, or not as described.
+    """
+
+    def __init__(self, prepared: Prepared, split: str):
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        self._about, self.split = prepared, split
+        self.shards = prepared.shards(split)
+        check_shards(self.shards)
+        self._source = ArrayRecordDataSource(self.shards)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, rows: Sequence[int], columns: Sequence[str]) -> list[list[Any]]:
+        """The named columns (`image` uint8 [H, W, C], `label` a number, `id` a text) of some rows."""
+        if not len(rows):
+            return []
+        from google.protobuf.message import DecodeError
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        where = self._about.folder
+        records = reading(where, lambda: self._source.__getitems__(rows))
+        readers: dict[str, Callable[[Any], Any]] = {
+            "image": self._image,
+            "label": self._label,
+            "id": _id,
+        }
+        found = []
+        for row, record in zip(rows, records, strict=True):
+            name = f"{where}, example {row} of {self.split}"
+            try:
+                features = tf_example_pb2.Example.FromString(record).features.feature
+                found.append([readers[column](features[column]) for column in columns])
+            except (DecodeError, ValueError, OverflowError, IndexError, zlib.error) as error:
+                reason = " ".join(str(error).split()) or "empty"
+                raise InputError(f"{name}: not as features.json describes it ({reason}); prepare the set again") from None
+        return found
+
+    def _image(self, feature: Any) -> np.ndarray:
+        shape, encoding = self._about.shape, self._about.encoding
+        size = shape[0] * shape[1] * shape[2]
+        if encoding == "none":
+            pixels = np.array(feature.int64_list.value, np.int64).reshape(shape)
+            if pixels.min() < 0 or pixels.max() > 255:
+                raise ValueError(f"pixels from {pixels.min()} to {pixels.max()}")
+            return pixels.astype(np.uint8)
+        data = feature.bytes_list.value[0]
+        if encoding == "zlib":
+            data = zlib.decompressobj().decompress(data, size + 1)  # no more, whatever is packed
+        if encoding != "image":
+            return np.frombuffer(data, np.uint8).reshape(shape)
+        image = decode(self._about.folder, data)
+        if image.size != (shape[1], shape[0]):
+            raise ValueError(f"an image of {image.height}×{image.width} pixels")
+        return np.asarray(image.convert("L" if shape[2] == 1 else "RGB"), np.uint8).reshape(shape)
+
+    def _label(self, feature: Any) -> int:
+        label = feature.int64_list.value[0]
+        if not 0 <= label < len(self._about.classes):
+            raise ValueError(f"label {label}, and {len(self._about.classes)} classes")
+        return label
+
+
+def _id(feature: Any) -> str:
+    return feature.bytes_list.value[0].decode()
+
+
+class Records:
+    """Images uint8 [I, H, W, C] of a split, read slice by slice."""
+
+    def __init__(self, examples: Examples, shape: tuple[int, ...]):
+        self._examples = examples
+        self.shape = (len(examples), *shape)
 
     def __getitem__(self, rows: slice, /) -> np.ndarray:
         start, stop, _ = rows.indices(self.shape[0])
-        images = np.empty((stop - start, *self.shape[1:]), np.uint8)
-        for row, example in enumerate(self._source.__getitems__(range(start, stop)) if stop > start else ()):
-            images[row] = example["image"]
+        images = np.empty((max(0, stop - start), *self.shape[1:]), np.uint8)
+        for row, (image,) in enumerate(self._examples.read(range(start, stop), ("image",))):
+            images[row] = image
         return images
 
 
-def _folder(path: Path) -> Path | None:
-    """The folder of the data set's only version, at the path or up to two below it."""
-    found = [info.parent for depth in ("", "*/", "*/*/") for info in path.glob(f"{depth}dataset_info.json")]
+def find(path: Path) -> Path | None:
+    """The folder of the only version of the only data set at the path or up to two below it.
+
+    A file `dataset_info.json` is all that is looked for: whether it is TFDS's is for `open_prepared` to say.
+    """
+    depths = ("", "*/", "*/*/")
+    found = [info.parent for depth in depths for info in path.glob(f"{depth}dataset_info.json")]
     return found[0] if len(found) == 1 else None
 
 
-def is_prepared(path: Path) -> bool:
-    """Whether there is a data set that TFDS prepared, and one only."""
-    return _folder(path) is not None
+def open_prepared(path: Path) -> Prepared:
+    """The checked description of the data set at a path.
+
+    Raises:
+      InputError: there is none, or several; or see `prepared.describe`.
+    """
+    folder = find(path)
+    if folder is None:
+        what = "holds no data set that TFDS prepared, or several"
+        raise InputError(f"{path} {what}; name the folder of one version")
+    return describe(folder)
 
 
 def splits(path: Path) -> list[str]:
     """Names of the splits.
 
     Raises:
-      InputError: there is no such data set.
+      InputError: see `open_prepared`.
     """
-    return list(_builder(path).info.splits)
-
-
-def _builder(path: Path) -> Any:
-    import tensorflow_datasets as tfds
-
-    folder = _folder(path)
-    if folder is None:
-        raise InputError(f"{path} holds no data set that TFDS prepared, or several; name the folder of one version")
-    return tfds.builder_from_directory(folder)
+    return list(open_prepared(path).splits)
 
 
 def load(path: Path, split: str) -> ImageSet:
     """A split, in the order on disk. Its key is that of the files' bytes.
 
     Raises:
-      InputError: there is no such data set or split, or its images are not uint8 arrays of one size.
+      InputError: see `open_prepared` and `Examples`; or there is no such split.
     """
-    import tensorflow_datasets as tfds
-
-    builder, folder = _builder(path), _folder(path)
-    known, features = builder.info.splits, builder.info.features
-    if split not in known:
-        raise InputError(f"{folder} has no split {split!r}{did_you_mean(split, known)}")
-    image = dict(features.items()).get("image")
-    if image is None or image.np_dtype != np.uint8 or len(image.shape) != 3 or None in image.shape:
-        raise InputError(f"{folder}: the feature 'image' must be uint8 [H, W, C] of one size, not {image}")
-    if image.shape[-1] not in (1, 3):
-        raise InputError(f"{folder}: images have {image.shape[-1]} channels, not 1 or 3")
-    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-        raise InputError(f"{folder} is in {builder.info.file_format.value} files; prepare it with array_record")
-
-    source = builder.as_data_source(split=split)
-    labels, ids, classes = None, None, ()
-    about = [name for name in ("label", "id") if name in features]
-    if about:
-        bare = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-        read = functools.partial(_examples, bare, about)
-        rows = [row for chunk in map_in_shares(read, range(0, len(bare), _CHUNK)) for row in chunk]
-        columns = dict(zip(about, zip(*rows, strict=True), strict=True))
-        if "label" in columns:
-            labels, classes = np.asarray(columns["label"], np.int32), tuple(features["label"].names)
-        ids = list(columns["id"]) if "id" in columns else None
-    files = [str(name) for name in known[split].filepaths]
-    hashes = map_in_shares(_hash, files)
+    prepared = open_prepared(path)
+    examples = Examples(prepared, split)
+    examples.read(range(1), ("image",))  # what is wrong with all images is wrong with the first
+    columns = ("label",) * bool(prepared.classes) + ("id",) * prepared.has_ids
+    labels = None
+    ids = [f"{split}/{at}" for at in range(len(examples))]
+    if columns:
+        read = functools.partial(_chunk, examples, columns)
+        chunks = map_in_shares(read, range(0, len(examples), _CHUNK))
+        rows = [row for chunk in chunks for row in chunk]
+        values = dict(zip(columns, zip(*rows, strict=True), strict=True))
+        labels = np.asarray(values["label"], np.int32) if prepared.classes else None
+        ids = list(values.get("id", ids))
+    hashes = map_in_shares(_hash, [shard.filename for shard in examples.shards])
     return ImageSet(
-        images=Records(source, image.shape),
+        images=Records(examples, prepared.shape),
         labels=labels,
-        classes=classes,
-        ids=ids or [f"{split}/{at}" for at in range(len(source))],
-        key=content_key([hashes, list(classes)]),
-        name=f"{builder.name} {split}",
+        classes=prepared.classes,
+        ids=ids,
+        key=content_key([hashes, list(prepared.classes)]),
+        name=f"{prepared.name} {split}",
     )
 
 
-def _examples(source: Any, names: list[str], start: int) -> list[list[Any]]:
-    """The named features, a label as a number and an id as a text, of a chunk of examples."""
-    examples = source.__getitems__(range(start, min(start + _CHUNK, len(source))))
-    return [[int(one[name]) if name == "label" else one[name].decode() for name in names] for one in examples]
+def _chunk(examples: Examples, columns: Sequence[str], start: int) -> list[list[Any]]:
+    return examples.read(range(start, min(start + _CHUNK, len(examples))), columns)
 
 
 def _hash(file: str) -> str:
