@@ -49,6 +49,9 @@ class Target(Section):
     weights: UserPath | None = Field(
         None, description="VGGNet or Deep-Emotion weights: .safetensors, or a PyTorch checkpoint such as the published one"
     )
+    classes: tuple[str, ...] = Field(
+        (), description="class names in the order of the outputs, for a weights file that names none"
+    )
 
 
 class Clip(Section):

@@ -15,6 +15,7 @@ from rich.table import Table
 from emojax import settings as config
 from emojax import store
 from emojax.commands import audit as verbs_audit
+from emojax.commands import classes as verbs_classes
 from emojax.commands import demo as verbs_demo
 from emojax.commands import report as verbs_report
 from emojax.commands import train as verbs_train
@@ -67,13 +68,27 @@ def _open_tests(data: config.Data) -> list[ImageSet]:
 
 def _open_target(target: config.Target) -> VggNet | DeepEmotion:
     what = "VGGNet or Deep-Emotion weights, .safetensors or a PyTorch checkpoint"
-    return load_network(_need(target.weights, "--target.weights", what))
+    model = load_network(_need(target.weights, "--target.weights", what))
+    return verbs_classes.given(model, target)
 
 
-def _seen(settings: Any, run: store.Run, tests: Sequence[ImageSet]) -> list[str]:
-    """Puts into the manifest what the network has seen; returns warnings of test splits among that, to end with."""
+def _open_tested(settings: Any) -> tuple[VggNet | DeepEmotion, list[ImageSet], Sequence[str] | None]:
+    """The network, its outputs named, and the test splits; then the names that were not assumed."""
+    model, tests = _open_target(settings.target), _open_tests(settings.data)
+    known = model.config.class_names
+    return verbs_classes.settle(model, settings.target.weights, tests), tests, known
+
+
+def _seen(settings: Any, run: store.Run, tests: Sequence[ImageSet], classes: Any) -> list[str]:
+    """Puts into the manifest what the network has seen, and the names of its classes where known.
+
+    Returns warnings of test splits that it has seen, to end with.
+    """
     known = seen.read(settings.target.weights)
-    run.target = {"seen": None if known is None else [each._asdict() for each in known]}
+    run.target = {
+        "seen": None if known is None else [each._asdict() for each in known],
+        "classes": None if classes is None else list(classes),
+    }
     return seen.warnings(known, settings.target.weights.name, tests)
 
 
@@ -332,11 +347,13 @@ def concepts(settings: Any) -> None:
 def evaluate(settings: Any) -> None:
     """Tests a network on labelled splits."""
     store.check_out(settings.out)
-    model, tests = _open_target(settings.target), _open_tests(settings.data)
+    model, tests, known = _open_tested(settings)
     with store.run_folder(settings.out, "evaluate", _dump(settings)) as run:
-        warnings = _seen(settings, run, tests)
+        warnings = _seen(settings, run, tests, known)
         run.inputs |= {images.name: images.key for images in tests} | {"target": as_network(model).key}
         results = _evaluate(settings, run, model, tests, "evaluate")
+        told = {name: result.summary() for name, result in results.items()}
+        warnings += verbs_classes.shuffled(settings.target.weights, told)
         if settings.copies_of is not None:
             source = _open(settings.data, settings.copies_of)
             for images in tests:
@@ -352,11 +369,12 @@ def run(settings: Any) -> None:
     """The main job: probe, dissect, Table 1, the grid of edits, the edited network evaluated."""
     store.check_out(settings.out)
     concepts = load_concepts(settings.concepts.path)
-    model, clip = _open_target(settings.target), _open_clip(settings.clip)
-    images, tests = _open(settings.data, settings.data.probe_split), _open_tests(settings.data)
+    (model, tests, known), clip = _open_tested(settings), _open_clip(settings.clip)
+    images = _open(settings.data, settings.data.probe_split)
     with store.run_folder(settings.out, "run", _dump(settings)) as folder:
-        warnings = _seen(settings, folder, tests)
-        chain(settings, folder, model, clip, concepts, images, tests, settings.cache)
+        warnings = _seen(settings, folder, tests, known)
+        _, summary = chain(settings, folder, model, clip, concepts, images, tests, settings.cache)
+        warnings += verbs_classes.shuffled(settings.target.weights, summary["edit"]["baseline"])
     verbs_report.add(settings.out, settings.report, images, _open)
     _end(settings.out, warnings)
 
@@ -375,16 +393,17 @@ def sweep(settings: Any) -> None:
     """The grid of edits alone, on labels from the cached or a new probe record."""
     store.check_out(settings.out)
     concepts = load_concepts(settings.concepts.path)
-    model, clip = _open_target(settings.target), _open_clip(settings.clip)
-    images, tests = _open(settings.data, settings.data.probe_split), _open_tests(settings.data)
+    (model, tests, known), clip = _open_tested(settings), _open_clip(settings.clip)
+    images = _open(settings.data, settings.data.probe_split)
     with store.run_folder(settings.out, "sweep", _dump(settings)) as folder:
-        warnings = _seen(settings, folder, tests)
+        warnings = _seen(settings, folder, tests, known)
         _check(settings, model, clip, concepts, images, tests)
         record = _probe(settings, folder, model, images, clip, settings.cache)
         found = _dissect(settings, folder, record, concepts, clip, settings.cache)
         table1 = dissect_engine.interpretability(found, settings.dissect.tau)
         edit = verbs_edit.edit(settings, folder, model, found, images, tests, table1, settings.cache)
         store.write_json(folder.folder / "summary.json", {"edit": edit})
+        warnings += verbs_classes.shuffled(settings.target.weights, edit["baseline"])
     _end(settings.out, warnings)
 
 
@@ -397,7 +416,10 @@ def demo(settings: Any) -> None:
             probed, held_out = verbs_demo.worlds(settings.images)
             images, tests = probed.image_set("faces"), [f.image_set(n) for f, n in zip(held_out, TESTS, strict=True)]
         model, clip = demo_data.load_demo()
-        run.target = {"seen": [each._asdict() for each in seen.read(demo_data.ASSETS / "vgg.safetensors")]}
+        run.target = {
+            "seen": [each._asdict() for each in seen.read(demo_data.ASSETS / "vgg.safetensors")],
+            "classes": list(model.config.class_names),
+        }
         record, summary = chain(chosen, run, model, clip, load_concepts("paper25"), images, tests, settings.cache)
         summary["truth"] = verbs_demo.compare_with_truth(run, model, record, list(zip(held_out, tests, strict=True)))
         store.write_json(run.folder / "summary.json", summary)

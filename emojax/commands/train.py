@@ -13,6 +13,7 @@ from flax import nnx
 
 from emojax import settings as config
 from emojax import store
+from emojax.commands import classes as verbs_classes
 from emojax.commands.console import progress, say
 from emojax.data import seen
 from emojax.data.loader import ImageSet
@@ -44,9 +45,12 @@ def recipes(options: config.Train) -> list[engine.Recipe]:
 def new_network(options: config.Train, images: ImageSet, seed: int) -> Classifier:
     """A random network for a labelled set."""
     if options.task == "deep_emotion":
-        return DeepEmotion(DeepEmotionConfig(images.images.shape[-1], len(images.classes)), rngs=nnx.Rngs(seed))
+        channels, classes = images.images.shape[-1], len(images.classes)
+        made = DeepEmotionConfig(channels, classes, class_names=images.classes)
+        return DeepEmotion(made, rngs=nnx.Rngs(seed))
     sizes = VggConfig.paper() if options.size == "paper" else VggConfig.small()
-    return VggNet(replace(sizes, classes=len(images.classes)), rngs=nnx.Rngs(seed))
+    sizes = replace(sizes, classes=len(images.classes), class_names=images.classes)
+    return VggNet(sizes, rngs=nnx.Rngs(seed))
 
 
 def train_classifiers(
@@ -156,6 +160,9 @@ def train(settings: Any, open_split: Callable[[config.Data, str], ImageSet]) -> 
             run.inputs |= {images.name: images.key, validation.name: validation.key}
             _check_splits(images, validation, test)
         first = None if options.start is None else load_network(options.start)
+        if first is not None:  # from here on its names are known: it is trained to them
+            tested = [each for each in (images, validation, test) if each is not None]
+            first = verbs_classes.settle(first, options.start, tested, cure="")
         kept = settings.cache / "training" / _key(settings, first, *run.inputs.values())
         run.inputs |= {} if test is None else {test.name: test.key}
         if any(kept.glob("[0-9]*")):
@@ -202,7 +209,9 @@ def _check_splits(images: ImageSet, validation: ImageSet, test: ImageSet | None)
 def _key(settings: Any, first: Classifier | None, *images: str) -> str:
     """Content key of all that shapes this training, under which its checkpoints lie."""
     shaping = settings.train.model_dump(mode="json", exclude={"save_every", "test", "shard", "start"})
-    start = None if first is None else as_network(first).key
+    start = None
+    if first is not None:  # the labels that it learns are in the order of its names
+        start = [as_network(first).key, first.config.class_names]
     return store.content_key([shaping, start, images, settings.evaluate.protocol])[:32]
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from emojax.data.classes import meaning
 from emojax.errors import InputError, did_you_mean, short
 
 BUILT_IN = ("paper25", "classes7")
@@ -67,14 +68,14 @@ class ConceptSet:
         """
         if self.emotions is None:
             return None
-        index = {name.casefold(): i for i, name in enumerate(classes)}
+        index = {meaning(name): i for i, name in enumerate(classes)}
         mask = np.zeros((len(self.concepts), len(classes)), bool)
         for row, (concept, emotions) in enumerate(zip(self.concepts, self.emotions, strict=True)):
             for emotion in emotions:
-                if emotion.casefold() not in index:
+                if meaning(emotion) not in index:
                     hint = did_you_mean(emotion, classes)
                     raise InputError(f"{self.name}: {concept!r} names the emotion {emotion!r}, no class of the data{hint}")
-                mask[row, index[emotion.casefold()]] = True
+                mask[row, index[meaning(emotion)]] = True
         return mask
 
 

@@ -20,13 +20,14 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
+from emojax.data import classes
 from emojax.data.decode import check_regular, entries, read_image
 from emojax.data.loader import ImageSet
 from emojax.data.prepared import Prepared, describe
 from emojax.data.tfds_set import Examples
 from emojax.errors import InputError, did_you_mean, short
 
-CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+CLASSES = classes.FER2013
 SIZE = 48
 _USAGE = {"Training": "training", "PublicTest": "public_test", "PrivateTest": "private_test"}
 SPLITS = tuple(_USAGE.values())

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from emojax.data.classes import check
 from emojax.data.decode import entries, read_bytes, read_header, read_image
 from emojax.data.exclude import Excluded
 from emojax.data.loader import ImageSet
@@ -96,7 +97,8 @@ def load(path: Path, split: str, *, size: int | None = None, excluded: Excluded 
     of one size, else 224. Classes are the folder names, in alphabetical order. Files that are `excluded` are not opened.
 
     Raises:
-      InputError: no such split, no class folder, no image, or a file that is not a readable 8-bit image.
+      InputError: no such split, no class folder, no image, two classes that mean the same, or a file
+        that is not a readable 8-bit image.
     """
     splits = splits_of(path)
     if split not in splits:
@@ -104,6 +106,7 @@ def load(path: Path, split: str, *, size: int | None = None, excluded: Excluded 
             raise InputError(f"{path} has class folders and no splits; pass the split 'all' instead of {split!r}")
         raise InputError(f"{path} has no split {split!r}{did_you_mean(split, splits)}")
     classes, name = files_of(splits[split]), f"{path.name} {split}"
+    check(tuple(classes), str(splits[split]))
     found = [(file.relative_to(path).as_posix(), label) for label, files in enumerate(classes.values()) for file in files]
     if excluded is not None:
         others = [f"{other}/" for other in splits if other != split]

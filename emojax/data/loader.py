@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from emojax.data import classes as class_names
 from emojax.data.exclude import Excluded
 from emojax.errors import InputError, did_you_mean
 from emojax.ops.topk import EMPTY
@@ -59,7 +60,8 @@ class ImageSet:
         """From uint8 images [I, H, W], [I, H, W, 1] or [I, H, W, 3] in memory.
 
         Raises:
-          InputError: the shape or type is wrong, labels do not fit, or there is no image.
+          InputError: the shape or type is wrong, labels do not fit, two classes mean the same, or
+            there is no image.
         """
         images = np.asarray(images)
         if images.ndim == 3:
@@ -74,6 +76,7 @@ class ImageSet:
                 raise InputError(f"{name}: {len(images)} images but labels of shape {labels.shape}")
             if labels.min() < 0 or labels.max() >= len(classes):
                 raise InputError(f"{name}: labels must lie in 0…{len(classes) - 1}, the indices of the class names")
+        class_names.check(classes, name)
         ids = [f"{name}/{i}" for i in range(len(images))] if ids is None else ids
         return cls(images, labels, tuple(classes), ids, content_key([images, labels, list(classes)]), name)
 
@@ -87,6 +90,24 @@ class ImageSet:
         labels = None if self.labels is None else self.labels[:limit]
         key = content_key([self.key, limit])
         return replace(self, images=_First(self.images, limit), labels=labels, ids=self.ids[:limit], key=key)
+
+    def in_order(self, classes: Sequence[str], *, of: str = "the network") -> "ImageSet":
+        """The same images with their classes matched by name to those of `of`, in that order.
+
+        Raises:
+          InputError: the names do not match one to one.
+        """
+        if tuple(classes) == self.classes:
+            return self
+        new = class_names.positions(self.classes, classes)
+        if new is None:
+            raise InputError(
+                f"{self.name} has the classes {class_names.listed(self.classes)}, "
+                f"{of} {class_names.listed(classes)}; rename the classes so that they match"
+            )
+        labels = None if self.labels is None else new[self.labels]
+        key = content_key([self.key, list(classes)])
+        return replace(self, labels=labels, classes=tuple(classes), key=key)
 
     def without(self, excluded: Excluded | None, others: Sequence[str]) -> "ImageSet":
         """The images that are not excluded; `others` are what the ids of other splits begin with.

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from emojax.data.classes import check
 from emojax.data.decode import decode
 from emojax.data.loader import ImageSet
 from emojax.data.prepared import Prepared, check_shards, describe, reading
@@ -149,6 +150,8 @@ def load(path: Path, split: str) -> ImageSet:
       InputError: see `open_prepared` and `Examples`; or there is no such split.
     """
     prepared = open_prepared(path)
+    if prepared.classes:
+        check(prepared.classes, str(prepared.folder))
     examples = Examples(prepared, split)
     examples.read(range(1), ("image",))  # what is wrong with all images is wrong with the first
     columns = ("label",) * bool(prepared.classes) + ("id",) * prepared.has_ids

@@ -6,7 +6,7 @@ Nothing is ever unpickled: PyTorch files are read by torch with `weights_only=Tr
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from emojax.data import classes as class_names
 from emojax.data.seen import Seen, to_metadata
 from emojax.errors import InputError
 from emojax.models import clip as clip_model
@@ -27,6 +28,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _TEXT_BATCH = 64
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of OpenAI's images
 _Model = TypeVar("_Model", bound=nnx.Module)
+_Classifier = TypeVar("_Classifier", vgg.VggNet, deep_emotion.DeepEmotion)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -88,7 +90,7 @@ def load_vgg(path: Path | str) -> vgg.VggNet:
     Raises:
       InputError: the file is refused (see `read_arrays`) or its contents are not a VGGNet.
     """
-    return _load(path, vgg.from_torch_state_dict)
+    return _named(_load(path, vgg.from_torch_state_dict), path)
 
 
 def load_deep_emotion(path: Path | str) -> deep_emotion.DeepEmotion:
@@ -97,7 +99,7 @@ def load_deep_emotion(path: Path | str) -> deep_emotion.DeepEmotion:
     Raises:
       InputError: the file is refused (see `read_arrays`) or its contents are not a Deep-Emotion.
     """
-    return _load(path, deep_emotion.from_torch_state_dict)
+    return _named(_load(path, deep_emotion.from_torch_state_dict), path)
 
 
 def load_network(path: Path | str) -> vgg.VggNet | deep_emotion.DeepEmotion:
@@ -111,20 +113,45 @@ def load_network(path: Path | str) -> vgg.VggNet | deep_emotion.DeepEmotion:
         either = deep_emotion if "fc_loc.0.weight" in arrays else vgg
         return either.from_torch_state_dict(arrays)
 
-    return _load(path, build)
+    return _named(_load(path, build), path)
+
+
+def with_classes(model: _Classifier, names: Sequence[str] | None) -> _Classifier:
+    """The network with these names for its outputs, in order; None: they are not known.
+
+    Raises:
+      InputError: another number of names than outputs, or two that mean the same.
+    """
+    if names is not None:
+        if len(names) != model.config.classes:
+            raise InputError(
+                f"the network has {model.config.classes} outputs, not {len(names)} "
+                f"({class_names.listed(names)}); name each of them once"
+            )
+        class_names.check(names, "the network")
+        names = tuple(names)
+    named = nnx.merge(*nnx.split(model))
+    named.config = replace(model.config, class_names=names)
+    return named
+
+
+def _named(model: _Classifier, path: Path | str) -> _Classifier:
+    """The network with the class names that its file carries."""
+    return with_classes(model, class_names.read(Path(path).expanduser(), model.config.classes))
 
 
 def save_vgg(model: vgg.VggNet, path: Path | str, *, seen: Iterable[Seen] | None = None) -> None:
     """Writes safetensors in PyTorch's names: `torch_model.load_state_dict(safetensors.torch.load_file(path))`.
 
-    `seen` are the images that shaped the weights; with None the file does not say.
+    `seen` are the images that shaped the weights; with None the file does not say. The file also
+    names the classes in the order of the outputs, where the network does (see `with_classes`).
     """
-    _save(vgg.to_torch_state_dict(model), path, seen)
+    _save(model, vgg.to_torch_state_dict(model), path, seen)
 
 
 def save_deep_emotion(model: deep_emotion.DeepEmotion, path: Path | str, *, seen: Iterable[Seen] | None = None) -> None:
     """Writes safetensors in PyTorch's names, as `save_vgg` does."""
-    _save(deep_emotion.to_torch_state_dict(model), path, seen)
+    _save(model, deep_emotion.to_torch_state_dict(model), path, seen)
 
 
 def save_network(
@@ -134,8 +161,15 @@ def save_network(
     (save_vgg if isinstance(model, vgg.VggNet) else save_deep_emotion)(model, path, seen=seen)
 
 
-def _save(arrays: dict[str, np.ndarray], path: Path | str, seen: Iterable[Seen] | None) -> None:
-    save_arrays(arrays, path, metadata=None if seen is None else to_metadata(seen))
+def _save(
+    model: vgg.VggNet | deep_emotion.DeepEmotion,
+    arrays: dict[str, np.ndarray],
+    path: Path | str,
+    seen: Iterable[Seen] | None,
+) -> None:
+    said = class_names.to_metadata(model.config.class_names)
+    said |= {} if seen is None else to_metadata(seen)
+    save_arrays(arrays, path, metadata=said or None)
 
 
 @dataclass(frozen=True)

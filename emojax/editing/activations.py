@@ -27,7 +27,7 @@ from emojax.ops import gains as ops
 from emojax.ops.gains import Gain
 from emojax.probing.network import as_network
 from emojax.store import content_key, read_npy, write_binary
-from emojax.training.evaluate import labelled
+from emojax.training.evaluate import labelled, same_classes
 
 Progress = Callable[[int, int], None]
 After = Callable[[Any, jax.Array, Gain], jax.Array]
@@ -148,7 +148,7 @@ def layer_inputs(
     """
     if layer not in LAYERS:
         raise InputError(f"no layer {layer!r}{did_you_mean(layer, LAYERS)}")
-    labels = labelled(images, model.config.classes)
+    images = labelled(images, model)  # with a new key where the order is new
     tile = tile or default_tile()
     key = content_key([_FORMAT, as_network(model).key, images.key, layer, tile, jax.default_backend()])
     graphdef, state = nnx.split(model)
@@ -174,7 +174,7 @@ def layer_inputs(
         identity, nothing = np.eye(classes, dtype=np.float32), np.zeros(classes, np.float32)
         params, after = Head(own.bias[...], identity, nothing, floor=-np.inf), _through
     sums = np.asarray(ops.weight_sums(own.kernel[...]))
-    return LayerInputs(layer, values, labels, images.classes, params, sums, key, images.name, after)
+    return LayerInputs(layer, values, images.labels, images.classes, params, sums, key, images.name, after)
 
 
 def _read(kept: Path | None) -> dict[str, np.ndarray] | None:
@@ -184,7 +184,12 @@ def _read(kept: Path | None) -> dict[str, np.ndarray] | None:
 
 
 def join_inputs(*parts: LayerInputs) -> LayerInputs:
-    """The same layer's inputs on several sets as one, as the paper pooled both test splits."""
+    """The same layer's inputs on several sets as one, as the paper pooled both test splits.
+
+    Raises:
+      InputError: the sets' classes differ, or stand in another order.
+    """
+    same_classes([part.classes for part in parts])
     first = parts[0]
     return replace(
         first,

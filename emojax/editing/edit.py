@@ -168,7 +168,7 @@ def sweep(
       InputError: as `edit`, or the set has no labels or other classes.
     """
     gains = _checked(model, layer, gains)
-    labels = labelled(images, model.config.classes)
+    images = labelled(images, model)
     graphdef, state = nnx.split(model)
     views = model.preprocess if protocol == "resize40" else tencrop_views(model.config.input_size)
 
@@ -181,7 +181,7 @@ def sweep(
         return logits.reshape(len(settings), len(chunk), -1, logits.shape[-1]).mean(axis=2).swapaxes(0, 1)
 
     logits = map_images(forward, (state, gains), images, batch=batch, tile=tile, progress=progress)
-    return [Evaluation(logits[:, setting], labels, images.classes) for setting in range(len(gains))]
+    return [Evaluation(logits[:, setting], images.labels, images.classes) for setting in range(len(gains))]
 
 
 def threshold_grid(

@@ -12,7 +12,7 @@ from emojax import store
 from emojax.commands.console import progress, say
 from emojax.data import seen
 from emojax.data.loader import ImageSet
-from emojax.data.weights import save_vgg
+from emojax.data.weights import save_vgg, with_classes
 from emojax.dissection import dissect as dissect_engine
 from emojax.dissection.dissect import Dissection, LayerSummary
 from emojax.editing import edit as edit_engine
@@ -64,12 +64,12 @@ def check(settings: Any, model: VggNet, images: ImageSet, tests: Sequence[ImageS
         raise InputError(f"{given} cannot reach p ≤ {options.alpha:g}; give at least {least}")
     names = {}
     for test in tests:
-        labelled(test, model.config.classes)
+        labelled(test, model)
         if test.key in names:
             raise InputError(f"test splits {names[test.key]} and {test.name} are the same images; name different ones")
         names[test.key] = test.name
     if options.learned:
-        labelled(images, model.config.classes)
+        labelled(images, model)
         if images.key in names:
             raise InputError(f"--edit.learned fits gains on {images.name}, which is also a test split; probe another split")
 
@@ -170,7 +170,11 @@ def edit(
 
 
 def _save(run: store.Run, edited: VggNet, chosen_on: Sequence[ImageSet]) -> None:
-    """Writes the edited network; its file tells what the network had seen and what the edit was chosen on."""
+    """Writes the edited network; its file tells what the network had seen and what the edit was chosen on.
+
+    It names its classes where the network's file did: what was assumed of them stays out of it.
+    """
+    edited = with_classes(edited, run.target.get("classes"))
     known = run.target.get("seen")
     if known is not None:
         known = [*(seen.Seen(**each) for each in known), *(seen.of(images, "chosen") for images in chosen_on)]

@@ -26,7 +26,7 @@ from emojax.models.vgg import VggNet
 from emojax.ops import gains as ops
 from emojax.ops import stats
 from emojax.ops.gains import Scope
-from emojax.training.evaluate import Evaluation
+from emojax.training.evaluate import Evaluation, same_classes
 
 _GROUP = 256  # permutations tried together
 
@@ -281,6 +281,7 @@ def _checked(subjects: Sequence[Subject], search: Search) -> list[Setting]:
             for inputs, theirs in ((one.select, first.select), (one.confirm, first.confirm)):
                 if inputs is None:
                     continue
+                same_classes([first.select[name].classes, inputs[name].classes])
                 if np.shape(scores) != (inputs[name].units,) or not np.isfinite(scores).all():
                     raise InputError(f"layer {name} needs {inputs[name].units} finite scores, not shape {np.shape(scores)}")
                 if not np.array_equal(inputs[name].labels, theirs[next(iter(theirs))].labels):

@@ -6,7 +6,7 @@ looks at the image, chooses an affine map and resamples the image by it; the CNN
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import jax
@@ -29,6 +29,8 @@ _KERNEL = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 class DeepEmotionConfig:
     """Channels of the images (1 gray, 3 RGB), classes, and the dropout rate before fc1.
 
+    `class_names` as in `VggConfig`.
+
     Raises:
       ValueError: channels are neither 1 nor 3.
     """
@@ -36,6 +38,7 @@ class DeepEmotionConfig:
     channels: int = 1
     classes: int = 7
     dropout: float = 0.5
+    class_names: tuple[str, ...] | None = field(default=None, repr=False)
     input_size: ClassVar[int] = SIZE
 
     def __post_init__(self):

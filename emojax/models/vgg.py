@@ -6,7 +6,7 @@ those that nobody reads. For sweeps the network can be cut at a layer: `until` r
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import jax
@@ -26,13 +26,18 @@ Taps = Literal["raw", "relu"]
 
 @dataclass(frozen=True)
 class VggConfig:
-    """Widths of the eight convolutions and the two hidden dense layers, classes, input side and dropout rate."""
+    """Widths of the eight convolutions and the two hidden dense layers, classes, input side and dropout rate.
+
+    `class_names` are those of the outputs in order, None where they are not known. They change no
+    output, so they are no part of the repr, from which content keys are made.
+    """
 
     widths: tuple[int, ...] = (64, 64, 128, 128, 256, 256, 512, 512)
     hidden: tuple[int, int] = (4096, 4096)
     classes: int = 7
     input_size: int = 40
     dropout: float = 0.2
+    class_names: tuple[str, ...] | None = field(default=None, repr=False)
     channels: ClassVar[int] = 1
 
     @classmethod

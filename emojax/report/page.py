@@ -21,6 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from emojax.data.classes import meaning
 from emojax.data.loader import ImageSet
 from emojax.errors import InputError
 from emojax.report import figures, sprites
@@ -443,10 +444,9 @@ def _explorer(run: Results) -> dict[str, Any]:
         units["main"] = [i if any_ else None for i, any_ in zip(
             details.mix.argmax(axis=1).tolist(), details.mix.any(axis=1).tolist(), strict=True)]  # fmt: skip
     if len(details.emotions):
-        folded = [name.casefold() for name in data["classes"]]
-        spoken = [
-            [folded.index(e.casefold()) for e in text.split(";") if e.casefold() in folded] for text in details.emotions
-        ]
+        folded = [meaning(name) for name in data["classes"]]
+        named = [[meaning(emotion) for emotion in text.split(";")] for text in details.emotions]
+        spoken = [[folded.index(each) for each in emotions if each in folded] for emotions in named]
         data["emotions"] = spoken + [[]] * (len(concepts) - len(spoken))
     outgoing = None
     if len(details.outgoing_layer):

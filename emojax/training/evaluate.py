@@ -4,7 +4,8 @@ Shapes: I images, B batch.
 """
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,12 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from emojax.data import classes as class_names
 from emojax.data.loader import ImageSet, copies
 from emojax.data.map_images import map_images
 from emojax.errors import InputError
+from emojax.models.deep_emotion import DeepEmotion
 from emojax.models.vgg import VggNet
 from emojax.ops import image
-from emojax.probing.network import Network
+from emojax.ops.stats import mcnemar_exact
+from emojax.probing.network import Network, map_images
 
 Protocol = Literal["resize40", "tencrop"]
 
@@ -81,12 +85,83 @@ class Evaluation:
             "recall": recall,
             "correct_per_class": {c: int(confusion[i, i]) for i, c in enumerate(self.classes)},
             "confusion": confusion.tolist(),
+            "classes": list(self.classes),  # of the confusion's rows and columns
         }
 
 
 def join(*parts: Evaluation) -> Evaluation:
-    """Evaluations of several splits as one, as the paper pooled both test splits."""
+    """Evaluations of several splits as one, as the paper pooled both test splits.
+
+    Raises:
+      InputError: the splits' classes differ, or stand in another order.
+    """
+    same_classes([part.classes for part in parts])
     return Evaluation(np.concatenate([p.logits for p in parts]), np.concatenate([p.labels for p in parts]), parts[0].classes)
+
+
+def same_classes(classes: Sequence[tuple[str, ...]]) -> None:
+    """Refuses to pool labels that count in different orders.
+
+    Raises:
+      InputError: the classes differ, or stand in another order.
+    """
+    for each in classes:
+        if each != classes[0]:
+            raise InputError(
+                f"splits with the classes {class_names.listed(classes[0])} and "
+                f"{class_names.listed(each)} cannot be pooled; bring them into one order "
+                "(ImageSet.in_order)"
+            )
+
+
+@dataclass(frozen=True)
+class BetterOrder:
+    """Another order of the class names under which a network is right far more often.
+
+    Attributes:
+      names: of the outputs, in order.
+      correct: images right under these names, and `given_correct` under the given ones.
+    """
+
+    names: tuple[str, ...]
+    correct: int
+    given_correct: int
+
+
+def better_order(confusion: np.ndarray, classes: Sequence[str]) -> BetterOrder | None:
+    """The order of class names that fits a confusion matrix far better than the given one, if any.
+
+    The candidate has the highest mean recall of all C! orders (a linear assignment); recall, because
+    a network that gives everyone the commonest class fits any order equally well by it. It counts if
+    - McNemar's exact test between the two orders, image by image, holds at 1 % after Bonferroni's
+      correction for the C! orders that the candidate was chosen from, and
+    - over the classes that it renames, recall is at least twice that under the given order: a right
+      order may mix up two classes now and then, but not mistake each for another twice as often as
+      it recognizes them.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    sizes = confusion.sum(axis=1)
+    recall = confusion / np.maximum(sizes, 1)[:, None]
+    given = np.arange(len(classes))
+    # Equals, such as the classes without images, stay where they are.
+    _, output = linear_sum_assignment(recall + 1e-9 * np.eye(len(classes)), maximize=True)
+    moved = (output != given) & (sizes > 0)
+    if not moved.any():
+        return None
+    # No image is right under both orders, so those of the renamed classes are all discordant pairs.
+    gained = int(confusion[given[moved], output[moved]].sum())
+    lost = int(confusion[given[moved], given[moved]].sum())
+    p_value = mcnemar_exact(gained, lost)
+    significant = p_value == 0 or math.log(p_value) + math.lgamma(len(classes) + 1) <= math.log(0.01)
+    margin = recall[given[moved], output[moved]].sum() >= 2 * recall[given[moved], given[moved]].sum()
+    if gained <= lost or not significant or not margin:
+        return None
+    names = [""] * len(classes)
+    for name, at in zip(classes, output, strict=True):
+        names[at] = name
+    correct = int(np.trace(confusion))
+    return BetterOrder(tuple(names), correct + gained - lost, correct)
 
 
 def average(*members: Evaluation) -> Evaluation:
@@ -113,17 +188,39 @@ def tencrop_views(size: int) -> Callable[[jax.Array], jax.Array]:
     return lambda images: image.ten_crop(image.to_unit(image.to_gray(images)), size)
 
 
-def labelled(images: ImageSet, classes: int) -> np.ndarray:
-    """The labels of a set that can be tested on a network with this many classes.
+def class_order(model: Any, classes: Sequence[str]) -> tuple[str, ...]:
+    """Class names of a network's outputs, in order, for images with these classes.
+
+    Those that it carries; else FER2013's numbering, where the network is one of ours and FER2013's
+    names are the images' (in any order, by any alias); else the images' own.
+    """
+    names = getattr(getattr(model, "config", None), "class_names", None)
+    if names is not None:
+        return names
+    ours = isinstance(model, VggNet | DeepEmotion)
+    fer2013 = ours and class_names.positions(classes, class_names.FER2013) is not None
+    return class_names.FER2013 if fer2013 else tuple(classes)
+
+
+def labelled(images: ImageSet, model: Any, outputs: int | None = None) -> ImageSet:
+    """A set that can be tested on a network, its labels in the order of the network's outputs.
+
+    `outputs` is their number where the network has no `config.classes`.
 
     Raises:
-      InputError: there are no labels, or more classes than the network has.
+      InputError: there are no labels, or other classes than the network's.
     """
     if images.labels is None:
         raise InputError(f"{images.name} has no labels to test against")
-    if len(images.classes) != classes:
-        raise InputError(f"{images.name} has {len(images.classes)} classes, the network {classes}")
-    return images.labels
+    count = model.config.classes if outputs is None else outputs
+    if len(images.classes) != count:
+        known = getattr(getattr(model, "config", None), "class_names", None)
+        theirs = f" ({class_names.listed(known)})" if known else ""
+        raise InputError(
+            f"{images.name} has {len(images.classes)} classes, the network {count}{theirs}; "
+            f"the images' are {class_names.listed(images.classes) or 'not named'}"
+        )
+    return images.in_order(class_order(model, images.classes))
 
 
 def evaluate(
@@ -154,10 +251,10 @@ def evaluate(
             return model.apply(params, model.preprocess(chunk))[0]
 
     one = jax.ShapeDtypeStruct((1, *images.images.shape[1:]), np.uint8)
-    labels = labelled(images, jax.eval_shape(forward, params, one).shape[-1])
+    images = labelled(images, model, jax.eval_shape(forward, params, one).shape[-1])
     keep = isinstance(model, nnx.Module)  # another of its kind may follow, as after each epoch of training
     logits = map_images(forward, params, images, batch=batch, tile=tile, progress=progress, keep=keep)
-    return Evaluation(logits, labels, images.classes)
+    return Evaluation(logits, images.labels, images.classes)
 
 
 @functools.lru_cache(maxsize=8)

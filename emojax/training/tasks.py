@@ -65,7 +65,8 @@ def classifier(
     Raises:
       InputError: the set has no labels, other classes than the network, or fewer images than a batch.
     """
-    labels, faces = labelled(images, model.config.classes), images.images
+    images = labelled(images, model)
+    labels, faces = images.labels, images.images
     _enough(images, batch)
     model.train()
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)

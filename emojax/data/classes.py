@@ -1,0 +1,100 @@
+"""Class names: which mean the same, and in which order a network's outputs stand.
+
+Images and networks are matched by name, never by number alone: FER2013 counts its classes from
+angry to neutral, class folders stand in alphabetical order, and both have seven. Our weights files
+carry the names of their outputs in order; other files say nothing.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from emojax.errors import InputError
+
+FER2013 = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+
+# The one table of names that mean the same, by FER2013's where it has one.
+ALIASES = {
+    "angry": ("anger",),
+    "disgust": ("disgusted",),
+    "fear": ("fearful", "afraid"),
+    "happy": ("happiness", "joy"),
+    "sad": ("sadness",),
+    "surprise": ("surprised",),
+    "neutral": ("normal", "calm"),
+    "contempt": ("contemptuous",),
+}
+_MEANING = {alias: name for name, aliases in ALIASES.items() for alias in aliases}
+_ENTRY = "emojax.classes"
+
+
+def meaning(name: str) -> str:
+    """What a class name is compared by: case and outer blanks dropped, aliases under one name."""
+    plain = name.strip().casefold()
+    return _MEANING.get(plain, plain)
+
+
+def listed(classes: Sequence[str]) -> str:
+    """Class names for a message, which a hundred of them must not fill."""
+    shown = ", ".join(classes[:12])
+    return shown if len(classes) <= 12 else f"{shown}, … ({len(classes)})"
+
+
+def check(classes: Sequence[str], where: str) -> None:
+    """Refuses class names that cannot be told apart by name.
+
+    Raises:
+      InputError: two are equal but for their case, or aliases of one another.
+    """
+    first: dict[str, str] = {}
+    for name in classes:
+        same = meaning(name)
+        if same in first:
+            told = f"the classes {first[same]!r} and {name!r} mean the same"
+            raise InputError(f"{where}: {told}; merge them, or rename one")
+        first[same] = name
+
+
+def positions(own: Sequence[str], wanted: Sequence[str]) -> np.ndarray | None:
+    """For each of one's own classes its index [classes] int32 in another order; None if they differ."""
+    index = {meaning(name): at for at, name in enumerate(wanted)}
+    meanings = [meaning(name) for name in own]
+    if len(own) != len(wanted) or set(meanings) != set(index):
+        return None
+    return np.asarray([index[each] for each in meanings], np.int32)
+
+
+def to_metadata(classes: Sequence[str] | None) -> dict[str, str]:
+    """Metadata of a safetensors file; empty where the names are not known."""
+    return {} if classes is None else {_ENTRY: json.dumps(list(classes))}
+
+
+def read(path: Path, outputs: int) -> tuple[str, ...] | None:
+    """Class names of a weights file in the order of its outputs; None where it says nothing.
+
+    Raises:
+      InputError: the entry is there and damaged, or names another number of classes.
+    """
+    if path.suffix != ".safetensors":
+        return None
+    from safetensors import safe_open
+
+    with safe_open(path, "numpy") as file:
+        entry = (file.metadata() or {}).get(_ENTRY)
+    if entry is None:
+        return None
+    try:
+        names = json.loads(entry)
+        sound = isinstance(names, list) and all(
+            isinstance(name, str) and name.strip() and name.isprintable() for name in names
+        )
+    except (ValueError, RecursionError):
+        sound = False
+    if not sound:
+        raise InputError(f"{path}: its record of class names is damaged ({entry[:60]!r})")
+    if len(names) != outputs:
+        raise InputError(f"{path}: it names {len(names)} classes and has {outputs} outputs")
+    check(names, str(path))
+    return tuple(names)
