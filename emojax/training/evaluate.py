@@ -22,7 +22,7 @@ from emojax.models.deep_emotion import DeepEmotion
 from emojax.models.vgg import VggNet
 from emojax.ops import image
 from emojax.ops.stats import mcnemar_exact
-from emojax.probing.network import Network, map_images
+from emojax.probing.network import Network
 
 Protocol = Literal["resize40", "tencrop"]
 
