@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 
 from emojax.distributed import processes as hosts
 from emojax.errors import InputError, did_you_mean, of_the_disk, one_line
-from emojax.settings import Reason, Section, Settings, UserPath, explain, read_settings, verb_model
+from emojax.settings import Reason, Section, Settings, UserPath, explain, paths_in, read_settings, verb_model
 
 # What a first argument without dashes is short for.
 _POSITIONAL = {"concepts": "--concepts.path", "report": "--run", "compare": "--runs"}
@@ -37,12 +37,15 @@ class Verb(NamedTuple):
     model: type[Section]
 
 
-def _out(verb: str) -> tuple[type, Any]:
-    return (UserPath, Field(Path("runs") / verb, description="run folder to write"))
+def _out(verb: str) -> dict[str, tuple[type, Any]]:
+    return {
+        "out": (UserPath, Field(Path("runs") / verb, description="run folder to write")),
+        "overwrite": (bool, Field(False, description="replace the run that --out holds, if it holds nothing else")),
+    }
 
 
 def _verb(name: str, about: str, *sections: str, **extra: tuple[Any, Any]) -> tuple[str, Verb]:
-    return name, Verb(about, verb_model(name, sections, out=_out(name), **extra))
+    return name, Verb(about, verb_model(name, sections, **_out(name), **extra))
 
 
 _CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
@@ -252,7 +255,7 @@ def main(args: Sequence[str] | None = None) -> int:
         job, rest = parse_job(args[1:])
         if job is not None and job.index is not None:
             name += f"process {job.index}: "
-        _run(verb, parse(verb, rest), job)
+        _run(verb, parse(verb, rest), job, _take_out(rest, ("--config",))[0].get("--config"))
         return 0
     except InputError as error:
         code = _complain(f"{name}{one_line(error)}", 2)
@@ -278,7 +281,7 @@ def _complain(line: str, code: int) -> int:
     return code
 
 
-def _run(verb: str, settings: Section, job: hosts.Job | None) -> None:
+def _run(verb: str, settings: Section, job: hosts.Job | None, config: str | None) -> None:
     from emojax.distributed import mesh  # jax and the engine load only once the settings have been read
 
     mesh.use_all_cores()
@@ -287,7 +290,24 @@ def _run(verb: str, settings: Section, job: hosts.Job | None) -> None:
             hosts.check_same_everywhere([verb, settings.model_dump(mode="json")], "settings")
             if not hosts.is_main_process():
                 quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w", encoding="utf-8"))))
+        if "out" in type(settings).model_fields and not getattr(settings, "prompt", False) and hosts.is_main_process():
+            _check_out(settings, config)
         _function(verb)(settings)
+
+
+def _check_out(settings: Any, config: str | None) -> None:
+    """Refuses, before any work, to put a run where something would be lost.
+
+    Raises:
+      InputError: `--out` touches an input or the cache, or holds what may not be replaced.
+    """
+    from emojax import outputs
+
+    named = [(flag, path) for flag, path in paths_in(settings) if flag not in ("--out", "--cache")]
+    if config is not None:
+        named.append(("--config", Path(config)))
+    outputs.check_inputs(settings.out, named, getattr(settings, "cache", None))
+    outputs.check_out(settings.out, overwrite=settings.overwrite)
 
 
 def _function(verb: str) -> Callable[[Section], None]:

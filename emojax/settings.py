@@ -3,6 +3,7 @@
 A settings file may hold every section; each verb takes those it uses. Unknown names are refused with the closest known.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,8 @@ Reason = Literal["unreadable", "blank", "placeholder", "duplicate", "near_duplic
 Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Factors = tuple[Annotated[float, Field(gt=0)], ...]
+# Marks a text that names a file or folder, unless it is another kind of name.
+NAME_OR_PATH = "a name or a path"
 UserPath = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
 
 
@@ -57,14 +60,18 @@ class Target(Section):
 class Clip(Section):
     """The CLIP that concepts and images are compared in."""
 
-    path: str | None = Field(None, description="Hugging Face CLIP folder, or hub name such as openai/clip-vit-base-patch16")
+    path: Annotated[str | None, NAME_OR_PATH] = Field(
+        None, description="Hugging Face CLIP folder, or hub name such as openai/clip-vit-base-patch16"
+    )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="what it computes in")
 
 
 class Concepts(Section):
     """The concept set."""
 
-    path: str = Field("paper25", description="paper25, classes7, or a file: a concept a line, or csv concept,emotions")
+    path: Annotated[str, NAME_OR_PATH] = Field(
+        "paper25", description="paper25, classes7, or a file: a concept a line, or csv concept,emotions"
+    )
 
 
 class Probe(Section):
@@ -201,6 +208,21 @@ def verb_model(verb: str, fields: tuple[str, ...], **extra: tuple[Any, Any]) -> 
     """A settings class with just the fields of `Settings` that a verb uses, and its extra ones (type, Field)."""
     inherited = {name: (info.annotation, info) for name in fields for info in (Settings.model_fields[name],)}
     return create_model(f"{verb.title()}Settings", __base__=Section, **extra, **inherited)
+
+
+def paths_in(settings: BaseModel, prefix: str = "--") -> Iterator[tuple[str, Path]]:
+    """The flag and the value of every setting that names a file or folder, those that the command writes included."""
+    for name, info in type(settings).model_fields.items():
+        flag = prefix + name.replace("_", "-")
+        value = getattr(settings, name)
+        if isinstance(value, BaseModel):
+            yield from paths_in(value, f"{flag}.")
+        elif isinstance(value, str):
+            if NAME_OR_PATH in info.metadata and value:
+                yield flag, Path(value)
+        else:
+            each = value if isinstance(value, tuple) else (value,)
+            yield from ((flag, path) for path in each if isinstance(path, Path))
 
 
 def read_settings(path: Path) -> Settings:

@@ -7,6 +7,7 @@ is a different key whatever the file is called.
 import contextlib
 import csv
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -21,10 +22,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from emojax import outputs
 from emojax.distributed.processes import is_main_process
 from emojax.errors import InputError
+from emojax.outputs import MANIFEST
 
-MANIFEST = "manifest.json"
 _PACKAGES = ("emojax", "jax", "jaxlib", "flax", "numpy", "transformers", "tensorflow-datasets", "pillow")
 
 
@@ -59,24 +61,24 @@ def _feed(digest: "hashlib._Hash", value: Any) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
-    """A fresh folder beside `target` that takes its place when the block ends well, and vanishes when it does not."""
+def atomic_folder(target: Path, check: Callable[[Path], None] = outputs.check_empty) -> Iterator[Path]:
+    """A fresh folder that is put at `target` when the block ends well, and vanishes when it does not.
+
+    What lies at `target` is replaced, so `check` must refuse what may not go, with an InputError. It is called before the
+    block and again after it, for what came in between; the new folder then stays under another name.
+    """
     target = Path(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise InputError(f"cannot write to {target.parent}: {error.strerror}; choose another folder") from None
-    building.chmod(0o755)
+    check(target)
+    target = Path(os.path.realpath(target))
+    building = outputs.new_building(target)
     try:
         yield building
-        if target.exists():
-            retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-            os.replace(target, retired / target.name)
-            os.replace(building, target)
-            shutil.rmtree(retired)
-        else:
-            os.replace(building, target)
+        try:
+            check(target)
+        except InputError as error:
+            kept = outputs.set_aside(building, target)
+            raise InputError(f"{error}; what was to go there is in {kept}") from None
+        outputs.place(building, target)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -172,10 +174,11 @@ class Run:
         self.timings[name] = round(self.timings.get(name, 0.0) + time.perf_counter() - start, 3)
 
     def manifest(self) -> dict[str, Any]:
-        """Settings, versions, devices, content keys of the inputs and timings in seconds."""
+        """Settings, versions, devices, content keys of the inputs, timings in seconds, and the files that were written."""
         import jax
 
         return {
+            "format": outputs.FORMAT,
             "verb": self._verb,
             "started": self._started.isoformat(timespec="seconds"),
             "settings": self._settings,
@@ -185,6 +188,7 @@ class Run:
             "inputs": self.inputs,
             "target": self.target,
             "timings": self.timings,
+            "files": outputs.list_files(self.folder),
         }
 
 
@@ -197,30 +201,30 @@ def versions() -> dict[str, str]:
     return found
 
 
-def check_out(out: Path) -> None:
-    """Refuses, before any work is done, to put a run where something else lies.
-
-    Raises:
-      InputError: `out` is a file, or a folder that emojax did not write.
-    """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file; name a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
-        raise InputError(f"--out {out} holds files that are not an emojax run; name another folder")
-
-
 @contextlib.contextmanager
-def run_folder(out: Path, verb: str, settings: Mapping[str, Any]) -> Iterator[Run]:
+def run_folder(out: Path, verb: str, settings: Mapping[str, Any], *, overwrite: bool = False) -> Iterator[Run]:
     """Opens a run folder for writing; it appears at `out`, with its manifest, only when the block ends well.
 
-    Of several processes the first writes it; what the others put into theirs is thrown away.
+    A run that is there already is replaced when `overwrite` is given and nothing else lies in its folder. Of several
+    processes the first writes; what the others put into their folders is thrown away.
     """
     if not is_main_process():
         with tempfile.TemporaryDirectory(prefix="emojax-") as scratch:
             yield Run(Path(scratch), verb, settings)
         return
-    check_out(out)
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, functools.partial(outputs.check_out, overwrite=overwrite)) as folder:
         run = Run(folder, verb, settings)
         yield run
         write_json(folder / MANIFEST, run.manifest())
+
+
+def list_again(folder: Path, names: Iterable[str], *, done: bool) -> None:
+    """Puts files that are written into a whole run folder on its manifest's list: before (not `done`) and after.
+
+    In between, a killed process leaves them in any state, and they still count as the run's. Without a list, as in runs
+    of older versions, nothing is written.
+    """
+    manifest = outputs.read_manifest(folder)
+    if "files" in manifest:
+        listed = {name: outputs.entry(folder / name) if done else None for name in names}
+        write_json(folder / MANIFEST, manifest | {"files": manifest["files"] | listed})

@@ -32,8 +32,8 @@ class Options:
 
 def main(options: Options) -> None:
     """Trains both and writes the folder."""
+    from emojax import outputs, store
     from emojax import settings as config
-    from emojax import store
     from emojax.commands import train as verbs_train
     from emojax.data import seen
     from emojax.data.weights import load_clip, save_vgg
@@ -41,7 +41,9 @@ def main(options: Options) -> None:
     from emojax.training.evaluate import evaluate
 
     started = time.perf_counter()
-    with store.atomic_folder(options.out) as folder, tempfile.TemporaryDirectory() as log:
+    # The assets that ship are replaced, no other folder is.
+    check = (lambda _: None) if options.out == ASSETS else outputs.check_empty
+    with store.atomic_folder(options.out, check) as folder, tempfile.TemporaryDirectory() as log:
         train = config.Train(
             task="clip", epochs=options.clip_epochs, batch=128, learning_rate=1e-3, weight_decay=0.05, average=0.999
         )

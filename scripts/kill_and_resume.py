@@ -29,7 +29,8 @@ _TIMES = ("seconds", "images_per_second")
 def command(args: list[str], folder: Path) -> list[str]:
     """The command line with its results under `folder`."""
     cache = [] if args[0] in _NO_CACHE else ["--cache", str(folder / "cache")]
-    return [sys.executable, "-m", "emojax", *args, "--out", str(folder / "out"), *cache]
+    # A kill may come after the run folder is whole and before the process ends.
+    return [sys.executable, "-m", "emojax", *args, "--out", str(folder / "out"), "--overwrite", *cache]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

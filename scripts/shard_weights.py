@@ -37,13 +37,23 @@ def shard(source: Path, target: Path, *, megabytes: float = 15.0) -> None:
         size += part.nbytes
     with safe_open(source, "numpy") as file:
         metadata = file.metadata()
-    with atomic_folder(target) as folder:
+    with atomic_folder(target, _check_shards) as folder:
         names = [f"model-{number + 1:05}-of-{len(shards):05}.safetensors" for number in range(len(shards))]
         for name, arrays in zip(names, shards, strict=True):
             save_file(arrays, folder / name, metadata)
         where = {key: name for name, arrays in zip(names, shards, strict=True) for key in arrays}
         write_json(folder / INDEX, {"metadata": metadata or {}, "weight_map": where})
     print(f"wrote {target}: {len(shards)} shards, {sum(part.nbytes for part in pieces.values()) / 1e6:.1f} MB")
+
+
+def _check_shards(target: Path) -> None:
+    """Lets shards be replaced, and nothing else."""
+    from emojax.outputs import check_empty
+
+    if not target.is_dir() or any(
+        p.name != INDEX and not p.match("model-?????-of-?????.safetensors") for p in target.iterdir()
+    ):
+        check_empty(target)
 
 
 def join(source: Path, target: Path) -> None:

@@ -106,7 +106,7 @@ def test_unreadable_images_are_reported(capsys, tmp_path, spoilt):
         (raw, 2, "PublicTest_x.jpg: not a readable image"),
         (photos, 1, "x.jpg: not a readable image"),
     ):
-        args = ["--data.path", str(data), "--reasons", "unreadable", "--out", str(tmp_path / "audit")]
+        args = ["--data.path", str(data), "--reasons", "unreadable", "--out", str(tmp_path / "audit"), "--overwrite"]
         assert cli.main(["audit", *args]) == 0
         found = rows_of(tmp_path / "audit" / "audit.csv")
         assert [row["reason"] for row in found] == ["unreadable"] * count

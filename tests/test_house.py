@@ -35,7 +35,7 @@ LEVELS = (
     {"training"},
     {"probing"},
     {"data", "synthetic"},
-    {"distributed", "store", "settings"},
+    {"distributed", "store", "settings", "outputs"},
     {"models"},
     {"ops"},
 )
@@ -229,8 +229,8 @@ def test_run_folder_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(RuntimeError, match="stop"):
         fail_half_way()
     assert list(tmp_path.iterdir()) == []
-    for text in ("1", "2"):  # a second run replaces the first
-        with store.run_folder(out, "x", {"s": 1}) as whole:
+    for text in ("1", "2"):  # a second run replaces the first when it is told to
+        with store.run_folder(out, "x", {"s": 1}, overwrite=text == "2") as whole:
             (whole.folder / "a").write_text(text)
             with whole.timed("part"):
                 pass
@@ -239,15 +239,6 @@ def test_run_folder_appears_whole_or_not_at_all(tmp_path):
     assert manifest["settings"] == {"s": 1}
     assert {"versions", "devices", "inputs", "timings", "verb", "started"} <= set(manifest)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
-
-
-def test_run_folder_spares_foreign_files(tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").write_text("x")
-    with pytest.raises(InputError, match="not an emojax run"):
-        store.check_out(tmp_path / "mine")
-    with pytest.raises(InputError, match="is a file"):
-        store.check_out(tmp_path / "mine" / "thesis.tex")
 
 
 def rows_of(path):
@@ -272,7 +263,12 @@ def test_demo_runs_the_chain(capsys, tmp_path):
     truths = rows_of(tmp_path / "demo" / "truth.csv")
     assert len(truths) == len(rows_of(tmp_path / "demo" / "dissection.csv"))
     assert all(float(row["soft_wpmi_label_auroc"]) <= float(row["auroc"]) for row in truths)
-    assert "reusing the record" in run(capsys, "demo", *flags)[1]
+    code, _, err = run(capsys, "demo", *flags)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "holds a run already (manifest.json); pass --overwrite to replace it, or name another folder" in err
+    code, out, err = run(capsys, "demo", *flags, "--overwrite")
+    assert (code, err) == (0, "")
+    assert "reusing the record" in out
 
 
 @pytest.fixture

@@ -20,14 +20,16 @@ _CAUTION = "For research use only: pictures of people. Not for publication, nor 
 
 def audit(settings: Any) -> None:
     """Looks through every split of a data set into a run folder."""
-    store.check_out(settings.out)
     data = settings.data
     thumbs: dict[str, np.ndarray] = {}
 
     def keep(picture: Picture, gray: np.ndarray) -> None:
         thumbs[picture.file] = gray
 
-    with store.run_folder(settings.out, "audit", settings.model_dump(mode="json")) as run, progress("audit") as bar:
+    with (
+        store.run_folder(settings.out, "audit", settings.model_dump(mode="json"), overwrite=settings.overwrite) as run,
+        progress("audit") as bar,
+    ):
         with run.timed("audit"):
             found = engine.audit(
                 engine.pictures(data.path, data.kind, limit=data.limit),

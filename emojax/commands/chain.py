@@ -258,7 +258,7 @@ def prepare(settings: Any) -> None:
         raise InputError(f"no FER2013 at {str(source)!r}; pass --source fer2013.csv or the folder with train/ and test/")
     from emojax.data import fer2013
 
-    with store.run_folder(settings.out, "prepare", _dump(settings)) as run:
+    with store.run_folder(settings.out, "prepare", _dump(settings), overwrite=settings.overwrite) as run:
         with run.timed("read"):
             faces = list(fer2013.read(source))
         with run.timed("write"):
@@ -280,10 +280,9 @@ def audit(settings: Any) -> None:
 
 def probe(settings: Any) -> None:
     """Runs the network and CLIP over the probe split and keeps the record."""
-    store.check_out(settings.out)
     model, clip = _open_target(settings.target), _open_clip(settings.clip)
     images = _open(settings.data, settings.data.probe_split)
-    with store.run_folder(settings.out, "probe", _dump(settings)) as run:
+    with store.run_folder(settings.out, "probe", _dump(settings), overwrite=settings.overwrite) as run:
         record = _probe(settings, run, model, images, clip, settings.cache)
         records.save(record, run.folder / "record")
     say_written(settings.out)
@@ -291,16 +290,15 @@ def probe(settings: Any) -> None:
 
 def dissect(settings: Any) -> None:
     """Labels every unit of every layer, from a record, or from images by way of a cached or new one."""
-    store.check_out(settings.out)
     concepts, clip = load_concepts(settings.concepts.path), _open_clip(settings.clip)
     if settings.record is not None:
         record = records.load(Path(settings.record))
-        with store.run_folder(settings.out, "dissect", _dump(settings)) as run:
+        with store.run_folder(settings.out, "dissect", _dump(settings), overwrite=settings.overwrite) as run:
             run.inputs["record"] = record.key
             _label(settings, run, record, concepts, clip, settings.cache, None)
     else:
         model, images = _open_target(settings.target), _open(settings.data, settings.data.probe_split)
-        with store.run_folder(settings.out, "dissect", _dump(settings)) as run:
+        with store.run_folder(settings.out, "dissect", _dump(settings), overwrite=settings.overwrite) as run:
             chain(settings, run, model, clip, concepts, images, (), settings.cache)
     say_written(settings.out)
 
@@ -310,7 +308,6 @@ def concepts(settings: Any) -> None:
     if settings.prompt:
         print(concept_files.prompt(settings.classes), end="")
         return
-    store.check_out(settings.out)
     source = str(settings.answer or settings.concepts.path)
     if settings.answer is not None:
         found = concept_files.parse_answer(concept_files.read_text(settings.answer), settings.classes, source)
@@ -325,7 +322,7 @@ def concepts(settings: Any) -> None:
     names = list(dict.fromkeys(entry.concept for entry in entries if entry.concept))
     if not names:
         raise InputError(f"{source}: no concept in it; write one concept a line")
-    with store.run_folder(settings.out, "concepts", _dump(settings)) as run:
+    with store.run_folder(settings.out, "concepts", _dump(settings), overwrite=settings.overwrite) as run:
         if settings.answer is not None:
             store.write_text(run.folder / "concepts.csv", text)
         store.write_csv(run.folder / "problems.csv", concept_engine.Problem._fields, problems)
@@ -346,9 +343,8 @@ def concepts(settings: Any) -> None:
 
 def evaluate(settings: Any) -> None:
     """Tests a network on labelled splits."""
-    store.check_out(settings.out)
     model, tests, known = _open_tested(settings)
-    with store.run_folder(settings.out, "evaluate", _dump(settings)) as run:
+    with store.run_folder(settings.out, "evaluate", _dump(settings), overwrite=settings.overwrite) as run:
         warnings = _seen(settings, run, tests, known)
         run.inputs |= {images.name: images.key for images in tests} | {"target": as_network(model).key}
         results = _evaluate(settings, run, model, tests, "evaluate")
@@ -367,11 +363,10 @@ def evaluate(settings: Any) -> None:
 
 def run(settings: Any) -> None:
     """The main job: probe, dissect, Table 1, the grid of edits, the edited network evaluated."""
-    store.check_out(settings.out)
     concepts = load_concepts(settings.concepts.path)
     (model, tests, known), clip = _open_tested(settings), _open_clip(settings.clip)
     images = _open(settings.data, settings.data.probe_split)
-    with store.run_folder(settings.out, "run", _dump(settings)) as folder:
+    with store.run_folder(settings.out, "run", _dump(settings), overwrite=settings.overwrite) as folder:
         warnings = _seen(settings, folder, tests, known)
         _, summary = chain(settings, folder, model, clip, concepts, images, tests, settings.cache)
         warnings += verbs_classes.shuffled(settings.target.weights, summary["edit"]["baseline"])
@@ -391,11 +386,10 @@ def compare(settings: Any) -> None:
 
 def sweep(settings: Any) -> None:
     """The grid of edits alone, on labels from the cached or a new probe record."""
-    store.check_out(settings.out)
     concepts = load_concepts(settings.concepts.path)
     (model, tests, known), clip = _open_tested(settings), _open_clip(settings.clip)
     images = _open(settings.data, settings.data.probe_split)
-    with store.run_folder(settings.out, "sweep", _dump(settings)) as folder:
+    with store.run_folder(settings.out, "sweep", _dump(settings), overwrite=settings.overwrite) as folder:
         warnings = _seen(settings, folder, tests, known)
         _check(settings, model, clip, concepts, images, tests)
         record = _probe(settings, folder, model, images, clip, settings.cache)
@@ -409,9 +403,10 @@ def sweep(settings: Any) -> None:
 
 def demo(settings: Any) -> None:
     """The main job on rendered faces with the networks that ship with emojax, and its labels against the truth."""
-    store.check_out(settings.out)
     chosen = verbs_demo.settings_for(settings.images)
-    with store.run_folder(settings.out, "demo", _dump(settings) | {"effective": _dump(chosen)}) as run:
+    with store.run_folder(
+        settings.out, "demo", _dump(settings) | {"effective": _dump(chosen)}, overwrite=settings.overwrite
+    ) as run:
         with run.timed("render"):
             probed, held_out = verbs_demo.worlds(settings.images)
             images, tests = probed.image_set("faces"), [f.image_set(n) for f, n in zip(held_out, TESTS, strict=True)]

@@ -12,6 +12,7 @@ from emojax import store
 from emojax.commands import demo as verbs_demo
 from emojax.commands.console import console, say, say_written
 from emojax.data.loader import ImageSet
+from emojax.distributed.processes import is_main_process
 from emojax.errors import InputError
 from emojax.report import results
 from emojax.report.results import Results
@@ -23,13 +24,19 @@ Open = Callable[[config.Data, str], ImageSet]
 def add(folder: Path, options: config.Report, images: ImageSet | None, opener: Open, audit: Path | None = None) -> None:
     """Writes `report.html` and `figures/` into a run folder; `images` are its probe set where that is at hand.
 
+    Of several processes the first does.
+
     Raises:
       InputError: the folder is not a whole run, or the images that are wanted cannot be had.
     """
+    if images is not None and not is_main_process():
+        return  # the run folder is the first process's
     found = results.read_run(folder, audit)
     rendered = found.verb == "demo" or found.settings.get("data", {}).get("kind") == "faces"
     wanted = options.images == "thumbnails" or (options.images == "auto" and rendered and found.labels is not None)
     shown = (_images(found, opener) if images is None else images) if wanted else None
+    if not is_main_process():
+        return
     written, drawn = add_page(found, shown, people=not rendered, size=options.size)
     say(f"report: {written} ({written.stat().st_size / 1e6:.1f} MB), {drawn} figures")
 
@@ -68,14 +75,15 @@ def compare(settings: Any) -> None:
     from emojax.report import compare as comparing  # with jinja2 and matplotlib
     from emojax.report.page import number
 
-    store.check_out(settings.out)
     for folder in settings.runs:
         if not folder.is_dir():
             raise InputError(f"no run folder {str(folder)!r}")
     runs = [results.read_run(folder) for folder in settings.runs]
     found = comparing.compare(runs)
-    with store.run_folder(settings.out, "compare", settings.model_dump(mode="json")) as run:
-        run.inputs |= {str(f): store.content_key(r.manifest) for f, r in zip(settings.runs, runs, strict=True)}
+    with store.run_folder(settings.out, "compare", settings.model_dump(mode="json"), overwrite=settings.overwrite) as run:
+        # Without the list of files, which changes when a page is written anew
+        told = [{name: value for name, value in each.manifest.items() if name != "files"} for each in runs]
+        run.inputs |= {str(f): store.content_key(each) for f, each in zip(settings.runs, told, strict=True)}
         blank = lambda row: ["" if value is None else value for value in row]  # noqa: E731
         store.write_csv(run.folder / "layers.csv", comparing.LAYER_HEADER, map(blank, found.layers))
         store.write_csv(run.folder / "labels.csv", comparing.changed_header(found), found.changed)

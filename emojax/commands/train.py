@@ -147,9 +147,8 @@ def metrics_writer(path: Path) -> Report:
 def train(settings: Any, open_split: Callable[[config.Data, str], ImageSet]) -> None:
     """Trains what the settings ask for into a run folder; a run that was stopped goes on where it was."""
     options = settings.train
-    store.check_out(settings.out)
     _check(settings)
-    with store.run_folder(settings.out, "train", settings.model_dump(mode="json")) as run:
+    with store.run_folder(settings.out, "train", settings.model_dump(mode="json"), overwrite=settings.overwrite) as run:
         if options.task == "clip":
             faces, validation = (face_data.split(name, settings.data.limit) for name in (options.split, options.validation))
             run.inputs |= {options.split: faces.key, options.validation: validation.key}

@@ -1,6 +1,6 @@
 """What the page reads of a run folder's JSON files, as types: a file that passed through other hands may hold anything."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -21,6 +21,7 @@ class _Settings(_Part):
 class Manifest(_Part):
     """`manifest.json`."""
 
+    format: Literal["emojax run 1"] | None = None  # runs of older versions have none
     verb: str
     settings: _Settings
     started: str = ""

@@ -1,13 +1,14 @@
 """Writes a dissection as a run folder with its page: from the command line, and from Python for any network."""
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from emojax import store
+from emojax import outputs, store
 from emojax.data.loader import ImageSet
 from emojax.dissection.dissect import Dissection, LayerSummary, interpretability
 from emojax.errors import InputError
@@ -91,23 +92,26 @@ def write_report(
     images: ImageSet | None = None,
     people: bool = True,
     size: float = 25,
+    overwrite: bool = False,
 ) -> Path:
     """Writes a dissection of any network as a run folder with its page; returns the page's path.
 
     Args:
       found: the dissection.
-      out: the folder, which must not hold anything but an emojax run.
+      out: the folder, which must not hold anything but, with `overwrite`, a run to replace.
       tau: a unit is interpretable when its maximum similarity exceeds this.
       images: the set that was probed, to show its images on the page; None shows none.
       people: whether these are people's faces, which the page then says.
       size: bound of the page in MB.
+      overwrite: replaces the run that is there.
 
     Raises:
       InputError: the folder holds other things, or the images are not as many as were probed.
     """
     if images is not None and len(images) != found.record.images:
         raise InputError(f"{images.name} has {len(images)} images, {found.record.images} were probed; pass the set that was")
-    with store.run_folder(Path(out), "dissect", {"similarity": found.similarity, "dissect": {"tau": tau}}) as run:
+    settings = {"similarity": found.similarity, "dissect": {"tau": tau}}
+    with store.run_folder(Path(out), "dissect", settings, overwrite=overwrite) as run:
         run.inputs |= {"record": found.record.key} if found.record.key else {}
         write_dissection(run.folder, found, tau)
     return add_page(results.read_run(Path(out)), images, people=people, size=size)[0]
@@ -116,18 +120,35 @@ def write_report(
 def add_page(run: results.Results, images: ImageSet | None, *, people: bool, size: float) -> tuple[Path, int]:
     """Writes `report.html` and `figures/` into a run's folder; returns the page's path and the number of figures.
 
+    Files of other names stay, but for figures of an earlier page that this one does not have.
+
     Raises:
       InputError: the page cannot be made that small, or the folder cannot be written.
     """
     from emojax.report import figures, page  # matplotlib and jinja2 load only for a page
 
     text, drawn = page.build(run, images, people=people, size=size)
+    folder = run.folder / FIGURES
+    if folder.is_symlink():
+        raise InputError(f"{folder} is a link, which is not written through; remove it")
+    names = [f"{FIGURES}/{name}.{kind}" for name in drawn for kind in ("png", "svg")]
     try:
-        with store.atomic_folder(run.folder / FIGURES) as building:
-            for name, each in drawn.items():
-                figures.save(each.figure, building / f"{name}.png")
-                store.write_text(building / f"{name}.svg", each.svg)
+        store.list_again(run.folder, [PAGE, *names], done=False)
+        for name, each in drawn.items():
+            store.write_binary(folder / f"{name}.png", functools.partial(figures.save, each.figure))
+            store.write_text(folder / f"{name}.svg", each.svg)
         store.write_text(run.folder / PAGE, text)
+        store.list_again(run.folder, [PAGE, *names], done=True)
+        _remove_stale(run.folder, names)
     except OSError as error:
         raise InputError(f"cannot write to {run.folder}: {error.strerror}") from None
     return run.folder / PAGE, len(drawn)
+
+
+def _remove_stale(folder: Path, names: Sequence[str]) -> None:
+    """Removes the figures that an earlier page wrote and this one did not, unless somebody changed them."""
+    listed = outputs.read_manifest(folder).get("files", {})
+    for path in (folder / FIGURES).glob("*"):
+        name = path.relative_to(folder).as_posix()
+        if name in listed and name not in names and outputs.is_unchanged(path, listed[name]):
+            path.unlink()
