@@ -1,7 +1,24 @@
-"""`python -m emojax` is the `emojax` command."""
+"""The `emojax` command, as which `python -m emojax` works too."""
 
 import sys
 
-from emojax.cli import main
+from emojax import process
 
-sys.exit(main())
+
+def start() -> None:
+    """Runs the command line and ends the process; from its first moments on a signal ends it with one line."""
+    process.listen()
+    try:
+        from emojax.cli import main
+
+        code = main()
+    except KeyboardInterrupt:  # while the command line was still loading
+        with process.safe_streams():
+            print("emojax: interrupted", file=sys.stderr)
+        code = process.exit_code()
+    process.ignore_signals()
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    start()

@@ -1,7 +1,7 @@
 """The command line: finds the verb, merges settings file and flags, calls the verb, turns refusals into one line.
 
 Exit codes: 0 done, 2 wrong usage or input (one line on stderr), 1 a bug (with its traceback), 3 another process of the
-job was lost, 130 interrupted.
+job was lost, 128 and the signal's number when interrupted (130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP).
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, get_args
 
 from pydantic import Field, ValidationError
 
+from emojax import process
 from emojax.distributed import processes as hosts
 from emojax.errors import InputError, did_you_mean, of_the_disk, one_line
 from emojax.settings import Reason, Section, Settings, UserPath, explain, paths_in, read_settings, verb_model
@@ -237,7 +238,12 @@ def _one_line(boxed: str) -> str:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs a command line; returns the exit code."""
+    """Runs a command line; returns the exit code. Signals end the work in order, and printing cannot fail."""
+    with process.safe_streams(), process.listening():
+        return _main(args)
+
+
+def _main(args: Sequence[str] | None) -> int:
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help"):
         print(overview())
@@ -256,16 +262,17 @@ def main(args: Sequence[str] | None = None) -> int:
         if job is not None and job.index is not None:
             name += f"process {job.index}: "
         _run(verb, parse(verb, rest), job, _take_out(rest, ("--config",))[0].get("--config"))
+        process.check_interrupted()
         return 0
     except InputError as error:
-        code = _complain(f"{name}{one_line(error)}", 2)
+        code = _complain(name, error, one_line(error), 2)
     except hosts.PeerLost as lost:
-        code = _complain(f"{name}{lost}", hosts.LOST)
-    except KeyboardInterrupt:
-        code = _complain(f"{name}interrupted; nothing half-written was kept", 130)
+        code = _complain(name, lost, str(lost), hosts.LOST)
+    except KeyboardInterrupt as stop:
+        code = _complain(name, stop, "interrupted; nothing half-written was kept", process.exit_code())
     except Exception as error:
         if isinstance(error, OSError) and of_the_disk(error) is not None:
-            code = _complain(f"{name}{one_line(OSError(of_the_disk(error)))}", 2)
+            code = _complain(name, error, one_line(OSError(of_the_disk(error))), 2)
         elif job is None:
             raise
         else:
@@ -276,8 +283,9 @@ def main(args: Sequence[str] | None = None) -> int:
     return code
 
 
-def _complain(line: str, code: int) -> int:
-    print(line, file=sys.stderr)
+def _complain(name: str, error: BaseException, message: str, code: int) -> int:
+    """One line on stderr: the message, and what was noted on the error's way up."""
+    print(name + "; ".join([message, *getattr(error, "__notes__", ())]), file=sys.stderr)
     return code
 
 
@@ -286,6 +294,7 @@ def _run(verb: str, settings: Section, job: hosts.Job | None, config: str | None
 
     mesh.use_all_cores()
     with hosts.joined(job), contextlib.ExitStack() as quiet:
+        process.listen()  # anew: JAX's service for a job's processes takes SIGTERM for itself
         if job is not None:
             hosts.check_same_everywhere([verb, settings.model_dump(mode="json")], "settings")
             if not hosts.is_main_process():

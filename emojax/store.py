@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import re
 import shutil
@@ -101,8 +102,61 @@ def write_binary(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON with sorted keys; refuses NaN, which is not JSON."""
-    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+    """Writes strict, indented JSON with sorted keys.
+
+    Numbers that are not finite, which JSON does not have, become null; an object says under `not_finite` what they were,
+    from which `restore_numbers` puts them back.
+    """
+    finite, lost = _finite(value)
+    if lost and isinstance(finite, dict):
+        finite |= {"not_finite": lost}
+    write_text(path, json.dumps(finite, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def json_line(value: Mapping[str, Any]) -> str:
+    """An object as one line of strict JSON, as `write_json` writes it."""
+    finite, lost = _finite(value)
+    return json.dumps(finite | ({"not_finite": lost} if lost else {}), allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> tuple[Any, dict[str, str]]:
+    """A copy with None for floats that are not finite, and these by their JSON pointers: `{"/splits/test/nll": "inf"}`."""
+    lost: dict[str, str] = {}
+
+    def copy(value: Any, pointer: str) -> Any:
+        if isinstance(value, float | np.floating) and not math.isfinite(value):
+            lost[pointer] = str(float(value))
+            return None
+        if isinstance(value, Mapping):
+            escaped = {key: str(key).replace("~", "~0").replace("/", "~1") for key in value}
+            return {key: copy(each, f"{pointer}/{escaped[key]}") for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [copy(each, f"{pointer}/{index}") for index, each in enumerate(value)]
+        return value
+
+    return copy(value, ""), lost
+
+
+def restore_numbers(value: dict[str, Any]) -> dict[str, Any]:
+    """An object that `write_json` wrote, read back: puts in again what `not_finite` lists.
+
+    Raises:
+      ValueError: that list does not fit the object.
+    """
+    lost = value.pop("not_finite", {})
+    try:
+        for pointer, text in lost.items():
+            *path, last = (key.replace("~1", "/").replace("~0", "~") for key in pointer.split("/")[1:])
+            holder = value
+            for key in path:
+                holder = holder[int(key) if isinstance(holder, list) else key]
+            last = int(last) if isinstance(holder, list) else last
+            if holder[last] is not None:
+                raise ValueError(f"{pointer} has a value")
+            holder[last] = float(text)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(f"not_finite does not fit: {error}") from None
+    return value
 
 
 def save_arrays(arrays: Mapping[str, np.ndarray], path: Path | str, *, metadata: dict[str, str] | None = None) -> None:

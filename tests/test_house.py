@@ -35,7 +35,7 @@ LEVELS = (
     {"training"},
     {"probing"},
     {"data", "synthetic"},
-    {"distributed", "store", "settings", "outputs"},
+    {"distributed", "store", "settings", "outputs", "process"},
     {"models"},
     {"ops"},
 )

@@ -370,8 +370,10 @@ def run(settings: Any) -> None:
         warnings = _seen(settings, folder, tests, known)
         _, summary = chain(settings, folder, model, clip, concepts, images, tests, settings.cache)
         warnings += verbs_classes.shuffled(settings.target.weights, summary["edit"]["baseline"])
-    verbs_report.add(settings.out, settings.report, images, _open)
-    _end(settings.out, warnings)
+    try:
+        verbs_report.complete(settings.out, settings.report, images, _open)
+    finally:  # the warnings are about the results, whatever became of the page
+        _end(settings.out, warnings)
 
 
 def report(settings: Any) -> None:
@@ -418,9 +420,11 @@ def demo(settings: Any) -> None:
         record, summary = chain(chosen, run, model, clip, load_concepts("paper25"), images, tests, settings.cache)
         summary["truth"] = verbs_demo.compare_with_truth(run, model, record, list(zip(held_out, tests, strict=True)))
         store.write_json(run.folder / "summary.json", summary)
-    verbs_report.add(settings.out, settings.report, images, _open)
-    say_written(settings.out)
-    verbs_demo.closing(summary, summary["truth"], settings.out)
+    try:
+        verbs_report.complete(settings.out, settings.report, images, _open)
+    finally:
+        say_written(settings.out)
+        verbs_demo.closing(summary, summary["truth"], settings.out)
 
 
 def chain(

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from emojax import process
 from emojax.distributed.processes import is_main_process
 
 console = Console(highlight=False, markup=False)  # names from data may hold brackets
@@ -35,7 +36,12 @@ def progress(what: str, unit: str = "images") -> Iterator[Callable[..., None]]:
     errors = Console(stderr=True)
     with Progress(*columns, console=errors, disable=not errors.is_terminal or not is_main_process()) as bar:
         task = bar.add_task(what, total=None, note="")
-        yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)
+
+        def update(done: int, total: int | None, note: str = "") -> None:
+            process.check_interrupted()
+            bar.update(task, completed=done, total=total, note=note)
+
+        yield update
 
 
 def say(text: str) -> None:

@@ -16,9 +16,20 @@ from emojax.distributed.processes import is_main_process
 from emojax.errors import InputError
 from emojax.report import results
 from emojax.report.results import Results
-from emojax.report.write import add_page
+from emojax.report.write import add_page, noting_a_missing_page
 
 Open = Callable[[config.Data, str], ImageSet]
+
+
+def complete(folder: Path, options: config.Report, images: ImageSet, opener: Open) -> None:
+    """Adds the page to a run that has just been written; of several processes the first does.
+
+    Raises:
+      InputError: the page cannot be made; the run stays.
+    """
+    if is_main_process():
+        with noting_a_missing_page(folder):
+            add(folder, options, images, opener)
 
 
 def add(folder: Path, options: config.Report, images: ImageSet | None, opener: Open, audit: Path | None = None) -> None:

@@ -1,7 +1,6 @@
 """What `emojax train` does: builds the task, runs the recipe, writes the network with its curve of metrics."""
 
 import functools
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -138,7 +137,7 @@ def metrics_writer(path: Path) -> Report:
         if is_main_process():
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(store.json_line(row))
         say(", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in row.items()))
 
     return report
@@ -218,7 +217,7 @@ def _write_metrics(folder: Path, results: Sequence[engine.Result]) -> None:
     """`metrics.jsonl`, a row per epoch and network, and `curves.png`."""
     rows = [({"member": m} if len(results) > 1 else {}) | row for m, r in enumerate(results) for row in r.history]
     rows.sort(key=lambda row: row["epoch"])
-    store.write_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    store.write_text(folder / "metrics.jsonl", "".join(map(store.json_line, rows)))
     from emojax.report import figures  # matplotlib
 
     figure = figures.plot_training([result.history for result in results], [result.best_epoch for result in results])

@@ -18,7 +18,7 @@ from emojax.dissection.dissect import Dissection, LayerSummary
 from emojax.errors import InputError
 from emojax.evidence.verdict import Evidence
 from emojax.report import schema, units
-from emojax.store import MANIFEST
+from emojax.store import MANIFEST, restore_numbers
 
 # What a run of each verb cannot lack.
 NEEDED = {
@@ -166,7 +166,10 @@ def _json(path: Path, missing: str = "") -> dict[str, Any]:
         raise InputError(f"{path}: not JSON; {DAMAGED}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: not an object of names and values; {DAMAGED}")
-    return value
+    try:
+        return restore_numbers(value)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; {DAMAGED}") from None
 
 
 def _valid(path: Path, kind: Any, values: dict[str, Any]) -> Any:

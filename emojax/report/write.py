@@ -1,7 +1,8 @@
 """Writes a dissection as a run folder with its page: from the command line, and from Python for any network."""
 
+import contextlib
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,18 @@ def write_report(
     with store.run_folder(Path(out), "dissect", settings, overwrite=overwrite) as run:
         run.inputs |= {"record": found.record.key} if found.record.key else {}
         write_dissection(run.folder, found, tau)
-    return add_page(results.read_run(Path(out)), images, people=people, size=size)[0]
+    with noting_a_missing_page(Path(out)):
+        return add_page(results.read_run(Path(out)), images, people=people, size=size)[0]
+
+
+@contextlib.contextmanager
+def noting_a_missing_page(folder: Path) -> Iterator[None]:
+    """For a block that adds the page to a finished run: whatever ends it, its message says how to have the page."""
+    try:
+        yield
+    except BaseException as error:  # a signal too
+        error.add_note(f"the run in {folder} is whole but for its page, which `emojax report {folder}` makes")
+        raise
 
 
 def add_page(run: results.Results, images: ImageSet | None, *, people: bool, size: float) -> tuple[Path, int]:
