@@ -290,10 +290,11 @@ def _complain(name: str, error: BaseException, message: str, code: int) -> int:
 
 
 def _run(verb: str, settings: Section, job: hosts.Job | None, config: str | None) -> None:
-    from emojax.distributed import mesh  # jax and the engine load only once the settings have been read
+    from emojax.commands import console  # jax and the engine load only once the settings have been read
+    from emojax.distributed import mesh
 
     mesh.use_all_cores()
-    with hosts.joined(job), contextlib.ExitStack() as quiet:
+    with hosts.joined(job), console.log_shown(), contextlib.ExitStack() as quiet:
         process.listen()  # anew: JAX's service for a job's processes takes SIGTERM for itself
         if job is not None:
             hosts.check_same_everywhere([verb, settings.model_dump(mode="json")], "settings")

@@ -270,14 +270,3 @@ def test_two_processes_on_one_record(tmp_path):
         records.Partial(tmp_path / "key.partial", 4, {"embeddings": 3})
     first.rows.close()
     records.Partial(tmp_path / "key.partial", 4, {"embeddings": 3}).rows.close()
-
-
-def test_a_damaged_partial_record_is_refused(tmp_path):
-    partial = records.Partial(tmp_path / "key.partial", 4, {"embeddings": 3})
-    (partial.folder / "snapshot.safetensors").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"snapshot\.safetensors is damaged .*delete"):
-        partial.restore()
-    partial.rows.close()
-    (partial.folder / "embeddings.npy").write_bytes(b"x")
-    with pytest.raises(InputError, match=r"embeddings\.npy is damaged .*delete"):
-        records.Partial(partial.folder, 4, {"embeddings": 3})

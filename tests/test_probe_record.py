@@ -74,7 +74,7 @@ def test_resumed_probe_is_identical(whole, tiny_vgg, blobs, tiny_clip, tmp_path,
     same(resumed, whole, exact_moments=devices == 2)
     assert [p.name for p in tmp_path.iterdir()] == [whole.key]
     assert {p.name for p in (tmp_path / whole.key).iterdir()} == {
-        "record.json", "ids.jsonl", "statistics.safetensors", "embeddings.npy", "activations.npy",
+        "record.json", "ids.jsonl", "statistics.safetensors", "embeddings.npy", "activations.npy", "checksums.json",
     }  # fmt: skip
     again = probe.probe(*args, mesh=make_mesh(2), cache=tmp_path, progress=stop_after(1), **OPTIONS)  # nothing is computed
     assert again.done_before == len(blobs)

@@ -148,15 +148,10 @@ def test_what_a_checkpoint_holds_does_not_change_while_it_is_written():
     assert (kept["sums"], kept["history"]) == ({"loss": [1.0]}, [[]])
 
 
-def test_damaged_or_foreign_checkpoints_are_refused(tiny_vgg, images, tmp_path):
+def test_checkpoints_of_another_program_are_refused(tiny_vgg, images, tmp_path):
     fit(tiny_vgg, images, checkpoints=tmp_path)
     with pytest.raises(InputError, match=r"checkpoint 4 cannot be read .*; delete the folder"):
         fit(tiny_vgg, images, recipe(average=0.0), checkpoints=tmp_path)
-    for file in (tmp_path / "4" / "state").rglob("*"):
-        if file.is_file():
-            file.write_bytes(b"")
-    with pytest.raises(InputError, match=r"checkpoint 4 cannot be read .*; delete the folder"):
-        fit(tiny_vgg, images, checkpoints=tmp_path)
 
 
 def test_killed_command_goes_on(tmp_path):

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from emojax import cli
+from emojax import cli, store
 
 GOOD_ROW = " ".join(["7"] * 2304)
 HEADER = "emotion,pixels,Usage\n"
@@ -658,6 +658,24 @@ def resaved(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[
     return lambda folder: np.save(folder / name, change(np.load(folder / name)))
 
 
+def flipped(name: str) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        data = bytearray((folder / name).read_bytes())
+        data[-5] ^= 16
+        (folder / name).write_bytes(data)
+
+    return change
+
+
+def with_sums(change: Callable[[Path], object]) -> Callable[[Path], object]:
+    def changed(folder: Path) -> None:
+        change(folder)
+        (folder / "checksums.json").unlink(missing_ok=True)
+        store.write_checksums(folder, "0")
+
+    return changed
+
+
 def statistics(change: Callable[[dict], object]) -> Callable[[Path], object]:
     return lambda folder: rewritten(change)(folder / "statistics.safetensors")
 
@@ -698,11 +716,19 @@ for name, change, message in (
     ("names missing", lambda f: (f / "ids.jsonl").unlink(), "not a readable probe record"),
     ("names cut short", lambda f: cut(30)(f / "ids.jsonl"), "not a readable probe record"),
     ("names that are no JSON", replaced("ids.jsonl", "a\nb\n"), "not a readable probe record"),
-    ("of another CLIP", edited("record.json", clip_key="0"), "made with another CLIP"),
 ):
     case(f"record: {name}", message, lambda w, c=change: dissect(w, record=w.copy("record", c)))
+    # With checksums of what lies there now, the parts themselves must be refused.
+    case(f"record: {name}, checksums too", message, lambda w, c=change: dissect(w, record=w.copy("record", with_sums(c))))
 case("record: a file", "not a readable probe record", lambda w: dissect(w, record=w.put("x", "x")))
 case("record: nothing there", "not a readable probe record", lambda w: dissect(w, record=str(w.here / "none")))
+for name, change, message in (
+    ("without checksums", lambda f: (f / "checksums.json").unlink(), "checksums.json: FileNotFoundError"),
+    ("one byte of the embeddings", flipped("embeddings.npy"), "embeddings.npy is not as it was written"),
+    ("one byte of the statistics", flipped("statistics.safetensors"), "statistics.safetensors is not as it was"),
+    ("of another CLIP", with_sums(edited("record.json", clip_key="0")), "made with another CLIP"),
+):
+    case(f"record: {name}", message, lambda w, c=change: dissect(w, record=w.copy("record", c)))
 case("record: too few top images", "use --probe.top-k 35", lambda w: dissect(w, dissect__top_k="35"))
 case("--out: a file", "is a file", lambda w: [*dissect(w), "--out", w.put("x", "x")])
 case("--out: inside a file", "cannot", lambda w: [*dissect(w), "--out", w.put("x", "x") + "/run"])

@@ -1,5 +1,6 @@
 """What a person at the terminal sees: lines on stdout, bars on stderr; of several processes, those of the first."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,3 +60,19 @@ def say_written(out: Path) -> None:
     """Names the files of a run folder."""
     if is_main_process():
         say(f"wrote {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
+
+
+class _Lines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        warn(record.getMessage())
+
+
+@contextmanager
+def log_shown() -> Iterator[None]:
+    """Shows what the library logs, which never prints by itself, as warnings."""
+    log, lines = logging.getLogger("emojax"), _Lines(logging.WARNING)
+    log.addHandler(lines)
+    try:
+        yield
+    finally:
+        log.removeHandler(lines)

@@ -1,5 +1,6 @@
 """What `emojax train` does: builds the task, runs the recipe, writes the network with its curve of metrics."""
 
+import contextlib
 import functools
 import shutil
 from collections.abc import Callable, Sequence
@@ -145,6 +146,14 @@ def metrics_writer(path: Path) -> Report:
 
 def train(settings: Any, open_split: Callable[[config.Data, str], ImageSet]) -> None:
     """Trains what the settings ask for into a run folder; a run that was stopped goes on where it was."""
+    with contextlib.ExitStack() as held:
+        checkpoints = _train(settings, open_split, held)
+        if is_main_process():
+            shutil.rmtree(checkpoints)
+
+
+def _train(settings: Any, open_split: Callable[[config.Data, str], ImageSet], held: contextlib.ExitStack) -> Path:
+    """`train` but for deleting the folder of checkpoints, which is returned and locked until `held` ends."""
     options = settings.train
     _check(settings)
     with store.run_folder(settings.out, "train", settings.model_dump(mode="json"), overwrite=settings.overwrite) as run:
@@ -162,6 +171,8 @@ def train(settings: Any, open_split: Callable[[config.Data, str], ImageSet]) -> 
             tested = [each for each in (images, validation, test) if each is not None]
             first = verbs_classes.settle(first, options.start, tested, cure="")
         kept = settings.cache / "training" / _key(settings, first, *run.inputs.values())
+        if is_main_process():
+            held.enter_context(store.locked(kept))
         run.inputs |= {} if test is None else {test.name: test.key}
         if any(kept.glob("[0-9]*")):
             say(f"going on from the checkpoint in {kept}")
@@ -180,8 +191,7 @@ def train(settings: Any, open_split: Callable[[config.Data, str], ImageSet]) -> 
         else:
             summary = _write_classifiers(settings, run, trained, images, validation, test)
         store.write_json(run.folder / "summary.json", {"task": options.task, **summary})
-    if is_main_process():
-        shutil.rmtree(kept)
+    return kept
 
 
 def _check(settings: Any) -> None:

@@ -186,6 +186,26 @@ class Preprocess:
         return image.clip_preprocess(images, resize=self.resize, crop=self.crop, mean=self.mean, std=self.std)
 
 
+class HfTokenizer:
+    """A transformers tokenizer as a function: texts → lists of token ids, unpadded, never cut."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+
+    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of every text, with start and end tokens."""
+        return self._tokenizer(list(texts), padding=False, truncation=False)["input_ids"]
+
+    @cached_property
+    def key(self) -> str:
+        """Content key: vocabulary, merges, special tokens, normalization, and what it makes of a sample."""
+        rules = json.loads(self._tokenizer.backend_tokenizer.to_str())
+        rules = {name: part for name, part in rules.items() if name not in ("padding", "truncation")}
+        special = " ".join(map(str, self._tokenizer.all_special_tokens))
+        # The sample tells what Python's side adds: special tokens within a text, for one.
+        return content_key([json.dumps(rules, sort_keys=True), self([f"A sample: {special} é"])])
+
+
 @dataclass(frozen=True)
 class ClipEncoder:
     """A CLIP ready for use: network, image preprocessing, tokenizer.
@@ -193,7 +213,8 @@ class ClipEncoder:
     Attributes:
       model: the flax network.
       preprocess: uint8 images → the network's input, on the device.
-      tokenizer: texts → lists of token ids, unpadded, with start and end tokens.
+      tokenizer: texts → lists of token ids, unpadded, with start and end tokens. Its attribute `key`,
+        if it has one, is part of the encoder's key.
       name: folder or hub name, for messages and reports.
     """
 
@@ -204,9 +225,10 @@ class ClipEncoder:
 
     @cached_property
     def key(self) -> str:
-        """Content key of the weights, the settings and the preprocessing."""
+        """Content key of the weights, the settings, the preprocessing and the tokenizer."""
         weights = {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(self.model))}
-        return content_key([weights, repr(self.model.config), repr(self.preprocess)])
+        tokenizer = getattr(self.tokenizer, "key", None)
+        return content_key([weights, repr(self.model.config), repr(self.preprocess), tokenizer])
 
     def tokenize(self, texts: Sequence[str]) -> np.ndarray:
         """Token ids [C, L] int32, padded with zeros behind the end token, L a multiple of 8 or the context length.
@@ -345,7 +367,7 @@ def _hf_preprocess(folder: Path, image_size: int) -> Preprocess:
     return made
 
 
-def _hf_tokenizer(folder: Path) -> Callable[[Sequence[str]], list[list[int]]]:
+def _hf_tokenizer(folder: Path) -> HfTokenizer:
     if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
         raise InputError(f"{folder}: no tokenizer.json (or vocab.json and merges.txt) in it")
     from transformers import CLIPTokenizer
@@ -354,7 +376,7 @@ def _hf_tokenizer(folder: Path) -> Callable[[Sequence[str]], list[list[int]]]:
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the Rust tokenizer raises bare Exception for a damaged file
         raise InputError(f"{folder}: its tokenizer cannot be read ({error})") from None
-    return lambda texts: tokenizer(list(texts), padding=False, truncation=False)["input_ids"]
+    return HfTokenizer(tokenizer)
 
 
 def _hf_weights(folder: Path) -> dict[str, np.ndarray]:

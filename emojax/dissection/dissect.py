@@ -5,7 +5,6 @@ top images, one tile of concepts at a time, and the cosine follows from the reco
 of all layers in a row, C concepts, K top-k, D embedding.
 """
 
-import contextlib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,13 +22,13 @@ from emojax.data.weights import ClipEncoder
 from emojax.dissection import wpmi as pmi
 from emojax.dissection.wpmi import Confidence
 from emojax.distributed.mesh import make_mesh
-from emojax.distributed.processes import broadcast_from_main, is_main_process
 from emojax.errors import InputError
 from emojax.ops import similarity as ops
 from emojax.probing.record import ProbeRecord
-from emojax.store import content_key, read_npy, write_binary
+from emojax.store import cached, content_key
 
 Similarity = Literal["soft_wpmi", "wpmi", "rank_reorder", "cos_similarity", "cos_similarity_cubed"]
+_TEXTS_FORMAT = 1  # of cached text embeddings; part of their key
 DESCRIBED_BY = 10  # top images that decide whether a label describes a unit (seed, table 1)
 
 
@@ -163,23 +162,16 @@ def dissect(
 
 
 def embed_concepts(clip: ClipEncoder, concepts: ConceptSet, cache: Path | None = None) -> np.ndarray:
-    """Unit embeddings [C, D] of the concepts, kept in `cache` by the content of concepts and CLIP."""
+    """Unit embeddings [C, D] of the concepts, cached in `cache` by the content of concepts and CLIP.
+
+    The tokens are part of the key: whatever a tokenizer is, nothing else of it reaches the network.
+    """
+    texts = concepts.concepts
     if cache is None:
-        return clip.embed_texts(concepts.concepts)
-    path = Path(cache).expanduser() / "texts" / f"{content_key([clip.key, list(concepts.concepts)])}.npy"
-    kept = broadcast_from_main(lambda: _read(path))
-    if kept is not None:
-        return kept["texts"]
-    texts = clip.embed_texts(concepts.concepts)
-    if is_main_process():
-        write_binary(path, lambda file: np.save(file, texts))
-    return texts
-
-
-def _read(path: Path) -> dict[str, np.ndarray] | None:
-    with contextlib.suppress(OSError, ValueError):  # missing, or damaged: made again
-        return {"texts": read_npy(path)}
-    return None
+        return clip.embed_texts(texts)
+    parts = [_TEXTS_FORMAT, clip.key, list(texts), clip.tokenize(texts), jax.default_backend()]
+    folder = Path(cache).expanduser() / "texts"
+    return cached(folder, content_key(parts), lambda: {"texts": clip.embed_texts(texts)})["texts"]
 
 
 def _cosine(record: ProbeRecord, texts: jax.Array) -> jax.Array:

@@ -3,7 +3,6 @@
 Shapes: I images, U units, C classes, T tile.
 """
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -20,19 +19,19 @@ from emojax.data.loader import ImageSet
 from emojax.data.map_images import map_images
 from emojax.distributed.data_parallel import default_tile
 from emojax.distributed.mesh import put_sharded
-from emojax.distributed.processes import broadcast_from_main, check_same_everywhere, is_main_process
+from emojax.distributed.processes import check_same_everywhere
 from emojax.errors import InputError, did_you_mean
 from emojax.models.vgg import LAYERS, VggNet
 from emojax.ops import gains as ops
 from emojax.ops.gains import Gain
 from emojax.probing.network import as_network
-from emojax.store import content_key, read_npy, write_binary
+from emojax.store import cached, content_key
 from emojax.training.evaluate import labelled, same_classes
 
 Progress = Callable[[int, int], None]
 After = Callable[[Any, jax.Array, Gain], jax.Array]
 
-_FORMAT = 1  # of inputs on disk; part of their key
+_FORMAT = 2  # of inputs on disk; part of their key
 _RESIDENT = 2**31  # bytes of inputs that stay on the devices between calls; more is sent in batches
 _BATCH = 2**28  # bytes of inputs sent at once
 
@@ -157,15 +156,12 @@ def layer_inputs(
         network = nnx.merge(graphdef, params)
         return network.until(network.preprocess(chunk), layer)
 
-    kept = None if cache is None else Path(cache).expanduser() / f"inputs-{key}.npy"
+    def compute() -> dict[str, np.ndarray]:
+        run = map_images(forward, state, images, batch=batch, tile=tile, progress=progress)
+        return {"values": run}
+
     check_same_everywhere(key, "images or weights")
-    found = broadcast_from_main(lambda: _read(kept))
-    if found is None:
-        values = map_images(forward, state, images, batch=batch, tile=tile, progress=progress)
-        if kept is not None and is_main_process():
-            write_binary(kept, lambda file: np.save(file, values))
-    else:
-        values = found["values"]
+    values = cached(cache, f"inputs-{key}", compute, mapped=True)["values"]
     own, last, classes = getattr(model, layer), model.lin3, model.config.classes
     params, after = state, _rest_of(graphdef, layer)
     if layer == "lin2":
@@ -175,12 +171,6 @@ def layer_inputs(
         params, after = Head(own.bias[...], identity, nothing, floor=-np.inf), _through
     sums = np.asarray(ops.weight_sums(own.kernel[...]))
     return LayerInputs(layer, values, images.labels, images.classes, params, sums, key, images.name, after)
-
-
-def _read(kept: Path | None) -> dict[str, np.ndarray] | None:
-    with contextlib.suppress(OSError, ValueError):  # missing, or damaged: made again
-        return None if kept is None else {"values": read_npy(kept, mapped=True)}
-    return None
 
 
 def join_inputs(*parts: LayerInputs) -> LayerInputs:

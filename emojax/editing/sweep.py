@@ -11,7 +11,6 @@ Shapes: I images, U units, C classes, S settings, T tile.
 """
 
 import functools
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -24,16 +23,15 @@ from jax.sharding import Mesh, PartitionSpec
 
 from emojax.distributed.data_parallel import default_tile, in_tiles
 from emojax.distributed.mesh import AXIS, host_readable, make_mesh, put_replicated
-from emojax.distributed.processes import broadcast_from_main, is_main_process
 from emojax.editing.activations import After, Head, LayerInputs, Progress, active
 from emojax.editing.edit import Setting
 from emojax.errors import InputError
 from emojax.ops import gains as ops
 from emojax.ops.gains import Scope
-from emojax.store import content_key, write_binary
+from emojax.store import cached, content_key
 from emojax.training.evaluate import Evaluation
 
-_FORMAT = 1  # of what is kept on disk; part of its key
+_FORMAT = 2  # of what is kept on disk; part of its key
 _CHUNK = 512  # settings computed together
 _BLOCK = 32  # units whose running sums are one small matrix product
 _NEAR = 1e-5  # of logits' size: float32 sums over 4,096 units stay well within
@@ -225,30 +223,14 @@ def _count(kernel: Callable[..., Any], inputs: LayerInputs, settings: Any, scope
     return replace(found, nll=nll, near_ties=tally.near_ties.sum(axis=0), predictions=predictions)
 
 
-def _kept(store: Path | None, key: Any, compute: Callable[[], Outcomes]) -> Outcomes:
-    """Outcomes of a chunk from its file in `store`, or computed and kept there; a damaged file is written again."""
-    if store is None:
-        return compute()
-    path = Path(store).expanduser() / f"{content_key([_FORMAT, key])}.npz"
+def _cached(store: Path | None, key: Any, compute: Callable[[], Outcomes]) -> Outcomes:
+    """Outcomes of a chunk from the folder `store`, or computed and cached there."""
 
-    def read() -> dict[str, np.ndarray] | None:
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
-            Outcomes(**arrays)
-        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
-            return None
-        return arrays
+    def arrays() -> dict[str, np.ndarray]:
+        values = vars(compute())
+        return {name: array for name, array in values.items() if array is not None}
 
-    kept = broadcast_from_main(read)
-    if kept is not None:
-        return Outcomes(**kept)
-    found = compute()
-    arrays = {field.name: getattr(found, field.name) for field in fields(found)}
-    arrays = {name: array for name, array in arrays.items() if array is not None}
-    if is_main_process():
-        write_binary(path, lambda file: np.savez(file, **arrays))
-    return found
+    return Outcomes(**cached(store, content_key([_FORMAT, key]), arrays))
 
 
 def _in_chunks(
@@ -270,7 +252,7 @@ def _in_chunks(
         padded = np.pad(chunk, ((0, size - len(chunk)), (0, 0)))
         settings = (padded, *map(np.float32, also)) if also else padded
         key = [kernel.__name__, inputs.key, chunk, list(also), scope, full]
-        chunks.append(_kept(store, key, functools.partial(_count, kernel, inputs, settings, scope, full, mesh)))
+        chunks.append(_cached(store, key, functools.partial(_count, kernel, inputs, settings, scope, full, mesh)))
         if progress is not None:
             progress(min(start + size, len(rows)), len(rows))
     return chunks[0].map(lambda *x: np.concatenate(x)[: len(rows)], *chunks[1:])
@@ -376,7 +358,7 @@ def every_threshold(
         if inputs.feeds_logits:
             settings = (order.astype(np.int32), np.float32(factor))
             key = [_by_cuts.__name__, inputs.key, order, float(factor), scope, full]
-            outcomes = _kept(store, key, functools.partial(_count, _by_cuts, inputs, settings, scope, full, mesh))
+            outcomes = _cached(store, key, functools.partial(_count, _by_cuts, inputs, settings, scope, full, mesh))
         else:
             masks = np.argsort(order)[None, :] < np.arange(units + 1)[:, None]
             outcomes = try_masks(inputs, masks, factor, scope=scope, full=full, store=store, mesh=mesh)

@@ -40,7 +40,7 @@ from emojax.ops import pooling, topk
 from emojax.ops.pooling import Pool
 from emojax.ops.topk import EMPTY, TopK
 from emojax.probing.network import Network, ReturnsTaps, as_network, resolve_layers
-from emojax.probing.record import Partial, ProbeRecord, Rows, in_every_process, load, record_key
+from emojax.probing.record import Partial, ProbeRecord, Rows, find, in_every_process, record_key
 
 
 class _State(NamedTuple):
@@ -133,7 +133,7 @@ def probe(
     check_same_everywhere([key, images.key], "images, weights or settings")
     kept_at = None if cache is None or key is None or not is_main_process() else Path(cache).expanduser() / key
     blank = ProbeRecord(sizes, None, None, None, images.labels, images.classes, images.ids, key, clip.key, clip=clip)
-    found = in_every_process(lambda: load(kept_at) if kept_at is not None and kept_at.is_dir() else None, blank)
+    found = in_every_process(lambda: None if kept_at is None else find(kept_at, key), blank)
     if found is not None:
         return found
     widths = {"embeddings": dimension} | ({"activations": units} if keep_activations else {})

@@ -3,15 +3,14 @@
 Shapes: I images, U units of all layers in a row, K top-k, D embedding.
 """
 
-import errno
-import fcntl
 import json
 import os
+import shutil
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +25,23 @@ from emojax.ops.moments import Moments
 from emojax.ops.pooling import Pool
 from emojax.ops.topk import TopK
 from emojax.probing.network import Network
-from emojax.store import atomic_folder, content_key, read_npy, save_arrays, write_json
+from emojax.store import (
+    atomic_folder,
+    content_key,
+    fault,
+    locked,
+    move_into_place,
+    read_entry,
+    read_npy,
+    report_damage,
+    save_arrays,
+    write_checksums,
+    write_entry,
+    write_json,
+)
 
-_FORMAT = 1  # of a record on disk; part of its key
+_FORMAT = 2  # of a record on disk; part of its key
+_READ = 1 << 22  # bytes of rows read at once
 
 
 @dataclass
@@ -131,7 +144,8 @@ def in_every_process(make: Callable[[], ProbeRecord | None], blank: ProbeRecord)
 
 
 def save(record: ProbeRecord, folder: Path) -> None:
-    """Writes a record as a folder: two `.json(l)` files, `statistics.safetensors`, `embeddings.npy`, `activations.npy`.
+    """Writes a record as a folder: `embeddings.npy`, `activations.npy`, `statistics.safetensors`,
+    `ids.jsonl`, `record.json` and the checksums of these.
 
     Of several processes the first does.
     """
@@ -142,10 +156,11 @@ def save(record: ProbeRecord, folder: Path) -> None:
         if record.activations is not None:
             np.save(building / "activations.npy", record.activations)
         _save_small(record, building)
+        write_checksums(building, record.key)
 
 
 def _save_small(record: ProbeRecord, folder: Path) -> None:
-    """All of a record but its row files."""
+    """All of a record but its row files and checksums."""
     arrays = {"top_values": record.top.values, "top_indices": record.top.indices, **record.moments._asdict()}
     if record.labels is not None:
         arrays["labels"] = record.labels
@@ -156,11 +171,23 @@ def _save_small(record: ProbeRecord, folder: Path) -> None:
     write_json(folder / "record.json", about | {"layers": [[k, v] for k, v in record.layers.items()]})
 
 
-def load(folder: Path) -> ProbeRecord:
-    """Reads what `save` wrote; embeddings and activations are memory-mapped.
+def find(folder: Path, key: str) -> ProbeRecord | None:
+    """The cached record with this content key; None where there is none that can be used."""
+    if not os.path.lexists(folder):
+        return None
+    try:
+        return load(folder, key)
+    except InputError as error:
+        report_damage(folder, str(error))
+        return None
+
+
+def load(folder: Path, key: str | None = None) -> ProbeRecord:
+    """Reads and verifies what `save` wrote; embeddings and activations are memory-mapped.
 
     Raises:
-      InputError: the folder is no record, is damaged, or is of another version.
+      InputError: the folder is no record, is damaged, is of another version, or has another key
+        than the one asked for.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -169,6 +196,11 @@ def load(folder: Path) -> ProbeRecord:
         about = json.loads((folder / "record.json").read_text("utf-8"))
         if about["format"] != _FORMAT:
             raise InputError(f"{folder} is a probe record of format {about['format']}, not {_FORMAT}; probe again")
+        wrong = fault(folder, key)
+        if wrong is not None:
+            raise ValueError(wrong)
+        if key is not None and about["key"] != key:
+            raise ValueError("record.json names another key")
         arrays = load_file(folder / "statistics.safetensors")
         kept = folder / "activations.npy"
         embeddings = read_npy(folder / "embeddings.npy", mapped=True)
@@ -216,23 +248,21 @@ class Rows:
     """Arrays [images, width] float32 that fill up batch by batch: in memory, or in `.npy` files that cost no memory.
 
     Files are written by position, not mapped: mapped pages would count as memory of the process.
+    Rows come in order, so a running CRC32 covers all that was written so far.
     """
 
     def __init__(self, images: int, widths: Mapping[str, int], folder: Path | None = None):
         self._arrays, self._files, self._offsets = {}, {}, {}
-        self._lock = None if folder is None else _locked(folder)
+        self._widths, self._sums = dict(widths), dict.fromkeys(widths, 0)
+        self._lock = None if folder is None else locked(folder)
         for name, width in widths.items():
             if folder is None:
                 self._arrays[name] = np.empty((images, width), np.float32)
                 continue
             path = folder / f"{name}.npy"
-            if not path.exists():
+            if not _is_table(path, (images, width)):
                 np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(images, width))
-            try:
-                self._offsets[name] = read_npy(path, mapped=True).offset
-            except ValueError as error:
-                self.close()
-                raise InputError(f"{path} is damaged ({error}); delete {folder} and probe again") from None
+            self._offsets[name] = read_npy(path, mapped=True).offset
             self._files[name] = open(path, "r+b")  # noqa: SIM115 - open until `close`
 
     def write(self, name: str, start: int, rows: np.ndarray) -> None:
@@ -241,8 +271,26 @@ class Rows:
             self._arrays[name][start : start + len(rows)] = rows
         else:
             file = self._files[name]
-            file.seek(self._offsets[name] + start * rows.shape[1] * rows.itemsize)
-            file.write(np.ascontiguousarray(rows, np.float32).data)
+            data = np.ascontiguousarray(rows, np.float32).reshape(-1).view(np.uint8)
+            file.seek(self._offsets[name] + start * rows.shape[1] * 4)
+            file.write(data)
+            self._sums[name] = zlib.crc32(data, self._sums[name])
+
+    def checksums(self) -> dict[str, int]:
+        """CRC32 of all the rows that were written, by name."""
+        return dict(self._sums)
+
+    def resume(self, done: int, sums: Mapping[str, int]) -> bool:
+        """Goes on after `done` images if their rows in the files have these checksums."""
+        for name, file in self._files.items():
+            file.seek(self._offsets[name])
+            left, found = done * self._widths[name] * 4, 0
+            while left > 0 and (data := file.read(min(left, _READ))):
+                left, found = left - len(data), zlib.crc32(data, found)
+            if left or found != sums[name]:
+                return False
+        self._sums = dict(sums)
+        return True
 
     def sync(self) -> None:
         """Makes what was written survive a crash of the machine."""
@@ -262,60 +310,69 @@ class Rows:
             file.close()
 
 
-def _locked(folder: Path) -> BinaryIO:
-    """A file whose lock keeps other processes out of the folder until it is closed, or its process ends."""
-    file = open(folder / "lock", "wb")  # noqa: SIM115 - open until the rows are closed
+def _is_table(path: Path, shape: tuple[int, int]) -> bool:
+    """Whether a file is a whole `.npy` file of float32 of this shape."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise InputError(f"another process is making {folder}; wait for it, or choose another --cache") from None
-    except OSError as error:
-        if error.errno not in (errno.ENOTSUP, errno.ENOLCK):  # a network disk without locks
-            raise
-    return file
+        array = read_npy(path, mapped=True)
+    except (OSError, ValueError):
+        return False
+    return array.shape == shape and array.dtype == np.float32 and array.flags.c_contiguous
 
 
 class Partial:
-    """A record in the making, in a folder of its own: row files and a snapshot of the running state.
+    """A record in the making, in a folder of its own: row files and snapshots of the running state.
 
-    A probe that is killed and started again goes on from the last snapshot; rows written after it are written again.
+    A probe that is killed and started again goes on from the newest snapshot that passes
+    verification, together with all rows before it; rows written after it are written again.
     """
 
     def __init__(self, folder: Path, images: int, widths: Mapping[str, int]):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self._snapshot = folder, folder / "snapshot.safetensors"
+        self.folder = folder
         self.rows = Rows(images, widths, folder)
 
     def restore(self) -> dict[str, np.ndarray] | None:
-        """The state's arrays at the last snapshot, and `images_done`; None when there is none.
-
-        Raises:
-          InputError: the snapshot is damaged.
-        """
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        if not self._snapshot.exists():
-            return None
-        try:
-            return load_file(self._snapshot)
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{self._snapshot} is damaged ({error}); delete {self.folder} and probe again") from None
+        """The state's arrays at the last snapshot, and `images_done`; None when there is none."""
+        for snapshot in reversed(self._snapshots()):
+            state = read_entry(snapshot, self._key(snapshot))
+            if state is not None:
+                sums = json.loads(state.pop("row_checksums").tobytes())
+                if self.rows.resume(int(state["images_done"]), sums):
+                    return state
+                report_damage(snapshot, "the rows before it are not as they were written")
+            shutil.rmtree(snapshot)
+        return None
 
     def save(self, done: int, state: dict[str, np.ndarray]) -> None:
-        """Replaces the snapshot, whole or not at all, once the rows before it are on the disk."""
+        """Adds a snapshot, whole or not at all, once the rows before it are on the disk.
+
+        The one before is kept as well, in case the machine fails before this one is on the disk.
+        """
         self.rows.sync()
-        temporary = self.folder / "snapshot.writing"
-        save_arrays(state | {"images_done": np.asarray(done)}, temporary)
-        os.replace(temporary, self._snapshot)
+        sums = np.frombuffer(json.dumps(self.rows.checksums()).encode(), np.uint8)
+        snapshot = self.folder / f"snapshot-{done}"
+        arrays = state | {"images_done": np.asarray(done), "row_checksums": sums}
+        write_entry(snapshot, self._key(snapshot), arrays)
+        for old in self._snapshots()[:-2]:
+            shutil.rmtree(old)
+
+    def _snapshots(self) -> list[Path]:
+        """Snapshots by the number of images done."""
+        found = {path.name.partition("-")[2]: path for path in self.folder.glob("snapshot-*")}
+        return [found[done] for done in sorted(filter(str.isdecimal, found), key=int)]
+
+    def _key(self, snapshot: Path) -> str:
+        return f"{self.folder.name}/{snapshot.name}"
 
     def finish(self, record: ProbeRecord, folder: Path) -> ProbeRecord:
         """Completes the record and moves it to its place; returns it with its arrays mapped from there."""
         _save_small(record, self.folder)
+        rows = ["embeddings"] + (["activations"] if record.activations is not None else [])
+        names = [f"{name}.npy" for name in rows]
+        small = ["statistics.safetensors", "ids.jsonl", "record.json"]
+        write_checksums(self.folder, record.key, names + small)
+        for snapshot in self.folder.glob("*snapshot-*"):  # also what a kill left half-written
+            shutil.rmtree(snapshot)
+        (self.folder / "lock").unlink(missing_ok=True)
+        move_into_place(self.folder, folder)
         self.rows.close()
-        for name in (self._snapshot, self.folder / "lock"):
-            name.unlink(missing_ok=True)
-        os.replace(self.folder, folder)
-        names = ["embeddings"] + (["activations"] if record.activations is not None else [])
-        return replace(record, **{name: read_npy(folder / f"{name}.npy", mapped=True) for name in names})
+        return replace(record, **{name: read_npy(folder / f"{name}.npy", mapped=True) for name in rows})

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
-from emojax.data.weights import CLIP_MEAN, CLIP_STD, ClipEncoder, Preprocess
+from emojax.data.weights import CLIP_MEAN, CLIP_STD, ClipEncoder, HfTokenizer, Preprocess
 from emojax.models.clip import Clip, ClipConfig
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -66,6 +66,5 @@ def small_clip(texts: Sequence[str], seed: int) -> NewClip:
     config = ClipConfig.from_hf(hf_config.to_dict())
     model = nnx.jit(lambda: Clip(config, rngs=nnx.Rngs(seed)))()  # jitted: eager drawing takes ten times as long
     preprocess = Preprocess(resize=48, crop=(48, 48), mean=CLIP_MEAN, std=CLIP_STD)
-    return NewClip(
-        ClipEncoder(model, preprocess, lambda texts: tokenizer(list(texts))["input_ids"], "new CLIP"), hf_config, tokenizer
-    )
+    encoder = ClipEncoder(model, preprocess, HfTokenizer(tokenizer), "new CLIP")
+    return NewClip(encoder, hf_config, tokenizer)

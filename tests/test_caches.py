@@ -1,0 +1,269 @@
+"""Cached files: each carries its key and checksums, and what fails verification is made again.
+
+`EMOJAX_FLIPS=500 pytest tests/test_caches.py -k random` damages that many files instead of a few.
+"""
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from test_probe_record import Stopped, stop_after
+from test_recipes import fit
+
+from emojax import cli, store
+from emojax.commands import train as verbs_train
+from emojax.data.concepts import ConceptSet
+from emojax.data.weights import load_clip, save_vgg
+from emojax.dissection import dissect
+from emojax.distributed.mesh import make_mesh
+from emojax.editing import activations as inputs
+from emojax.editing import edit, sweep
+from emojax.errors import InputError
+from emojax.probing import probe, record
+from emojax.synthetic import faces
+
+CONCEPTS = ConceptSet(("Smile", "Frown", "Raised Brows", "Closed Eyes", "Jaw"))
+PARTS = ("texts", "record", "partial", "inputs", "sweep", "training")
+FLIPS = int(os.environ.get("EMOJAX_FLIPS", "18"))
+Part = Callable[[Path], object]
+
+
+@pytest.fixture(scope="module")
+def parts(tiny_vgg, tiny_clip, blobs) -> dict[str, Part]:
+    """What a part of a run makes with the cache in a folder."""
+    few, options = blobs.first(48), {"layers": ("lin2",), "batch": 16, "tile": 8, "top_k": 10}
+    training = faces.random_faces(64, 3).image_set("faces")
+    read = inputs.layer_inputs(tiny_vgg, few, "lin2", tile=4)
+    masks = np.random.default_rng(0).random((9, 20)) < 0.4
+
+    def probed(cache: Path, **stop) -> list[object]:
+        made = probe.probe(
+            tiny_vgg, few, tiny_clip, mesh=make_mesh(1), keep_activations=True, cache=cache, save_every=0, **options, **stop
+        )
+        ids = [np.array(list(made.ids)), np.array(made.classes), made.labels]
+        return [*made.top, *made.moments, made.embeddings, made.activations, *ids]
+
+    def resumed(cache: Path) -> list[object]:
+        if not cache.exists():  # makes the cache that is damaged: stopped after two batches
+            with pytest.raises(Stopped):
+                probed(cache, progress=stop_after(3))
+        return probed(cache)
+
+    def trained(cache: Path) -> object:
+        (result,) = fit(tiny_vgg, training, checkpoints=cache / "key")
+        losses = [row["loss"] for row in result.history]
+        return result.params, result.rest, result.last, losses, result.best_epoch
+
+    return {
+        "texts": lambda cache: dissect.embed_concepts(tiny_clip, CONCEPTS, cache),
+        "record": probed,
+        "partial": resumed,
+        "inputs": lambda cache: inputs.layer_inputs(tiny_vgg, few, "lin2", tile=4, cache=cache).values,
+        "sweep": lambda cache: vars(sweep.try_masks(read, masks, 2.0, store=cache)),
+        "training": trained,
+    }
+
+
+@pytest.fixture(scope="module")
+def warm(parts, tmp_path_factory) -> tuple[Path, dict[str, list[np.ndarray]]]:
+    """A folder with the cache of every part, and what each part makes."""
+    folder = tmp_path_factory.mktemp("warm")
+    made = {name: leaves(part(folder / name)) for name, part in parts.items()}
+    # The partial record was finished; another one is stopped and left.
+    shutil.rmtree(folder / "partial")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(record.Partial, "finish", stopped)
+        with pytest.raises(Stopped):
+            parts["partial"](folder / "partial")
+    assert [path.suffix for path in (folder / "partial").iterdir()] == [".partial"]
+    assert len(list((folder / "partial").rglob("snapshot-*"))) == 2
+    return folder, made
+
+
+def stopped(*_: object) -> None:
+    raise Stopped
+
+
+def leaves(tree: object) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def assert_same(got: object, want: list[np.ndarray]) -> None:
+    for a, b in zip(leaves(got), want, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def damage(file: Path, chance: random.Random) -> str:
+    """Damages a file in one of the ways that disks, copies and crashes do."""
+    data = bytearray(file.read_bytes())
+    how = chance.choice(("flip", "flip", "flip", "zero", "cut", "empty", "delete"))
+    start = chance.randrange(max(1, len(data)))
+    if how == "flip" and data:
+        data[start] ^= 1 << chance.randrange(8)
+    elif how == "zero":
+        data[start : start + 4096] = bytes(len(data[start : start + 4096]))
+    elif how == "cut":
+        del data[start:]
+    elif how == "empty":
+        data.clear()
+    file.write_bytes(data)
+    if how == "delete":
+        file.unlink()
+    return f"{how} at {start} of {file.name}"
+
+
+@pytest.mark.parametrize("seed", range(FLIPS))
+def test_random_damage_gives_the_same_result(parts, warm, tmp_path, seed):
+    folder, made = warm
+    chance = random.Random(seed)
+    name = PARTS[seed % len(PARTS)]
+    shutil.copytree(folder / name, tmp_path / name)
+    what = damage(chance.choice(files_of(tmp_path / name)), chance)
+    print(name, what)
+    assert_same(parts[name](tmp_path / name), made[name])
+    assert_same(parts[name](tmp_path / name), made[name])  # and what was made again is sound
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_empty_files_are_made_again(parts, warm, tmp_path, caplog, name):
+    folder, made = warm
+    shutil.copytree(folder / name, tmp_path / name)
+    for file in files_of(tmp_path / name):
+        file.write_bytes(b"")
+    assert_same(parts[name](tmp_path / name), made[name])
+    assert "is not used and is made again" in caplog.text
+    caplog.clear()
+    assert_same(parts[name](tmp_path / name), made[name])
+    assert caplog.text == ""
+
+
+def test_a_changed_tokenizer_is_another_key(clip_folder, tiny_clip, tmp_path):
+    """Other ids for two letters, then a merge: fresh embeddings of either, and other keys."""
+
+    def swapped(rules: dict) -> None:
+        other = {"e": "i", "i": "e"}
+        vocabulary = rules["model"]["vocab"].items()
+        rules["model"]["vocab"] = {other.get(piece, piece): at for piece, at in vocabulary}
+
+    def merged(rules: dict) -> None:
+        rules["model"]["vocab"]["mi"] = rules["model"]["vocab"].pop("!</w>")
+        rules["model"]["merges"] = [["m", "i"]]
+
+    changes = {"vocabulary": swapped, "merges": merged}
+    keys = {tiny_clip.key}
+    dissect.embed_concepts(tiny_clip, CONCEPTS, tmp_path / "cache")
+    for name, change in changes.items():
+        folder = tmp_path / name
+        shutil.copytree(clip_folder, folder)
+        rules = json.loads((folder / "tokenizer.json").read_text())
+        change(rules)
+        (folder / "tokenizer.json").write_text(json.dumps(rules))
+        clip = load_clip(folder)
+        keys.add(clip.key)
+        want = clip.embed_texts(CONCEPTS.concepts)
+        assert not np.array_equal(want, tiny_clip.embed_texts(CONCEPTS.concepts))
+        np.testing.assert_array_equal(dissect.embed_concepts(clip, CONCEPTS, tmp_path / "cache"), want)
+    assert len(keys) == 3
+    assert load_clip(clip_folder).key == tiny_clip.key
+
+
+def test_the_record_of_another_key_is_not_used(tiny_vgg, tiny_clip, blobs, tmp_path, caplog):
+    """Another network's record under this key: whole, with its own key or with this one in record.json."""
+    options = {"layers": ("lin2",), "tile": 8, "top_k": 10, "cache": tmp_path}
+    few, other = blobs.first(48), edit.edit(tiny_vgg, "lin1", np.r_[1.5, np.ones(23)])
+    want = probe.probe(tiny_vgg, few, tiny_clip, **options)
+    foreign = probe.probe(other, few, tiny_clip, **options)
+    for field in (None, "key"):
+        shutil.rmtree(tmp_path / want.key)
+        shutil.copytree(tmp_path / foreign.key, tmp_path / want.key)
+        if field is not None:
+            about = json.loads((tmp_path / want.key / "record.json").read_text())
+            (tmp_path / want.key / "record.json").write_text(json.dumps(about | {field: want.key}))
+        with pytest.raises(InputError, match="not a readable probe record"):
+            record.load(tmp_path / want.key, want.key)
+        caplog.clear()
+        got = probe.probe(tiny_vgg, few, tiny_clip, **options)
+        assert "is not used and is made again" in caplog.text
+        np.testing.assert_array_equal(got.top.values, want.top.values)
+        assert (got.top.values != foreign.top.values).any()
+
+
+def test_entries_of_another_key_or_format_are_not_used(tmp_path, caplog):
+    def compute() -> dict[str, np.ndarray]:
+        return {"x": np.arange(3)}
+
+    def cached_with(**changed) -> bool:
+        """Whether the entry is used once its description says something else."""
+        store.cached(tmp_path, "a", compute)
+        path = tmp_path / "a" / store.CHECKSUMS
+        path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+        caplog.clear()
+        np.testing.assert_array_equal(store.cached(tmp_path, "a", compute)["x"], np.arange(3))
+        return caplog.text == ""
+
+    assert cached_with()
+    assert not cached_with(key="b")
+    assert not cached_with(format=99)
+    assert not cached_with(files=[])
+    (tmp_path / "b").write_text("a file where a folder belongs")
+    np.testing.assert_array_equal(store.cached(tmp_path, "b", compute)["x"], np.arange(3))
+    assert store.fault(tmp_path / "b", "b") is None
+
+
+def test_every_piece_of_a_large_file_is_verified(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_PIECE", 1000)
+    (tmp_path / "x").write_bytes(bytes(10_500))
+    store.write_checksums(tmp_path, "key")
+    assert store.fault(tmp_path, "key") is None
+    for position in (0, 999, 1000, 5500, 10_499):
+        data = bytearray(10_500)
+        data[position] = 1
+        (tmp_path / "x").write_bytes(data)
+        assert store.fault(tmp_path, "key") == "x is not as it was written"
+
+
+def test_two_trainings_on_one_cache(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(verbs_train, "_key", lambda *_: "key")
+    args = ["train", "--data.kind", "faces", "--data.limit", "64", "--train.epochs", "1", "--train.batch", "32"]
+    args += ["--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+    with store.locked(tmp_path / "cache" / "training" / "key"):
+        assert cli.main(args) == 2
+        refused = capsys.readouterr().err
+    assert "another process is making" in refused
+    assert refused.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert cli.main(args) == 0
+    assert list((tmp_path / "cache" / "training").iterdir()) == []
+
+
+def test_the_command_says_what_it_makes_again(sound, tiny_vgg, tmp_path, capsys):
+    save_vgg(tiny_vgg, tmp_path / "vgg.safetensors")
+    flags = ["--data.path", sound / "fer", "--target.weights", tmp_path / "vgg.safetensors", "--clip.path", sound / "clip"]
+    flags += ["--probe.layers", "lin2", "--dissect.top-k", "5", "--cache", tmp_path / "cache"]
+
+    def dissection(out: str) -> tuple[str, str]:
+        assert cli.main([str(arg) for arg in ["dissect", *flags, "--out", tmp_path / out]]) == 0
+        return (tmp_path / out / "dissection.csv").read_text(), capsys.readouterr().err
+
+    want, err = dissection("first")
+    assert err == ""
+    for kind in ("texts/*/texts.npy", "probes/*/embeddings.npy", "probes/*/statistics.safetensors"):
+        (file,) = (tmp_path / "cache").glob(kind)
+        data = bytearray(file.read_bytes())
+        data[-9:] = bytes(9)
+        file.write_bytes(data)
+        got, err = dissection(kind.replace("/", "_").replace("*", "x"))
+        assert got == want
+        assert err.startswith("warning: ")
+        assert "is made again" in err
+        assert err.count("\n") == 1
