@@ -1,31 +1,21 @@
-"""Settings: typed, frozen, and complete. `configs/*.yaml` hold values for them; every field is also a flag.
+"""Settings: typed, frozen, and complete. `configs/*.yaml` hold values for them; every field is a flag too.
 
-A settings file may hold every section; each verb takes those it uses. Unknown names are refused with the closest known.
+A settings file may hold every section; each command takes those it uses. Unknown names are refused with
+the closest known. The options classes of the library are sections themselves, stated once where they
+are used.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, Field, ValidationError
 
+from emojax.editing.search import Edit
 from emojax.errors import InputError, did_you_mean
-
-# What `emojax audit` finds.
-Reason = Literal["unreadable", "blank", "placeholder", "duplicate", "near_duplicate", "leak"]
-Positive = Annotated[int, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Factors = tuple[Annotated[float, Field(gt=0)], ...]
-# Marks a text that names a file or folder, unless it is another kind of name.
-NAME_OR_PATH = "a name or a path"
-UserPath = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
-
-
-class Section(BaseModel):
-    """Base of all settings."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from emojax.section import NAME_OR_PATH, Factors, Positive, Section, Seed, UserPath
+from emojax.training.recipe import Recipe
 
 
 class Data(Section):
@@ -104,31 +94,6 @@ class Dissect(Section):
     tau: float = Field(0.0, description="a unit is interpretable when its maximum similarity exceeds this")
 
 
-class Edit(Section):
-    """Edits by labels: the settings that are tried, how one is chosen, and the evidence for it."""
-
-    layers: tuple[str, ...] = Field(
-        ("auto",), description="layers to edit, by name or pattern; auto takes the one with the most interpretable units"
-    )
-    scope: Literal["weights", "weights_and_bias"] = Field("weights", description="what the gain scales")
-    tau: tuple[float, ...] = Field(tuple(x / 4 for x in range(-4, 8)), description="thresholds of the grid", min_length=1)
-    factor: Factors = Field((1.0, 1.5, 2.0, 2.5, 3.0, 3.5), description="factors of the grid", min_length=1)
-    top_fraction: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        (), description="also ×factor for these shares of the units, the highest scores"
-    )
-    continuous: Factors = Field((), description="also factor·(s − min)/(max − min), for these factors")
-    gains: UserPath | None = Field(
-        None, description="instead of a search, test these gains of one layer: a file of one number per unit (.npy or text)"
-    )
-    choose_on: Literal["first_split", "all_splits"] = Field(
-        "first_split", description="choose on the first test split and confirm on the others; or choose and test on all"
-    )
-    alpha: float = Field(0.05, gt=0, lt=1, description="level of the tests and the intervals")
-    permutations: int = Field(199, ge=0, description="permuted scores that choice and test are repeated with")
-    masks: int = Field(1000, ge=0, description="random choices of as many units to compare with")
-    learned: bool = Field(False, description="also fit gains on the probe split by gradient, as a yardstick")
-
-
 class Evaluate(Section):
     """The test."""
 
@@ -136,7 +101,7 @@ class Evaluate(Section):
     batch: Positive = Field(256, description="images per step; does not change results")
 
 
-class Train(Section):
+class Train(Recipe):
     """Training: what, on what, and how."""
 
     task: Literal["vgg", "deep_emotion", "clip"] = Field(
@@ -147,7 +112,6 @@ class Train(Section):
     split: str = Field("training", description="split to train on")
     validation: str = Field("public_test", description="split to choose the epoch on, never trained on")
     test: str | None = Field(None, description="split to test on once, at the end, with the best epoch's weights")
-    epochs: Positive = Field(20, description="passes over the training split")
     batch: Positive = Field(128, description="images per step")
     augment: Literal["flip", "affine", "one_crop", "ten_crop"] = Field(
         "flip",
@@ -155,24 +119,11 @@ class Train(Section):
         "of it; or its ten crops, as published (vgg, deep_emotion)",
     )
     precision: Literal["float32", "bfloat16"] = Field("float32", description="what the network computes in while it learns")
-    optimizer: Literal["sgd", "adamw"] = Field("adamw", description="sgd with Nesterov momentum, or adamw")
-    schedule: Literal["cosine", "one_cycle", "plateau", "constant"] = Field(
-        "cosine", description="of the learning rate; plateau lowers it when validation no longer improves"
-    )
-    learning_rate: float = Field(1e-3, gt=0, description="its peak")
-    warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps over which it rises (cosine, one_cycle)")
-    weight_decay: float = Field(1e-4, ge=0, description="weight decay")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum (sgd)")
     label_smoothing: float = Field(
         0.0, ge=0, lt=1, description="share of the target spread over all classes (vgg, deep_emotion)"
     )
-    average: float = Field(
-        0.0, ge=0, lt=1, description="decay of the moving average of weights that is kept; 0 keeps them as they are"
-    )
-    seed: Seed = Field(0, description="of the first weights, data order, augmentation and dropout")
-    seeds: tuple[Seed, ...] = Field((), description="train one network for each, in one program; also an ensemble")
-    learning_rates: Factors = Field((), description="train one network for each, and each seed, in one program")
-    together: bool = Field(False, description="work on several networks at once instead of in turn; may suit a GPU")
+    seeds: tuple[Seed, ...] = Field((), description="train one network for each; also an ensemble")
+    learning_rates: Factors = Field((), description="train one network for each, and each seed")
     shard: bool = Field(False, description="split parameters and optimizer over the devices instead of copying them")
     save_every: float = Field(300.0, ge=0, description="seconds between checkpoints within an epoch")
 
@@ -184,6 +135,13 @@ class Report(Section):
         "auto", description="whether the page shows the images; auto shows rendered faces and no people"
     )
     size: float = Field(25.0, gt=0, description="bound of the page in MB; thumbnails shrink to fit it")
+
+
+CACHE = Field(
+    Path("~/.cache/emojax"),
+    validate_default=True,
+    description="where probe records are kept between runs",
+)
 
 
 class Settings(Section):
@@ -199,15 +157,7 @@ class Settings(Section):
     evaluate: Evaluate = Evaluate()
     train: Train = Train()
     report: Report = Report()
-    cache: UserPath = Field(
-        Path("~/.cache/emojax"), validate_default=True, description="where probe records are kept between runs"
-    )
-
-
-def verb_model(verb: str, fields: tuple[str, ...], **extra: tuple[Any, Any]) -> type[Section]:
-    """A settings class with just the fields of `Settings` that a verb uses, and its extra ones (type, Field)."""
-    inherited = {name: (info.annotation, info) for name in fields for info in (Settings.model_fields[name],)}
-    return create_model(f"{verb.title()}Settings", __base__=Section, **extra, **inherited)
+    cache: UserPath = CACHE
 
 
 def paths_in(settings: BaseModel, prefix: str = "--") -> Iterator[tuple[str, Path]]:

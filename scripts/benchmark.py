@@ -88,12 +88,10 @@ class Sweep(_OnDevice):
 
 @dataclasses.dataclass
 class Train(_OnDevice):
-    """Steps of training the published VGGNet against PyTorch's, and several small networks together against in turn."""
+    """Steps of training the published VGGNet against PyTorch's."""
 
     batch: int = 64
     repeats: int = 5
-    members: int = 3
-    """small networks that are trained at once"""
 
 
 @dataclasses.dataclass
@@ -535,7 +533,7 @@ def sweep(options: Sweep) -> Results:
 
 
 def train(options: Train) -> Results:
-    """Seconds of a training step, ours and PyTorch's; and of a step of several small networks, together and in turn."""
+    """Seconds of a training step, ours and PyTorch's."""
     import jax
     import torch
     from flax import nnx
@@ -545,33 +543,29 @@ def train(options: Train) -> Results:
     from emojax.synthetic import faces
     from emojax.training import fit as engine
     from emojax.training import tasks
+    from emojax.training.recipe import Recipe
 
     where, mesh = "cuda" if options.device == "gpu" else "cpu", make_mesh()
     images = faces.random_faces(4 * options.batch, 0).image_set("faces")
-    recipe = engine.Recipe(epochs=1, optimizer="sgd", learning_rate=0.01)
-
-    def steps(config: VggConfig, members: int, together: bool) -> Callable[[], Any]:
-        """A call makes one step of every member."""
-        task = tasks.classifier(
-            nnx.eval_shape(lambda: VggNet(config, rngs=nnx.Rngs(0))),
-            images,
-            batch=options.batch,
-            start=tasks.start_fresh(lambda seed: VggNet(config, rngs=nnx.Rngs(seed))),
-        )
-        recipes = [dataclasses.replace(recipe, seed=seed) for seed in range(members)]
-        states = [put_replicated(mesh, engine.start(task, each)) for each in recipes]
-        step = engine.make_step(task, recipe, mesh, jax.tree.map(lambda _: replicated(mesh), states[0]), together=together)
-        rows = put_sharded(mesh, [next(task.batches(0, seed, 0)) for seed in range(members)])
-        data, keys = put_replicated(mesh, task.data), [jax.random.key(seed) for seed in range(members)]
-        held = [states]
-
-        def call() -> Any:
-            held[0], metrics = step(held[0], data, rows, [np.float32(0.01)] * members, keys, np.int32(0))
-            return metrics
-
-        return call
+    recipe = Recipe(epochs=1, optimizer="sgd", learning_rate=0.01)
 
     config = VggConfig(dropout=0.0)
+    task = tasks.classifier(
+        nnx.eval_shape(lambda: VggNet(config, rngs=nnx.Rngs(0))),
+        images,
+        batch=options.batch,
+        start=tasks.start_fresh(lambda seed: VggNet(config, rngs=nnx.Rngs(seed))),
+    )
+    state = put_replicated(mesh, engine.start(task, recipe))
+    step = engine.make_step(task, recipe, mesh, jax.tree.map(lambda _: replicated(mesh), state))
+    rows = put_sharded(mesh, [next(task.batches(0, 0, 0))])
+    data, keys = put_replicated(mesh, task.data), [jax.random.key(0)]
+    states = [[state]]
+
+    def our_step() -> Any:
+        states[0], metrics = step(states[0], data, rows, [np.float32(0.01)], keys, np.int32(0))
+        return metrics
+
     theirs = torch_vgg(config).to(where).train()
     optimizer = torch.optim.SGD(theirs.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4)
     x = torch.rand(options.batch, 1, 40, 40, device=where)
@@ -582,14 +576,9 @@ def train(options: Train) -> Results:
         torch.nn.functional.cross_entropy(theirs(x), labels).backward()
         optimizer.step()
 
-    ours, plain, _ = taking_turns(steps(config, 1, False), torch_step, options.repeats, where)
+    ours, plain, _ = taking_turns(our_step, torch_step, options.repeats, where)
     rates = {"images_per_second": options.batch / ours, "torch_images_per_second": options.batch / plain}
-    results = [{"what": "training step of VGGNet", "batch": options.batch, "seconds": ours, **rates, "ratio": plain / ours}]
-    turns, batched = (steps(VggConfig.small(), options.members, together) for together in (False, True))
-    together, in_turn, _ = taking_turns(batched, lambda: jax.block_until_ready(turns()), options.repeats, "cpu")
-    seconds = {"seconds": together, "in_turn_seconds": in_turn}
-    what = "small networks trained together, against in turn"
-    return [*results, {"what": what, "members": options.members, **seconds, "ratio": in_turn / together}]
+    return [{"what": "training step of VGGNet", "batch": options.batch, "seconds": ours, **rates, "ratio": plain / ours}]
 
 
 QUICK = {

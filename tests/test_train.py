@@ -19,7 +19,9 @@ from emojax.synthetic import faces
 from emojax.synthetic.shipped import ASSETS, load_demo
 from emojax.synthetic.small_clip import small_clip, train_tokenizer
 from emojax.training import fit as train
+from emojax.training import recipe as recipes
 from emojax.training import tasks
+from emojax.training import recipe as recipes
 from emojax.training.evaluate import evaluate
 
 
@@ -36,7 +38,7 @@ def fitted(tiny_vgg, images, mesh, **changed):
     """The same program in every test, so that it is compiled once; rate, seed and epochs are not part of it."""
     task = tasks.classifier(tiny_vgg, images, batch=32, label_smoothing=0.1)
     recipe = {"epochs": 2, "average": 0.9, "optimizer": "sgd", "learning_rate": 1e-3}
-    (result,) = train.fit(task, train.Recipe(**(recipe | changed)), mesh=mesh)
+    (result,) = train.fit(task, recipes.Recipe(**(recipe | changed)), mesh=mesh)
     return result
 
 
@@ -77,7 +79,7 @@ def test_optimizer_equals_pytorchs(optimizer):
     gradients = np.random.default_rng(1).standard_normal((6, 4, 3)).astype(np.float32)
     rates = [0.1, 0.1, 0.05, 0.05, 0.02, 0.01]
     weight = torch.nn.Parameter(torch.tensor(start))
-    recipe = train.Recipe(epochs=1, optimizer=optimizer, weight_decay=0.01, momentum=0.9)
+    recipe = recipes.Recipe(epochs=1, optimizer=optimizer, weight_decay=0.01, momentum=0.9)
     if optimizer == "sgd":
         theirs = torch.optim.SGD([weight], lr=1.0, momentum=0.9, nesterov=True, weight_decay=0.01)
     else:
@@ -94,7 +96,7 @@ def test_optimizer_equals_pytorchs(optimizer):
 
 
 def test_rate_rises_and_falls():
-    values = train.Recipe(epochs=1, learning_rate=0.5, warmup=0.1).rates(100).tolist()
+    values = recipes.Recipe(epochs=1, learning_rate=0.5, warmup=0.1).rates(100).tolist()
     assert max(values) == pytest.approx(0.5)
     assert values.index(max(values)) == 9
     assert values[0] == pytest.approx(0.05)

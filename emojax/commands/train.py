@@ -30,16 +30,16 @@ from emojax.training import evaluate as tests
 from emojax.training import fit as engine
 from emojax.training import tasks
 from emojax.training.evaluate import Evaluation
+from emojax.training.recipe import Recipe, members
 
 Report = Callable[[dict[str, float]], None]
 Classifier = VggNet | DeepEmotion
 
 
-def recipes(options: config.Train) -> list[engine.Recipe]:
+def recipes(options: config.Train) -> list[Recipe]:
     """The recipes that settings describe: one for each seed and learning rate."""
-    same = ("epochs", "optimizer", "schedule", "learning_rate", "warmup", "weight_decay", "momentum", "average", "seed")
-    recipe = engine.Recipe(**{name: getattr(options, name) for name in same})
-    return engine.members(recipe, options.seeds, options.learning_rates)
+    recipe = Recipe(**{name: getattr(options, name) for name in Recipe.model_fields})
+    return members(recipe, options.seeds, options.learning_rates)
 
 
 def new_network(options: config.Train, images: ImageSet, seed: int) -> Classifier:
@@ -84,7 +84,7 @@ def train_classifiers(
 def _fit(
     task: engine.Task, options: config.Train, validate: Any, report: Report, how: dict[str, Any]
 ) -> list[engine.Result]:
-    how = how | {"together": options.together, "shard": options.shard, "save_every": options.save_every}
+    how = how | {"shard": options.shard, "save_every": options.save_every}
     return engine.fit(task, recipes(options), validate=validate, report=report, **how)
 
 

@@ -6,12 +6,11 @@ program over the whole batch, BatchNorm sees the global batch. Shapes: B batch.
 """
 
 import copy
-import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,9 +29,8 @@ from emojax.distributed.mesh import (
 )
 from emojax.errors import InputError
 from emojax.training.checkpoints import Checkpoints
+from emojax.training.recipe import Recipe
 
-Optimizer = Literal["sgd", "adamw"]
-Schedule = Literal["cosine", "one_cycle", "plateau", "constant"]
 Row = dict[str, float]
 
 
@@ -66,57 +64,6 @@ class Task:
     steps: int
     batch: int
     watch: str = "validation_accuracy"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How it is learnt.
-
-    Attributes:
-      epochs: passes over the training set.
-      optimizer: `sgd` with Nesterov momentum, decay added to the gradient as in PyTorch; or `adamw`.
-      schedule: of the learning rate: `cosine` to zero after the warmup; `one_cycle` (Smith and Topin 2018), up and far
-        down along cosines; `plateau`, PyTorch's ReduceLROnPlateau(max, factor 0.75, patience 5) on the watched metric;
-        `constant`. The last two begin at once with the peak.
-      learning_rate: its peak.
-      warmup: share of the steps over which the rate rises to its peak (cosine, one_cycle).
-      weight_decay: on kernels only for adamw, on all parameters for sgd, as in PyTorch.
-      momentum: of sgd.
-      average: decay of the exponential moving average of the weights that is kept in the end; 0 keeps the last weights.
-      seed: of the first weights, data order, augmentation and dropout.
-    """
-
-    epochs: int
-    optimizer: Optimizer = "adamw"
-    schedule: Schedule = "cosine"
-    learning_rate: float = 1e-3
-    warmup: float = 0.05
-    weight_decay: float = 1e-4
-    momentum: float = 0.9
-    average: float = 0.0
-    seed: int = 0
-
-    def transform(self) -> optax.GradientTransformation:
-        """Gradients to descent directions; the step scales them by the learning rate."""
-        if self.optimizer == "sgd":
-            return optax.chain(optax.add_decayed_weights(self.weight_decay), optax.trace(self.momentum, nesterov=True))
-        return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(self.weight_decay, mask=_is_kernel))
-
-    def rates(self, steps: int) -> np.ndarray:
-        """Learning rate of each of `steps` steps, float32, on the host: nothing in the loop waits for it."""
-        if self.schedule == "one_cycle":
-            schedule, first = optax.cosine_onecycle_schedule(steps, self.learning_rate, max(self.warmup, 1 / steps)), 0
-        elif self.schedule == "cosine":
-            rise = int(self.warmup * steps)
-            schedule = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, rise, max(steps, rise + 1))
-            first = int(rise > 0)
-        else:
-            return np.full(steps, self.learning_rate, np.float32)
-        return np.asarray(jax.vmap(schedule)(jnp.arange(steps) + first), np.float32)
-
-
-def _is_kernel(params: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 class Plateau:
@@ -161,12 +108,11 @@ class Result:
     best_epoch: int
 
 
-def make_step(task: Task, recipe: Recipe, mesh: Mesh, placement: State, *, together: bool = False) -> Callable[..., Any]:
+def make_step(task: Task, recipe: Recipe, mesh: Mesh, placement: State) -> Callable[..., Any]:
     """The step: (states, data, batches, rates, keys, step number) → (states, metrics), lists over the members.
 
-    Members are worked on in turn, by one jitted function, or `together` (vmap) in a larger one. A loop inside the program
-    (`lax.map`) would be several times slower on a CPU, where XLA runs convolutions in loops on one thread. `placement`
-    holds the shardings of a state, whose buffers are reused.
+    Members are worked on in turn, by one jitted function: a loop inside the program (`lax.map`) would be several times
+    slower on a CPU, where XLA runs convolutions in loops on one thread. `placement` holds the shardings of a state, whose buffers are reused.
     """
     transform = recipe.transform()
 
@@ -182,18 +128,7 @@ def make_step(task: Task, recipe: Recipe, mesh: Mesh, placement: State, *, toget
             average = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, params)
         return State(params, rest, optimizer, average), {"loss": loss, **metrics}
 
-    def all_at_once(states: Sequence[State], data: Any, batches: Any, rates: Any, keys: Any, at: jax.Array) -> Any:
-        stacked = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *each) for each in (states, batches, rates, keys)]
-        found = jax.vmap(lambda state, *rest: one(state, data, *rest, at))(*stacked)
-        each = [jax.tree.map(lambda leaf, m=m: leaf[m], found) for m in range(len(states))]
-        return [state for state, _ in each], [metrics for _, metrics in each]
-
     whole, parts = replicated(mesh), batch_sharded(mesh)
-    if together:
-        # Prefixes of pytrees stand for lists of any length; only the states' own placement must be spelt out.
-        return jax.jit(
-            all_at_once, in_shardings=(None, whole, parts, whole, whole, whole), out_shardings=None, donate_argnums=0
-        )
     step = jax.jit(
         one,
         in_shardings=(placement, whole, parts, whole, whole, whole),
@@ -213,7 +148,6 @@ def fit(
     recipes: Recipe | Sequence[Recipe],
     *,
     mesh: Mesh | None = None,
-    together: bool = False,
     shard: bool = False,
     validate: Callable[[Any, Any], Row] | None = None,
     report: Callable[[Row], None] | None = None,
@@ -236,7 +170,8 @@ def fit(
     """
     recipes = [recipes] if isinstance(recipes, Recipe) else list(recipes)
     mesh, recipe = mesh or make_mesh(), recipes[0]
-    if any(replace(each, seed=0, learning_rate=1.0) != replace(recipe, seed=0, learning_rate=1.0) for each in recipes):
+    same = {"seed": 0, "learning_rate": 1.0}
+    if any(each.model_copy(update=same) != recipe.model_copy(update=same) for each in recipes):
         raise InputError("recipes that run in one program may differ in seed and learning rate only")
     if task.batch % mesh.size:
         raise InputError(
@@ -254,7 +189,7 @@ def fit(
         if found is not None:
             (states, best), kept = found
             notes.read(kept)
-        step, saved = make_step(task, recipe, mesh, placement, together=together), time.monotonic()
+        step, saved = make_step(task, recipe, mesh, placement), time.monotonic()
         while notes.done < total:
             epoch, at = divmod(notes.done, task.steps)
             now = [own * np.float32(scale) for own, scale in zip(rates, notes.scales, strict=True)]
@@ -381,9 +316,3 @@ class _Notes:
         self._plateaus = [Plateau(numbers) for numbers in kept["plateaus"]]
         for name in kept.keys() - {"plateaus"}:
             setattr(self, name, kept[name])
-
-
-def members(recipe: Recipe, seeds: Sequence[int], rates: Sequence[float]) -> list[Recipe]:
-    """Every seed with every learning rate; the recipe's own where none is given."""
-    pairs = itertools.product(seeds or (recipe.seed,), rates or (recipe.learning_rate,))
-    return [replace(recipe, seed=seed, learning_rate=rate) for seed, rate in pairs]
