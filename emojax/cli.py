@@ -1,4 +1,4 @@
-"""The command line: finds the verb, merges settings file and flags, calls the verb, turns refusals into one line.
+"""The command line: finds the command, merges settings file and flags, calls it, refuses in one line.
 
 Exit codes: 0 done, 2 wrong usage or input (one line on stderr), 1 a bug (with its traceback), 3 another process of the
 job was lost, 128 and the signal's number when interrupted (130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP).
@@ -10,130 +10,50 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from emojax import process
-from emojax.distributed import processes as hosts
-from emojax.errors import InputError, did_you_mean, of_the_disk, one_line
-from emojax.settings import Reason, Section, Settings, UserPath, explain, paths_in, read_settings, verb_model
-
-# What a first argument without dashes is short for.
-_POSITIONAL = {"concepts": "--concepts.path", "report": "--run", "compare": "--runs"}
-# Flags that a verb may be given without their section.
-_SHORT = {
-    ("train", "--task"): "--train.task",
-    ("report", "--images"): "--report.images",
-    ("run", "--images"): "--report.images",
-}
-
-
-class Verb(NamedTuple):
-    """A command: what it is for, and the settings it takes."""
-
-    about: str
-    model: type[Section]
-
-
-def _out(verb: str) -> dict[str, tuple[type, Any]]:
-    return {
-        "out": (UserPath, Field(Path("runs") / verb, description="run folder to write")),
-        "overwrite": (bool, Field(False, description="replace the run that --out holds, if it holds nothing else")),
-    }
-
-
-def _verb(name: str, about: str, *sections: str, **extra: tuple[Any, Any]) -> tuple[str, Verb]:
-    return name, Verb(about, verb_model(name, sections, **_out(name), **extra))
-
-
-_CLASSES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
-_PROBING = ("data", "target", "clip", "probe", "cache")
-_DISSECTING = (*_PROBING, "concepts", "dissect")
-_RECORD = (Path | None, Field(None, description="record folder of a probe run to score, instead of data and network"))
-VERBS = dict(
-    [
-        _verb(
-            "demo",
-            "the main job offline, on rendered faces with small trained networks; labels against the truth",
-            "cache",
-            "report",
-            images=(int, Field(3000, ge=200, description="faces to probe with; half as many per test split")),
-        ),
-        _verb(
-            "prepare",
-            "build FER2013 from fer2013.csv or the image folder",
-            source=(Path | None, Field(None, description="fer2013.csv, or the folder with train/ and test/")),
-        ),
-        _verb(
-            "audit",
-            "find blank, placeholder, repeated, leaked and unreadable images, in raw FER2013 too",
-            "data",
-            reasons=(
-                tuple[Reason, ...],
-                Field(get_args(Reason), description="what to look for", min_length=1),
-            ),
-            near=(int, Field(12, ge=0, le=24, description="bits of 120 by which near duplicates may differ")),
-            exclude=(bool, Field(False, description="also write exclude.csv, for --data.exclude of the other verbs")),
-            sheet=(bool, Field(False, description="also write sheet.png, the images found, to look at")),
-        ),
-        _verb(
-            "concepts",
-            "review a concept set (emojax concepts FILE), ask a language model for one, import its answer",
-            "concepts",
-            "clip",
-            classes=(
-                tuple[str, ...],
-                Field(_CLASSES, description="class names that concepts are compared with", min_length=1),
-            ),
-            synonym=(float, Field(0.95, description="text cosine from which two concepts are near-synonyms")),
-            prompt=(bool, Field(False, description="print what to ask a language model, and do nothing else")),
-            answer=(Path | None, Field(None, description="a language model's answer to import as a concept file")),
-        ),
-        _verb(
-            "train",
-            "train a VGGNet or a Deep-Emotion on labelled images, or a small CLIP on rendered faces",
-            "data",
-            "train",
-            "evaluate",
-            "cache",
-        ),
-        _verb(
-            "evaluate",
-            "test a network: accuracy, recall per class, NLL, confusion",
-            "data",
-            "target",
-            "evaluate",
-            copies_of=(
-                str | None,
-                Field(None, description="test also without the images that occur in this split, pixel for pixel"),
-            ),
-        ),
-        _verb("probe", "run network and CLIP over the probe set once, keep the statistics", *_PROBING),
-        _verb("dissect", "label every unit of every layer; the paper's Table 1", *_DISSECTING, record=_RECORD),
-        _verb("sweep", "edit by labels: every tau with every factor, tested", *_DISSECTING, "edit", "evaluate"),
-        _verb("run", "all of it: probe, dissect, edit by labels, evaluate", *_DISSECTING, "edit", "evaluate", "report"),
-        (
-            "report",
-            Verb(
-                "write a run's page and figures (emojax report RUN)",
-                verb_model(
-                    "report",
-                    ("report",),
-                    run=(UserPath | None, Field(None, description="run folder")),
-                    audit=(UserPath | None, Field(None, description="audit.csv whose flagged images to show")),
-                ),
-            ),
-        ),
-        _verb(
-            "compare",
-            "two or more runs side by side (emojax compare RUN RUN)",
-            runs=(tuple[UserPath, ...], Field((), description="run folders; the first is what others are held against")),
-        ),
-    ]
+from emojax.commands import (
+    audit,
+    compare,
+    concepts,
+    demo,
+    dissect,
+    evaluate,
+    prepare,
+    probe,
+    report,
+    run,
+    sweep,
+    train,
 )
+from emojax.commands.base import Command, WritesRun
+from emojax.distributed import processes
+from emojax.errors import InputError, did_you_mean, of_the_disk, one_line
+from emojax.section import Section
+from emojax.settings import Settings, explain, paths_in, read_settings
+
+COMMANDS = {
+    module.COMMAND.name: module.COMMAND
+    for module in (
+        demo,
+        prepare,
+        audit,
+        concepts,
+        train,
+        evaluate,
+        probe,
+        dissect,
+        sweep,
+        run,
+        report,
+        compare,
+    )
+}
 
 
 def overview() -> str:
@@ -141,11 +61,11 @@ def overview() -> str:
     lines = [
         "emojax: which facial-expression concept each hidden unit stands for, and what editing by those labels does",
         "",
-        "usage: emojax <verb> [--config FILE] [--section.field VALUE ...]",
+        "usage: emojax <command> [--config FILE] [--section.field VALUE ...]",
         "",
-        *(f"  {name:<10} {verb.about}" for name, verb in VERBS.items()),
+        *(f"  {name:<10} {command.about}" for name, command in COMMANDS.items()),
         "",
-        "emojax <verb> --help lists its settings with their defaults. --config FILE takes them from YAML (see configs/).",
+        "emojax <command> --help lists its settings with their defaults. --config FILE takes them from YAML (see configs/).",
         "Several processes as one (docs/scale.md): --coordinator HOST:PORT --processes N --index I, or --coordinator auto.",
     ]
     return "\n".join(lines)
@@ -169,7 +89,7 @@ def _take_out(args: Sequence[str], flags: Sequence[str]) -> tuple[dict[str, str]
     return found, rest
 
 
-def parse_job(args: Sequence[str]) -> tuple[hosts.Job | None, list[str]]:
+def parse_job(args: Sequence[str]) -> tuple[processes.Job | None, list[str]]:
     """Which process of which job this is, and the other arguments.
 
     Raises:
@@ -180,13 +100,13 @@ def parse_job(args: Sequence[str]) -> tuple[hosts.Job | None, list[str]]:
         return None, rest
     coordinator = found.pop("--coordinator", None)
     if coordinator == "auto" and not found:
-        return hosts.Job("auto"), rest
+        return processes.Job("auto"), rest
     if coordinator in (None, "auto") or len(found) != 2:
         raise InputError("a job needs --coordinator HOST:PORT --processes N --index I, or --coordinator auto alone")
     for flag, value in found.items():
         if not value.isdecimal():
             raise InputError(f"{flag} is {value!r}, not a number")
-    job = hosts.Job(coordinator, int(found["--processes"]), int(found["--index"]))
+    job = processes.Job(coordinator, int(found["--processes"]), int(found["--index"]))
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise InputError(f"--coordinator is {coordinator!r}, not HOST:PORT or auto")
@@ -195,45 +115,62 @@ def parse_job(args: Sequence[str]) -> tuple[hosts.Job | None, list[str]]:
     return job, rest
 
 
-def parse(verb: str, args: Sequence[str]) -> Section:
-    """Settings of a verb: defaults, then the settings file, then flags.
+def parse(command: Command, args: Sequence[str]) -> Section:
+    """Settings of a command: defaults, then the settings file, then flags.
 
     Raises:
       InputError: a name or value is refused, in the file or on the command line.
     """
     import tyro
 
-    model = VERBS[verb].model
     found, rest = _take_out(args, ("--config",))
-    path = Path(found["--config"]) if found else None
-    if rest and not rest[0].startswith("-") and verb in _POSITIONAL:
-        rest = [_POSITIONAL[verb], *rest]
-    rest = [_SHORT.get((verb, flag), flag) + equals + value for flag, equals, value in (arg.partition("=") for arg in rest)]
-    settings = Settings() if path is None else read_settings(path)
-    own = {name: getattr(settings, name) for name in model.model_fields if name in Settings.model_fields}
+    if rest and not rest[0].startswith("-") and command.positional is not None:
+        rest = [command.positional, *rest]
+    rest = [_full_flag(command, argument) for argument in rest]
+    default = command.settings(**_from_file(command, found.get("--config")))
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
-                model,
+                command.settings,
                 args=rest,
-                default=model(**own),
-                prog=f"emojax {verb}",
-                description=f"{VERBS[verb].about}. --config FILE takes settings from YAML.",
+                default=default,
+                prog=f"emojax {command.name}",
+                description=f"{command.about}. --config FILE takes settings from YAML.",
             )
     except ValidationError as error:
-        raise InputError(explain(error, model)) from None
+        raise InputError(explain(error, command.settings)) from None
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise InputError(_one_line(complaint.getvalue())) from None
 
 
+def _full_flag(command: Command, argument: str) -> str:
+    """A flag that was given without its section, with it; any other argument as it is."""
+    flag, equals, value = argument.partition("=")
+    return command.short.get(flag, flag) + equals + value
+
+
+def _from_file(command: Command, path: str | None) -> dict[str, Any]:
+    """The sections of a settings file that the command takes."""
+    if path is None:
+        return {}
+    settings = read_settings(Path(path))
+    known = command.settings.model_fields.keys() & Settings.model_fields.keys()
+    return {name: getattr(settings, name) for name in known}
+
+
 def _one_line(boxed: str) -> str:
     """The message in tyro's framed, wrapped complaint, without frame, help text and pydantic's link."""
     text = re.sub(r"[─│╭╮╰╯]+|-{5,}", " ", boxed.partition("\n")[2])
     text = re.split(r"For full helptext|Argument helptext", text)[0]
-    text = re.sub(r"\[type=.*?\]|For further information visit\s+\S+|\d+ validation errors? for \w+", " ", text, flags=re.S)
+    text = re.sub(
+        r"\[type=.*?\]|For further information visit\s+\S+|\d+ validation errors? for \w+",
+        " ",
+        text,
+        flags=re.S,
+    )
     return " ".join(text.split()) or " ".join(boxed.split())
 
 
@@ -255,19 +192,19 @@ def _main(args: Sequence[str] | None) -> int:
         return 0
     job, name = None, "emojax: "
     try:
-        verb = args[0]
-        if verb not in VERBS:
-            raise InputError(f"no verb {verb!r}{did_you_mean(verb, VERBS)}")
+        if args[0] not in COMMANDS:
+            raise InputError(f"no command {args[0]!r}{did_you_mean(args[0], COMMANDS)}")
+        command = COMMANDS[args[0]]
         job, rest = parse_job(args[1:])
         if job is not None and job.index is not None:
             name += f"process {job.index}: "
-        _run(verb, parse(verb, rest), job, _take_out(rest, ("--config",))[0].get("--config"))
+        _run(command, parse(command, rest), job, _take_out(rest, ("--config",))[0].get("--config"))
         process.check_interrupted()
         return 0
     except InputError as error:
         code = _complain(name, error, one_line(error), 2)
-    except hosts.PeerLost as lost:
-        code = _complain(name, lost, str(lost), hosts.LOST)
+    except processes.PeerLost as lost:
+        code = _complain(name, lost, str(lost), processes.LOST)
     except KeyboardInterrupt as stop:
         code = _complain(name, stop, "interrupted; nothing half-written was kept", process.exit_code())
     except Exception as error:
@@ -279,7 +216,7 @@ def _main(args: Sequence[str] | None) -> int:
             traceback.print_exc()
             code = 1
     if job is not None:
-        hosts.leave(code)
+        processes.leave(code)
     return code
 
 
@@ -289,23 +226,25 @@ def _complain(name: str, error: BaseException, message: str, code: int) -> int:
     return code
 
 
-def _run(verb: str, settings: Section, job: hosts.Job | None, config: str | None) -> None:
-    from emojax.commands import console  # jax and the engine load only once the settings have been read
+def _run(command: Command, settings: Section, job: processes.Job | None, config: str | None) -> None:
+    from emojax.commands import console  # jax and the library load only once the settings are read
     from emojax.distributed import mesh
 
     mesh.use_all_cores()
-    with hosts.joined(job), console.log_shown(), contextlib.ExitStack() as quiet:
+    with processes.joined(job), console.log_shown(), contextlib.ExitStack() as quiet:
         process.listen()  # anew: JAX's service for a job's processes takes SIGTERM for itself
         if job is not None:
-            hosts.check_same_everywhere([verb, settings.model_dump(mode="json")], "settings")
-            if not hosts.is_main_process():
-                quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w", encoding="utf-8"))))
-        if "out" in type(settings).model_fields and not getattr(settings, "prompt", False) and hosts.is_main_process():
+            told = [command.name, settings.model_dump(mode="json")]
+            processes.check_same_everywhere(told, "settings")
+            if not processes.is_main_process():
+                nowhere = quiet.enter_context(open(os.devnull, "w", encoding="utf-8"))
+                quiet.enter_context(contextlib.redirect_stdout(nowhere))
+        if isinstance(settings, WritesRun) and processes.is_main_process():
             _check_out(settings, config)
-        _function(verb)(settings)
+        command.run(settings)
 
 
-def _check_out(settings: Any, config: str | None) -> None:
+def _check_out(settings: WritesRun, config: str | None) -> None:
     """Refuses, before any work, to put a run where something would be lost.
 
     Raises:
@@ -313,14 +252,10 @@ def _check_out(settings: Any, config: str | None) -> None:
     """
     from emojax import outputs
 
+    if isinstance(settings, concepts.ConceptsSettings) and settings.prompt:
+        return  # a prompt is printed, nothing is written
     named = [(flag, path) for flag, path in paths_in(settings) if flag not in ("--out", "--cache")]
     if config is not None:
         named.append(("--config", Path(config)))
     outputs.check_inputs(settings.out, named, getattr(settings, "cache", None))
     outputs.check_out(settings.out, overwrite=settings.overwrite)
-
-
-def _function(verb: str) -> Callable[[Section], None]:
-    from emojax.commands import chain as verbs
-
-    return getattr(verbs, verb)

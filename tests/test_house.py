@@ -101,9 +101,9 @@ def test_progress_in_a_terminal(monkeypatch):
 def test_home_folder_in_paths(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert Settings().cache == tmp_path / ".cache" / "emojax"
-    assert cli.parse("run", ["--cache", "~/mine"]).cache == tmp_path / "mine"
-    assert cli.parse("run", ["--out=~/runs"]).out == tmp_path / "runs"
-    assert cli.parse("train", ["--task=clip"]).train.task == "clip"
+    assert cli.parse(cli.COMMANDS["run"], ["--cache", "~/mine"]).cache == tmp_path / "mine"
+    assert cli.parse(cli.COMMANDS["run"], ["--out=~/runs"]).out == tmp_path / "runs"
+    assert cli.parse(cli.COMMANDS["train"], ["--task=clip"]).train.task == "clip"
 
 
 def test_import_is_light():
@@ -129,8 +129,8 @@ def run(capsys, *args):
 def test_help_lists_the_verbs(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    assert all(f"  {verb} " in out for verb in cli.VERBS)
-    for verb in cli.VERBS:
+    assert all(f"  {verb} " in out for verb in cli.COMMANDS)
+    for verb in cli.COMMANDS:
         with pytest.raises(SystemExit) as stop:
             cli.main([verb, "--help"])
         assert stop.value.code == 0
@@ -140,7 +140,7 @@ def test_help_lists_the_verbs(capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["prob"], "no verb 'prob'; did you mean 'probe'?"),
+        (["prob"], "no command 'prob'; did you mean 'probe'?"),
         (["run", "--probe.bach", "3"], "--probe.batch"),
         (["run", "--probe.batch", "x"], "--probe.batch: invalid literal"),
         (["run", "--probe.batch", "-1"], "batch Input should be greater than 0"),
@@ -155,7 +155,7 @@ def test_help_lists_the_verbs(capsys):
     ],
 )
 def test_refusals_are_one_line_and_exit_2(capsys, tmp_path, args, message):
-    if args[0] in cli.VERBS:
+    if args[0] in cli.COMMANDS:
         args = [*args, *(["--out", str(tmp_path / "out")] if args[-1] != "--config" else [])]
     code, _, err = run(capsys, *args)
     assert code == 2
@@ -190,7 +190,7 @@ def test_settings_file_refusals(tmp_path, text, message):
 def test_flags_override_the_file_and_the_file_the_defaults(tmp_path):
     path = tmp_path / "s.yaml"
     path.write_text("probe: {batch: 32, top_k: 50}\nedit: {tau: [-1.0, 0.5]}\n")
-    settings = cli.parse("run", ["--config", str(path), "--probe.batch", "64", "--edit.factor", "1.0", "2.5"])
+    settings = cli.parse(cli.COMMANDS["run"], ["--config", str(path), "--probe.batch", "64", "--edit.factor", "1.0", "2.5"])
     assert (settings.probe.batch, settings.probe.top_k, settings.probe.pool) == (64, 50, "avg")
     assert (settings.edit.tau, settings.edit.factor) == ((-1.0, 0.5), (1.0, 2.5))
     with pytest.raises(ValueError, match="frozen"):

@@ -259,7 +259,7 @@ def test_what_is_not_the_runs_stays(capsys, place, build, message):
     assert_refused(capsys, place, args, message)
 
 
-@pytest.mark.parametrize("command", [name for name, verb in cli.VERBS.items() if "out" in verb.model.model_fields])
+@pytest.mark.parametrize("command", [name for name, verb in cli.COMMANDS.items() if "out" in verb.model.model_fields])
 def test_a_run_is_replaced_only_when_asked(capsys, place, command):
     """The default folder of every command that writes one."""
     written_run(place / "runs" / command, verb=command)
@@ -284,7 +284,7 @@ def test_every_setting_that_names_a_place_is_known():
     assert dict(config.paths_in(every)) == dict(
         zip([*(f"--{flag}" for flag in flags), "--cache"], map(Path, "abcdefgh"), strict=True)
     )
-    for section in (config.Settings, *(verb.model for verb in cli.VERBS.values())):
+    for section in (config.Settings, *(verb.model for verb in cli.COMMANDS.values())):
         for name, info in section.model_fields.items():
             parts = info.annotation.model_fields if hasattr(info.annotation, "model_fields") else {name: info}
             for field, described in parts.items():

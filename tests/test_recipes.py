@@ -28,7 +28,6 @@ from emojax.synthetic import faces
 from emojax.training import fit as train
 from emojax.training import recipe as recipes
 from emojax.training import tasks
-from emojax.training import recipe as recipes
 from emojax.training.evaluate import Evaluation, average
 
 

@@ -749,7 +749,7 @@ def test_refused(capsys, monkeypatch, tmp_path, sound, one):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     args = [str(arg) for arg in one.args(world)]
     before = everything(tmp_path)
-    own = ["--out", "runs/out"] if "--out" not in args and args[0] in cli.VERBS else []
+    own = ["--out", "runs/out"] if "--out" not in args and args[0] in cli.COMMANDS else []
     code, err = outcome(capsys, [*args, *own])
     assert_refused(code, err, one.message)
     assert everything(tmp_path) == before

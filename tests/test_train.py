@@ -21,7 +21,6 @@ from emojax.synthetic.small_clip import small_clip, train_tokenizer
 from emojax.training import fit as train
 from emojax.training import recipe as recipes
 from emojax.training import tasks
-from emojax.training import recipe as recipes
 from emojax.training.evaluate import evaluate
 
 

@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from emojax import settings as config
 from emojax.commands.console import say
 from emojax.data.classes import FER2013, listed
 from emojax.data.loader import ImageSet
@@ -14,12 +13,13 @@ from emojax.data.weights import with_classes
 from emojax.errors import InputError, one_line
 from emojax.models.deep_emotion import DeepEmotion
 from emojax.models.vgg import VggNet
+from emojax.settings import Target
 from emojax.training.evaluate import better_order, class_order, labelled
 
 _Classifier = TypeVar("_Classifier", VggNet, DeepEmotion)
 
 
-def given(model: _Classifier, target: config.Target) -> _Classifier:
+def given(model: _Classifier, target: Target) -> _Classifier:
     """The network with the class names of the settings, where they give any.
 
     Raises:

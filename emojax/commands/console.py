@@ -6,7 +6,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from emojax import process
@@ -33,7 +41,14 @@ def progress(what: str, unit: str = "images") -> Iterator[Callable[..., None]]:
     Yields `update(done, total, note="")`.
     """
     note = TextColumn("{task.fields[note]}", markup=False)
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn(), note)
+    columns = (
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(unit),
+        TimeRemainingColumn(),
+        note,
+    )
     errors = Console(stderr=True)
     with Progress(*columns, console=errors, disable=not errors.is_terminal or not is_main_process()) as bar:
         task = bar.add_task(what, total=None, note="")

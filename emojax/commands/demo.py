@@ -1,115 +1,216 @@
-"""`emojax demo`: the main job on rendered faces with the networks that ship with emojax, where the truth is known.
+"""`emojax demo`: the main job on rendered faces with the shipped networks, where the truth is known.
 
-Everything goes through the code that real data and networks take; only afterwards are labels held against the truth.
+Everything goes through the code that real data and networks take; only afterwards are the labels
+compared with the truth.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from rich.table import Table
+from pydantic import Field
 
-from emojax import settings as config
-from emojax import store
-from emojax.commands.console import console, say
-from emojax.data.concepts import ConceptSet
-from emojax.dissection import truth
-from emojax.dissection.dissect import Dissection, Similarity, dissect
-from emojax.models.vgg import VggNet
-from emojax.ops.similarity import rank_reorder_size
-from emojax.probing.network import as_network
-from emojax.probing.record import ProbeRecord
-from emojax.synthetic import faces as face_data
+from emojax import settings
+from emojax.commands.base import Command, Studying, WritesRun, out_folder
+from emojax.section import UserPath
 
-ATTRIBUTE_SET = ConceptSet(face_data.ATTRIBUTES, name="what faces show")
+if TYPE_CHECKING:
+    from emojax.data.loader import ImageSet
+    from emojax.dissection.dissect import Dissection
+    from emojax.dissection.truth import Affinity, Agreement
+    from emojax.models.vgg import VggNet
+    from emojax.probing.record import ProbeRecord
+    from emojax.store import Run
+    from emojax.synthetic.faces import Faces
+
 RESPONDS = 0.75  # AUROC from which a unit is said to respond to an attribute
+_TEST_SPLITS = ("public_test", "private_test")
 
 
-def settings_for(images: int) -> config.Settings:
-    """The usual settings, with what all five similarity functions need."""
-    top_k = max(100, rank_reorder_size(images))
-    return config.Settings(probe=config.Probe(keep_activations=True, top_k=top_k), concepts=config.Concepts(path="paper25"))
+class DemoSettings(WritesRun):
+    """Settings of the demo."""
+
+    cache: UserPath = settings.CACHE
+    report: settings.Report = settings.Report()
+    images: int = Field(3000, ge=200, description="faces to probe with; half as many per test split")
+    out: UserPath = out_folder("demo")
 
 
-def worlds(images: int) -> tuple[face_data.Faces, list[face_data.Faces]]:
-    """Faces to probe with and two test sets of half as many; the shipped networks were trained on none of them."""
-    return face_data.random_faces(images, 11), [face_data.random_faces(images // 2, seed) for seed in (12, 13)]
+def demo(settings: DemoSettings) -> None:
+    """The main job on rendered faces, and its labels compared with the truth."""
+    from emojax import store
+    from emojax.commands import opening, report, steps
+    from emojax.commands.console import say_written
+    from emojax.data import seen
+    from emojax.data.concepts import load_concepts
+    from emojax.synthetic import shipped
+
+    effective = _effective(settings)
+    dumped = effective.model_dump(mode="json", exclude={"out", "overwrite"})
+    with opening.open_run(settings, "demo", effective=dumped) as run:
+        with run.timed("render"):
+            probe_faces, test_faces = faces_for(settings.images)
+            images = probe_faces.image_set("faces")
+            tests = [faces.image_set(name) for faces, name in zip(test_faces, _TEST_SPLITS, strict=True)]
+        model, clip = shipped.load_demo()
+        provenance = seen.read(shipped.ASSETS / "vgg.safetensors") or ()
+        run.target = {
+            "seen": [use._asdict() for use in provenance],
+            "classes": list(model.config.class_names or ()),
+        }
+        concepts = load_concepts("paper25")
+        record, summary = steps.chain(effective, run, model, clip, concepts, images, tests)
+        summary["truth"] = _compare_with_truth(run, model, record, test_faces, tests)
+        store.write_json(run.folder / "summary.json", summary)
+    try:
+        report.complete(settings.out, settings.report, images)
+    finally:
+        say_written(settings.out)
+        _closing(summary, settings.out)
 
 
-def compare_with_truth(
-    run: store.Run, model: VggNet, record: ProbeRecord, tests: Sequence[tuple[face_data.Faces, Any]]
+def _effective(demo: DemoSettings) -> Studying:
+    """The usual settings of the main job, with what all five similarity functions need."""
+    from emojax.ops.similarity import rank_reorder_size
+
+    top_k = max(100, rank_reorder_size(demo.images))
+    probe = settings.Probe(keep_activations=True, top_k=top_k)
+    concepts = settings.Concepts(path="paper25")
+    return Studying(probe=probe, concepts=concepts, cache=demo.cache)
+
+
+def faces_for(images: int) -> "tuple[Faces, list[Faces]]":
+    """Faces to probe with and two test sets of half as many.
+
+    The shipped networks were trained on none of them.
+    """
+    from emojax.synthetic.faces import random_faces
+
+    return random_faces(images, 11), [random_faces(images // 2, seed) for seed in (12, 13)]
+
+
+# Labels compared with the truth
+
+
+def _compare_with_truth(
+    run: "Run",
+    model: "VggNet",
+    record: "ProbeRecord",
+    test_faces: "Sequence[Faces]",
+    tests: "Sequence[ImageSet]",
 ) -> dict[str, Any]:
     """Labels by all five similarity functions against what units respond to on the test faces.
 
     Writes `truth.csv`, prints the table, returns it for the summary.
     """
-    network, layers = as_network(model), list(record.layers)
+    from dataclasses import asdict
+    from typing import get_args
+
+    import numpy as np
+
+    from emojax.data.concepts import ConceptSet
+    from emojax.dissection import truth
+    from emojax.dissection.dissect import Similarity, dissect
+    from emojax.probing.network import as_network
+    from emojax.synthetic.faces import ATTRIBUTES
+
+    attributes = ConceptSet(ATTRIBUTES, name="what faces show")
+    network = as_network(model)
     with run.timed("truth"):
-        responses = np.concatenate([truth.activations(network, images, layers) for _, images in tests])
-        presence = np.concatenate([faces.attributes for faces, _ in tests])
-        known = truth.affinity(responses, presence)
-        found = {name: dissect(record, ATTRIBUTE_SET, similarity=name, null_sets=0) for name in get_args(Similarity)}
-        scores = {name: each.scores for name, each in found.items()}
-        tables = {
-            "units": truth.table(scores, known.auroc),
-        }
-        if np.nanmax(known.auroc) >= RESPONDS:
+        layers = list(record.layers)
+        responses = np.concatenate([truth.activations(network, test, layers) for test in tests])
+        presence = np.concatenate([faces.attributes for faces in test_faces])
+        affinity = truth.affinity(responses, presence)
+        dissections = {name: dissect(record, attributes, similarity=name, null_sets=0) for name in get_args(Similarity)}
+        scores = {name: dissection.scores for name, dissection in dissections.items()}
+        tables = {"units": truth.table(scores, affinity.auroc)}
+        if np.nanmax(affinity.auroc) >= RESPONDS:
             title = f"units that respond to something (AUROC ≥ {RESPONDS})"
-            tables[title] = truth.table(scores, known.auroc, least=RESPONDS)
-    _write(run, record, known, found)
+            tables[title] = truth.table(scores, affinity.auroc, least=RESPONDS)
+    _write_truth(run, record, affinity, dissections)
     for title, rows in tables.items():
-        _print(title, rows)
+        _print_truth(title, rows)
     return {title: {name: asdict(row) for name, row in rows.items()} for title, rows in tables.items()}
 
 
-def _write(run: store.Run, record: ProbeRecord, known: truth.Affinity, found: dict[str, Dissection]) -> None:
+def _write_truth(
+    run: "Run",
+    record: "ProbeRecord",
+    affinity: "Affinity",
+    dissections: "Mapping[str, Dissection]",
+) -> None:
+    """`truth.csv`: a row per unit, what it responds to most and every function's label."""
+    import numpy as np
+
+    from emojax import store
+    from emojax.synthetic.faces import ATTRIBUTES
+
     header = ["layer", "unit", "responds_to", "auroc", "auprc", "correlation"]
-    header += [column for name in found for column in (f"{name}_label", f"{name}_label_auroc")]
-    names, best = face_data.ATTRIBUTES, np.nanargmax(known.auroc, axis=1)
+    for name in dissections:
+        header += [f"{name}_label", f"{name}_label_auroc"]
+    best = np.nanargmax(affinity.auroc, axis=1)
 
     def rows() -> Iterator[list[Any]]:
-        at = 0
+        row = 0
         for layer, units in record.layers.items():
             for unit in range(units):
-                affinities = [field[at, best[at]] for field in known]
-                labels = [each.labels[at] for each in found.values()]
-                told = [value for label in labels for value in (names[label], known.auroc[at, label])]
-                yield [layer, unit, names[best[at]], *affinities, *told]
-                at += 1
+                cells = [layer, unit, ATTRIBUTES[best[row]]]
+                cells += [measure[row, best[row]] for measure in affinity]
+                for dissection in dissections.values():
+                    label = dissection.labels[row]
+                    cells += [ATTRIBUTES[label], affinity.auroc[row, label]]
+                yield cells
+                row += 1
 
     store.write_csv(run.folder / "truth.csv", header, rows())
 
 
-def _print(title: str, rows: dict[str, truth.Agreement]) -> None:
-    one = next(iter(rows.values()))
-    table = Table("labels by", title=f"Labels against the truth: {one.units} {title}", title_justify="left")
+def _print_truth(title: str, rows: "Mapping[str, Agreement]") -> None:
+    from rich.table import Table
+
+    from emojax.commands.console import console
+
+    first = next(iter(rows.values()))
+    heading = f"Labels against the truth: {first.units} {title}"
+    table = Table("labels by", title=heading, title_justify="left")
     for column in ("best", "among 3", "AUROC", "rank corr."):
         table.add_column(column, justify="right")
     for name, row in rows.items():
-        table.add_row(
-            name, f"{row.best:.0%}", f"{row.among_three:.0%}", f"{row.auroc_of_label:.3f}", f"{row.rank_correlation:.2f}"
-        )
+        shares = (f"{row.best:.0%}", f"{row.among_three:.0%}")
+        table.add_row(name, *shares, f"{row.auroc_of_label:.3f}", f"{row.rank_correlation:.2f}")
     table.add_section()
-    table.add_row("random", f"{1 / one.attributes:.0%}", f"{3 / one.attributes:.0%}", f"{one.auroc_of_random:.3f}", "0.00")
-    table.add_row("the truth", "100%", "100%", f"{one.auroc_of_best:.3f}", "1.00")
+    chance = (f"{count / first.attributes:.0%}" for count in (1, 3))
+    table.add_row("random", *chance, f"{first.auroc_of_random:.3f}", "0.00")
+    table.add_row("the truth", "100%", "100%", f"{first.auroc_of_best:.3f}", "1.00")
     console.print(table)
 
 
-def closing(summary: dict[str, Any], labels: dict[str, Any], out: Path) -> None:
+def _closing(summary: dict[str, Any], out: Path) -> None:
     """The last lines: what was found, and where it lies."""
-    row, edit = labels[list(labels)[-1]]["soft_wpmi"], summary["edit"]
+    from emojax.commands.console import say
+
+    tables = summary["truth"]
+    row = tables[list(tables)[-1]]["soft_wpmi"]
+    edit = summary["edit"]
     before, tested = edit["baseline"]["all"], edit["tested"]
-    chance, chance3 = 1 / row["attributes"], 3 / row["attributes"]
+    chance, chance_of_three = 1 / row["attributes"], 3 / row["attributes"]
     lines = {
         "network": f"{before['top1']:.1%} of {before['images']} rendered test faces in the right emotion (chance 14.3%)",
-        "labels": f"soft_wpmi names what a unit responds to most in {row['best']:.0%} (chance {chance:.0%})"
-        f" of {row['units']} units with a clear response, one of three in {row['among_three']:.0%} (chance {chance3:.0%})",
-        "edit": f"{edit['finding']} (McNemar p = {edit['p_value']:.2g}): {tested['gained']} faces gained"
-        f" and {tested['lost']} lost of {tested['images']} that took no part in its choice",
+        "labels": f"soft_wpmi names what a unit responds to most in {row['best']:.0%} "
+        f"(chance {chance:.0%}) of {row['units']} units with a clear response, one of three in "
+        f"{row['among_three']:.0%} (chance {chance_of_three:.0%})",
+        "edit": f"{edit['finding']} (McNemar p = {edit['p_value']:.2g}): {tested['gained']} faces "
+        f"gained and {tested['lost']} lost of {tested['images']} that took no part in its choice",
         "files": str(out),
     }
     say("\nWhat was found")
     for name, line in lines.items():
         say(f"  {name:<9} {line}")
+
+
+COMMAND = Command(
+    "demo",
+    "the main job offline, on rendered faces with small trained networks; labels against the truth",
+    DemoSettings,
+    demo,
+)

@@ -12,17 +12,16 @@ FER2013 that a person had judged by eye, and rounded; docs/audit.md has the coun
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from emojax.data.decode import read_image
 from emojax.data.loader import ImageSet, pixel_digest, resolve
+from emojax.data.reasons import REASONS, Reason
 from emojax.errors import InputError
 
-Reason = Literal["unreadable", "blank", "placeholder", "duplicate", "near_duplicate", "leak"]
-REASONS: tuple[Reason, ...] = get_args(Reason)
 SIDE = 48
 BITS = 120  # of the perceptual hash
 _CHUNK = 1024

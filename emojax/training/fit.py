@@ -112,7 +112,8 @@ def make_step(task: Task, recipe: Recipe, mesh: Mesh, placement: State) -> Calla
     """The step: (states, data, batches, rates, keys, step number) → (states, metrics), lists over the members.
 
     Members are worked on in turn, by one jitted function: a loop inside the program (`lax.map`) would be several times
-    slower on a CPU, where XLA runs convolutions in loops on one thread. `placement` holds the shardings of a state, whose buffers are reused.
+    slower on a CPU, where XLA runs convolutions in loops on one thread. `placement` holds the shardings of a state,
+    whose buffers are reused.
     """
     transform = recipe.transform()
 

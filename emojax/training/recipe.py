@@ -78,9 +78,7 @@ class Recipe(Section):
             schedule = optax.cosine_onecycle_schedule(steps, self.learning_rate, rise)
         elif self.schedule == "cosine":
             rise = int(self.warmup * steps)
-            schedule = optax.warmup_cosine_decay_schedule(
-                0.0, self.learning_rate, rise, max(steps, rise + 1)
-            )
+            schedule = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, rise, max(steps, rise + 1))
             first = int(rise > 0)  # a first step at rate 0 would be lost
         else:
             return np.full(steps, self.learning_rate, np.float32)

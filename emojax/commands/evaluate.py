@@ -1,0 +1,83 @@
+"""`emojax evaluate`: accuracy, recall per class, NLL and confusion of a network on labelled splits."""
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from emojax import settings
+from emojax.commands.base import Command, WritesRun, out_folder
+from emojax.section import UserPath
+
+if TYPE_CHECKING:
+    from emojax.training.evaluate import Evaluation
+
+
+class EvaluateSettings(WritesRun):
+    """Settings of a test."""
+
+    data: settings.Data = settings.Data()
+    target: settings.Target = settings.Target()
+    evaluate: settings.Evaluate = settings.Evaluate()
+    copies_of: str | None = Field(
+        None,
+        description="test also without the images that occur in this split, pixel for pixel",
+    )
+    out: UserPath = out_folder("evaluate")
+
+
+def evaluate(settings: EvaluateSettings) -> None:
+    """Tests a network on labelled splits."""
+    from emojax import store
+    from emojax.commands import classes, opening
+    from emojax.commands.console import progress
+    from emojax.probing.network import as_network
+    from emojax.training import evaluate as testing
+
+    model, tests, class_names = opening.open_tested(settings)
+    weights = opening.needed(settings.target.weights, "--target.weights", "the network's file")
+    options = settings.evaluate
+    with opening.open_run(settings, "evaluate") as run:
+        warnings = opening.note_provenance(run, weights, tests, class_names)
+        run.inputs |= {images.name: images.key for images in tests}
+        run.inputs["target"] = as_network(model).key or ""
+        results: dict[str, Evaluation] = {}
+        with run.timed("evaluate"), progress("evaluate") as bar:
+            for images in tests:
+                results[images.name] = testing.evaluate(
+                    model, images, protocol=options.protocol, batch=options.batch, progress=bar
+                )
+        if len(results) > 1:
+            results["all"] = testing.join(*results.values())
+        given = {name: result.summary() for name, result in results.items()}
+        warnings += classes.shuffled(weights, given)
+        if settings.copies_of is not None:
+            source = opening.open_split_of(settings.data, settings.copies_of)
+            for images in tests:
+                name = f"{images.name}, no copies of {settings.copies_of}"
+                results[name] = testing.without_copies(results[images.name], images, source)
+        splits = {name: result.summary() for name, result in results.items()}
+        summary = {"protocol": options.protocol, "splits": splits}
+        store.write_json(run.folder / "summary.json", summary)
+    _print(results)
+    opening.end_with(settings.out, warnings)
+
+
+def _print(results: "dict[str, Evaluation]") -> None:
+    from rich.table import Table
+
+    from emojax.commands.console import console
+
+    table = Table("split", "images", "top-1", "top-2", "macro recall", "NLL")
+    for name, result in results.items():
+        numbers = result.summary()
+        shares = (f"{numbers[key]:.3%}" for key in ("top1", "top2", "macro_recall"))
+        table.add_row(name, str(numbers["images"]), *shares, f"{numbers['nll']:.4f}")
+    console.print(table)
+
+
+COMMAND = Command(
+    "evaluate",
+    "test a network: accuracy, recall per class, NLL, confusion",
+    EvaluateSettings,
+    evaluate,
+)

@@ -1,0 +1,103 @@
+"""From what the settings name to built objects: image sets, networks, CLIPs; and the run folder to write."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from emojax import store
+from emojax.commands import classes
+from emojax.commands.base import Studying, WritesRun
+from emojax.commands.console import say_written, warn
+from emojax.commands.evaluate import EvaluateSettings
+from emojax.data import seen
+from emojax.data.loader import ImageSet, open_split
+from emojax.data.weights import ClipEncoder, load_clip, load_network
+from emojax.errors import InputError
+from emojax.models.deep_emotion import DeepEmotion
+from emojax.models.vgg import VggNet
+from emojax.settings import Clip, Data, Target
+
+Classifier = VggNet | DeepEmotion
+_Value = TypeVar("_Value")
+
+
+def needed(value: _Value | None, flag: str, what: str) -> _Value:
+    """The value of a setting that the command cannot do without.
+
+    Raises:
+      InputError: it was not given; the message says what it is.
+    """
+    if value is None:
+        raise InputError(f"{flag} is needed: {what}")
+    return value
+
+
+def open_split_of(data: Data, split: str) -> ImageSet:
+    """A split of the settings' data set."""
+    return open_split(data.path, split, kind=data.kind, size=data.size, limit=data.limit, exclude=data.exclude)
+
+
+def open_probe_set(data: Data) -> ImageSet:
+    """The split that is probed."""
+    return open_split_of(data, data.probe_split)
+
+
+def open_test_splits(data: Data) -> list[ImageSet]:
+    """The splits to test on."""
+    return [open_split_of(data, split) for split in data.test_splits]
+
+
+def open_target(target: Target) -> Classifier:
+    """The network under study, its outputs named where the file or the settings name them."""
+    what = "VGGNet or Deep-Emotion weights, .safetensors or a PyTorch checkpoint"
+    model = load_network(needed(target.weights, "--target.weights", what))
+    return classes.given(model, target)
+
+
+def open_tested(
+    settings: Studying | EvaluateSettings,
+) -> tuple[Classifier, list[ImageSet], Sequence[str] | None]:
+    """The network, its outputs named; the test splits; the class names as the file gives them.
+
+    The last is None where the file names none, and the order had to be assumed.
+    """
+    model = open_target(settings.target)
+    tests = open_test_splits(settings.data)
+    known = model.config.class_names
+    weights = needed(settings.target.weights, "--target.weights", "the network's file")
+    return classes.settle(model, weights, tests), tests, known
+
+
+def open_clip(clip: Clip) -> ClipEncoder:
+    """The CLIP that images and concepts are embedded with."""
+    what = "a Hugging Face CLIP folder or hub name, e.g. openai/clip-vit-base-patch16"
+    return load_clip(needed(clip.path, "--clip.path", what), dtype=clip.dtype)
+
+
+def open_run(settings: WritesRun, command: str, **extra: Any) -> AbstractContextManager[store.Run]:
+    """The run folder that the command writes; `extra` goes beside the settings into its manifest."""
+    dumped = settings.model_dump(mode="json") | extra
+    return store.run_folder(settings.out, command, dumped, overwrite=settings.overwrite)
+
+
+def note_provenance(
+    run: store.Run, weights: Path, tests: Sequence[ImageSet], class_names: Sequence[str] | None
+) -> list[str]:
+    """Puts what the weights have been trained and chosen on into the manifest, and their class names.
+
+    Returns warnings of test splits among these images, to end the command with.
+    """
+    provenance = seen.read(weights)
+    run.target = {
+        "seen": None if provenance is None else [use._asdict() for use in provenance],
+        "classes": None if class_names is None else list(class_names),
+    }
+    return seen.warnings(provenance, weights.name, tests)
+
+
+def end_with(out: Path, warnings: Sequence[str]) -> None:
+    """The last lines of a command that tests a network: its files, then what to beware of."""
+    say_written(out)
+    for line in warnings:
+        warn(line)
