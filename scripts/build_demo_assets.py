@@ -34,7 +34,7 @@ def main(options: Options) -> None:
     """Trains both and writes the folder."""
     from emojax import outputs, store
     from emojax import settings as config
-    from emojax.commands import train as verbs_train
+    from emojax.commands import train_steps
     from emojax.data import seen
     from emojax.data.weights import load_clip, save_vgg
     from emojax.synthetic import faces
@@ -48,20 +48,20 @@ def main(options: Options) -> None:
             task="clip", epochs=options.clip_epochs, batch=128, learning_rate=1e-3, weight_decay=0.05, average=0.999
         )
         people, watched = faces.split("training", options.clip_faces), faces.split("public_test", options.test_faces)
-        report = verbs_train.metrics_writer(Path(log) / "clip.jsonl")
-        verbs_train.train_clip(train, people, watched, folder / "clip", report)
+        report = train_steps.metrics_writer(Path(log) / "clip.jsonl")
+        train_steps.train_clip(train, people, watched, folder / "clip", report)
         seconds_clip = time.perf_counter() - started
 
         train_vgg = config.Train(epochs=options.vgg_epochs, batch=64, learning_rate=3e-3, weight_decay=0.01, average=0.998)
         images = faces.split("training", options.vgg_faces).image_set("faces/training")
         validation = watched.image_set("faces/public_test")
-        report = verbs_train.metrics_writer(Path(log) / "vgg.jsonl")
-        model, _ = verbs_train.train_classifiers(train_vgg, images, validation, report)[0]
+        report = train_steps.metrics_writer(Path(log) / "vgg.jsonl")
+        model, _ = train_steps.train_classifiers(train_vgg, images, validation, report)[0]
         save_vgg(model, folder / "vgg.safetensors", seen=[seen.of(images, "trained"), seen.of(validation, "chosen")])
 
         held_out = faces.split("private_test", options.test_faces)  # not looked at while training
         pictures = held_out.render()
-        pairs = verbs_train.pair_accuracy(load_clip(folder / "clip"), held_out, pictures)
+        pairs = train_steps.pair_accuracy(load_clip(folder / "clip"), held_out, pictures)
         tested = evaluate(model, held_out.image_set("faces/private_test")).summary()
         assert None not in pairs.values(), "too few test faces to see every attribute"
         concepts = [value for name, value in pairs.items() if name not in faces.DISTRACTORS]

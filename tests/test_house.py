@@ -29,15 +29,16 @@ ROOT = Path(emojax.__file__).parent
 LEVELS = (
     {"cli"},
     {"commands"},
+    {"settings"},
     {"report"},
     {"editing", "evidence"},
     {"dissection"},
     {"training"},
     {"probing"},
     {"data", "synthetic"},
-    {"distributed", "store", "settings", "outputs", "process"},
+    {"distributed", "store", "outputs", "process"},
     {"models"},
-    {"ops"},
+    {"ops", "section"},
 )
 LEVEL = {package: len(LEVELS) - at for at, packages in enumerate(LEVELS) for package in packages}
 
@@ -126,7 +127,7 @@ def run(capsys, *args):
     return code, *capsys.readouterr()
 
 
-def test_help_lists_the_verbs(capsys):
+def test_help_lists_the_commands(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
     assert all(f"  {verb} " in out for verb in cli.COMMANDS)
@@ -343,7 +344,7 @@ def test_gains_from_a_file(capsys, tmp_path, world):
     assert not (tmp_path / "bad").exists()
 
 
-def test_probe_and_evaluate_verbs(capsys, tmp_path, world):
+def test_probe_and_evaluate(capsys, tmp_path, world):
     network, probing = world
     code, _, _ = run(capsys, "probe", *network, *probing, "--probe.layers", "lin*", "--out", tmp_path / "probe")
     assert code == 0

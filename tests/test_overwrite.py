@@ -14,12 +14,16 @@ from conftest import generated_images, some_record
 
 from emojax import cli, outputs, store
 from emojax import settings as config
-from emojax.commands import chain as verbs
-from emojax.commands import report as verbs_report
+from emojax.commands import opening, steps
+from emojax.commands.base import Dissecting
+from emojax.data import audit as auditing
+from emojax.data import concepts as concept_files
 from emojax.distributed import processes as hosts
 from emojax.errors import InputError
 from emojax.probing import record as records
+from emojax.report import results
 from emojax.report.write import FIGURES, PAGE
+from emojax.synthetic import faces
 
 
 def contents(root: Path) -> dict[str, bytes | str]:
@@ -52,14 +56,16 @@ def place(tmp_path, monkeypatch) -> Path:
     def work(*args, **kwargs):
         raise AssertionError("work began before --out was checked")
 
-    for name in ("load_network", "load_clip", "open_split", "load_concepts"):
-        monkeypatch.setattr(verbs, name, work)
-    monkeypatch.setattr(verbs.records, "load", work)
-    monkeypatch.setattr(verbs.verbs_train, "train", work)
-    monkeypatch.setattr(verbs.verbs_audit.engine, "pictures", work)
-    monkeypatch.setattr(verbs.verbs_demo, "worlds", work)
-    monkeypatch.setattr(verbs_report.results, "read_run", work)
-    monkeypatch.setattr(verbs.concept_files, "read_text", work)
+    for module, names in (
+        (opening, ("load_network", "load_clip", "open_split", "open_run")),
+        (concept_files, ("load_concepts", "read_text")),
+        (records, ("load",)),
+        (faces, ("split", "random_faces")),
+        (auditing, ("pictures",)),
+        (results, ("read_run",)),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, work)
     return tmp_path / "work"
 
 
@@ -259,7 +265,7 @@ def test_what_is_not_the_runs_stays(capsys, place, build, message):
     assert_refused(capsys, place, args, message)
 
 
-@pytest.mark.parametrize("command", [name for name, verb in cli.COMMANDS.items() if "out" in verb.model.model_fields])
+@pytest.mark.parametrize("command", [name for name, command in cli.COMMANDS.items() if "out" in command.settings.model_fields])
 def test_a_run_is_replaced_only_when_asked(capsys, place, command):
     """The default folder of every command that writes one."""
     written_run(place / "runs" / command, verb=command)
@@ -284,7 +290,7 @@ def test_every_setting_that_names_a_place_is_known():
     assert dict(config.paths_in(every)) == dict(
         zip([*(f"--{flag}" for flag in flags), "--cache"], map(Path, "abcdefgh"), strict=True)
     )
-    for section in (config.Settings, *(verb.model for verb in cli.COMMANDS.values())):
+    for section in (config.Settings, *(command.settings for command in cli.COMMANDS.values())):
         for name, info in section.model_fields.items():
             parts = info.annotation.model_fields if hasattr(info.annotation, "model_fields") else {name: info}
             for field, described in parts.items():
@@ -493,11 +499,16 @@ def test_a_record_is_saved_into_no_folder_in_use(tmp_path):
 def dissected(tmp_path_factory, tiny_vgg, tiny_clip) -> Path:
     """A run of `dissect` without a page."""
     out = tmp_path_factory.mktemp("dissected") / "R"
-    settings = config.Settings(probe=config.Probe(layers=("lin2",)), dissect=config.Dissect(null_sets=0, top_k=20))
+    settings = Dissecting(
+        probe=config.Probe(layers=("lin2",)),
+        dissect=config.Dissect(null_sets=0, top_k=20),
+        cache=tmp_path_factory.mktemp("cache"),
+    )
     images = generated_images(40, 2, "blobs")
-    concepts = verbs.load_concepts("paper25")
+    concepts = concept_files.load_concepts("paper25")
     with store.run_folder(out, "dissect", settings.model_dump(mode="json")) as run:
-        verbs.chain(settings, run, tiny_vgg, tiny_clip, concepts, images, (), None)
+        record = steps.probe(settings, run, tiny_vgg, images, tiny_clip)
+        steps.label(settings, run, record, concepts, tiny_clip, tiny_vgg)
     return out
 
 

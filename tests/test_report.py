@@ -15,8 +15,9 @@ from PIL import Image
 import emojax
 from emojax import cli, store
 from emojax import settings as config
-from emojax.commands import chain as verbs
-from emojax.commands import report as verbs_report
+from emojax.commands import report as reporting
+from emojax.commands import steps
+from emojax.commands.base import Studying
 from emojax.data.concepts import ConceptSet
 from emojax.data.loader import ImageSet
 from emojax.errors import InputError
@@ -47,15 +48,16 @@ def hostile(tmp_path_factory, tiny_vgg, tiny_clip) -> tuple[Path, ImageSet]:
     emotions = [(name,) for name in images.classes]
     concepts = ConceptSet((*HOSTILE, *PLAIN), tuple(emotions), name="hostile")
     options = {"tau": (-0.5, 0.0), "factor": (1.0, 2.0), "permutations": 19, "masks": 50, "layers": ("lin2",)}
-    settings = config.Settings(
+    settings = Studying(
+        cache=tmp_path_factory.mktemp("cache"),
         edit=config.Edit(**options),
         target=config.Target(weights=Path("</td><i>vgg")),
         probe=config.Probe(layers=("conv1a", "lin1", "lin2")),
     )
     out = tmp_path_factory.mktemp("runs") / "a <b> & run"
     with store.run_folder(out, "run", settings.model_dump(mode="json")) as run:
-        verbs.chain(settings, run, tiny_vgg, tiny_clip, concepts, images, tests, None)
-    verbs_report.add(out, config.Report(images="thumbnails"), images, None)
+        steps.chain(settings, run, tiny_vgg, tiny_clip, concepts, images, tests)
+    reporting.add(out, config.Report(images="thumbnails"), images)
     return out, images
 
 
@@ -133,7 +135,7 @@ def test_page_is_one_escaped_file(hostile):
 
 def test_no_images_unless_asked_for(hostile, tmp_path):
     folder = copy_of(hostile[0], tmp_path)
-    verbs_report.add(folder, config.Report(), hostile[1], None)
+    reporting.add(folder, config.Report(), hostile[1])
     text = (folder / "report.html").read_text("utf-8")
     assert page_data(text)["thumbs"] is None
     assert page.PEOPLE not in text

@@ -251,7 +251,7 @@ def test_a_lost_interrupt_is_not_success(capsys, monkeypatch):
         del thing
 
     monkeypatch.setattr(sys, "unraisablehook", lambda dropped: None)
-    monkeypatch.setattr(cli, "_function", lambda verb: drops)
+    monkeypatch.setitem(cli.COMMANDS, "demo", cli.COMMANDS["demo"]._replace(run=drops))
     before = signal.getsignal(signal.SIGTERM)
     assert cli.main(["demo"]) == 143
     assert capsys.readouterr().err == "emojax: interrupted; nothing half-written was kept\n"

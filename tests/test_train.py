@@ -10,7 +10,7 @@ from flax import nnx
 
 from emojax import cli
 from emojax import settings as config
-from emojax.commands import train as verbs_train
+from emojax.commands import train_steps
 from emojax.data.loader import ImageSet
 from emojax.data.weights import load_clip, load_vgg, save_clip
 from emojax.distributed.mesh import make_mesh
@@ -164,11 +164,11 @@ def test_clip_learns(small_faces, tmp_path):
     """A few steps bring captions and their faces together; the folder loads by the code that loads any CLIP."""
     rows = []
     options = config.Train(task="clip", epochs=3, batch=48, learning_rate=2e-3)
-    encoder, _ = verbs_train.train_clip(options, small_faces, small_faces, tmp_path / "clip", rows.append)
+    encoder, _ = train_steps.train_clip(options, small_faces, small_faces, tmp_path / "clip", rows.append)
     assert rows[-1]["loss"] < rows[0]["loss"]
     loaded = load_clip(tmp_path / "clip")
     assert loaded.key == encoder.key
-    pairs = verbs_train.pair_accuracy(loaded, small_faces, small_faces.render())
+    pairs = train_steps.pair_accuracy(loaded, small_faces, small_faces.render())
     assert np.mean(list(pairs.values())) > 0.5
 
 
@@ -213,7 +213,7 @@ def test_what_ships_does_what_its_metrics_say():
     model, clip = load_demo()
     told = json.loads((ASSETS / "metrics.json").read_text())
     people = faces.random_faces(1500, 31)
-    pairs = verbs_train.pair_accuracy(clip, people, people.render())
+    pairs = train_steps.pair_accuracy(clip, people, people.render())
     concepts = np.mean([value for name, value in pairs.items() if name not in faces.DISTRACTORS])
     assert concepts == pytest.approx(told["clip"]["mean_pair_accuracy_of_the_25_concepts"], abs=0.02)
     assert concepts > 0.9
