@@ -7,15 +7,10 @@ from emojax import process
 
 def start() -> None:
     """Runs the command line and ends the process; from its first moments on a signal ends it with one line."""
-    process.listen()
-    try:
-        from emojax.cli import main
+    process.begin_loading()
+    from emojax.cli import main
 
-        code = main()
-    except KeyboardInterrupt:  # while the command line was still loading
-        with process.safe_streams():
-            print("emojax: interrupted", file=sys.stderr)
-        code = process.exit_code()
+    code = main()
     process.ignore_signals()
     sys.exit(code)
 

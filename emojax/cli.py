@@ -205,10 +205,13 @@ def _main(args: Sequence[str] | None) -> int:
         code = _complain(name, error, one_line(error), 2)
     except processes.PeerLost as lost:
         code = _complain(name, lost, str(lost), processes.LOST)
-    except KeyboardInterrupt as stop:
-        code = _complain(name, stop, "interrupted; nothing half-written was kept", process.exit_code())
-    except Exception as error:
-        if isinstance(error, OSError) and of_the_disk(error) is not None:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) or process.was_interrupted():
+            message = "interrupted; nothing half-written was kept"
+            code = _complain(name, error, message, process.exit_code())
+        elif not isinstance(error, Exception):  # --help of a command ends by SystemExit
+            raise
+        elif isinstance(error, OSError) and of_the_disk(error) is not None:
             code = _complain(name, error, one_line(OSError(of_the_disk(error))), 2)
         elif job is None:
             raise

@@ -23,9 +23,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _Received:
-    """The first signal that came, and when."""
+    """The first signal that came, and when; and whether the process is still loading, so that it may end at once."""
 
     def __init__(self):
+        self.loading = False
         self.forget()
 
     def forget(self) -> None:
@@ -54,7 +55,18 @@ def check_interrupted() -> None:
         raise Interrupted(signal.Signals(_received.number).name)
 
 
+def was_interrupted() -> bool:
+    """Whether a signal came. An error after that is its consequence: of a callback or an import that it broke."""
+    return _received.number is not None
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
+    if _received.loading:
+        # Nothing has been written that would have to be tidied, and an exception may not be raised here: modules in
+        # Rust panic when it hits them while they are loaded.
+        with contextlib.suppress(OSError):
+            os.write(2, b"emojax: interrupted\n")
+        os._exit(128 + number)
     now = time.monotonic()
     if _received.number is not None and now - _received.at < _TIDYING:
         return
@@ -77,6 +89,20 @@ def listen() -> dict[int, Any]:
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             before[number] = signal.signal(number, _stop)
     return before
+
+
+def begin_loading() -> None:
+    """For a process of its own: until `begin_work`, a signal ends it at once, with a line."""
+    listen()
+    _received.loading = True
+
+
+def begin_work() -> None:
+    """From here on there may be something to tidy, and a signal raises `Interrupted`.
+
+    Called when a command opens what it writes: by then the libraries that it needs are loaded.
+    """
+    _received.loading = False
 
 
 @contextlib.contextmanager

@@ -265,7 +265,9 @@ def test_what_is_not_the_runs_stays(capsys, place, build, message):
     assert_refused(capsys, place, args, message)
 
 
-@pytest.mark.parametrize("command", [name for name, command in cli.COMMANDS.items() if "out" in command.settings.model_fields])
+@pytest.mark.parametrize(
+    "command", [name for name, command in cli.COMMANDS.items() if "out" in command.settings.model_fields]
+)
 def test_a_run_is_replaced_only_when_asked(capsys, place, command):
     """The default folder of every command that writes one."""
     written_run(place / "runs" / command, verb=command)

@@ -221,7 +221,7 @@ def test_signals_in_the_first_moments(tmp_path, number):
         out = tmp_path / f"{delay}"
         code = (
             "import signal, runpy, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
-            "signal.signal(signal.SIGHUP, signal.SIG_DFL); from emojax import process; process.listen();"
+            "signal.signal(signal.SIGHUP, signal.SIG_DFL); from emojax import process; process.begin_loading();"
             f"import os; os.write(1, b'!'); sys.argv = ['emojax', *{[str(a) for a in demo(out)]!r}];"
             "runpy.run_module('emojax', run_name='__main__')"
         )

@@ -79,15 +79,19 @@ def say_written(out: Path) -> None:
 
 class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        warn(record.getMessage())
+        show = warn if record.levelno >= logging.WARNING else say
+        show(record.getMessage())
 
 
 @contextmanager
 def log_shown() -> Iterator[None]:
-    """Shows what the library logs, which never prints by itself, as warnings."""
-    log, lines = logging.getLogger("emojax"), _Lines(logging.WARNING)
+    """Shows what the library logs, which never prints by itself: lines, and warnings as such."""
+    log = logging.getLogger("emojax")
+    lines, level = _Lines(logging.INFO), log.level
     log.addHandler(lines)
+    log.setLevel(logging.INFO)
     try:
         yield
     finally:
         log.removeHandler(lines)
+        log.setLevel(level)

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from emojax import store
+from emojax import process, store
 from emojax.commands import classes
 from emojax.commands.base import Studying, WritesRun
 from emojax.commands.console import say_written, warn
@@ -77,6 +77,7 @@ def open_clip(clip: Clip) -> ClipEncoder:
 
 def open_run(settings: WritesRun, command: str, **extra: Any) -> AbstractContextManager[store.Run]:
     """The run folder that the command writes; `extra` goes beside the settings into its manifest."""
+    process.begin_work()
     dumped = settings.model_dump(mode="json") | extra
     return store.run_folder(settings.out, command, dumped, overwrite=settings.overwrite)
 

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -280,10 +281,8 @@ def _tfds_or_folder(path: Path) -> Literal["tfds", "folder"]:
 
 @functools.cache
 def _say_once(line: str) -> None:
-    """A line that splits opened one after another would repeat."""
-    from emojax.commands.console import say
-
-    say(line)
+    """A line that splits opened one after another would repeat; the command line shows it."""
+    logging.getLogger("emojax").info("%s", line)
 
 
 def open_split(
