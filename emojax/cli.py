@@ -175,21 +175,25 @@ def _one_line(boxed: str) -> str:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs a command line; returns the exit code. Signals end the work in order, and printing cannot fail."""
+    """Runs a command line; returns the exit code.
+
+    Signals end the work in order, and printing cannot fail.
+    """
     with process.safe_streams(), process.listening():
-        return _main(args)
+        args = list(sys.argv[1:] if args is None else args)
+        if not args or args[0] in ("-h", "--help"):
+            print(overview())
+            return 0
+        if args[0] == "--version":
+            from emojax.store import versions
+
+            print(f"emojax {versions().get('emojax', 'not installed')}")
+            return 0
+        return _run_line(args)
 
 
-def _main(args: Sequence[str] | None) -> int:
-    args = list(sys.argv[1:] if args is None else args)
-    if not args or args[0] in ("-h", "--help"):
-        print(overview())
-        return 0
-    if args[0] == "--version":
-        from emojax.store import versions
-
-        print(f"emojax {versions().get('emojax', 'not installed')}")
-        return 0
+def _run_line(args: Sequence[str]) -> int:
+    """Runs `<command> [flags]`; what goes wrong becomes one line on stderr and an exit code."""
     job, name = None, "emojax: "
     try:
         if args[0] not in COMMANDS:
@@ -201,19 +205,13 @@ def _main(args: Sequence[str] | None) -> int:
         _run(command, parse(command, rest), job, _take_out(rest, ("--config",))[0].get("--config"))
         process.check_interrupted()
         return 0
-    except InputError as error:
-        code = _complain(name, error, one_line(error), 2)
-    except processes.PeerLost as lost:
-        code = _complain(name, lost, str(lost), processes.LOST)
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) or process.was_interrupted():
-            message = "interrupted; nothing half-written was kept"
-            code = _complain(name, error, message, process.exit_code())
-        elif not isinstance(error, Exception):  # --help of a command ends by SystemExit
-            raise
-        elif isinstance(error, OSError) and of_the_disk(error) is not None:
-            code = _complain(name, error, one_line(OSError(of_the_disk(error))), 2)
-        elif job is None:
+        outcome = _outcome_of(error)
+        if outcome is not None:
+            message, code = outcome
+            notes = getattr(error, "__notes__", ())  # added on the error's way up
+            print(name + "; ".join([message, *notes]), file=sys.stderr)
+        elif job is None or not isinstance(error, Exception):  # --help ends by SystemExit
             raise
         else:
             traceback.print_exc()
@@ -223,10 +221,18 @@ def _main(args: Sequence[str] | None) -> int:
     return code
 
 
-def _complain(name: str, error: BaseException, message: str, code: int) -> int:
-    """One line on stderr: the message, and what was noted on the error's way up."""
-    print(name + "; ".join([message, *getattr(error, "__notes__", ())]), file=sys.stderr)
-    return code
+def _outcome_of(error: BaseException) -> tuple[str, int] | None:
+    """The line and the exit code for an error that is no bug; None for a bug."""
+    if isinstance(error, InputError):
+        return one_line(error), 2
+    if isinstance(error, processes.PeerLost):
+        return str(error), processes.LOST
+    # An error after a signal is its consequence, for instance of an import that it broke.
+    if isinstance(error, KeyboardInterrupt) or process.was_interrupted():
+        return "interrupted; nothing half-written was kept", process.exit_code()
+    if isinstance(error, OSError) and of_the_disk(error) is not None:
+        return one_line(OSError(of_the_disk(error))), 2
+    return None
 
 
 def _run(command: Command, settings: Section, job: processes.Job | None, config: str | None) -> None:

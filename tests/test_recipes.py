@@ -17,7 +17,7 @@ from flax import nnx
 
 from emojax import cli
 from emojax.data import seen
-from emojax.data.loader import ImageSet, copies
+from emojax.data.image_set import ImageSet, copies
 from emojax.data.weights import load_network, load_vgg, save_vgg
 from emojax.distributed.mesh import make_mesh, parameter_shardings
 from emojax.errors import InputError

@@ -19,7 +19,7 @@ from emojax.commands import report as reporting
 from emojax.commands import steps
 from emojax.commands.base import Studying
 from emojax.data.concepts import ConceptSet
-from emojax.data.loader import ImageSet
+from emojax.data.image_set import ImageSet
 from emojax.errors import InputError
 from emojax.evidence.verdict import Evidence
 from emojax.report import page, sprites, units

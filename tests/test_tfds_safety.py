@@ -18,7 +18,7 @@ from PIL import Image
 
 from emojax import cli
 from emojax.data import fer2013
-from emojax.data.loader import open_split
+from emojax.data.opening import open_split
 from emojax.errors import InputError
 
 TENSOR = "tensorflow_datasets.core.features.tensor_feature.Tensor"

@@ -11,7 +11,7 @@ from flax import nnx
 from emojax import cli
 from emojax import settings as config
 from emojax.commands import train_steps
-from emojax.data.loader import ImageSet
+from emojax.data.image_set import ImageSet
 from emojax.data.weights import load_clip, load_vgg, save_clip
 from emojax.distributed.mesh import make_mesh
 from emojax.errors import InputError

@@ -15,7 +15,7 @@ from emojax.commands.base import Command, Studying, WritesRun, out_folder
 from emojax.section import UserPath
 
 if TYPE_CHECKING:
-    from emojax.data.loader import ImageSet
+    from emojax.data.image_set import ImageSet
     from emojax.dissection.dissect import Dissection
     from emojax.dissection.truth import Affinity, Agreement
     from emojax.models.vgg import VggNet

@@ -11,7 +11,8 @@ from emojax.commands.base import Studying, WritesRun
 from emojax.commands.console import say_written, warn
 from emojax.commands.evaluate import EvaluateSettings
 from emojax.data import seen
-from emojax.data.loader import ImageSet, open_split
+from emojax.data.image_set import ImageSet
+from emojax.data.opening import open_split
 from emojax.data.weights import ClipEncoder, load_clip, load_network
 from emojax.errors import InputError
 from emojax.models.deep_emotion import DeepEmotion

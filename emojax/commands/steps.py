@@ -12,10 +12,11 @@ import numpy as np
 from rich.table import Table
 
 from emojax import store
+from emojax.commands import study
 from emojax.commands.base import Dissecting, Probing, Studying
 from emojax.commands.console import console, progress, say
 from emojax.data.concepts import ConceptSet
-from emojax.data.loader import ImageSet
+from emojax.data.image_set import ImageSet
 from emojax.data.weights import ClipEncoder
 from emojax.dissection.dissect import (
     Dissection,
@@ -24,7 +25,6 @@ from emojax.dissection.dissect import (
     interpretability,
 )
 from emojax.dissection.dissect import dissect as dissect_record
-from emojax.editing import study
 from emojax.errors import InputError
 from emojax.models.deep_emotion import DeepEmotion
 from emojax.models.vgg import VggNet

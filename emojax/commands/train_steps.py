@@ -16,7 +16,7 @@ from emojax import store
 from emojax.commands import classes as verbs_classes
 from emojax.commands.console import progress, say
 from emojax.data import seen
-from emojax.data.loader import ImageSet
+from emojax.data.image_set import ImageSet
 from emojax.data.weights import ClipEncoder, load_network, save_clip, save_network
 from emojax.dissection.truth import affinity
 from emojax.distributed.processes import is_main_process

@@ -17,10 +17,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from emojax.data import fer2013, folder, tfds_set
 from emojax.data.decode import read_image
-from emojax.data.loader import ImageSet, pixel_digest, resolve
+from emojax.data.image_set import ImageSet, pixel_digest
+from emojax.data.opening import resolve
 from emojax.data.reasons import REASONS, Reason
 from emojax.errors import InputError
+from emojax.synthetic import faces
 
 SIDE = 48
 BITS = 120  # of the perceptual hash
@@ -68,9 +71,6 @@ def pictures(path: Path | None, kind: str = "auto", *, limit: int | None = None)
     Raises:
       InputError: there is no data set, or its form is wrong as a whole; a single bad image is a `complaint` instead.
     """
-    from emojax.data import fer2013, tfds_set
-    from emojax.synthetic import faces
-
     kind, path = resolve(path, kind, raw=True)
     if kind == "faces":
         sets: Iterable[ImageSet] = (faces.split(name, limit).image_set(f"faces/{name}") for name in faces.SPLITS)
@@ -98,8 +98,6 @@ def _of_sets(sets: Iterable[ImageSet], names: Sequence[str]) -> Iterator[Picture
 
 
 def _raw(path: Path) -> Iterator[Picture]:
-    from emojax.data import fer2013
-
     bad: list[Picture] = []
 
     def refused(source: str, error: InputError) -> None:
@@ -115,8 +113,6 @@ def _raw(path: Path) -> Iterator[Picture]:
 
 
 def _folder(path: Path) -> Iterator[Picture]:
-    from emojax.data import folder
-
     for split, root in sorted(folder.splits_of(path).items(), key=lambda item: not is_training(item[0])):
         for label, files in folder.files_of(root).items():
             for file in files:

@@ -22,7 +22,7 @@ import tensorflow_datasets as tfds
 
 from emojax.data import classes
 from emojax.data.decode import check_regular, entries, read_image
-from emojax.data.loader import ImageSet
+from emojax.data.image_set import ImageSet
 from emojax.data.prepared import Prepared, describe
 from emojax.data.tfds_set import Examples
 from emojax.errors import InputError, did_you_mean, short

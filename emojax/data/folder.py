@@ -15,7 +15,7 @@ from PIL import Image
 from emojax.data.classes import check
 from emojax.data.decode import entries, read_bytes, read_header, read_image
 from emojax.data.exclude import Excluded
-from emojax.data.loader import ImageSet
+from emojax.data.image_set import ImageSet
 from emojax.distributed.processes import map_in_shares
 from emojax.errors import InputError, did_you_mean
 from emojax.store import content_key

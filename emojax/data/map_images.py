@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from emojax.data.loader import ImageSet, batches
+from emojax.data.image_set import ImageSet
+from emojax.data.loader import batches
 from emojax.distributed.data_parallel import data_parallel, default_tile
 from emojax.distributed.mesh import local_rows, make_mesh, put_batch, put_replicated
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from emojax.data.loader import ImageSet
+from emojax.data.image_set import ImageSet
 from emojax.errors import InputError
 
 _ENTRY = "emojax.seen"

@@ -15,7 +15,7 @@ import numpy as np
 
 from emojax.data.classes import check
 from emojax.data.decode import decode
-from emojax.data.loader import ImageSet
+from emojax.data.image_set import ImageSet
 from emojax.data.prepared import Prepared, check_shards, describe, reading
 from emojax.distributed.processes import map_in_shares
 from emojax.errors import InputError

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emojax.data.loader import ImageSet
+from emojax.data.image_set import ImageSet
 from emojax.data.weights import ClipEncoder
 from emojax.distributed.processes import broadcast_from_main, is_main_process
 from emojax.errors import InputError

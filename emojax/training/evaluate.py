@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from emojax.data import classes as class_names
-from emojax.data.loader import ImageSet, copies
+from emojax.data.image_set import ImageSet, copies
 from emojax.data.map_images import map_images
 from emojax.errors import InputError
 from emojax.models.deep_emotion import DeepEmotion

@@ -11,7 +11,7 @@ import numpy as np
 from emojax import store
 from emojax.commands.console import progress, say
 from emojax.data import seen
-from emojax.data.loader import ImageSet
+from emojax.data.image_set import ImageSet
 from emojax.data.weights import save_vgg, with_classes
 from emojax.dissection import dissect as dissect_engine
 from emojax.dissection.dissect import Dissection, LayerSummary
