@@ -1,4 +1,5 @@
-"""emojax: which concept each hidden unit of an emotion-recognition network stands for, and what editing by it does.
+"""emojax: which concept each hidden unit of an emotion-recognition network stands for, and what
+editing by it does.
 
 record = emojax.probe(model, images, clip)
 found = emojax.dissect(record, emojax.load_concepts("paper25"))

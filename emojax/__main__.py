@@ -6,7 +6,9 @@ from emojax import process
 
 
 def start() -> None:
-    """Runs the command line and ends the process; from its first moments on a signal ends it with one line."""
+    """Runs the command line and ends the process; from its first moments on a signal ends it with
+    one line.
+    """
     process.begin_loading()
     from emojax.cli import main
 

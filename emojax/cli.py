@@ -1,7 +1,9 @@
-"""The command line: finds the command, merges settings file and flags, calls it, refuses in one line.
+"""The command line: finds the command, merges settings file and flags, calls it, refuses in one
+line.
 
-Exit codes: 0 done, 2 wrong usage or input (one line on stderr), 1 a bug (with its traceback), 3 another process of the
-job was lost, 128 and the signal's number when interrupted (130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP).
+Exit codes: 0 done, 2 wrong usage or input (one line on stderr), 1 a bug (with its traceback), 3
+another process of the job was lost, 128 and the signal's number when interrupted (130 for Ctrl-C,
+143 for SIGTERM, 129 for SIGHUP).
 """
 
 import contextlib
@@ -59,14 +61,17 @@ COMMANDS = {
 def overview() -> str:
     """What `emojax --help` prints."""
     lines = [
-        "emojax: which facial-expression concept each hidden unit stands for, and what editing by those labels does",
+        "emojax: which facial-expression concept each hidden unit stands for, and what editing by "
+        "those labels does",
         "",
         "usage: emojax <command> [--config FILE] [--section.field VALUE ...]",
         "",
         *(f"  {name:<10} {command.about}" for name, command in COMMANDS.items()),
         "",
-        "emojax <command> --help lists its settings with their defaults. --config FILE takes them from YAML (see configs/).",
-        "Several processes as one (docs/scale.md): --coordinator HOST:PORT --processes N --index I, or --coordinator auto.",
+        "emojax <command> --help lists its settings with their defaults. --config FILE takes them "
+        "from YAML (see configs/).",
+        "Several processes as one (docs/scale.md): --coordinator HOST:PORT --processes N --index "
+        "I, or --coordinator auto.",
     ]
     return "\n".join(lines)
 
@@ -102,7 +107,10 @@ def parse_job(args: Sequence[str]) -> tuple[processes.Job | None, list[str]]:
     if coordinator == "auto" and not found:
         return processes.Job("auto"), rest
     if coordinator in (None, "auto") or len(found) != 2:
-        raise InputError("a job needs --coordinator HOST:PORT --processes N --index I, or --coordinator auto alone")
+        raise InputError(
+            "a job needs --coordinator HOST:PORT --processes N --index I, or --coordinator auto "
+            "alone"
+        )
     for flag, value in found.items():
         if not value.isdecimal():
             raise InputError(f"{flag} is {value!r}, not a number")
@@ -111,7 +119,9 @@ def parse_job(args: Sequence[str]) -> tuple[processes.Job | None, list[str]]:
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise InputError(f"--coordinator is {coordinator!r}, not HOST:PORT or auto")
     if job.index >= job.processes:
-        raise InputError(f"--index {job.index} is not below --processes {job.processes}; the first process is 0")
+        raise InputError(
+            f"--index {job.index} is not below --processes {job.processes}; the first process is 0"
+        )
     return job, rest
 
 
@@ -162,7 +172,9 @@ def _from_file(command: Command, path: str | None) -> dict[str, Any]:
 
 
 def _one_line(boxed: str) -> str:
-    """The message in tyro's framed, wrapped complaint, without frame, help text and pydantic's link."""
+    """The message in tyro's framed, wrapped complaint, without frame, help text and pydantic's
+    link.
+    """
     text = re.sub(r"[─│╭╮╰╯]+|-{5,}", " ", boxed.partition("\n")[2])
     text = re.split(r"For full helptext|Argument helptext", text)[0]
     text = re.sub(
@@ -235,7 +247,9 @@ def _outcome_of(error: BaseException) -> tuple[str, int] | None:
     return None
 
 
-def _run(command: Command, settings: Section, job: processes.Job | None, config: str | None) -> None:
+def _run(
+    command: Command, settings: Section, job: processes.Job | None, config: str | None
+) -> None:
     from emojax.commands import console  # jax and the library load only once the settings are read
     from emojax.distributed import mesh
 

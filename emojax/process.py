@@ -1,7 +1,7 @@
-"""The process and its surroundings: signals that end it, and streams that may be closed, full or not UTF-8.
+"""Signals that end the process, and streams that may be closed, full or not UTF-8.
 
-Light, for `python -m emojax` listens for signals before anything else is loaded. What is printed never costs results:
-a stream that cannot be written goes quiet, and the work is finished.
+Light, for `python -m emojax` listens for signals before anything else is loaded. What is printed
+never costs results: a stream that cannot be written goes quiet, and the work is finished.
 """
 
 import contextlib
@@ -19,11 +19,16 @@ _TIDYING = 5.0  # seconds after a signal in which further ones do not disturb th
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asks the process to end. As a KeyboardInterrupt it passes every `except Exception`."""
+    """A signal asks the process to end.
+
+    As a KeyboardInterrupt it passes every `except Exception`.
+    """
 
 
 class _Received:
-    """The first signal that came, and when; and whether the process is still loading, so that it may end at once."""
+    """The first signal that came, and when; and whether the process is still loading, so that it
+    may end at once.
+    """
 
     def __init__(self):
         self.loading = False
@@ -38,15 +43,17 @@ _received = _Received()
 
 
 def exit_code() -> int:
-    """128 and the number of the signal that came: 130 for Ctrl-C, as for a KeyboardInterrupt without a signal."""
+    """128 and the number of the signal that came: 130 for Ctrl-C, as for a KeyboardInterrupt
+    without a signal.
+    """
     return 128 + (_received.number or signal.SIGINT)
 
 
 def check_interrupted() -> None:
     """Ends the work if a signal came and its exception was lost.
 
-    Python drops an exception that a signal handler raises inside a callback of compiled code or a finalizer, prints its
-    traceback and goes on; the program would end with exit code 0.
+    Python drops an exception that a signal handler raises inside a callback of compiled code or a
+    finalizer, prints its traceback and goes on; the program would end with exit code 0.
 
     Raises:
       Interrupted: a signal came.
@@ -56,14 +63,17 @@ def check_interrupted() -> None:
 
 
 def was_interrupted() -> bool:
-    """Whether a signal came. An error after that is its consequence: of a callback or an import that it broke."""
+    """Whether a signal came.
+
+    An error after that is its consequence: of a callback or an import that it broke.
+    """
     return _received.number is not None
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
     if _received.loading:
-        # Nothing has been written that would have to be tidied, and an exception may not be raised here: modules in
-        # Rust panic when it hits them while they are loaded.
+        # Nothing has been written that would have to be tidied, and an exception may not be raised
+        # here: modules in Rust panic when it hits them while they are loaded.
         with contextlib.suppress(OSError):
             os.write(2, b"emojax: interrupted\n")
         os._exit(128 + number)
@@ -77,7 +87,8 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def listen() -> dict[int, Any]:
-    """Makes SIGINT, SIGTERM and SIGHUP raise `Interrupted` in the main thread; returns the handlers that were there.
+    """Makes SIGINT, SIGTERM and SIGHUP raise `Interrupted` in the main thread; returns the handlers
+    that were there.
 
     A signal that the parent had ignored (`nohup`, a shell's background job) stays ignored.
     """
@@ -119,13 +130,15 @@ def listening() -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """For the last moments of a process whose exit code is settled: nothing is left to interrupt."""
+    """For the last moments of a process whose exit code is settled."""
     for number in listen():
         signal.signal(number, signal.SIG_IGN)
 
 
 class _Quiet:
-    """A text stream whose writes cannot fail: characters that it lacks are escaped, and once broken it is silent."""
+    """A text stream whose writes cannot fail: characters that it lacks are escaped, and once broken
+    it is silent.
+    """
 
     def __init__(self, stream: TextIO):
         self.stream = stream
@@ -153,7 +166,8 @@ class _Quiet:
             function(*values)
         except (OSError, ValueError) as error:  # ValueError: the stream was closed
             self.failure = error
-            # What waits in the stream's buffer goes nowhere too, or Python would fail on it at exit.
+            # What waits in the stream's buffer goes nowhere too, or Python would fail on it at
+            # exit.
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 number = self.stream.fileno()
                 nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -165,8 +179,8 @@ class _Quiet:
 def safe_streams() -> Iterator[None]:
     """stdout and stderr that cannot fail, for the length of the block.
 
-    One that was closed from the start is opened on nothing, so that no file gets its number. A reader who went away
-    (`| head`) is no news; any other failure of stdout is told on stderr.
+    One that was closed from the start is opened on nothing, so that no file gets its number. A
+    reader who went away (`| head`) is no news; any other failure of stdout is told on stderr.
     """
     before = sys.stdout, sys.stderr
     with contextlib.ExitStack() as opened:
@@ -181,6 +195,6 @@ def safe_streams() -> Iterator[None]:
             out.flush()
             if out.failure is not None and not isinstance(out.failure, BrokenPipeError):
                 reason = getattr(out.failure, "strerror", None) or out.failure
-                err.write(f"emojax: not all that was to be printed could be written to stdout ({reason})\n")
+                err.write(f"emojax: not all of the output could be written to stdout ({reason})\n")
             err.flush()
             sys.stdout, sys.stderr = before

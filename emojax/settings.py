@@ -1,8 +1,8 @@
-"""Settings: typed, frozen, and complete. `configs/*.yaml` hold values for them; every field is a flag too.
+"""Settings: typed, frozen, complete. `configs/*.yaml` hold values; every field is a flag too.
 
-A settings file may hold every section; each command takes those it uses. Unknown names are refused with
-the closest known. The options classes of the library are sections themselves, stated once where they
-are used.
+A settings file may hold every section; each command takes those it uses. Unknown names are refused
+with the closest known. The options classes of the library are sections themselves, stated once
+where they are used.
 """
 
 from collections.abc import Iterator
@@ -21,29 +21,46 @@ from emojax.training.recipe import Recipe
 class Data(Section):
     """The images: a prepared FER2013, an image folder, or rendered faces."""
 
-    path: Path | None = Field(None, description="prepared FER2013, or folder of <class>/ or <split>/<class>/ images")
-    kind: Literal["auto", "fer2013", "tfds", "folder", "faces"] = Field(
-        "auto", description="what the path is; tfds: prepared by TFDS as array_record; faces renders them, without a path"
+    path: Path | None = Field(
+        None, description="prepared FER2013, or folder of <class>/ or <split>/<class>/ images"
     )
-    probe_split: str = Field("training", description="split that the probe runs over; 'all' without splits")
-    test_splits: tuple[str, ...] = Field(("public_test", "private_test"), description="splits to test on", min_length=1)
+    kind: Literal["auto", "fer2013", "tfds", "folder", "faces"] = Field(
+        "auto",
+        description="what the path is; tfds: prepared by TFDS as array_record; faces renders them, "
+        "without a path",
+    )
+    probe_split: str = Field(
+        "training", description="split that the probe runs over; 'all' without splits"
+    )
+    test_splits: tuple[str, ...] = Field(
+        ("public_test", "private_test"), description="splits to test on", min_length=1
+    )
     limit: Positive | None = Field(
-        None, description="take only the first images of each split; of rendered faces, how many to render"
+        None,
+        description="take only the first images of each split; of rendered faces, how many to "
+        "render",
     )
     exclude: UserPath | None = Field(
-        None, description="images to leave out: a csv with a column file, as emojax audit --exclude writes"
+        None,
+        description="images to leave out: a csv with a column file, as emojax audit --exclude "
+        "writes",
     )
-    size: Positive | None = Field(None, description="side that folder images are brought to; None keeps a common size")
+    size: Positive | None = Field(
+        None, description="side that folder images are brought to; None keeps a common size"
+    )
 
 
 class Target(Section):
     """The network under study."""
 
     weights: UserPath | None = Field(
-        None, description="VGGNet or Deep-Emotion weights: .safetensors, or a PyTorch checkpoint such as the published one"
+        None,
+        description="VGGNet or Deep-Emotion weights: .safetensors, or a PyTorch checkpoint such as "
+        "the published one",
     )
     classes: tuple[str, ...] = Field(
-        (), description="class names in the order of the outputs, for a weights file that names none"
+        (),
+        description="class names in the order of the outputs, for a weights file that names none",
     )
 
 
@@ -51,7 +68,8 @@ class Clip(Section):
     """The CLIP that concepts and images are compared in."""
 
     path: Annotated[str | None, NAME_OR_PATH] = Field(
-        None, description="Hugging Face CLIP folder, or hub name such as openai/clip-vit-base-patch16"
+        None,
+        description="Hugging Face CLIP folder, or hub name such as openai/clip-vit-base-patch16",
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="what it computes in")
 
@@ -60,7 +78,8 @@ class Concepts(Section):
     """The concept set."""
 
     path: Annotated[str, NAME_OR_PATH] = Field(
-        "paper25", description="paper25, classes7, or a file: a concept a line, or csv concept,emotions"
+        "paper25",
+        description="paper25, classes7, or a file: a concept a line, or csv concept,emotions",
     )
 
 
@@ -68,36 +87,57 @@ class Probe(Section):
     """The pass over the images."""
 
     layers: tuple[str, ...] = Field(
-        (), description="names or patterns of layers; without any, all of the network but a VGGNet's logits"
+        (),
+        description="names or patterns of layers; without any, all of the network but a VGGNet's "
+        "logits",
     )
-    pool: Literal["avg", "max"] = Field("avg", description="how convolutions become one number per unit")
-    taps: Literal["raw", "relu"] = Field("raw", description="raw outputs, or after BatchNorm and ReLU")
+    pool: Literal["avg", "max"] = Field(
+        "avg", description="how convolutions become one number per unit"
+    )
+    taps: Literal["raw", "relu"] = Field(
+        "raw", description="raw outputs, or after BatchNorm and ReLU"
+    )
     top_k: Positive = Field(100, description="most activating images kept per unit")
     batch: Positive = Field(256, description="images per step; does not change results")
-    tile: Positive | None = Field(None, description="images computed together; None suits the device")
-    save_every: float = Field(60.0, ge=0, description="seconds between snapshots that a stopped probe goes on from")
-    keep_activations: bool = Field(False, description="also keep pooled activations, for cos_similarity_cubed")
+    tile: Positive | None = Field(
+        None, description="images computed together; None suits the device"
+    )
+    save_every: float = Field(
+        60.0, ge=0, description="seconds between snapshots that a stopped probe goes on from"
+    )
+    keep_activations: bool = Field(
+        False, description="also keep pooled activations, for cos_similarity_cubed"
+    )
 
 
 class Dissect(Section):
-    """The scores; hyperparameters left at None take the official defaults of the similarity function."""
+    """The scores; hyperparameters left at None take the official defaults of the similarity
+    function.
+    """
 
-    similarity: Literal["soft_wpmi", "wpmi", "rank_reorder", "cos_similarity", "cos_similarity_cubed"] = Field(
-        "soft_wpmi", description="similarity function of CLIP-Dissect"
-    )
+    similarity: Literal[
+        "soft_wpmi", "wpmi", "rank_reorder", "cos_similarity", "cos_similarity_cubed"
+    ] = Field("soft_wpmi", description="similarity function of CLIP-Dissect")
     top_k: Positive | None = Field(None, description="images per unit (wpmi, soft_wpmi)")
     a: float | None = Field(None, description="temperature factor on cosines (wpmi, soft_wpmi)")
     lam: float | None = Field(None, description="weight of the layer's prior (wpmi, soft_wpmi)")
     null_sets: int = Field(
-        1000, ge=0, description="random image sets that labels are tested against (wpmi, soft_wpmi); 0 leaves it out"
+        1000,
+        ge=0,
+        description="random image sets that labels are tested against (wpmi, soft_wpmi); 0 leaves "
+        "it out",
     )
-    tau: float = Field(0.0, description="a unit is interpretable when its maximum similarity exceeds this")
+    tau: float = Field(
+        0.0, description="a unit is interpretable when its maximum similarity exceeds this"
+    )
 
 
 class Evaluate(Section):
     """The test."""
 
-    protocol: Literal["resize40", "tencrop"] = Field("resize40", description="one view, or the mean over ten crops")
+    protocol: Literal["resize40", "tencrop"] = Field(
+        "resize40", description="one view, or the mean over ten crops"
+    )
     batch: Positive = Field(256, description="images per step; does not change results")
 
 
@@ -105,36 +145,58 @@ class Train(Recipe):
     """Training: what, on what, and how."""
 
     task: Literal["vgg", "deep_emotion", "clip"] = Field(
-        "vgg", description="a VGGNet or a Deep-Emotion on labelled images, or a CLIP on rendered faces"
+        "vgg",
+        description="a VGGNet or a Deep-Emotion on labelled images, or a CLIP on rendered faces",
     )
-    size: Literal["paper", "small"] = Field("small", description="the published VGGNet, or 0.2 M parameters")
-    start: UserPath | None = Field(None, description="weights to begin with, instead of random ones (vgg, deep_emotion)")
+    size: Literal["paper", "small"] = Field(
+        "small", description="the published VGGNet, or 0.2 M parameters"
+    )
+    start: UserPath | None = Field(
+        None, description="weights to begin with, instead of random ones (vgg, deep_emotion)"
+    )
     split: str = Field("training", description="split to train on")
-    validation: str = Field("public_test", description="split to choose the epoch on, never trained on")
-    test: str | None = Field(None, description="split to test on once, at the end, with the best epoch's weights")
+    validation: str = Field(
+        "public_test", description="split to choose the epoch on, never trained on"
+    )
+    test: str | None = Field(
+        None, description="split to test on once, at the end, with the best epoch's weights"
+    )
     batch: Positive = Field(128, description="images per step")
     augment: Literal["flip", "affine", "one_crop", "ten_crop"] = Field(
         "flip",
-        description="mirror only; mirror, crop, shift, rotation and erasing of the whole face; the same and one crop "
+        description="mirror only; mirror, crop, shift, rotation and erasing of the whole face; the "
+        "same and one crop "
         "of it; or its ten crops, as published (vgg, deep_emotion)",
     )
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="what the network computes in while it learns")
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="what the network computes in while it learns"
+    )
     label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="share of the target spread over all classes (vgg, deep_emotion)"
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the target spread over all classes (vgg, deep_emotion)",
     )
     seeds: tuple[Seed, ...] = Field((), description="train one network for each; also an ensemble")
     learning_rates: Factors = Field((), description="train one network for each, and each seed")
-    shard: bool = Field(False, description="split parameters and optimizer over the devices instead of copying them")
-    save_every: float = Field(300.0, ge=0, description="seconds between checkpoints within an epoch")
+    shard: bool = Field(
+        False, description="split parameters and optimizer over the devices instead of copying them"
+    )
+    save_every: float = Field(
+        300.0, ge=0, description="seconds between checkpoints within an epoch"
+    )
 
 
 class Report(Section):
     """The page that a run ends with."""
 
     images: Literal["auto", "none", "thumbnails"] = Field(
-        "auto", description="whether the page shows the images; auto shows rendered faces and no people"
+        "auto",
+        description="whether the page shows the images; auto shows rendered faces and no people",
     )
-    size: float = Field(25.0, gt=0, description="bound of the page in MB; thumbnails shrink to fit it")
+    size: float = Field(
+        25.0, gt=0, description="bound of the page in MB; thumbnails shrink to fit it"
+    )
 
 
 CACHE = Field(
@@ -161,7 +223,9 @@ class Settings(Section):
 
 
 def paths_in(settings: BaseModel, prefix: str = "--") -> Iterator[tuple[str, Path]]:
-    """The flag and the value of every setting that names a file or folder, those that the command writes included."""
+    """The flag and the value of every setting that names a file or folder, those that the command
+    writes included.
+    """
     for name, info in type(settings).model_fields.items():
         flag = prefix + name.replace("_", "-")
         value = getattr(settings, name)
@@ -179,7 +243,8 @@ def read_settings(path: Path) -> Settings:
     """Settings from a YAML file.
 
     Raises:
-      InputError: the file is missing or not YAML, or a name or value is refused; the message names it.
+      InputError: the file is missing or not YAML, or a name or value is refused; the message names
+        it.
     """
     try:
         values = yaml.safe_load(Path(path).read_text("utf-8"))
@@ -198,7 +263,9 @@ def read_settings(path: Path) -> Settings:
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first complaint of a validation as one line that names the setting, the value and what would be right."""
+    """The first complaint of a validation as one line that names the setting, the value and what
+    would be right.
+    """
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":

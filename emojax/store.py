@@ -1,7 +1,7 @@
 """Run folders and content keys: what a run leaves behind, written whole or not at all.
 
-A content key is the sha256 of what made a thing (array bytes, names, settings), so a changed pixel, weight or concept
-is a different key whatever the file is called.
+A content key is the sha256 of what made a thing (array bytes, names, settings), so a changed pixel,
+weight or concept is a different key whatever the file is called.
 """
 
 import contextlib
@@ -33,11 +33,22 @@ from emojax.distributed.processes import broadcast_from_main, is_main_process
 from emojax.errors import InputError
 from emojax.outputs import MANIFEST
 
-_PACKAGES = ("emojax", "jax", "jaxlib", "flax", "numpy", "transformers", "tensorflow-datasets", "pillow")
+_PACKAGES = (
+    "emojax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "numpy",
+    "transformers",
+    "tensorflow-datasets",
+    "pillow",
+)
 
 
 def content_key(value: Any) -> str:
-    """A hex key of nested dicts, lists, strings, numbers and arrays; equal content, equal key, on any machine."""
+    """A hex key of nested dicts, lists, strings, numbers and arrays; equal content, equal key, on
+    any machine.
+    """
     digest = hashlib.sha256()
     _feed(digest, value)
     return digest.hexdigest()
@@ -67,11 +78,15 @@ def _feed(digest: "hashlib._Hash", value: Any) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(target: Path, check: Callable[[Path], None] = outputs.check_empty) -> Iterator[Path]:
-    """A fresh folder that is put at `target` when the block ends well, and vanishes when it does not.
+def atomic_folder(
+    target: Path, check: Callable[[Path], None] = outputs.check_empty
+) -> Iterator[Path]:
+    """A fresh folder that is put at `target` when the block ends well, and vanishes when it does
+    not.
 
-    What lies at `target` is replaced, so `check` must refuse what may not go, with an InputError. It is called before the
-    block and again after it, for what came in between; the new folder then stays under another name.
+    What lies at `target` is replaced, so `check` must refuse what may not go, with an InputError.
+    It is called before the block and again after it, for what came in between; the new folder then
+    stays under another name.
     """
     target = Path(target)
     check(target)
@@ -109,8 +124,8 @@ def write_binary(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes strict, indented JSON with sorted keys.
 
-    Numbers that are not finite, which JSON does not have, become null; an object says under `not_finite` what they were,
-    from which `restore_numbers` puts them back.
+    Numbers that are not finite, which JSON does not have, become null; an object says under
+    `not_finite` what they were, from which `restore_numbers` puts them back.
     """
     finite, lost = _finite(value)
     if lost and isinstance(finite, dict):
@@ -125,7 +140,9 @@ def json_line(value: Mapping[str, Any]) -> str:
 
 
 def _finite(value: Any) -> tuple[Any, dict[str, str]]:
-    """A copy with None for floats that are not finite, and these by their JSON pointers: `{"/splits/test/nll": "inf"}`."""
+    """A copy with None for floats that are not finite, and these by their JSON pointers:
+    `{"/splits/test/nll": "inf"}`.
+    """
     lost: dict[str, str] = {}
 
     def copy(value: Any, pointer: str) -> Any:
@@ -151,7 +168,9 @@ def restore_numbers(value: dict[str, Any]) -> dict[str, Any]:
     lost = value.pop("not_finite", {})
     try:
         for pointer, text in lost.items():
-            *path, last = (key.replace("~1", "/").replace("~0", "~") for key in pointer.split("/")[1:])
+            *path, last = (
+                key.replace("~1", "/").replace("~0", "~") for key in pointer.split("/")[1:]
+            )
             holder = value
             for key in path:
                 holder = holder[int(key) if isinstance(holder, list) else key]
@@ -164,7 +183,9 @@ def restore_numbers(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def save_arrays(arrays: Mapping[str, np.ndarray], path: Path | str, *, metadata: dict[str, str] | None = None) -> None:
+def save_arrays(
+    arrays: Mapping[str, np.ndarray], path: Path | str, *, metadata: dict[str, str] | None = None
+) -> None:
     """Writes safetensors; an error of the disk is an OSError like any other.
 
     Raises:
@@ -233,7 +254,9 @@ class Run:
         self.timings[name] = round(self.timings.get(name, 0.0) + time.perf_counter() - start, 3)
 
     def manifest(self) -> dict[str, Any]:
-        """Settings, versions, devices, content keys of the inputs, timings in seconds, and the files that were written."""
+        """Settings, versions, devices, content keys of the inputs, timings in seconds, and the
+        files that were written.
+        """
         import jax
 
         return {
@@ -261,11 +284,16 @@ def versions() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def run_folder(out: Path, verb: str, settings: Mapping[str, Any], *, overwrite: bool = False) -> Iterator[Run]:
-    """Opens a run folder for writing; it appears at `out`, with its manifest, only when the block ends well.
+def run_folder(
+    out: Path, verb: str, settings: Mapping[str, Any], *, overwrite: bool = False
+) -> Iterator[Run]:
+    """Opens a run folder for writing; it appears at `out`, with its manifest, only when the block
+    ends
+    well.
 
-    A run that is there already is replaced when `overwrite` is given and nothing else lies in its folder. Of several
-    processes the first writes; what the others put into their folders is thrown away.
+    A run that is there already is replaced when `overwrite` is given and nothing else lies in its
+    folder. Of several processes the first writes; what the others put into their folders is thrown
+    away.
     """
     if not is_main_process():
         with tempfile.TemporaryDirectory(prefix="emojax-") as scratch:
@@ -278,10 +306,12 @@ def run_folder(out: Path, verb: str, settings: Mapping[str, Any], *, overwrite: 
 
 
 def list_again(folder: Path, names: Iterable[str], *, done: bool) -> None:
-    """Puts files that are written into a whole run folder on its manifest's list: before (not `done`) and after.
+    """Puts files that are written into a whole run folder on its manifest's list: before (not
+    `done`)
+    and after.
 
-    In between, a killed process leaves them in any state, and they still count as the run's. Without a list, as in runs
-    of older versions, nothing is written.
+    In between, a killed process leaves them in any state, and they still count as the run's.
+    Without a list, as in runs of older versions, nothing is written.
     """
     manifest = outputs.read_manifest(folder)
     if "files" in manifest:
@@ -424,7 +454,9 @@ def locked(folder: Path) -> BinaryIO:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            raise InputError(f"another process is making {folder}; wait for it, or choose another --cache") from None
+            raise InputError(
+                f"another process is making {folder}; wait for it, or choose another --cache"
+            ) from None
         except OSError as error:
             if error.errno not in (errno.ENOTSUP, errno.ENOLCK):  # a network disk without locks
                 file.close()

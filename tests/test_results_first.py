@@ -147,7 +147,7 @@ def test_words_never_cost_results(tmp_path, streams):
         with open("/dev/full", "w") as full:
             done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
         assert done.stderr.decode() == (
-            f"emojax: not all that was to be printed could be written to stdout ({os.strerror(errno.ENOSPC)})\n"
+            f"emojax: not all of the output could be written to stdout ({os.strerror(errno.ENOSPC)})\n"
         )
     else:
         shell = 'exec "$@" >&-' + (" 2>&-" if streams == "both closed" else "")

@@ -1,4 +1,4 @@
-"""`emojax audit`: images that should not be in a data set, as a table, a list to exclude, a sheet."""
+"""`emojax audit`: images that should not be in a data set, as a table, a list and a sheet."""
 
 import collections
 from pathlib import Path
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from emojax.data.audit import Audit, Picture
 
 _COLUMNS = 24
-_CAUTION = "For research use only: pictures of people. Not for publication, nor for judging anyone shown."
+_CAUTION = (
+    "For research use only: pictures of people. Not for publication, nor for judging anyone shown."
+)
 
 
 class AuditSettings(WritesRun):
@@ -25,8 +27,12 @@ class AuditSettings(WritesRun):
 
     data: settings.Data = settings.Data()
     reasons: tuple[Reason, ...] = Field(REASONS, description="what to look for", min_length=1)
-    near: int = Field(12, ge=0, le=24, description="bits of 120 by which near duplicates may differ")
-    exclude: bool = Field(False, description="also write exclude.csv, for --data.exclude of the other commands")
+    near: int = Field(
+        12, ge=0, le=24, description="bits of 120 by which near duplicates may differ"
+    )
+    exclude: bool = Field(
+        False, description="also write exclude.csv, for --data.exclude of the other commands"
+    )
     sheet: bool = Field(False, description="also write sheet.png, the images found, to look at")
     out: UserPath = out_folder("audit")
 

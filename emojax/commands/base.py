@@ -40,7 +40,9 @@ class WritesRun(Section):
     """Settings of a command that writes a run folder."""
 
     out: UserPath = Field(Path("runs"), description="run folder to write")
-    overwrite: bool = Field(False, description="replace the run that --out holds, if it holds nothing else")
+    overwrite: bool = Field(
+        False, description="replace the run that --out holds, if it holds nothing else"
+    )
 
 
 class Probing(WritesRun):

@@ -1,4 +1,4 @@
-"""How commands that test a network settle its class order: said before any work, looked at after."""
+"""How commands that test a network settle its class order: said before any work."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -88,6 +88,7 @@ def shuffled(weights: Path, summaries: Mapping[str, Mapping[str, Any]] | None) -
     return [
         f"{weights.name} seems to count its classes in another order: taken as "
         f"{listed(found.names)}, {found.correct / total:.2%} of {total} images"
-        f"{'' if name == 'all' else f' of {name}'} are right, not {found.given_correct / total:.2%}; "
+        f"{'' if name == 'all' else f' of {name}'} are right, not "
+        f"{found.given_correct / total:.2%}; "
         "check the folders' names, or give the order with --target.classes"
     ]

@@ -1,4 +1,4 @@
-"""`emojax compare`: two or more runs side by side, the first as what the others are compared with."""
+"""`emojax compare`: two or more runs side by side; the first is what others are compared with."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 class CompareSettings(WritesRun):
     """Settings of a comparison."""
 
-    runs: tuple[UserPath, ...] = Field((), description="run folders; the first is what others are held against")
+    runs: tuple[UserPath, ...] = Field(
+        (), description="run folders; the first is what others are held against"
+    )
     out: UserPath = out_folder("compare")
 
 

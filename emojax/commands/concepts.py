@@ -22,10 +22,18 @@ class ConceptsSettings(WritesRun):
 
     concepts: settings.Concepts = settings.Concepts()
     clip: settings.Clip = settings.Clip()
-    classes: tuple[str, ...] = Field(_EMOTIONS, description="class names that concepts are compared with", min_length=1)
-    synonym: float = Field(0.95, description="text cosine from which two concepts are near-synonyms")
-    prompt: bool = Field(False, description="print what to ask a language model, and do nothing else")
-    answer: Path | None = Field(None, description="a language model's answer to import as a concept file")
+    classes: tuple[str, ...] = Field(
+        _EMOTIONS, description="class names that concepts are compared with", min_length=1
+    )
+    synonym: float = Field(
+        0.95, description="text cosine from which two concepts are near-synonyms"
+    )
+    prompt: bool = Field(
+        False, description="print what to ask a language model, and do nothing else"
+    )
+    answer: Path | None = Field(
+        None, description="a language model's answer to import as a concept file"
+    )
     out: UserPath = out_folder("concepts")
 
 
@@ -75,17 +83,24 @@ def _read(settings: ConceptsSettings) -> tuple[str, str]:
     return concept_files.read_text(Path(source).expanduser()), source
 
 
-def _write_agreement(path: Path, names: list[str], classes: tuple[str, ...], clip: "ClipEncoder") -> None:
+def _write_agreement(
+    path: Path, names: list[str], classes: tuple[str, ...], clip: "ClipEncoder"
+) -> None:
     """A row per concept: its cosine with every class name, and the closest."""
     from emojax import store
     from emojax.dissection import concept_review
 
     table = concept_review.agreement(names, classes, clip)
-    rows = ([name, *cosines, classes[cosines.argmax()]] for name, cosines in zip(names, table, strict=True))
+    rows = (
+        [name, *cosines, classes[cosines.argmax()]]
+        for name, cosines in zip(names, table, strict=True)
+    )
     store.write_csv(path, ["concept", *classes, "closest"], rows)
 
 
-def _print(entries: "list[Entry]", names: list[str], problems: "list[Problem]", *, compared: bool) -> None:
+def _print(
+    entries: "list[Entry]", names: list[str], problems: "list[Problem]", *, compared: bool
+) -> None:
     from emojax.commands.console import say
 
     mapped = sum(bool(entry.emotions) for entry in entries)
@@ -94,7 +109,10 @@ def _print(entries: "list[Entry]", names: list[str], problems: "list[Problem]", 
         kind = found.problem.replace("_", " ")
         say(f"  line {found.line}: {kind} {found.concept!r} ({found.detail})")
     if not compared:
-        say("without --clip.path: lengths, near-synonyms and agreement with the classes were not looked at")
+        say(
+            "without --clip.path: lengths, near-synonyms and agreement with the classes were not "
+            "looked at"
+        )
 
 
 COMMAND = Command(

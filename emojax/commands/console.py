@@ -1,4 +1,6 @@
-"""What a person at the terminal sees: lines on stdout, bars on stderr; of several processes, those of the first."""
+"""What a person at the terminal sees: lines on stdout, bars on stderr; of several processes, those
+of the first.
+"""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -36,7 +38,8 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def progress(what: str, unit: str = "images") -> Iterator[Callable[..., None]]:
-    """A bar on stderr with what is done, rate, time left and a note; silent when stderr is no terminal.
+    """A bar on stderr with what is done, rate, time left and a note; silent when stderr is no
+    terminal.
 
     Yields `update(done, total, note="")`.
     """
@@ -50,7 +53,9 @@ def progress(what: str, unit: str = "images") -> Iterator[Callable[..., None]]:
         note,
     )
     errors = Console(stderr=True)
-    with Progress(*columns, console=errors, disable=not errors.is_terminal or not is_main_process()) as bar:
+    with Progress(
+        *columns, console=errors, disable=not errors.is_terminal or not is_main_process()
+    ) as bar:
         task = bar.add_task(what, total=None, note="")
 
         def update(done: int, total: int | None, note: str = "") -> None:
@@ -68,7 +73,9 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """A line that must not be overlooked, on stderr; of several processes the first says it."""
     if is_main_process():
-        Console(stderr=True, highlight=False).print(f"warning: {text}", style="bold yellow", soft_wrap=True, markup=False)
+        Console(stderr=True, highlight=False).print(
+            f"warning: {text}", style="bold yellow", soft_wrap=True, markup=False
+        )
 
 
 def say_written(out: Path) -> None:

@@ -1,4 +1,5 @@
-"""`emojax demo`: the main job on rendered faces with the shipped networks, where the truth is known.
+"""`emojax demo`: the main job on rendered faces with the shipped networks, where the truth is
+known.
 
 Everything goes through the code that real data and networks take; only afterwards are the labels
 compared with the truth.
@@ -32,7 +33,9 @@ class DemoSettings(WritesRun):
 
     cache: UserPath = settings.CACHE
     report: settings.Report = settings.Report()
-    images: int = Field(3000, ge=200, description="faces to probe with; half as many per test split")
+    images: int = Field(
+        3000, ge=200, description="faces to probe with; half as many per test split"
+    )
     out: UserPath = out_folder("demo")
 
 
@@ -51,7 +54,9 @@ def demo(settings: DemoSettings) -> None:
         with run.timed("render"):
             probe_faces, test_faces = faces_for(settings.images)
             images = probe_faces.image_set("faces")
-            tests = [faces.image_set(name) for faces, name in zip(test_faces, _TEST_SPLITS, strict=True)]
+            tests = [
+                faces.image_set(name) for faces, name in zip(test_faces, _TEST_SPLITS, strict=True)
+            ]
         model, clip = shipped.load_demo()
         provenance = seen.read(shipped.ASSETS / "vgg.safetensors") or ()
         run.target = {
@@ -121,7 +126,10 @@ def _compare_with_truth(
         responses = np.concatenate([truth.activations(network, test, layers) for test in tests])
         presence = np.concatenate([faces.attributes for faces in test_faces])
         affinity = truth.affinity(responses, presence)
-        dissections = {name: dissect(record, attributes, similarity=name, null_sets=0) for name in get_args(Similarity)}
+        dissections = {
+            name: dissect(record, attributes, similarity=name, null_sets=0)
+            for name in get_args(Similarity)
+        }
         scores = {name: dissection.scores for name, dissection in dissections.items()}
         tables = {"units": truth.table(scores, affinity.auroc)}
         if np.nanmax(affinity.auroc) >= RESPONDS:
@@ -130,7 +138,9 @@ def _compare_with_truth(
     _write_truth(run, record, affinity, dissections)
     for title, rows in tables.items():
         _print_truth(title, rows)
-    return {title: {name: asdict(row) for name, row in rows.items()} for title, rows in tables.items()}
+    return {
+        title: {name: asdict(row) for name, row in rows.items()} for title, rows in tables.items()
+    }
 
 
 def _write_truth(
@@ -195,7 +205,8 @@ def _closing(summary: dict[str, Any], out: Path) -> None:
     before, tested = edit["baseline"]["all"], edit["tested"]
     chance, chance_of_three = 1 / row["attributes"], 3 / row["attributes"]
     lines = {
-        "network": f"{before['top1']:.1%} of {before['images']} rendered test faces in the right emotion (chance 14.3%)",
+        "network": f"{before['top1']:.1%} of {before['images']} rendered test faces in the right "
+        "emotion (chance 14.3%)",
         "labels": f"soft_wpmi names what a unit responds to most in {row['best']:.0%} "
         f"(chance {chance:.0%}) of {row['units']} units with a clear response, one of three in "
         f"{row['among_three']:.0%} (chance {chance_of_three:.0%})",

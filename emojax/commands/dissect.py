@@ -1,4 +1,6 @@
-"""`emojax dissect`: a label for every unit, from a record, or from images by way of a cached or new one."""
+"""`emojax dissect`: a label for every unit, from a record, or from images by way of a cached or new
+one.
+"""
 
 from pathlib import Path
 
@@ -11,7 +13,9 @@ from emojax.section import UserPath
 class DissectSettings(Dissecting):
     """Settings of a dissection."""
 
-    record: Path | None = Field(None, description="record folder of a probe run to score, instead of data and network")
+    record: Path | None = Field(
+        None, description="record folder of a probe run to score, instead of data and network"
+    )
     out: UserPath = out_folder("dissect")
 
 
@@ -38,4 +42,6 @@ def dissect(settings: DissectSettings) -> None:
     say_written(settings.out)
 
 
-COMMAND = Command("dissect", "label every unit of every layer; the paper's Table 1", DissectSettings, dissect)
+COMMAND = Command(
+    "dissect", "label every unit of every layer; the paper's Table 1", DissectSettings, dissect
+)

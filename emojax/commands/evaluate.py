@@ -1,4 +1,4 @@
-"""`emojax evaluate`: accuracy, recall per class, NLL and confusion of a network on labelled splits."""
+"""`emojax evaluate`: accuracy, recall per class, NLL and confusion on labelled splits."""
 
 from typing import TYPE_CHECKING
 

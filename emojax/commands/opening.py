@@ -1,4 +1,6 @@
-"""From what the settings name to built objects: image sets, networks, CLIPs; and the run folder to write."""
+"""From what the settings name to built objects: image sets, networks, CLIPs; and the run folder to
+write.
+"""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -36,7 +38,9 @@ def needed(value: _Value | None, flag: str, what: str) -> _Value:
 
 def open_split_of(data: Data, split: str) -> ImageSet:
     """A split of the settings' data set."""
-    return open_split(data.path, split, kind=data.kind, size=data.size, limit=data.limit, exclude=data.exclude)
+    return open_split(
+        data.path, split, kind=data.kind, size=data.size, limit=data.limit, exclude=data.exclude
+    )
 
 
 def open_probe_set(data: Data) -> ImageSet:
@@ -77,7 +81,7 @@ def open_clip(clip: Clip) -> ClipEncoder:
 
 
 def open_run(settings: WritesRun, command: str, **extra: Any) -> AbstractContextManager[store.Run]:
-    """The run folder that the command writes; `extra` goes beside the settings into its manifest."""
+    """The run folder that a command writes; `extra` goes beside the settings into its manifest."""
     process.begin_work()
     dumped = settings.model_dump(mode="json") | extra
     return store.run_folder(settings.out, command, dumped, overwrite=settings.overwrite)
@@ -86,7 +90,8 @@ def open_run(settings: WritesRun, command: str, **extra: Any) -> AbstractContext
 def note_provenance(
     run: store.Run, weights: Path, tests: Sequence[ImageSet], class_names: Sequence[str] | None
 ) -> list[str]:
-    """Puts what the weights have been trained and chosen on into the manifest, and their class names.
+    """Puts what the weights have been trained and chosen on into the manifest, and their class
+    names.
 
     Returns warnings of test splits among these images, to end the command with.
     """

@@ -1,4 +1,4 @@
-"""`emojax prepare`: FER2013 as downloaded, csv or image folder, becomes a data set read by index."""
+"""`emojax prepare`: FER2013 as downloaded becomes a data set that is read by index."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 class PrepareSettings(WritesRun):
     """Settings of the preparation."""
 
-    source: Path | None = Field(None, description="fer2013.csv, or the folder with train/ and test/")
+    source: Path | None = Field(
+        None, description="fer2013.csv, or the folder with train/ and test/"
+    )
     out: UserPath = out_folder("prepare")
 
 
@@ -55,4 +57,6 @@ def _print(counts: "dict[str, np.ndarray]") -> None:
     console.print(table)
 
 
-COMMAND = Command("prepare", "build FER2013 from fer2013.csv or the image folder", PrepareSettings, prepare)
+COMMAND = Command(
+    "prepare", "build FER2013 from fer2013.csv or the image folder", PrepareSettings, prepare
+)

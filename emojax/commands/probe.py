@@ -1,4 +1,4 @@
-"""`emojax probe`: one pass of network and CLIP over the probe set; what it keeps is scored later."""
+"""`emojax probe`: one pass of network and CLIP over the probe set, to be scored later."""
 
 from emojax.commands.base import Command, Probing, out_folder
 from emojax.section import UserPath

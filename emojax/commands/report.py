@@ -54,8 +54,8 @@ def add(
 ) -> None:
     """Writes `report.html` and `figures/` into a run folder.
 
-    `images` are its probe set where that is at hand. Of several processes the main one writes; all of
-    them read the images, which they share the work of.
+    `images` are its probe set where that is at hand. Of several processes the main one writes; all
+    of them read the images, which they share the work of.
 
     Raises:
       InputError: the folder is not a whole run, or the images that are wanted cannot be had.
@@ -97,10 +97,13 @@ def _probe_set_of(run: "Results") -> "ImageSet":
         try:
             images = open_probe_set(data)
         except InputError as error:
-            raise InputError(f"the images of {run.folder} cannot be shown, {error}; or use --images none") from None
+            raise InputError(
+                f"the images of {run.folder} cannot be shown, {error}; or use --images none"
+            ) from None
     if images.key != run.manifest.get("inputs", {}).get("images"):
         raise InputError(
-            f"the images that {run.folder}'s settings name are not those that it probed; restore them or use --images none"
+            f"the images that {run.folder}'s settings name are not those that it probed; restore "
+            "them or use --images none"
         )
     return images
 

@@ -1,4 +1,5 @@
-"""The steps of the main job, from built objects to results in a run folder, with what is printed of them.
+"""The steps of the main job, from built objects to results in a run folder, with what is printed of
+them.
 
 `run`, `dissect`, `sweep` and `demo` are made of these: check, probe, dissect, label, study.
 """
@@ -67,7 +68,9 @@ def hyperparameters(options: Dissect) -> dict[str, Any]:
     return chosen
 
 
-def probe(settings: Probing, run: store.Run, model: Classifier, images: ImageSet, clip: ClipEncoder) -> ProbeRecord:
+def probe(
+    settings: Probing, run: store.Run, model: Classifier, images: ImageSet, clip: ClipEncoder
+) -> ProbeRecord:
     """The record for these settings, from the cache when its content key is there."""
     options = settings.probe
     scores = settings.dissect if isinstance(settings, Dissecting) else Dissect()
@@ -87,7 +90,9 @@ def probe(settings: Probing, run: store.Run, model: Classifier, images: ImageSet
             top_k=min(top_k, len(images)),
             batch=options.batch,
             tile=options.tile,
-            keep_activations=(options.keep_activations or scores.similarity == "cos_similarity_cubed"),
+            keep_activations=(
+                options.keep_activations or scores.similarity == "cos_similarity_cubed"
+            ),
             cache=settings.cache / "probes",
             save_every=options.save_every,
             progress=bar,
@@ -175,7 +180,9 @@ def chain(
     study.check(settings, model, images, tests)
     record = probe(settings, run, model, images, clip)
     dissection, table1, summary = label(settings, run, record, concepts, clip, model)
-    summary["edit"] = study.edit(settings, run, model, dissection, images, tests, table1, settings.cache)
+    summary["edit"] = study.edit(
+        settings, run, model, dissection, images, tests, table1, settings.cache
+    )
     store.write_json(run.folder / "summary.json", summary)
     return record, summary
 
@@ -189,7 +196,7 @@ def sweep(
     images: ImageSet,
     tests: Sequence[ImageSet],
 ) -> dict[str, Any]:
-    """Probe, labels and the edit, without the labels' own files; returns the summary of the edit."""
+    """Probe, labels and the edit, without the labels' files; returns the summary of the edit."""
     check(settings, model, clip, concepts, images)
     study.check(settings, model, images, tests)
     record = probe(settings, run, model, images, clip)

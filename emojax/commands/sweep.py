@@ -27,4 +27,6 @@ def sweep(settings: SweepSettings) -> None:
     opening.end_with(settings.out, warnings)
 
 
-COMMAND = Command("sweep", "edit by labels: every tau with every factor, tested", SweepSettings, sweep)
+COMMAND = Command(
+    "sweep", "edit by labels: every tau with every factor, tested", SweepSettings, sweep
+)

@@ -1,4 +1,6 @@
-"""What `emojax train` does: builds the task, runs the recipe, writes the network with its curve of metrics."""
+"""What `emojax train` does: builds the task, runs the recipe, writes the network with its curve of
+metrics.
+"""
 
 import contextlib
 import functools
@@ -65,16 +67,22 @@ def train_classifiers(
 ) -> list[tuple[Classifier, engine.Result]]:
     """Networks trained on a labelled set, one for each recipe, with the best epoch's weights.
 
-    They begin with the weights of `first`, or at random. Accuracy and NLL on the validation set, by the protocol, are
-    reported after every epoch; `how` goes to `engine.fit`.
+    They begin with the weights of `first`, or at random. Accuracy and NLL on the validation set, by
+    the protocol, are reported after every epoch; `how` goes to `engine.fit`.
     """
     build = functools.partial(new_network, options, images)
-    model, start = (first, None) if first else (nnx.eval_shape(lambda: build(0)), tasks.start_fresh(build))
+    model, start = (
+        (first, None) if first else (nnx.eval_shape(lambda: build(0)), tasks.start_fresh(build))
+    )
     same = ("batch", "label_smoothing", "augment", "precision")
-    task = tasks.classifier(model, images, start=start, **{name: getattr(options, name) for name in same})
+    task = tasks.classifier(
+        model, images, start=start, **{name: getattr(options, name) for name in same}
+    )
 
     def validate(params: Any, rest: Any) -> dict[str, float]:
-        found = tests.evaluate(tasks.trained(model, params, rest), validation, protocol=protocol).summary()
+        found = tests.evaluate(
+            tasks.trained(model, params, rest), validation, protocol=protocol
+        ).summary()
         return {"validation_accuracy": found["top1"], "validation_nll": found["nll"]}
 
     results = _fit(task, options, validate, report, how)
@@ -96,7 +104,9 @@ def train_clip(
     report: Report,
     **how: Any,
 ) -> tuple[ClipEncoder, engine.Result]:
-    """A new small CLIP trained on rendered faces and captions of them, written to `folder` in Hugging Face's form.
+    """A new small CLIP trained on rendered faces and captions of them, written to `folder` in
+    Hugging
+    Face's form.
 
     Returns it with the result of the training.
     """
@@ -109,15 +119,23 @@ def train_clip(
 
     def tokens(epoch: int) -> np.ndarray:
         ids = new.encoder.tokenize(captions(epoch).texts)
-        return np.pad(ids, ((0, 0), (0, max(0, min(32, longest) - ids.shape[1]))))  # one shape for all epochs
+        return np.pad(
+            ids, ((0, 0), (0, max(0, min(32, longest) - ids.shape[1])))
+        )  # one shape for all epochs
 
-    pairs = tasks.Pairs(faces.render(), tokens, lambda epoch, rows: captions(epoch).true_of(faces, rows))
+    pairs = tasks.Pairs(
+        faces.render(), tokens, lambda epoch, rows: captions(epoch).true_of(faces, rows)
+    )
     task = tasks.contrastive(new.encoder, pairs, batch=options.batch)
     pictures = validation.render()
 
     def validate(params: Any, rest: Any) -> dict[str, float]:
         encoder = tasks.trained_clip(new.encoder, params, rest)
-        known = [value for value in pair_accuracy(encoder, validation, pictures).values() if value is not None]
+        known = [
+            value
+            for value in pair_accuracy(encoder, validation, pictures).values()
+            if value is not None
+        ]
         return {"validation_pair_accuracy": float(np.mean(known))} if known else {}
 
     (result,) = _fit(task, options, validate, report, how)
@@ -126,14 +144,21 @@ def train_clip(
     return encoder, result
 
 
-def pair_accuracy(encoder: ClipEncoder, faces: face_data.Faces, pictures: np.ndarray) -> dict[str, float | None]:
-    """For each attribute: of a face with it and one without, how often the first is closer to its name.
+def pair_accuracy(
+    encoder: ClipEncoder, faces: face_data.Faces, pictures: np.ndarray
+) -> dict[str, float | None]:
+    """For each attribute: of a face with it and one without, how often the first is closer to its
+    name.
 
-    Zero-shot: the names are texts like any other. Chance is one half. None where no face has it, or all have.
+    Zero-shot: the names are texts like any other. Chance is one half. None where no face has it, or
+    all have.
     """
     cosines = encoder.embed_images(pictures) @ encoder.embed_texts(face_data.ATTRIBUTES).T
     found = np.diag(affinity(cosines, faces.attributes).auroc)
-    return {name: float(x) if np.isfinite(x) else None for name, x in zip(face_data.ATTRIBUTES, found, strict=True)}
+    return {
+        name: float(x) if np.isfinite(x) else None
+        for name, x in zip(face_data.ATTRIBUTES, found, strict=True)
+    }
 
 
 def metrics_writer(path: Path) -> Report:
@@ -150,24 +175,37 @@ def metrics_writer(path: Path) -> Report:
 
 
 def train(settings: Any, open_split: Callable[[config.Data, str], ImageSet]) -> None:
-    """Trains what the settings ask for into a run folder; a run that was stopped goes on where it was."""
+    """Trains what the settings ask for into a run folder; a run that was stopped goes on where it
+    was.
+    """
     with contextlib.ExitStack() as held:
         checkpoints = _train(settings, open_split, held)
         if is_main_process():
             shutil.rmtree(checkpoints)
 
 
-def _train(settings: Any, open_split: Callable[[config.Data, str], ImageSet], held: contextlib.ExitStack) -> Path:
-    """`train` but for deleting the folder of checkpoints, which is returned and locked until `held` ends."""
+def _train(
+    settings: Any, open_split: Callable[[config.Data, str], ImageSet], held: contextlib.ExitStack
+) -> Path:
+    """`train` but for deleting the folder of checkpoints, which is returned and locked until `held`
+    ends.
+    """
     options = settings.train
     _check(settings)
-    with store.run_folder(settings.out, "train", settings.model_dump(mode="json"), overwrite=settings.overwrite) as run:
+    with store.run_folder(
+        settings.out, "train", settings.model_dump(mode="json"), overwrite=settings.overwrite
+    ) as run:
         if options.task == "clip":
-            faces, validation = (face_data.split(name, settings.data.limit) for name in (options.split, options.validation))
+            faces, validation = (
+                face_data.split(name, settings.data.limit)
+                for name in (options.split, options.validation)
+            )
             run.inputs |= {options.split: faces.key, options.validation: validation.key}
             test = None
         else:
-            images, validation = (open_split(settings.data, name) for name in (options.split, options.validation))
+            images, validation = (
+                open_split(settings.data, name) for name in (options.split, options.validation)
+            )
             test = None if options.test is None else open_split(settings.data, options.test)
             run.inputs |= {images.name: images.key, validation.name: validation.key}
             _check_splits(images, validation, test)
@@ -185,7 +223,9 @@ def _train(settings: Any, open_split: Callable[[config.Data, str], ImageSet], he
         with run.timed("train"), progress("train") as bar:
             how = {"progress": bar, "checkpoints": kept}
             if options.task == "clip":
-                encoder, result = train_clip(options, faces, validation, run.folder / "clip", report, **how)
+                encoder, result = train_clip(
+                    options, faces, validation, run.folder / "clip", report, **how
+                )
                 trained = [(encoder, result)]
             else:
                 how |= {"first": first, "protocol": settings.evaluate.protocol}
@@ -203,25 +243,43 @@ def _check(settings: Any) -> None:
     options = settings.train
     if options.task == "clip":
         if settings.data.kind != "faces":
-            raise InputError("a CLIP is trained on rendered faces, whose captions are known; pass --data.kind faces")
+            raise InputError(
+                "a CLIP is trained on rendered faces, whose captions are known; pass --data.kind "
+                "faces"
+            )
         if settings.data.exclude is not None:
-            raise InputError("--data.exclude is for images; a CLIP is trained on faces that are rendered as they are needed")
+            raise InputError(
+                "--data.exclude is for images; a CLIP is trained on faces that are rendered as "
+                "they are needed"
+            )
         if len(recipes(options)) > 1 or options.start is not None or options.test is not None:
-            raise InputError("--train.seeds, --train.learning-rates, --train.start and --train.test are not for a CLIP")
+            raise InputError(
+                "--train.seeds, --train.learning-rates, --train.start and --train.test are not for "
+                "a CLIP"
+            )
     if options.task == "deep_emotion" and settings.evaluate.protocol == "tencrop":
-        raise InputError("--evaluate.protocol tencrop crops to a VGGNet's input size; use resize40 for a Deep-Emotion")
+        raise InputError(
+            "--evaluate.protocol tencrop crops to a VGGNet's input size; use resize40 for a "
+            "Deep-Emotion"
+        )
 
 
 def _check_splits(images: ImageSet, validation: ImageSet, test: ImageSet | None) -> None:
     if validation.key == images.key:
-        raise InputError(f"--train.validation is {images.name}, which is trained on; name another split")
+        raise InputError(
+            f"--train.validation is {images.name}, which is trained on; name another split"
+        )
     if test is not None and test.key in (images.key, validation.key):
-        raise InputError(f"--train.test is {test.name}, which training or choosing uses; name another split")
+        raise InputError(
+            f"--train.test is {test.name}, which training or choosing uses; name another split"
+        )
 
 
 def _key(settings: Any, first: Classifier | None, *images: str) -> str:
     """Content key of all that shapes this training, under which its checkpoints lie."""
-    shaping = settings.train.model_dump(mode="json", exclude={"save_every", "test", "shard", "start"})
+    shaping = settings.train.model_dump(
+        mode="json", exclude={"save_every", "test", "shard", "start"}
+    )
     start = None
     if first is not None:  # the labels that it learns are in the order of its names
         start = [as_network(first).key, first.config.class_names]
@@ -230,12 +288,18 @@ def _key(settings: Any, first: Classifier | None, *images: str) -> str:
 
 def _write_metrics(folder: Path, results: Sequence[engine.Result]) -> None:
     """`metrics.jsonl`, a row per epoch and network, and `curves.png`."""
-    rows = [({"member": m} if len(results) > 1 else {}) | row for m, r in enumerate(results) for row in r.history]
+    rows = [
+        ({"member": m} if len(results) > 1 else {}) | row
+        for m, r in enumerate(results)
+        for row in r.history
+    ]
     rows.sort(key=lambda row: row["epoch"])
     store.write_text(folder / "metrics.jsonl", "".join(map(store.json_line, rows)))
     from emojax.report import figures  # matplotlib
 
-    figure = figures.plot_training([result.history for result in results], [result.best_epoch for result in results])
+    figure = figures.plot_training(
+        [result.history for result in results], [result.best_epoch for result in results]
+    )
     store.write_binary(folder / "curves.png", lambda file: figures.save(figure, file))
 
 
@@ -254,7 +318,9 @@ def _write_classifiers(
     else:
         uses = None  # what the first weights had seen is not known, so neither is what these have
     members = []
-    for number, ((model, result), recipe) in enumerate(zip(trained, recipes(settings.train), strict=True)):
+    for number, ((model, result), recipe) in enumerate(
+        zip(trained, recipes(settings.train), strict=True)
+    ):
         tail = f"_{number}" if len(trained) > 1 else ""
         save_network(model, run.folder / f"model{tail}.safetensors", seen=uses)
         last = tasks.trained(model, *result.last)
@@ -272,14 +338,19 @@ def _write_classifiers(
             found = _tested(settings, run, [model for model, _ in trained], images, images_of_role)
             summary[role] = {name: result.summary() for name, result in found.items()}
             for name, result in found.items():
-                say(f"{name}: {result.top(1):.2%} of {len(result.labels)} right, NLL {result.nll():.4f}")
+                say(
+                    f"{name}: {result.top(1):.2%} of {len(result.labels)} right, NLL "
+                    f"{result.nll():.4f}"
+                )
     return summary
 
 
 def _tested(
     settings: Any, run: store.Run, models: Sequence[Classifier], images: ImageSet, test: ImageSet
 ) -> dict[str, Evaluation]:
-    """Each network on a split, all of them as an ensemble, and the same without copies of images trained on."""
+    """Each network on a split, all of them as an ensemble, and the same without copies of images
+    trained on.
+    """
     found = {}
     how = {"protocol": settings.evaluate.protocol, "batch": settings.evaluate.batch}
     with run.timed("evaluate"), progress(test.name) as bar:
@@ -288,5 +359,8 @@ def _tested(
             found[name] = tests.evaluate(model, test, progress=bar, **how)
     if len(models) > 1:
         found[f"{test.name}, ensemble"] = tests.average(*found.values())
-    new = {f"{name}, no copies of {images.name}": tests.without_copies(r, test, images) for name, r in found.items()}
+    new = {
+        f"{name}, no copies of {images.name}": tests.without_copies(r, test, images)
+        for name, r in found.items()
+    }
     return found | new

@@ -1,6 +1,9 @@
-"""Runs side by side: labels that changed, how scores agree, accuracies. Each run is held against the first.
+"""Runs side by side: labels that changed, how scores agree, accuracies.
 
-Units are matched by layer and number, which means something only where the runs dissected one network.
+Each run is compared with the first.
+
+Units are matched by layer and number, which means something only where the runs dissected one
+network.
 """
 
 from collections.abc import Sequence
@@ -22,9 +25,12 @@ class Comparison:
 
     Attributes:
       names: of the runs.
-      layers: (run, layer, units, same labels, their share, Pearson's and Spearman's correlation of maximum similarities).
-      changed: (layer, unit, label in each run …, maximum similarity in each run …) where some label differs.
-      accuracy: (run, split, images, correct, top-1, top-1 after the edit, what was found of the edit).
+      layers: (run, layer, units, same labels, their share, Pearson's and Spearman's correlation of
+        maximum similarities).
+      changed: (layer, unit, label in each run …, maximum similarity in each run …) where some label
+        differs.
+      accuracy: (run, split, images, correct, top-1, top-1 after the edit, what was found of the
+        edit).
       warnings: what makes the comparison less than it seems.
     """
 
@@ -45,28 +51,53 @@ def compare(runs: Sequence[Results], names: Sequence[str] | None = None) -> Comp
         raise InputError("compare takes two or more run folders: emojax compare RUN RUN")
     names = list(names or _names(runs))
     first, warnings = runs[0], []
-    for key, what in (("target", "networks"), ("images", "probe images"), ("clip", "CLIPs"), ("concepts", "concept sets")):
+    for key, what in (
+        ("target", "networks"),
+        ("images", "probe images"),
+        ("clip", "CLIPs"),
+        ("concepts", "concept sets"),
+    ):
         keys = {run.manifest.get("inputs", {}).get(key) for run in runs if run.labels is not None}
         if len(keys - {None}) > 1:
-            extra = "; units of different networks have nothing to do with each other" if key == "target" else ""
+            extra = (
+                "; units of different networks have nothing to do with each other"
+                if key == "target"
+                else ""
+            )
             warnings.append(f"The runs have different {what}{extra}.")
     similarities = {run.summary.get("similarity") for run in runs if run.labels is not None}
     if len(similarities) > 1:
-        warnings.append(f"The runs have different similarity functions: {', '.join(sorted(map(str, similarities)))}.")
-    layers = [line for run, name in zip(runs[1:], names[1:], strict=True) for line in _layers(first, run, name)]
+        warnings.append(
+            "The runs have different similarity functions: "
+            f"{', '.join(sorted(map(str, similarities)))}."
+        )
+    layers = [
+        line
+        for run, name in zip(runs[1:], names[1:], strict=True)
+        for line in _layers(first, run, name)
+    ]
     return Comparison(names, layers, _changed(runs), _accuracy(runs, names), warnings)
 
 
 def _names(runs: Sequence[Results]) -> list[str]:
-    """Folder names, with the folder above where two are alike, and numbers where that does not tell them apart."""
+    """Folder names, with the folder above where two are alike, and numbers where that does not tell
+    them apart.
+    """
     short = [run.folder.resolve().name for run in runs]
-    long = [f"{run.folder.resolve().parent.name}/{name}" for run, name in zip(runs, short, strict=True)]
-    names = [name if short.count(name) == 1 else more for name, more in zip(short, long, strict=True)]
+    long = [
+        f"{run.folder.resolve().parent.name}/{name}" for run, name in zip(runs, short, strict=True)
+    ]
+    names = [
+        name if short.count(name) == 1 else more for name, more in zip(short, long, strict=True)
+    ]
     return [name if names.count(name) == 1 else f"{name} ({i + 1})" for i, name in enumerate(names)]
 
 
 def _by_unit(run: Results) -> dict[tuple[str, int], int]:
-    return {(layer, int(unit)): i for i, (layer, unit) in enumerate(zip(run.units["layer"], run.units["unit"], strict=True))}
+    return {
+        (layer, int(unit)): i
+        for i, (layer, unit) in enumerate(zip(run.units["layer"], run.units["unit"], strict=True))
+    }
 
 
 def _layers(first: Results, other: Results, name: str) -> list[list[Any]]:
@@ -76,12 +107,24 @@ def _layers(first: Results, other: Results, name: str) -> list[list[Any]]:
 
     mine, theirs, lines = _by_unit(first), _by_unit(other), []
     for layer in first.labels.layers:
-        pairs = np.array([(i, theirs[unit]) for unit, i in mine.items() if unit[0] == layer and unit in theirs])
+        pairs = np.array(
+            [(i, theirs[unit]) for unit, i in mine.items() if unit[0] == layer and unit in theirs]
+        )
         if not len(pairs):
             continue
         a, b = first.labels.similarity[pairs[:, 0]], other.labels.similarity[pairs[:, 1]]
         same = int((first.labels.concept[pairs[:, 0]] == other.labels.concept[pairs[:, 1]]).sum())
-        lines.append([name, layer, len(pairs), same, same / len(pairs), _pearson(a, b), _pearson(rankdata(a), rankdata(b))])
+        lines.append(
+            [
+                name,
+                layer,
+                len(pairs),
+                same,
+                same / len(pairs),
+                _pearson(a, b),
+                _pearson(rankdata(a), rankdata(b)),
+            ]
+        )
     return lines
 
 
@@ -102,7 +145,13 @@ def _changed(runs: Sequence[Results]) -> list[list[Any]]:
             at = [place[unit] for place in places]
             labels = [run.labels.concept[i] for run, i in zip(runs, at, strict=True)]
             if len(set(labels)) > 1:
-                lines.append([*unit, *labels, *(float(run.labels.similarity[i]) for run, i in zip(runs, at, strict=True))])
+                lines.append(
+                    [
+                        *unit,
+                        *labels,
+                        *(float(run.labels.similarity[i]) for run, i in zip(runs, at, strict=True)),
+                    ]
+                )
     return lines
 
 
@@ -112,7 +161,17 @@ def _accuracy(runs: Sequence[Results], names: Sequence[str]) -> list[list[Any]]:
         edit = run.summary.get("edit") or {}
         for split, before in (edit.get("baseline") or {}).items():
             after = edit["edited"][split]["top1"]
-            lines.append([name, split, before["images"], before["correct"], before["top1"], after, edit.get("finding", "")])
+            lines.append(
+                [
+                    name,
+                    split,
+                    before["images"],
+                    before["correct"],
+                    before["top1"],
+                    after,
+                    edit.get("finding", ""),
+                ]
+            )
     return lines
 
 
@@ -122,16 +181,34 @@ ACCURACY_HEADER = ["run", "split", "images", "correct", "top1", "top1_edited", "
 
 def changed_header(found: Comparison) -> list[str]:
     """The columns of `changed`."""
-    return ["layer", "unit", *(f"label in {n}" for n in found.names), *(f"similarity in {n}" for n in found.names)]
+    return [
+        "layer",
+        "unit",
+        *(f"label in {n}" for n in found.names),
+        *(f"similarity in {n}" for n in found.names),
+    ]
 
 
 def render(found: Comparison, runs: Sequence[Results]) -> str:
     """The comparison as a page."""
-    tables = [("runs", "Runs"), ("accuracy", "Accuracy"), ("layers", "Labels by layer"), ("changed", "Labels that changed")]
-    filled = {"runs": True, "accuracy": found.accuracy, "layers": found.layers, "changed": found.changed}
+    tables = [
+        ("runs", "Runs"),
+        ("accuracy", "Accuracy"),
+        ("layers", "Labels by layer"),
+        ("changed", "Labels that changed"),
+    ]
+    filled = {
+        "runs": True,
+        "accuracy": found.accuracy,
+        "layers": found.layers,
+        "changed": found.changed,
+    }
     count = len(found.names)
-    shown = f"The first {MOST:,} of {len(found.changed):,}; labels.csv has all." if len(found.changed) > MOST else ""
-    percent = lambda x: "–" if x is None else f"{x:.2%}"  # noqa: E731
+    shown = (
+        f"The first {MOST:,} of {len(found.changed):,}; labels.csv has all."
+        if len(found.changed) > MOST
+        else ""
+    )
     return page.fill(
         "compare.html.j2",
         ("theme.js",),
@@ -140,16 +217,36 @@ def render(found: Comparison, runs: Sequence[Results]) -> str:
         sections=[(anchor, name) for anchor, name in tables if filled[anchor]],
         warnings=found.warnings,
         run_header=["verb", "started", "network", "concepts", "similarity"],
-        runs=[
-            [name, run.verb, run.manifest.get("started", "–"), run.manifest.get("inputs", {}).get("target", "–")[:12],
-             run.manifest.get("inputs", {}).get("concepts", "–")[:12], run.summary.get("similarity", "–")]
-            for name, run in zip(found.names, runs, strict=True)
-        ],
+        runs=[_run_row(name, run) for name, run in zip(found.names, runs, strict=True)],
         accuracy_header=["run", "split", "images", "correct", "top-1", "top-1 edited", "the edit"],
-        accuracy=[[n, s, f"{i:,}", f"{c:,}", percent(b), percent(a), f] for n, s, i, c, b, a, f in found.accuracy],
+        accuracy=[_accuracy_row(row) for row in found.accuracy],
         layer_header=["run", "layer", "units", "same label", "share", "Pearson", "Spearman"],
-        layers=[[n, y, f"{u:,}", f"{s:,}", f"{p:.0%}", *map(page.number, rest)] for n, y, u, s, p, *rest in found.layers],
+        layers=[_layer_row(row) for row in found.layers],
         changed_header=changed_header(found),
-        changed=[[*row[: 2 + count], *map(page.number, row[2 + count :])] for row in found.changed[:MOST]],
+        changed=[
+            [*row[: 2 + count], *map(page.number, row[2 + count :])] for row in found.changed[:MOST]
+        ],
         changed_line=shown or f"{len(found.changed):,} units.",
-    )  # fmt: skip
+    )
+
+
+def _run_row(name: str, run: Results) -> list[str]:
+    inputs = run.manifest.get("inputs", {})
+    keys = [inputs.get(name, "–")[:12] for name in ("target", "concepts")]
+    started = run.manifest.get("started", "–")
+    return [name, run.verb, started, *keys, run.summary.get("similarity", "–")]
+
+
+def _accuracy_row(row: list[Any]) -> list[str]:
+    name, split, images, correct, before, after, finding = row
+    return [name, split, f"{images:,}", f"{correct:,}", _percent(before), _percent(after), finding]
+
+
+def _layer_row(row: list[Any]) -> list[str]:
+    name, layer, units, same, share, *correlations = row
+    counts = [f"{units:,}", f"{same:,}", f"{share:.0%}"]
+    return [name, layer, *counts, *map(page.number, correlations)]
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.2%}"

@@ -1,7 +1,9 @@
-"""The report's figures: functions of result objects that return matplotlib figures, for a page, a paper or a notebook.
+"""The report's figures: functions of result objects that return matplotlib figures, for a page, a
+paper or a notebook.
 
-Colours are told apart by colour-blind readers (Okabe and Ito's, and matplotlib's PuOr). Names from files are
-never read as formulas. A figure belongs to nobody's window: show it in a notebook, or `savefig` it.
+Colours are told apart by colour-blind readers (Okabe and Ito's, and matplotlib's PuOr). Names from
+files are never read as formulas. A figure belongs to nobody's window: show it in a notebook, or
+`savefig` it.
 """
 
 import functools
@@ -61,7 +63,8 @@ def _figure(plot: Callable[..., Figure]) -> Callable[..., Figure]:
         with mpl.rc_context(_STYLE):
             figure = plot(*args, **options)
             if figure is not None:
-                figure.draw_without_rendering()  # ticks are made when first drawn, and would take the caller's style
+                # Ticks are made when first drawn, and would take the caller's style.
+                figure.draw_without_rendering()
                 figure.set_layout_engine("none")  # the layout stands
             return figure
 
@@ -83,7 +86,9 @@ def _short(name: str, width: int = 28) -> str:
 
 @_figure
 def plot_similarities(found: Dissection | Labels, tau: float = 0.0) -> Figure:
-    """Histogram of the units' maximum similarities, a panel per layer, with tau: the paper's Figure 4 for every layer."""
+    """Histogram of the units' maximum similarities, a panel per layer, with tau: the paper's Figure
+    4 for every layer.
+    """
     labels = Labels.of(found)
     wide = min(len(labels.layers), 2)
     high = -(-len(labels.layers) // wide)
@@ -106,7 +111,8 @@ def plot_similarities(found: Dissection | Labels, tau: float = 0.0) -> Figure:
 def plot_labels(found: Dissection | Labels, most: int = 25) -> Figure:
     """Shares of labels over all units and over the correctly described ones: the paper's Figure 5.
 
-    A unit is correctly described when its label speaks for the class of more than half of its top 10 images.
+    A unit is correctly described when its label speaks for the class of more than half of its top
+    10 images.
 
     Raises:
       InputError: there is no unit.
@@ -124,11 +130,17 @@ def plot_labels(found: Dissection | Labels, most: int = 25) -> Figure:
     axes, y = figure.add_subplot(), np.arange(len(order))
     bars = [(counts, len(which), SKY, f"all {len(which):,} units")]
     if known:
-        bars.insert(0, (good, max(int(right.sum()), 1), BLUE, f"{int(right.sum()):,} correctly described"))
+        bars.insert(
+            0, (good, max(int(right.sum()), 1), BLUE, f"{int(right.sum()):,} correctly described")
+        )
     for number, (values, total, colour, title) in enumerate(bars):
         height = 0.8 / len(bars)
         axes.barh(
-            y + (number - (len(bars) - 1) / 2) * height, 100 * values[order] / total, height, color=colour, label=title
+            y + (number - (len(bars) - 1) / 2) * height,
+            100 * values[order] / total,
+            height,
+            color=colour,
+            label=title,
         )
     axes.set_yticks(y, [_short(names[i]) for i in order])
     axes.invert_yaxis()
@@ -141,7 +153,9 @@ def plot_labels(found: Dissection | Labels, most: int = 25) -> Figure:
 
 @_figure
 def plot_descriptions(rows: Sequence[LayerSummary]) -> Figure | None:
-    """How well labels describe their units, layer by layer, beside chance; None where that is not known."""
+    """How well labels describe their units, layer by layer, beside chance; None where that is not
+    known.
+    """
     rows = [row for row in rows if row.overall_acc is not None]
     if not rows:
         return None
@@ -152,8 +166,16 @@ def plot_descriptions(rows: Sequence[LayerSummary]) -> Figure | None:
         ([row.uninterp_acc for row in rows], ORANGE, "s", "other units"),
         ([row.chance_overall for row in rows], INK, "_", "chance"),
     ):
-        axes.plot(x, [np.nan if v is None else v for v in values], marker=marker, color=colour, label=title, markersize=7,
-                  linestyle="--" if marker == "_" else "-", linewidth=1.4)  # fmt: skip
+        axes.plot(
+            x,
+            [np.nan if value is None else value for value in values],
+            marker=marker,
+            color=colour,
+            label=title,
+            markersize=7,
+            linestyle="--" if marker == "_" else "-",
+            linewidth=1.4,
+        )
     axes.set_xticks(x, [_short(row.layer, 12) for row in rows], rotation=30, ha="right")
     axes.set_ylim(0, 1)
     axes.set_ylabel("description accuracy")
@@ -166,27 +188,46 @@ def plot_descriptions(rows: Sequence[LayerSummary]) -> Figure | None:
 
 @_figure
 def plot_samples(images: "ImageSet", per_class: int = 6) -> Figure:
-    """The first images of each class: the paper's Figure 1. Mind whose faces they are before you show them.
+    """The first images of each class: the paper's Figure 1. Mind whose faces they are before you
+    show
+    them.
 
     Raises:
       InputError: the set has no labels.
     """
     if images.labels is None:
         raise InputError(f"{images.name} has no labels to draw samples by")
-    rows = [(name, np.flatnonzero(images.labels == c)[:per_class]) for c, name in enumerate(images.classes)]
-    return _sheet(images, [(name, [(int(i), "") for i in found]) for name, found in rows if len(found)], per_class)
+    rows = [
+        (name, np.flatnonzero(images.labels == c)[:per_class])
+        for c, name in enumerate(images.classes)
+    ]
+    return _sheet(
+        images,
+        [(name, [(int(i), "") for i in found]) for name, found in rows if len(found)],
+        per_class,
+    )
 
 
 @_figure
 def plot_flagged(images: "ImageSet", flagged: Mapping[str, Sequence[int]], most: int = 8) -> Figure:
-    """Images of a set by what an audit found in them, {reason: image numbers}: the paper's Figure 3."""
-    rows = [(f"{reason} ({len(found)})", [(int(i), f"{int(i)}") for i in found[:most]]) for reason, found in flagged.items()]
+    """Images of a set by what an audit found in them, {reason: image numbers}: the paper's Figure
+    3.
+    """
+    rows = [
+        (f"{reason} ({len(found)})", [(int(i), f"{int(i)}") for i in found[:most]])
+        for reason, found in flagged.items()
+    ]
     return _sheet(images, rows, most)
 
 
-def _sheet(images: "ImageSet", rows: Sequence[tuple[str, Sequence[tuple[int, str]]]], wide: int) -> Figure:
+def _sheet(
+    images: "ImageSet", rows: Sequence[tuple[str, Sequence[tuple[int, str]]]], wide: int
+) -> Figure:
     """Rows of images as one picture, with a name before each row and captions below the images."""
-    side, gap = images.images.shape[1:3], 6 if not any(caption for _, row in rows for _, caption in row) else 16
+    side, gap = (
+        images.images.shape[1:3],
+        6 if not any(caption for _, row in rows for _, caption in row) else 16,
+    )
     step = (side[0] + max(gap, side[0] * gap // 48), side[1] + max(4, side[1] // 12))
     figure = Figure(figsize=(1.4 + 0.8 * wide, 0.8 * len(rows) * step[0] / step[1] + 0.1))
     axes = figure.add_subplot()
@@ -197,36 +238,62 @@ def _sheet(images: "ImageSet", rows: Sequence[tuple[str, Sequence[tuple[int, str
             place = (left, left + side[1], top + side[0], top)
             shown = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
             axes.imshow(shown, cmap="gray", vmin=0, vmax=255, extent=place, interpolation="none")
-            axes.text(left + side[1] / 2, top + side[0] * 1.02, caption, fontsize=8, ha="center", va="top")
+            axes.text(
+                left + side[1] / 2, top + side[0] * 1.02, caption, fontsize=8, ha="center", va="top"
+            )
     axes.set_xlim(0, wide * step[1])
     axes.set_ylim(len(rows) * step[0], 0)
     axes.set_xticks([])
-    axes.set_yticks([row * step[0] + side[0] / 2 for row in range(len(rows))], [_short(name, 24) for name, _ in rows])
+    axes.set_yticks(
+        [row * step[0] + side[0] / 2 for row in range(len(rows))],
+        [_short(name, 24) for name, _ in rows],
+    )
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure
 
 
 @_figure
-def plot_network(network: Mapping[str, int], dissected: Sequence[str] = (), edited: str | None = None) -> Figure:
-    """The layers of a network with their units, those dissected and the one edited told apart: the paper's Figure 2."""
+def plot_network(
+    network: Mapping[str, int], dissected: Sequence[str] = (), edited: str | None = None
+) -> Figure:
+    """The layers of a network with their units, those dissected and the one edited told apart: the
+    paper's Figure 2.
+    """
     figure = Figure(figsize=(6.4, 2.7))
     axes, counts = figure.add_subplot(), np.array(list(network.values()), float)
     heights = 0.35 + 0.65 * np.log(counts) / max(np.log(counts.max()), 1)
-    colours = [ORANGE if name == edited else BLUE if name in dissected else FAINT for name in network]
-    for x, (units, height, colour) in enumerate(zip(network.values(), heights, colours, strict=True)):
-        axes.add_patch(patches.Rectangle((x - 0.3, -height / 2), 0.6, height, color=colour, linewidth=0))
+    colours = [
+        ORANGE if name == edited else BLUE if name in dissected else FAINT for name in network
+    ]
+    for x, (units, height, colour) in enumerate(
+        zip(network.values(), heights, colours, strict=True)
+    ):
+        axes.add_patch(
+            patches.Rectangle((x - 0.3, -height / 2), 0.6, height, color=colour, linewidth=0)
+        )
         axes.text(x, height / 2 + 0.03, f"{units:,}", ha="center", va="bottom", fontsize=9)
         if x:
-            axes.annotate("", (x - 0.32, 0), (x - 0.68, 0), arrowprops={"arrowstyle": "->", "color": INK, "lw": 1})
-    axes.set_xticks(range(len(network)), [_short(name, 14) for name in network], rotation=30, ha="right")
+            axes.annotate(
+                "",
+                (x - 0.32, 0),
+                (x - 0.68, 0),
+                arrowprops={"arrowstyle": "->", "color": INK, "lw": 1},
+            )
+    axes.set_xticks(
+        range(len(network)), [_short(name, 14) for name in network], rotation=30, ha="right"
+    )
     axes.tick_params(axis="x", length=0)
     axes.set_xlim(-0.6, len(network) - 0.4)
     axes.set_ylim(-0.55, 0.68)
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     kinds = {BLUE: "dissected", ORANGE: "edited", FAINT: "not dissected"}
-    handles = [patches.Patch(color=colour, label=title) for colour, title in kinds.items() if colour in colours]
+    handles = [
+        patches.Patch(color=colour, label=title)
+        for colour, title in kinds.items()
+        if colour in colours
+    ]
     figure.legend(handles=handles, loc="outside upper left", ncols=3)
     return figure
 
@@ -238,33 +305,53 @@ def plot_network(network: Mapping[str, int], dissected: Sequence[str] = (), edit
 def plot_grid(sweep: Table, layer: str, alpha: float = 0.05) -> Figure | None:
     """Heatmap of a layer's tau × factor grid: correct images above the unedited network's.
 
-    A cell framed and starred differs from the unedited network at level alpha (McNemar's exact test, adjusted over the
-    cells by Benjamini and Hochberg); None where fewer than two thresholds or factors were tried.
+    A cell framed and starred differs from the unedited network at level alpha (McNemar's exact
+    test, adjusted over the cells by Benjamini and Hochberg); None where fewer than two thresholds
+    or factors were tried.
     """
     mine = (sweep["kind"] == "threshold") & (sweep["layer"] == layer)
     taus, factors = np.unique(sweep["tau"][mine]), np.unique(sweep["factor"][mine])
     if min(len(taus), len(factors)) < 2:
         return None
     at = np.searchsorted(taus, sweep["tau"][mine]), np.searchsorted(factors, sweep["factor"][mine])
-    change, sure = np.full((len(taus), len(factors)), np.nan), np.zeros((len(taus), len(factors)), bool)
+    change, sure = (
+        np.full((len(taus), len(factors)), np.nan),
+        np.zeros((len(taus), len(factors)), bool),
+    )
     if "gained" in sweep:
         change[at] = (sweep["gained"] - sweep["lost"])[mine]
         sure[at] = sweep["p_adjusted"][mine] <= alpha
         title = "correct images, against the unedited network"
     else:
         change[at] = sweep["correct"][mine]
-        change -= np.nanmedian(change[:, factors == 1]) if (factors == 1).any() else np.nanmax(change)
-        title = "correct images, against " + ("factor 1" if (factors == 1).any() else "the best cell")
+        change -= (
+            np.nanmedian(change[:, factors == 1]) if (factors == 1).any() else np.nanmax(change)
+        )
+        title = "correct images, against " + (
+            "factor 1" if (factors == 1).any() else "the best cell"
+        )
     figure = Figure(figsize=(max(4.2, 0.78 * len(factors) + 2), max(2.4, 0.33 * len(taus) + 1.1)))
     axes, limit = figure.add_subplot(), max(1.0, float(np.nanmax(np.abs(change))))
     shown = axes.imshow(change, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
     for row, column in np.argwhere(np.isfinite(change)):
         value = change[row, column]
-        text = ("±0" if not value else f"{value:+,.0f}".replace("-", "−")) + "*" * bool(sure[row, column])
-        axes.text(column, row, text, ha="center", va="center", fontsize=9, fontweight="bold" if sure[row, column] else None,
-                  color="white" if abs(value) > 0.6 * limit else "black")  # fmt: skip
+        text = f"{value:+,.0f}".replace("-", "−") if value else "±0"
         if sure[row, column]:
-            frame = patches.Rectangle((column - 0.46, row - 0.44), 0.92, 0.88, fill=False, edgecolor="black", linewidth=2)
+            text += "*"
+        axes.text(
+            column,
+            row,
+            text,
+            ha="center",
+            va="center",
+            fontsize=9,
+            fontweight="bold" if sure[row, column] else None,
+            color="white" if abs(value) > 0.6 * limit else "black",
+        )
+        if sure[row, column]:
+            frame = patches.Rectangle(
+                (column - 0.46, row - 0.44), 0.92, 0.88, fill=False, edgecolor="black", linewidth=2
+            )
             axes.add_patch(frame)
     axes.set_xticks(range(len(factors)), [f"{f:g}" for f in factors])
     axes.set_yticks(range(len(taus)), [f"{t:g}".replace("-", "−") for t in taus])
@@ -280,9 +367,14 @@ def plot_grid(sweep: Table, layer: str, alpha: float = 0.05) -> Figure | None:
 
 @_figure
 def plot_thresholds(
-    thresholds: Table, layer: str, factor: float, bands: Table | None = None, unedited: float | None = None
+    thresholds: Table,
+    layer: str,
+    factor: float,
+    bands: Table | None = None,
+    unedited: float | None = None,
 ) -> Figure | None:
-    """Accuracy at every threshold of a layer: the given factor, the others faintly, and the band of random masks.
+    """Accuracy at every threshold of a layer: the given factor, the others faintly, and the band of
+    random masks.
 
     `unedited` is the accuracy of the network as it was; None where the layer has no thresholds.
     """
@@ -290,9 +382,14 @@ def plot_thresholds(
     if not mine.any():
         return None
     figure = Figure(figsize=(6.4, 3.6))
-    axes, others = figure.add_subplot(), [f for f in np.unique(thresholds["factor"][mine]) if f != factor]
+    axes, others = (
+        figure.add_subplot(),
+        [f for f in np.unique(thresholds["factor"][mine]) if f != factor],
+    )
     faint = {"color": FAINT, "linewidth": 0.8}
-    styles = [(each, faint | {"label": "_" * bool(i) + "other factors"}) for i, each in enumerate(others)]
+    styles = [
+        (each, faint | {"label": "_" * bool(i) + "other factors"}) for i, each in enumerate(others)
+    ]
     styles.append((factor, {"color": BLUE, "linewidth": 1.8, "label": f"factor {factor:g}"}))
     for each, style in styles:
         rows = mine & (thresholds["factor"] == each)
@@ -300,7 +397,15 @@ def plot_thresholds(
     if bands:
         rows = (bands["layer"] == layer) & (bands["factor"] == factor)
         x, low, mean, high = (bands[name][rows] for name in ("units_above", "low", "mean", "high"))
-        axes.fill_between(x, 100 * low, 100 * high, color=ORANGE, alpha=0.35, linewidth=0, label="random units, 95 %")
+        axes.fill_between(
+            x,
+            100 * low,
+            100 * high,
+            color=ORANGE,
+            alpha=0.35,
+            linewidth=0,
+            label="random units, 95 %",
+        )
         axes.plot(x, 100 * mean, color=ORANGE, linewidth=1.2, label="their mean")
     if unedited is not None:
         axes.axhline(100 * unedited, color=INK, linewidth=1, linestyle=":", label="unedited")
@@ -346,24 +451,42 @@ def plot_per_class(found: Evidence) -> Figure | None:
 
 
 @_figure
-def plot_training(histories: Sequence[Sequence[Mapping[str, float]]], best_epochs: Sequence[int] = ()) -> Figure:
-    """Metrics of every epoch: a panel each, training dashed and validation drawn out, a colour for each network.
+def plot_training(
+    histories: Sequence[Sequence[Mapping[str, float]]], best_epochs: Sequence[int] = ()
+) -> Figure:
+    """Metrics of every epoch: a panel each, training dashed and validation drawn out, a colour for
+    each network.
 
-    `histories` are the rows of `metrics.jsonl` of each network; `best_epochs`, counted from 1, are marked.
+    `histories` are the rows of `metrics.jsonl` of each network; `best_epochs`, counted from 1, are
+    marked.
     """
     known = ("epoch", "member", "seconds", "images_per_second")
     names = [name for name in histories[0][0] if name not in known]
     panels = [name for name in names if not name.startswith("validation_")]
-    panels += [name for name in names if name.startswith("validation_") and name.removeprefix("validation_") not in panels]
+    panels += [
+        name
+        for name in names
+        if name.startswith("validation_") and name.removeprefix("validation_") not in panels
+    ]
     figure = Figure(figsize=(4 * len(panels), 3.2))
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         watched = f"validation_{panel}" in names
-        lines = [(panel, "--", "training"), (f"validation_{panel}", "-", "validation")] if watched else [(panel, "-", None)]
+        lines = (
+            [(panel, "--", "training"), (f"validation_{panel}", "-", "validation")]
+            if watched
+            else [(panel, "-", None)]
+        )
         for number, rows in enumerate(histories):
             colour = _MEMBERS[number % len(_MEMBERS)]
             for name, style, label in lines:
                 label = label if number == 0 else None  # noqa: PLW2901
-                axes.plot([row["epoch"] for row in rows], [row[name] for row in rows], style, color=colour, label=label)
+                axes.plot(
+                    [row["epoch"] for row in rows],
+                    [row[name] for row in rows],
+                    style,
+                    color=colour,
+                    label=label,
+                )
             if number < len(best_epochs):
                 axes.axvline(best_epochs[number], color=colour, linewidth=0.8, linestyle=":")
         axes.set_title(panel.replace("_", " "))

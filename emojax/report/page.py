@@ -1,6 +1,7 @@
-"""One page from a run folder: self-contained, from a file, without a network, and safe with whatever the folder holds.
+"""One page from a run folder: self-contained, and safe with whatever the folder holds.
 
-Text from files reaches the page escaped by jinja2, as JSON that the page's script puts in as text, or inside a figure.
+Text from files reaches the page escaped by jinja2, as JSON that the page's script puts in as text,
+or inside a figure.
 """
 
 import base64
@@ -28,7 +29,8 @@ from emojax.report import figures, sprites
 from emojax.report.results import Results
 
 PEOPLE = (
-    "This page shows faces of people. Share it only where those people or the terms of the data set allow it, for research,"
+    "This page shows faces of people. Share it only where those people or the terms of the data "
+    "set allow it, for research,"
     " and not to judge anybody by."
 )
 _KINDS = {"folder": "folder", "faces": "rendered faces", "fer2013": "FER2013"}
@@ -50,7 +52,9 @@ def number(value: float | None, digits: int = 2) -> str:
 
 def p_text(value: float | None) -> str:
     """A p-value as tables show it."""
-    return "–" if value is None or math.isnan(value) else "<0.0001" if value < 1e-4 else f"{value:.2g}"
+    return (
+        "–" if value is None or math.isnan(value) else "<0.0001" if value < 1e-4 else f"{value:.2g}"
+    )
 
 
 def pooled(splits: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
@@ -62,42 +66,72 @@ def pooled(splits: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
 
 
 def draw(run: Results, images: ImageSet | None = None) -> dict[str, Shown]:
-    """All figures that the folder's results allow, by name; those of images only with the probe images."""
+    """All figures that the folder's results allow, by name; those of images only with the probe
+    images.
+    """
     found: dict[str, tuple[Figure | None, str]] = {}
     setting = (run.summary.get("edit") or {}).get("setting") or {}
     layer, factor = setting.get("layer"), setting.get("factor")
     if run.details is not None:
-        network = dict(zip(run.details.network.tolist(), run.details.network_units.tolist(), strict=True))
+        network = dict(
+            zip(run.details.network.tolist(), run.details.network_units.tolist(), strict=True)
+        )
         dissected = run.details.layers.tolist()
-        found["network"] = figures.plot_network(network, dissected, layer), "The network's layers and their units."
+        found["network"] = (
+            figures.plot_network(network, dissected, layer),
+            "The network's layers and their units.",
+        )
     if images is not None and images.labels is not None:
         found["samples"] = figures.plot_samples(images), f"Samples of {images.name}, by class."
         flagged = flagged_images(run, images)
         if flagged:
-            found["flagged"] = figures.plot_flagged(images, flagged), "Images that the audit flagged, with their numbers."
+            found["flagged"] = (
+                figures.plot_flagged(images, flagged),
+                "Images that the audit flagged, with their numbers.",
+            )
     if run.labels is not None:
         tau = run.summary["tau"]
-        found["descriptions"] = figures.plot_descriptions(run.table1), "Description accuracy by layer, and chance."
-        found["similarities"] = figures.plot_similarities(run.labels, tau), f"Maximum similarities by layer, tau = {tau:g}."
-        caption = (
-            "Labels by how many units have them. Correctly described: the label speaks for the class of more than half of"
+        found["descriptions"] = (
+            figures.plot_descriptions(run.table1),
+            "Description accuracy by layer, and chance.",
         )
-        found["labels"] = figures.plot_labels(run.labels), f"{caption} the unit's top 10 images."
+        found["similarities"] = (
+            figures.plot_similarities(run.labels, tau),
+            f"Maximum similarities by layer, tau = {tau:g}.",
+        )
+        found["labels"] = (
+            figures.plot_labels(run.labels),
+            "Labels by how many units have them. Correctly described: the label speaks for the "
+            "class of more than half of the unit's top 10 images.",
+        )
     if run.sweep and layer:
         caption = f"The grid of edits of {layer}, all test splits."
         if "p_adjusted" in run.sweep:
-            caption += " Framed and starred: different from the unedited network by McNemar's exact test at 0.05, adjusted"
-            caption += " over the cells. As the grid was searched, the verdict and not the grid says whether the edit helps."
+            caption += (
+                " Framed and starred: different from the unedited network by McNemar's exact test "
+                "at 0.05, adjusted over the cells. As the grid was searched, the verdict and not "
+                "the grid says whether the edit helps."
+            )
         found["grid"] = figures.plot_grid(run.sweep, layer), caption
     if run.thresholds and factor:
         caption = f"Accuracy of {layer} at every threshold, all test splits."
         caption += " Band: as many random units instead." if run.bands else ""
         baseline = pooled(run.summary["edit"].get("baseline"))
         unedited = baseline and baseline["top1"]
-        found["thresholds"] = figures.plot_thresholds(run.thresholds, layer, factor, run.bands, unedited), caption
+        found["thresholds"] = (
+            figures.plot_thresholds(run.thresholds, layer, factor, run.bands, unedited),
+            caption,
+        )
     if run.evidence is not None:
-        found["per_class"] = figures.plot_per_class(run.evidence), "Images that the edit puts right and wrong, by class."
-    return {name: Shown(each, caption, _svg(name, each)) for name, (each, caption) in found.items() if each is not None}
+        found["per_class"] = (
+            figures.plot_per_class(run.evidence),
+            "Images that the edit puts right and wrong, by class.",
+        )
+    return {
+        name: Shown(each, caption, _svg(name, each))
+        for name, (each, caption) in found.items()
+        if each is not None
+    }
 
 
 def flagged_images(run: Results, images: ImageSet) -> dict[str, list[int]]:
@@ -121,8 +155,14 @@ def _svg(name: str, figure: Figure) -> str:
 
 def inline(shown: Shown) -> dict[str, Any]:
     """A figure as markup in the page's colours, which follow its theme."""
-    text = shown.svg[shown.svg.index("<svg") :].replace(figures.INK, "currentColor").replace(figures.FAINT, "var(--line)")
-    text = re.sub(r'<g id="[\w.]+_\d+"', "<g", text)  # numbered anew in every figure, and used by nobody
+    text = (
+        shown.svg[shown.svg.index("<svg") :]
+        .replace(figures.INK, "currentColor")
+        .replace(figures.FAINT, "var(--line)")
+    )
+    text = re.sub(
+        r'<g id="[\w.]+_\d+"', "<g", text
+    )  # numbered anew in every figure, and used by nobody
     label = str(Markup(' role="img" aria-label="{}"').format(shown.caption))
     least = min(int(shown.figure.get_size_inches()[0] * 76), 500)
     return {"svg": Markup(text[:4] + label + text[4:]), "caption": shown.caption, "least": least}
@@ -134,11 +174,19 @@ def inline(shown: Shown) -> dict[str, Any]:
 @functools.cache
 def _environment() -> Environment:
     loader = PackageLoader("emojax.report")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return Environment(
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def fill(template: str, scripts: Sequence[str], **context: Any) -> str:
-    """A page from a template, with its one style sheet and its scripts, which are all that may run on it."""
+    """A page from a template, with its one style sheet and its scripts, which are all that may run
+    on it.
+    """
     folder = resources.files("emojax.report") / "templates"
     script = "\n".join((folder / name).read_text("utf-8") for name in scripts)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
@@ -172,12 +220,23 @@ def build(
       size: bound of the page, in millions of bytes.
 
     Raises:
-      InputError: the page cannot be made that small, or images are wanted of a run that does not say which it showed.
+      InputError: the page cannot be made that small, or images are wanted of a run that does not
+        say which it showed.
     """
     drawn = draw(run, images)
     context = _context(run) | {
         "figures": dict.fromkeys(
-            ("network", "samples", "flagged", "descriptions", "similarities", "labels", "grid", "thresholds", "per_class")
+            (
+                "network",
+                "samples",
+                "flagged",
+                "descriptions",
+                "similarities",
+                "labels",
+                "grid",
+                "thresholds",
+                "per_class",
+            )
         )
         | {name: inline(shown) for name, shown in drawn.items()},
         "consent": PEOPLE if images is not None and people else None,
@@ -188,13 +247,20 @@ def build(
     if images is None or data is None or run.details is None:
         page = make(data=data and json_text(data), sheets=[])
     else:
-        data["thumbs"] = {"columns": sprites.SIDE, "shown": 0, "images": run.details.images.tolist()}
+        data["thumbs"] = {
+            "columns": sprites.SIDE,
+            "shown": 0,
+            "images": run.details.images.tolist(),
+        }
         room = int(size * 1e6) - len(make(data=json_text(data), sheets=[]).encode()) - 50_000
         packed = sprites.pack(images, run.details.images, run.details.top, room)
         data["thumbs"] |= {"shown": packed.per_unit, "images": packed.images.tolist()}
         page = make(data=json_text(data), sheets=packed.sheets)
     if len(page.encode()) > size * 1e6:
-        raise InputError(f"the page takes {len(page.encode()) / 1e6:.1f} MB of {size:g}; give a larger --report.size")
+        raise InputError(
+            f"the page takes {len(page.encode()) / 1e6:.1f} MB of {size:g}; give a larger "
+            "--report.size"
+        )
     return page, drawn
 
 
@@ -205,7 +271,9 @@ def _context(run: Results) -> dict[str, Any]:
     sections += [("edit", "The edit")] if edit else []
     sections += [("truth", "Truth")] if run.summary.get("truth") else []
     versions = run.manifest.get("versions", {})
-    timings = [(f"{name}, seconds", value) for name, value in run.manifest.get("timings", {}).items()]
+    timings = [
+        (f"{name}, seconds", value) for name, value in run.manifest.get("timings", {}).items()
+    ]
     devices = ", ".join(map(str, run.manifest.get("devices", [])))
     return {
         "title": f"emojax {run.verb}: {run.folder.resolve().name}",
@@ -234,7 +302,10 @@ def _flat(values: Mapping[str, Any], before: str = "") -> Any:
         if isinstance(value, Mapping):
             yield from _flat(value, f"{before}{name}.")
         else:
-            yield before + name, " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            yield (
+                before + name,
+                " ".join(map(str, value)) if isinstance(value, list) else str(value),
+            )
 
 
 def _words(run: Results) -> list[str]:
@@ -243,8 +314,10 @@ def _words(run: Results) -> list[str]:
     if run.labels is not None:
         units, above = sum(run.labels.layers.values()), sum(row.interpretable for row in run.table1)
         said.append(
-            f"{len(run.labels.layers)} layers with {units:,} units were dissected on {summary['images']:,} images with"
-            f" {summary['concepts']:,} concepts by {summary['similarity']}. {above:,} units ({above / units:.0%}) are"
+            f"{len(run.labels.layers)} layers with {units:,} units were dissected on "
+            f"{summary['images']:,} images with"
+            f" {summary['concepts']:,} concepts by {summary['similarity']}. {above:,} units "
+            f"({above / units:.0%}) are"
             f" interpretable: their maximum similarity exceeds tau = {summary['tau']:g}."
         )
         sure = summary.get("confidence")
@@ -257,8 +330,10 @@ def _words(run: Results) -> list[str]:
         if known:
             best = max(known, key=lambda row: row.adjusted_overall)
             said.append(
-                f"Labels describe their units best in {best.layer}: the class of {best.overall_acc:.0%} of a unit's top"
-                f" images is one that its label speaks for, where chance gives {best.chance_overall:.0%}."
+                f"Labels describe their units best in {best.layer}: the class of "
+                f"{best.overall_acc:.0%} of a unit's top"
+                " images is one that its label speaks for, where chance gives "
+                f"{best.chance_overall:.0%}."
             )
     edit = summary.get("edit")
     if edit and not edit.get("verdict"):
@@ -276,7 +351,11 @@ def _cards(run: Results) -> list[tuple[str, str]]:
     sure = run.summary.get("confidence")
     cards += [(f"{sure['significant_at_q05']:,}", "labels above chance")] if sure else []
     before = pooled((run.summary.get("edit") or {}).get("baseline"))
-    cards += [(f"{before['top1']:.1%}", f"correct of {before['images']:,} test images, unedited")] if before else []
+    cards += (
+        [(f"{before['top1']:.1%}", f"correct of {before['images']:,} test images, unedited")]
+        if before
+        else []
+    )
     return cards
 
 
@@ -284,17 +363,35 @@ def _what(run: Results) -> list[tuple[str, str]]:
     """Data, networks, concepts and what the checkpoint has seen."""
     s, demo = run.settings, run.verb == "demo"
     data = s.get("data", {})
-    where = "rendered faces" if demo or data.get("kind") == "faces" else str(data.get("path") or "a record")
+    where = (
+        "rendered faces"
+        if demo or data.get("kind") == "faces"
+        else str(data.get("path") or "a record")
+    )
     tests = data.get("test_splits", ["public_test", "private_test"])
     pairs = [
         ("images", where),
-        ("probe split", "rendered for the demo" if demo else str(data.get("probe_split", "unknown"))),
+        (
+            "probe split",
+            "rendered for the demo" if demo else str(data.get("probe_split", "unknown")),
+        ),
         ("test splits", ", ".join(map(str, tests)) if run.summary.get("edit") else "none"),
-        ("network", "the demo's small VGGNet" if demo else str(s.get("target", {}).get("weights") or "unknown")),
+        (
+            "network",
+            "the demo's small VGGNet"
+            if demo
+            else str(s.get("target", {}).get("weights") or "unknown"),
+        ),
         ("splits that it has seen", seen(run.manifest)),
-        ("CLIP", "the demo's small CLIP" if demo else str(s.get("clip", {}).get("path") or "unknown")),
+        (
+            "CLIP",
+            "the demo's small CLIP" if demo else str(s.get("clip", {}).get("path") or "unknown"),
+        ),
         ("concepts", "paper25" if demo else str(s.get("concepts", {}).get("path", "unknown"))),
-        ("similarity", str(run.summary.get("similarity", s.get("dissect", {}).get("similarity", "soft_wpmi")))),
+        (
+            "similarity",
+            str(run.summary.get("similarity", s.get("dissect", {}).get("similarity", "soft_wpmi"))),
+        ),
     ]
     return pairs
 
@@ -308,7 +405,10 @@ def seen(manifest: Mapping[str, Any]) -> str:
         return "unknown origin: counts as having seen all test splits"
     what = {"trained": "trained on", "chosen": "epoch or edit chosen on"}
     entries = [each for each in target["seen"] if isinstance(each, dict)]
-    return ", ".join(f"{each.get('name')} ({what.get(each.get('role'), '?')})" for each in entries) or "none"
+    return (
+        ", ".join(f"{each.get('name')} ({what.get(each.get('role'), '?')})" for each in entries)
+        or "none"
+    )
 
 
 def _flagged(run: Results) -> list[tuple[str, str]]:
@@ -319,32 +419,64 @@ def _flagged(run: Results) -> list[tuple[str, str]]:
 
 
 def _table1(run: Results) -> list[list[str]]:
-    return [
-        [row.layer, f"{row.interpretable:,}", f"{row.not_interpretable:,}", *map(number, (
-            row.share, row.overall_acc, row.interp_acc, row.uninterp_acc, row.chance_overall, row.adjusted_overall))]
-        for row in run.table1
-    ]  # fmt: skip
+    rows = []
+    for row in run.table1:
+        shares = (
+            row.share,
+            row.overall_acc,
+            row.interp_acc,
+            row.uninterp_acc,
+            row.chance_overall,
+            row.adjusted_overall,
+        )
+        counts = [f"{row.interpretable:,}", f"{row.not_interpretable:,}"]
+        rows.append([row.layer, *counts, *map(number, shares)])
+    return rows
 
 
 def _edit(run: Results, edit: Mapping[str, Any]) -> dict[str, Any]:
     """What the page says of the edit, as text."""
     setting, found = edit["setting"], run.evidence
-    parts = [f"{name} {setting[name]:g}".replace("-", "−") for name in ("tau", "factor") if setting.get(name) is not None]
-    chosen = [f"Layer {setting['layer']}", str(setting["kind"]).replace("_", " "), *parts, f"gains on {edit['scope']}"]
+    parts = [
+        f"{name} {setting[name]:g}".replace("-", "−")
+        for name in ("tau", "factor")
+        if setting.get(name) is not None
+    ]
+    chosen = [
+        f"Layer {setting['layer']}",
+        str(setting["kind"]).replace("_", " "),
+        *parts,
+        f"gains on {edit['scope']}",
+    ]
     said = ", ".join(chosen) + "."
     if edit.get("tested"):
         said += f" Tested on {', '.join(map(str, edit['tested']['on']))}"
-        said += ", where it was chosen." if edit["selected_on_test"] else ", which took no part in its choice."
+        said += (
+            ", where it was chosen."
+            if edit["selected_on_test"]
+            else ", which took no part in its choice."
+        )
     before, after = edit.get("baseline") or {}, edit.get("edited") or {}
     return {
         "setting": said,
-        "accuracy": [_accuracy(name, before[name], after[name]) for name in before if name in after],
+        "accuracy": [
+            _accuracy(name, before[name], after[name]) for name in before if name in after
+        ],
         "per_class": [
-            [name, f"{row['images']:,}", row["gained"], row["lost"], p_text(row["p_value"]), p_text(row["p_adjusted"])]
+            [
+                name,
+                f"{row['images']:,}",
+                row["gained"],
+                row["lost"],
+                p_text(row["p_value"]),
+                p_text(row["p_adjusted"]),
+            ]
             for name, row in (found.per_class if found else {}).items()
         ],
         "change": found and _signed(found.change),
-        "controls": [_control(name, row) for name, row in (found.controls if found else {}).items()],
+        "controls": [
+            _control(name, row) for name, row in (found.controls if found else {}).items()
+        ],
     }
 
 
@@ -371,11 +503,15 @@ _CONTROLS = {
 
 
 def _control(name: str, row: Mapping[str, Any]) -> list[str]:
-    """One line of the table of controls: single edits have a change, draws a mean, a range and a p-value."""
+    """One line of the table of controls: single edits have a change, draws a mean, a range and a
+    p-value.
+    """
     title = _CONTROLS.get(name, name)
     if "change" in row:
         against = row["edit_against_it"]
-        wins = f"{against['gained']} better, {against['lost']} worse, p = {p_text(against['p_value'])}"
+        wins = (
+            f"{against['gained']} better, {against['lost']} worse, p = {p_text(against['p_value'])}"
+        )
         return [title, _signed(row["change"]), "–", "–", wins]
     if "mean" not in row:
         return [title, "–", "–", str(row.get("draws", 0)), "–"]
@@ -391,7 +527,10 @@ def _truth(title: str, found: Mapping[str, Mapping[str, Any]]) -> tuple[str, lis
     def line(name: str, best: float, among: float, auroc: float, rank: float) -> list[str]:
         return [name, f"{best:.0%}", f"{among:.0%}", f"{auroc:.3f}", number(rank)]
 
-    rows = [line(n, r["best"], r["among_three"], r["auroc_of_label"], r["rank_correlation"]) for n, r in found.items()]
+    rows = [
+        line(n, r["best"], r["among_three"], r["auroc_of_label"], r["rank_correlation"])
+        for n, r in found.items()
+    ]
     rows.append(line("random", 1 / attributes, 3 / attributes, one["auroc_of_random"], 0.0))
     rows.append(line("the truth", 1.0, 1.0, one["auroc_of_best"], 1.0))
     return f"{one['units']:,} {title}", rows
@@ -420,7 +559,11 @@ def _plain(values: np.ndarray, digits: int = 5) -> list[float | None]:
 def _explorer(run: Results) -> dict[str, Any]:
     """The units by column, and what the page shows of one that is opened."""
     details, table = run.details, run.units
-    concepts = list(dict.fromkeys([*([] if details is None else details.concepts.tolist()), *table["concept"].tolist()]))
+    concepts = list(
+        dict.fromkeys(
+            [*([] if details is None else details.concepts.tolist()), *table["concept"].tolist()]
+        )
+    )
     at = {name: i for i, name in enumerate(concepts)}
     layers = list(run.labels.layers)
     names = {name: i for i, name in enumerate(layers)}
@@ -430,19 +573,34 @@ def _explorer(run: Results) -> dict[str, Any]:
         "concept": [at[name] for name in table["concept"].tolist()],
         "similarity": _plain(table["similarity"]),
     }
-    for key, column in (("margin", "margin"), ("p", "p_value"), ("q", "q_value"), ("accuracy", "description_accuracy"),
-                        ("chance", "chance")):  # fmt: skip
+    optional = {
+        "margin": "margin",
+        "p": "p_value",
+        "q": "q_value",
+        "accuracy": "description_accuracy",
+        "chance": "chance",
+    }
+    for key, column in optional.items():
         if column in table:
             units[key] = _plain(table[column])
     if "halves_agree" in table:
         units["halves"] = [{"yes": 1, "no": 0}.get(x) for x in table["halves_agree"].tolist()]
-    data: dict[str, Any] = {"layers": layers, "classes": [], "concepts": concepts, "emotions": None, "units": units}
+    data: dict[str, Any] = {
+        "layers": layers,
+        "classes": [],
+        "concepts": concepts,
+        "emotions": None,
+        "units": units,
+    }
     if details is None:
         return data | {"details": None, "thumbs": None}
     data["classes"] = details.classes.tolist()
     if details.mix.any():
-        units["main"] = [i if any_ else None for i, any_ in zip(
-            details.mix.argmax(axis=1).tolist(), details.mix.any(axis=1).tolist(), strict=True)]  # fmt: skip
+        commonest = details.mix.argmax(axis=1).tolist()
+        known = details.mix.any(axis=1).tolist()
+        units["main"] = [
+            number if is_known else None for number, is_known in zip(commonest, known, strict=True)
+        ]
     if len(details.emotions):
         folded = [meaning(name) for name in data["classes"]]
         named = [[meaning(emotion) for emotion in text.split(";")] for text in details.emotions]

@@ -1,6 +1,7 @@
-"""A run folder read back: its tables as columns, its evidence as it was assessed, refused when half of it is missing.
+"""A run folder read back: its tables as columns, its evidence as it was assessed.
 
-Everything in a run folder may have passed through other hands, so nothing of it is believed before it was checked.
+Everything in a run folder may have passed through other hands, so nothing of it is believed before
+it was checked.
 """
 
 import csv
@@ -27,19 +28,32 @@ NEEDED = {
     "run": ("summary.json", "dissection.csv", "interpretability.csv", "sweep.csv"),
     "demo": ("summary.json", "dissection.csv", "interpretability.csv", "sweep.csv", "truth.csv"),
 }
-_WORDS = {"layer", "concept", "runner_up", "halves_agree", "kind", "file", "split", "label", "reason", "detail"}
+_WORDS = {
+    "layer",
+    "concept",
+    "runner_up",
+    "halves_agree",
+    "kind",
+    "file",
+    "split",
+    "label",
+    "reason",
+    "detail",
+}
 Table = dict[str, np.ndarray]
 DAMAGED = "it is damaged, or of another version"
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels of all units of all layers in a row: what figures and tables need of a dissection, [U] each.
+    """The labels of all units of all layers in a row: what figures and tables need of a dissection,
+    [U] each.
 
     Attributes:
       layers: units of each layer, in order.
       concept: the label's text; `similarity` its score.
-      accuracy: share of a unit's top 10 images whose class its label speaks for; NaN where unknown. `chance` likewise.
+      accuracy: share of a unit's top 10 images whose class its label speaks for; NaN where unknown.
+        `chance` likewise.
     """
 
     layers: dict[str, int]
@@ -71,9 +85,11 @@ class Results:
     Attributes:
       folder: where it was read.
       manifest: settings, versions, keys; `summary` the results as numbers.
-      units: `dissection.csv` by column; `labels` what figures need of it; `details` what `units.npz` adds.
+      units: `dissection.csv` by column; `labels` what figures need of it; `details` what
+        `units.npz` adds.
       table1: the rows of Table 1.
-      sweep: `sweep.csv` by column; so are `thresholds`, `bands` (random units) and `audit` (flagged images).
+      sweep: `sweep.csv` by column; so are `thresholds`, `bands` (random units) and `audit` (flagged
+        images).
       evidence: the evidence for the chosen edit.
     """
 
@@ -113,15 +129,28 @@ def read_run(folder: Path, audit: Path | None = None) -> Results:
     _valid(folder / MANIFEST, schema.Manifest, manifest)
     verb = manifest["verb"]
     if verb not in NEEDED:
-        raise InputError(f"{folder} is a run of `{verb}`, which has no page; give one of {', '.join(NEEDED)}")
+        raise InputError(
+            f"{folder} is a run of `{verb}`, which has no page; give one of {', '.join(NEEDED)}"
+        )
     lacking = [name for name in NEEDED[verb] if not (folder / name).is_file()]
     if lacking:
-        raise InputError(f"{folder} is half a run: {', '.join(lacking)} missing; run `emojax {verb}` again")
+        raise InputError(
+            f"{folder} is half a run: {', '.join(lacking)} missing; run `emojax {verb}` again"
+        )
     summary = _json(folder / "summary.json")
-    _valid(folder / "summary.json", schema.Summary if "dissection.csv" in NEEDED[verb] else schema.EditOnly, summary)
-    flagged = folder / "audit.csv" if audit is None else audit / "audit.csv" if audit.is_dir() else audit
+    _valid(
+        folder / "summary.json",
+        schema.Summary if "dissection.csv" in NEEDED[verb] else schema.EditOnly,
+        summary,
+    )
+    flagged = (
+        folder / "audit.csv" if audit is None else audit / "audit.csv" if audit.is_dir() else audit
+    )
     if audit is not None and not flagged.is_file():
-        raise InputError(f"no audit at {str(flagged)!r}; pass the audit.csv that `emojax audit` wrote, or its folder")
+        raise InputError(
+            f"no audit at {str(flagged)!r}; pass the audit.csv that `emojax audit` wrote, or its "
+            "folder"
+        )
     table = {
         name: _table(folder / f"{name}.csv", columns)
         for name, columns in {
@@ -136,7 +165,10 @@ def read_run(folder: Path, audit: Path | None = None) -> Results:
     if details is not None and labels is not None:
         sizes = dict(zip(details.layers.tolist(), details.sizes.tolist(), strict=True))
         if sizes != labels.layers:
-            raise InputError(f"{folder / units.FILE} is of other units than dissection.csv; run `emojax {verb}` again")
+            raise InputError(
+                f"{folder / units.FILE} is of other units than dissection.csv; run `emojax {verb}` "
+                "again"
+            )
     file = folder / "evidence.json"
     evidence = _valid(file, Evidence, _json(file)) if file.is_file() else None
     return Results(
@@ -183,7 +215,9 @@ def _valid(path: Path, kind: Any, values: dict[str, Any]) -> Any:
 
 
 def _table(path: Path, columns: Sequence[str]) -> Table:
-    """A csv by column: text where the column's name says so, else float64 with NaN for blanks; empty without the file."""
+    """A csv by column: text where the column's name says so, else float64 with NaN for blanks;
+    empty without the file.
+    """
     if not path.is_file():
         return {}
     try:
@@ -193,11 +227,17 @@ def _table(path: Path, columns: Sequence[str]) -> Table:
         raise InputError(f"{path}: not a csv file ({error})") from None
     lacking = [name for name in columns if name not in header]
     if lacking or len(set(header)) != len(header):
-        raise InputError(f"{path}: {'no column ' + lacking[0] if lacking else 'columns of one name'}; {DAMAGED}")
+        raise InputError(
+            f"{path}: {'no column ' + lacking[0] if lacking else 'columns of one name'}; {DAMAGED}"
+        )
     for number, line in enumerate(lines, 2):
         if len(line) != len(header):
-            raise InputError(f"{path}, line {number}: {len(line)} values for {len(header)} columns; {DAMAGED}")
-    return {name: _column(path, name, [line[at] for line in lines]) for at, name in enumerate(header)}
+            raise InputError(
+                f"{path}, line {number}: {len(line)} values for {len(header)} columns; {DAMAGED}"
+            )
+    return {
+        name: _column(path, name, [line[at] for line in lines]) for at, name in enumerate(header)
+    }
 
 
 def _column(path: Path, name: str, values: list[str]) -> np.ndarray:
@@ -227,4 +267,7 @@ def _table1(table: Table) -> list[LayerSummary]:
         return None if math.isnan(x) else int(x) if name.endswith("interpretable") else float(x)
 
     lines = zip(*table.values(), strict=True) if table else ()
-    return [LayerSummary(**{name: value(name, x) for name, x in zip(table, line, strict=True)}) for line in lines]
+    return [
+        LayerSummary(**{name: value(name, x) for name, x in zip(table, line, strict=True)})
+        for line in lines
+    ]

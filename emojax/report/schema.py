@@ -1,4 +1,6 @@
-"""What the page reads of a run folder's JSON files, as types: a file that passed through other hands may hold anything."""
+"""What the page reads of a run folder's JSON files, as types: a file that passed through other
+hands may hold anything.
+"""
 
 from typing import Any, Literal
 

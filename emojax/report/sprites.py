@@ -1,6 +1,7 @@
 """Thumbnails packed into a few sheets, so that thousands of images make a page of bounded size.
 
-Thumbnails lie row by row in square sheets of `SIDE` by `SIDE`; thumbnail n is number n % SIDE² of sheet n // SIDE².
+Thumbnails lie row by row in square sheets of `SIDE` by `SIDE`; thumbnail n is number n % SIDE² of
+sheet n // SIDE².
 """
 
 import base64
@@ -61,14 +62,19 @@ def pack(images: ImageSet, numbers: np.ndarray, top: np.ndarray, budget: int) ->
     for shown, side, quality in LOOKS:
         wanted = np.unique(top[:, :shown])
         sample = wanted[:: max(1, len(wanted) // SIDE**2)][: SIDE**2]
-        guess = sum(map(len, _encode(images.images, numbers[sample], side, quality))) * len(wanted) / max(len(sample), 1)
+        guess = (
+            sum(map(len, _encode(images.images, numbers[sample], side, quality)))
+            * len(wanted)
+            / max(len(sample), 1)
+        )
         if guess > 1.1 * budget:
             continue
         sheets = list(_encode(images.images, numbers[wanted], side, quality))
         if sum(map(len, sheets)) <= budget:
             return Sprites(sheets, side, wanted, shown)
     raise InputError(
-        f"thumbnails of {len(np.unique(top[:, : LOOKS[-1][0]]))} images do not fit a page of this size; "
+        f"thumbnails of {len(np.unique(top[:, : LOOKS[-1][0]]))} images do not fit a page of this "
+        "size; "
         "give a larger --report.size or --report.images none"
     )
 
@@ -82,7 +88,10 @@ def _encode(images: Images, numbers: np.ndarray, side: int, quality: int) -> Ite
         for at, number in enumerate(mine):
             pixels = np.asarray(images[int(number) : int(number) + 1])[0]
             face = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-            sheet.paste(face.resize((side, side), Image.Resampling.LANCZOS), (at % SIDE * side, at // SIDE * side))
+            sheet.paste(
+                face.resize((side, side), Image.Resampling.LANCZOS),
+                (at % SIDE * side, at // SIDE * side),
+            )
         file = io.BytesIO()
         sheet.save(file, "WEBP", quality=quality, method=4)
         yield base64.b64encode(file.getvalue()).decode("ascii")

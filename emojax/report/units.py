@@ -1,7 +1,10 @@
-"""What the page shows of each unit beyond `dissection.csv`: its top images, best concepts, class mix, outgoing weights.
+"""What the page shows of each unit beyond `dissection.csv`.
 
-`units.npz` holds it, written by every run that labels units, so that a page can be made later from the folder alone.
-Shapes: U units of all layers in a row, S images shown, N best concepts, C classes, I images that some unit shows.
+That is: its top images, best concepts, class mix and outgoing weights.
+
+`units.npz` holds it, written by every run that labels units, so that a page can be made later from
+the folder alone. Shapes: U units of all layers in a row, S images shown, N best concepts, C
+classes, I images that some unit shows.
 """
 
 import zipfile
@@ -16,8 +19,11 @@ from emojax.errors import InputError
 from emojax.store import write_binary
 
 FILE = "units.npz"
-SHOWN, BEST, MIXED = 16, 5, 100  # top images shown, concepts named, top images whose classes are counted
-_SAME = 1e-5  # distance of unit embeddings from which CLIP sees the same picture; float32 leaves 1e-6
+SHOWN = 16  # top images
+BEST = 5  # concepts named
+MIXED = 100  # top images whose classes are counted
+# Distance of unit embeddings from which CLIP sees the same picture; float32 leaves 1e-6.
+_SAME = 1e-5
 
 
 @dataclass(frozen=True)
@@ -29,11 +35,14 @@ class Details:
       top: top images [U, S], positions in `images`, most activating first.
       same_as: earlier image of the unit's list that shows the same picture [U, S]; −1 for none.
       best: the unit's best concepts [U, N], positions in `concepts`; `best_scores` theirs.
-      concepts: names of the concepts that some unit has among its best; `emotions` what each speaks for, joined by ";".
-      images: number of each image in the probe set [I]; `ids` their names, `image_class` their classes, −1 for none.
+      concepts: names of the concepts that some unit has among its best; `emotions` what each speaks
+        for, joined by ";".
+      images: number of each image in the probe set [I]; `ids` their names, `image_class` their
+        classes, −1 for none.
       classes: names of the classes [C].
       mix: classes of the unit's first `MIXED` top images [U, C].
-      outgoing: weights from the units of `outgoing_layer` to the classes; both empty without such a layer.
+      outgoing: weights from the units of `outgoing_layer` to the classes; both empty without such a
+        layer.
       network: names of all the network's layers, dissected or not; `network_units` their units.
     """
 
@@ -67,24 +76,30 @@ class Details:
             len(self.emotions) in (0, named),
             len(self.network) == len(self.network_units),
             not outgoing or self.outgoing.shape == (sizes.get(outgoing[0]), classes),
-            *(array.size == 0 or (array.min() >= low and array.max() < high) for array, low, high in (
-                (self.top, 0, shown),
-                (self.same_as, -1, self.same_as.shape[-1]),
-                (self.best, 0, named),
-                (self.image_class, -1, max(classes, 1)),
-            )),
+            _lies_in(self.top, 0, shown),
+            _lies_in(self.same_as, -1, self.same_as.shape[-1]),
+            _lies_in(self.best, 0, named),
+            _lies_in(self.image_class, -1, max(classes, 1)),
             bool(np.isfinite(self.best_scores).all() and np.isfinite(self.outgoing).all()),
-        ]  # fmt: skip
+        ]
         if not all(fits):
             raise ValueError("its arrays do not fit each other")
 
 
-def collect(found: Dissection, network: Mapping[str, int] | None = None, outgoing: np.ndarray | None = None) -> Details:
+def _lies_in(array: np.ndarray, low: int, high: int) -> bool:
+    """Whether all of an array of positions is in range, `high` left out."""
+    return array.size == 0 or bool(array.min() >= low and array.max() < high)
+
+
+def collect(
+    found: Dissection, network: Mapping[str, int] | None = None, outgoing: np.ndarray | None = None
+) -> Details:
     """Details of a dissection.
 
     Args:
       found: the dissection.
-      network: units of all the network's layers, in order, the last one the classes; those dissected when None.
+      network: units of all the network's layers, in order, the last one the classes; those
+        dissected when None.
       outgoing: weights [U, C] from the units of the layer before the last to the classes.
     """
     record = found.record
@@ -97,10 +112,19 @@ def collect(found: Dissection, network: Mapping[str, int] | None = None, outgoin
     mix = np.zeros((len(rows), classes), np.int32)
     if record.labels is not None:
         at = np.arange(len(rows))[:, None] * classes + record.labels[rows]
-        mix = np.bincount(at.ravel(), minlength=len(rows) * classes).reshape(len(rows), classes).astype(np.int32)
+        mix = (
+            np.bincount(at.ravel(), minlength=len(rows) * classes)
+            .reshape(len(rows), classes)
+            .astype(np.int32)
+        )
     network = dict(network or record.layers)
     before_last = list(network)[-2:-1]
-    known = outgoing is not None and before_last and before_last[0] in record.layers and outgoing.shape[1] == classes
+    known = (
+        outgoing is not None
+        and before_last
+        and before_last[0] in record.layers
+        and outgoing.shape[1] == classes
+    )
     return Details(
         layers=np.array(list(record.layers)),
         sizes=np.array(list(record.layers.values())),
@@ -109,7 +133,9 @@ def collect(found: Dissection, network: Mapping[str, int] | None = None, outgoin
         best=best.reshape(order.shape).astype(np.int32),
         best_scores=np.take_along_axis(found.scores, order, axis=1),
         concepts=np.array([found.concepts.concepts[i] for i in named]),
-        emotions=np.array([] if emotions is None else [";".join(emotions[i]) for i in named], dtype=np.str_),
+        emotions=np.array(
+            [] if emotions is None else [";".join(emotions[i]) for i in named], dtype=np.str_
+        ),
         images=images.astype(np.int64),
         ids=np.array([record.ids[int(i)] for i in images]),
         image_class=np.full(len(images), -1) if record.labels is None else record.labels[images],
@@ -129,7 +155,9 @@ def _same(embeddings: np.ndarray, top: np.ndarray) -> np.ndarray:
     for start in range(0, len(top), 256):
         mine = embeddings[top[start : start + 256]].astype(np.float64)
         squares = (mine**2).sum(axis=2)
-        apart = squares[:, :, None] + squares[:, None, :] - 2 * np.einsum("usd,utd->ust", mine, mine)
+        apart = (
+            squares[:, :, None] + squares[:, None, :] - 2 * np.einsum("usd,utd->ust", mine, mine)
+        )
         same = (apart < _SAME**2) & later
         found[start : start + 256] = np.where(same.any(axis=2), same.argmax(axis=2), -1)
     return found
@@ -152,5 +180,16 @@ def load(folder: Path) -> Details | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             return Details(**{field.name: file[field.name] for field in fields(Details)})
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: {' '.join(str(error).split()) or 'damaged'}; run again") from None
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        EOFError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise InputError(
+            f"{path}: {' '.join(str(error).split()) or 'damaged'}; run again"
+        ) from None

@@ -1,4 +1,6 @@
-"""Writes a dissection as a run folder with its page: from the command line, and from Python for any network."""
+"""Writes a dissection as a run folder with its page: from the command line, and from Python for any
+network.
+"""
 
 import contextlib
 import functools
@@ -27,11 +29,20 @@ def write_dissection(
 ) -> tuple[list[LayerSummary], dict[str, Any]]:
     """Writes a dissection into a folder; returns Table 1 and the summary that was written.
 
-    `dissection.csv` has a row per unit, `interpretability.csv` is the paper's Table 1, `summary.json` both in numbers, and
-    `units.npz` what the page shows of each unit; `network` and `outgoing` as for `units.collect`.
+    `dissection.csv` has a row per unit, `interpretability.csv` is the paper's Table 1,
+    `summary.json` both in numbers, and `units.npz` what the page shows of each unit; `network` and
+    `outgoing` as for `units.collect`.
     """
     description, names = found.description, found.concepts.concepts
-    header = ["layer", "unit", "concept", "similarity", "runner_up", "runner_up_similarity", "margin"]
+    header = [
+        "layer",
+        "unit",
+        "concept",
+        "similarity",
+        "runner_up",
+        "runner_up_similarity",
+        "margin",
+    ]
     confidence = found.confidence
     holds = confidence and confidence.holds(found.labels)
     header += ["p_value", "q_value", "halves_agree"] if confidence else []
@@ -50,7 +61,9 @@ def write_dissection(
                 if confidence:
                     agree = "" if holds is None else "yes" if holds[at] else "no"
                     row += [confidence.p_value[at], confidence.q_value[at], agree]
-                yield row + ([description.accuracy[at], description.chance[at]] if description else [])
+                yield row + (
+                    [description.accuracy[at], description.chance[at]] if description else []
+                )
                 at += 1
 
     store.write_csv(folder / "dissection.csv", header, rows())
@@ -75,7 +88,9 @@ def write_dissection(
 
 
 def _confidence_summary(found: Dissection) -> dict[str, Any] | None:
-    """How many labels are above chance at a false discovery rate of 5 %, and how many hold on either half."""
+    """How many labels are above chance at a false discovery rate of 5 %, and how many hold on
+    either half.
+    """
     if found.confidence is None:
         return None
     holds = found.confidence.holds(found.labels)
@@ -110,7 +125,10 @@ def write_report(
       InputError: the folder holds other things, or the images are not as many as were probed.
     """
     if images is not None and len(images) != found.record.images:
-        raise InputError(f"{images.name} has {len(images)} images, {found.record.images} were probed; pass the set that was")
+        raise InputError(
+            f"{images.name} has {len(images)} images, {found.record.images} were probed; pass the "
+            "set that was"
+        )
     settings = {"similarity": found.similarity, "dissect": {"tau": tau}}
     with store.run_folder(Path(out), "dissect", settings, overwrite=overwrite) as run:
         run.inputs |= {"record": found.record.key} if found.record.key else {}
@@ -121,16 +139,24 @@ def write_report(
 
 @contextlib.contextmanager
 def noting_a_missing_page(folder: Path) -> Iterator[None]:
-    """For a block that adds the page to a finished run: whatever ends it, its message says how to have the page."""
+    """For a block that adds the page to a finished run: whatever ends it, its message says how to
+    have the page.
+    """
     try:
         yield
     except BaseException as error:  # a signal too
-        error.add_note(f"the run in {folder} is whole but for its page, which `emojax report {folder}` makes")
+        error.add_note(
+            f"the run in {folder} is whole but for its page, which `emojax report {folder}` makes"
+        )
         raise
 
 
-def add_page(run: results.Results, images: ImageSet | None, *, people: bool, size: float) -> tuple[Path, int]:
-    """Writes `report.html` and `figures/` into a run's folder; returns the page's path and the number of figures.
+def add_page(
+    run: results.Results, images: ImageSet | None, *, people: bool, size: float
+) -> tuple[Path, int]:
+    """Writes `report.html` and `figures/` into a run's folder; returns the page's path and the
+    number
+    of figures.
 
     Files of other names stay, but for figures of an earlier page that this one does not have.
 
@@ -158,7 +184,9 @@ def add_page(run: results.Results, images: ImageSet | None, *, people: bool, siz
 
 
 def _remove_stale(folder: Path, names: Sequence[str]) -> None:
-    """Removes the figures that an earlier page wrote and this one did not, unless somebody changed them."""
+    """Removes the figures that an earlier page wrote and this one did not, unless somebody changed
+    them.
+    """
     listed = outputs.read_manifest(folder).get("files", {})
     for path in (folder / FIGURES).glob("*"):
         name = path.relative_to(folder).as_posix()
