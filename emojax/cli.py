@@ -61,17 +61,14 @@ COMMANDS = {
 def overview() -> str:
     """What `emojax --help` prints."""
     lines = [
-        "emojax: which facial-expression concept each hidden unit stands for, and what editing by "
-        "those labels does",
+        "emojax: which facial-expression concept each hidden unit stands for, and what editing by those labels does",
         "",
         "usage: emojax <command> [--config FILE] [--section.field VALUE ...]",
         "",
         *(f"  {name:<10} {command.about}" for name, command in COMMANDS.items()),
         "",
-        "emojax <command> --help lists its settings with their defaults. --config FILE takes them "
-        "from YAML (see configs/).",
-        "Several processes as one (docs/scale.md): --coordinator HOST:PORT --processes N --index "
-        "I, or --coordinator auto.",
+        "emojax <command> --help lists its settings with their defaults. --config FILE takes them from YAML (see configs/).",
+        "Several processes as one (docs/scale.md): --coordinator HOST:PORT --processes N --index I, or --coordinator auto.",
     ]
     return "\n".join(lines)
 
@@ -108,8 +105,7 @@ def parse_job(args: Sequence[str]) -> tuple[processes.Job | None, list[str]]:
         return processes.Job("auto"), rest
     if coordinator in (None, "auto") or len(found) != 2:
         raise InputError(
-            "a job needs --coordinator HOST:PORT --processes N --index I, or --coordinator auto "
-            "alone"
+            "a job needs --coordinator HOST:PORT --processes N --index I, or --coordinator auto alone"
         )
     for flag, value in found.items():
         if not value.isdecimal():
@@ -120,7 +116,7 @@ def parse_job(args: Sequence[str]) -> tuple[processes.Job | None, list[str]]:
         raise InputError(f"--coordinator is {coordinator!r}, not HOST:PORT or auto")
     if job.index >= job.processes:
         raise InputError(
-            f"--index {job.index} is not below --processes {job.processes}; the first process is 0"
+            f"--index {job.index} is not below --processes {job.processes}; the main process is 0"
         )
     return job, rest
 

@@ -26,8 +26,7 @@ class Data(Section):
     )
     kind: Literal["auto", "fer2013", "tfds", "folder", "faces"] = Field(
         "auto",
-        description="what the path is; tfds: prepared by TFDS as array_record; faces renders them, "
-        "without a path",
+        description="what the path is; tfds: prepared by TFDS as array_record; faces renders them, without a path",
     )
     probe_split: str = Field(
         "training", description="split that the probe runs over; 'all' without splits"
@@ -37,13 +36,11 @@ class Data(Section):
     )
     limit: Positive | None = Field(
         None,
-        description="take only the first images of each split; of rendered faces, how many to "
-        "render",
+        description="take only the first images of each split; of rendered faces, how many to render",
     )
     exclude: UserPath | None = Field(
         None,
-        description="images to leave out: a csv with a column file, as emojax audit --exclude "
-        "writes",
+        description="images to leave out: a csv with a column file, as emojax audit --exclude writes",
     )
     size: Positive | None = Field(
         None, description="side that folder images are brought to; None keeps a common size"
@@ -55,8 +52,7 @@ class Target(Section):
 
     weights: UserPath | None = Field(
         None,
-        description="VGGNet or Deep-Emotion weights: .safetensors, or a PyTorch checkpoint such as "
-        "the published one",
+        description="VGGNet or Deep-Emotion weights: .safetensors, or a PyTorch checkpoint such as the published one",
     )
     classes: tuple[str, ...] = Field(
         (),
@@ -88,8 +84,7 @@ class Probe(Section):
 
     layers: tuple[str, ...] = Field(
         (),
-        description="names or patterns of layers; without any, all of the network but a VGGNet's "
-        "logits",
+        description="names or patterns of layers; without any, all of the network but a VGGNet's logits",
     )
     pool: Literal["avg", "max"] = Field(
         "avg", description="how convolutions become one number per unit"
@@ -103,7 +98,7 @@ class Probe(Section):
         None, description="images computed together; None suits the device"
     )
     save_every: float = Field(
-        60.0, ge=0, description="seconds between snapshots that a stopped probe goes on from"
+        60.0, ge=0, description="seconds between snapshots that a stopped probe resumes from"
     )
     keep_activations: bool = Field(
         False, description="also keep pooled activations, for cos_similarity_cubed"
@@ -124,8 +119,7 @@ class Dissect(Section):
     null_sets: int = Field(
         1000,
         ge=0,
-        description="random image sets that labels are tested against (wpmi, soft_wpmi); 0 leaves "
-        "it out",
+        description="random image sets that labels are tested against (wpmi, soft_wpmi); 0 leaves it out",
     )
     tau: float = Field(
         0.0, description="a unit is interpretable when its maximum similarity exceeds this"

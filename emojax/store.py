@@ -238,12 +238,12 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 class Run:
     """A run folder being written: results go to `folder`, the other attributes to its manifest."""
 
-    def __init__(self, folder: Path, verb: str, settings: Mapping[str, Any]):
+    def __init__(self, folder: Path, command: str, settings: Mapping[str, Any]):
         self.folder = folder
         self.inputs: dict[str, str] = {}
         self.timings: dict[str, float] = {}
         self.target: dict[str, Any] = {}
-        self._verb, self._settings = verb, settings
+        self._command, self._settings = command, settings
         self._started = datetime.datetime.now(datetime.UTC)
 
     @contextlib.contextmanager
@@ -261,7 +261,7 @@ class Run:
 
         return {
             "format": outputs.FORMAT,
-            "verb": self._verb,
+            "verb": self._command,
             "started": self._started.isoformat(timespec="seconds"),
             "settings": self._settings,
             "versions": versions(),
@@ -285,7 +285,7 @@ def versions() -> dict[str, str]:
 
 @contextlib.contextmanager
 def run_folder(
-    out: Path, verb: str, settings: Mapping[str, Any], *, overwrite: bool = False
+    out: Path, command: str, settings: Mapping[str, Any], *, overwrite: bool = False
 ) -> Iterator[Run]:
     """Opens a run folder for writing; it appears at `out`, with its manifest, only when the block
     ends
@@ -297,10 +297,10 @@ def run_folder(
     """
     if not is_main_process():
         with tempfile.TemporaryDirectory(prefix="emojax-") as scratch:
-            yield Run(Path(scratch), verb, settings)
+            yield Run(Path(scratch), command, settings)
         return
     with atomic_folder(out, functools.partial(outputs.check_out, overwrite=overwrite)) as folder:
-        run = Run(folder, verb, settings)
+        run = Run(folder, command, settings)
         yield run
         write_json(folder / MANIFEST, run.manifest())
 

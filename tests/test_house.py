@@ -130,10 +130,10 @@ def run(capsys, *args):
 def test_help_lists_the_commands(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    assert all(f"  {verb} " in out for verb in cli.COMMANDS)
-    for verb in cli.COMMANDS:
+    assert all(f"  {command} " in out for command in cli.COMMANDS)
+    for command in cli.COMMANDS:
         with pytest.raises(SystemExit) as stop:
-            cli.main([verb, "--help"])
+            cli.main([command, "--help"])
         assert stop.value.code == 0
         assert "default" in capsys.readouterr().out
 

@@ -302,10 +302,10 @@ def test_statistics_equal_scipy():
     np.testing.assert_allclose(stats.permutation_p_values(jnp.asarray(observed), jnp.asarray(null)), want, rtol=1e-6)
 
 
-# The concepts verb
+# The concepts command
 
 
-def concepts_verb(capsys, *args):
+def review(capsys, *args):
     code = cli.main(["concepts", *map(str, args)])
     return code, *capsys.readouterr()
 
@@ -313,13 +313,13 @@ def concepts_verb(capsys, *args):
 def test_concept_review(capsys, tmp_path, clip_folder):
     path = tmp_path / "c.txt"
     path.write_text(f"Smile\n\nFrown\nsmile\nSmile\n{'long ' * 40}\n\n")
-    code, out, _ = concepts_verb(capsys, path, "--out", tmp_path / "a")
+    code, out, _ = review(capsys, path, "--out", tmp_path / "a")
     assert code == 0
     assert "4 concepts, none with emotions, 2 problems" in out
     assert "line 2: blank" in out
     assert "line 5: duplicate 'Smile' (first on line 1)" in out
     assert "were not looked at" in out
-    code, out, _ = concepts_verb(capsys, path, "--clip.path", clip_folder, "--out", tmp_path / "b", "--synonym", "0.9999")
+    code, out, _ = review(capsys, path, "--clip.path", clip_folder, "--out", tmp_path / "b", "--synonym", "0.9999")
     assert code == 0
     assert "near synonym 'smile' (cosine 1.000 with 'Smile' on line 1)" in out
     assert "line 6: too long" in out
@@ -333,17 +333,17 @@ def test_concept_review(capsys, tmp_path, clip_folder):
 
 
 def test_prompt_and_answer(capsys, tmp_path):
-    code, out, _ = concepts_verb(capsys, "--prompt")
+    code, out, _ = review(capsys, "--prompt")
     assert code == 0
     assert "angry, disgust, fear, happy, sad, surprise, neutral" in out
     answer = tmp_path / "answer.txt"
     answer.write_text("1. **Raised Brows**: Surprise\n\n- Jaw Drop: surprise, fear.\n* Lips: pressed: angry\n")
-    code, out, _ = concepts_verb(capsys, "--answer", answer, "--out", tmp_path / "a")
+    code, out, _ = review(capsys, "--answer", answer, "--out", tmp_path / "a")
     assert code == 0
     assert (tmp_path / "a" / "concepts.csv").read_text() == (
         "concept,emotions\nRaised Brows,surprise\nJaw Drop,surprise;fear\nLips: pressed,angry\n"
     )
-    code, out, _ = concepts_verb(capsys, tmp_path / "a" / "concepts.csv", "--out", tmp_path / "b")
+    code, out, _ = review(capsys, tmp_path / "a" / "concepts.csv", "--out", tmp_path / "b")
     assert "3 concepts, 3 with emotions, 0 problems" in out
 
 
@@ -358,7 +358,7 @@ def test_prompt_and_answer(capsys, tmp_path):
 )
 def test_answer_refusals(capsys, tmp_path, text, message):
     (tmp_path / "answer.txt").write_text(text)
-    code, _, err = concepts_verb(capsys, "--answer", tmp_path / "answer.txt", "--out", tmp_path / "out")
+    code, _, err = review(capsys, "--answer", tmp_path / "answer.txt", "--out", tmp_path / "out")
     assert code == 2
     assert message in err
     assert err.count("\n") == 1

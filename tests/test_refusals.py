@@ -1,6 +1,6 @@
 """Bad input of every kind, through the command line: one line on stderr, exit code 2, nothing left behind.
 
-`CASES` is the table; docs/refusals.md tells it verb by verb. What other test files refuse already is not repeated here.
+`CASES` is the table; docs/refusals.md tells it command by command. What other test files refuse already is not repeated here.
 """
 
 import io

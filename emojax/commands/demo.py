@@ -52,7 +52,7 @@ def demo(settings: DemoSettings) -> None:
     dumped = effective.model_dump(mode="json", exclude={"out", "overwrite"})
     with opening.open_run(settings, "demo", effective=dumped) as run:
         with run.timed("render"):
-            probe_faces, test_faces = faces_for(settings.images)
+            probe_faces, test_faces = shipped.demo_faces(settings.images)
             images = probe_faces.image_set("faces")
             tests = [
                 faces.image_set(name) for faces, name in zip(test_faces, _TEST_SPLITS, strict=True)
@@ -82,16 +82,6 @@ def _effective(demo: DemoSettings) -> Studying:
     probe = settings.Probe(keep_activations=True, top_k=top_k)
     concepts = settings.Concepts(path="paper25")
     return Studying(probe=probe, concepts=concepts, cache=demo.cache)
-
-
-def faces_for(images: int) -> "tuple[Faces, list[Faces]]":
-    """Faces to probe with and two test sets of half as many.
-
-    The shipped networks were trained on none of them.
-    """
-    from emojax.synthetic.faces import random_faces
-
-    return random_faces(images, 11), [random_faces(images // 2, seed) for seed in (12, 13)]
 
 
 # Labels compared with the truth
@@ -205,8 +195,7 @@ def _closing(summary: dict[str, Any], out: Path) -> None:
     before, tested = edit["baseline"]["all"], edit["tested"]
     chance, chance_of_three = 1 / row["attributes"], 3 / row["attributes"]
     lines = {
-        "network": f"{before['top1']:.1%} of {before['images']} rendered test faces in the right "
-        "emotion (chance 14.3%)",
+        "network": f"{before['top1']:.1%} of {before['images']} rendered test faces in the right emotion (chance 14.3%)",
         "labels": f"soft_wpmi names what a unit responds to most in {row['best']:.0%} "
         f"(chance {chance:.0%}) of {row['units']} units with a clear response, one of three in "
         f"{row['among_three']:.0%} (chance {chance_of_three:.0%})",

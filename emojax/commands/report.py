@@ -68,7 +68,7 @@ def add(
     if images is not None and not is_main_process():
         return
     run = results.read_run(folder, audit)
-    rendered = run.verb == "demo" or run.settings.get("data", {}).get("kind") == "faces"
+    rendered = run.command == "demo" or run.settings.get("data", {}).get("kind") == "faces"
     harmless = rendered and run.labels is not None
     wanted = options.images == "thumbnails" or (options.images == "auto" and harmless)
     if wanted and images is None:
@@ -83,11 +83,11 @@ def add(
 
 def _probe_set_of(run: "Results") -> "ImageSet":
     """The probe set of a run, by its settings, which must give the very images that were probed."""
-    from emojax.commands.demo import faces_for
     from emojax.commands.opening import open_probe_set
+    from emojax.synthetic.shipped import demo_faces
 
-    if run.verb == "demo":
-        images = faces_for(run.manifest["settings"]["images"])[0].image_set("faces")
+    if run.command == "demo":
+        images = demo_faces(run.manifest["settings"]["images"])[0].image_set("faces")
     else:
         try:
             data = settings.Data.model_validate(run.settings.get("data", {}))
@@ -102,8 +102,7 @@ def _probe_set_of(run: "Results") -> "ImageSet":
             ) from None
     if images.key != run.manifest.get("inputs", {}).get("images"):
         raise InputError(
-            f"the images that {run.folder}'s settings name are not those that it probed; restore "
-            "them or use --images none"
+            f"the images that {run.folder}'s settings name are not those that it probed; restore them or use --images none"
         )
     return images
 

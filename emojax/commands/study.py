@@ -51,8 +51,7 @@ def check(settings: Any, model: VggNet, images: ImageSet, tests: Sequence[ImageS
     options = settings.edit
     if not isinstance(model, VggNet):
         raise InputError(
-            f"edits are made to a VGGNet, and this is a {type(model).__name__}; `emojax dissect` "
-            "labels its units"
+            f"edits are made to a VGGNet, and this is a {type(model).__name__}; `emojax dissect` labels its units"
         )
     layers, search = chosen_layers(settings, model), search_of(options)
     if options.gains is not None:
@@ -65,8 +64,7 @@ def check(settings: Any, model: VggNet, images: ImageSet, tests: Sequence[ImageS
         len(layers) > 1 or search.fractions or search.continuous
     ):
         raise InputError(
-            "--evaluate.protocol tencrop takes thresholds on one layer; use resize40 for other "
-            "searches"
+            "--evaluate.protocol tencrop takes thresholds on one layer; use resize40 for other searches"
         )
     if options.permutations and 1 / (options.permutations + 1) > options.alpha:
         least = math.ceil(1 / options.alpha) - 1
@@ -77,16 +75,14 @@ def check(settings: Any, model: VggNet, images: ImageSet, tests: Sequence[ImageS
         labelled(test, model)
         if test.key in names:
             raise InputError(
-                f"test splits {names[test.key]} and {test.name} are the same images; name "
-                "different ones"
+                f"test splits {names[test.key]} and {test.name} are the same images; name different ones"
             )
         names[test.key] = test.name
     if options.learned:
         labelled(images, model)
         if images.key in names:
             raise InputError(
-                f"--edit.learned fits gains on {images.name}, which is also a test split; probe "
-                "another split"
+                f"--edit.learned fits gains on {images.name}, which is also a test split; probe another split"
             )
 
 
@@ -436,8 +432,7 @@ def _ten_crops(
     unedited = np.flatnonzero((gains == 1).all(axis=1))  # none where factor 1 is not in the grid
     named = [test.name for test in tests]
     say(
-        "edit: the best cell, chosen on these very images; evidence needs --evaluate.protocol "
-        "resize40"
+        "edit: the best cell, chosen on these very images; evidence needs --evaluate.protocol resize40"
     )
     return {
         "setting": cells[best]._asdict(),

@@ -244,23 +244,19 @@ def _check(settings: Any) -> None:
     if options.task == "clip":
         if settings.data.kind != "faces":
             raise InputError(
-                "a CLIP is trained on rendered faces, whose captions are known; pass --data.kind "
-                "faces"
+                "a CLIP is trained on rendered faces, whose captions are known; pass --data.kind faces"
             )
         if settings.data.exclude is not None:
             raise InputError(
-                "--data.exclude is for images; a CLIP is trained on faces that are rendered as "
-                "they are needed"
+                "--data.exclude is for images; a CLIP is trained on faces that are rendered as they are needed"
             )
         if len(recipes(options)) > 1 or options.start is not None or options.test is not None:
             raise InputError(
-                "--train.seeds, --train.learning-rates, --train.start and --train.test are not for "
-                "a CLIP"
+                "--train.seeds, --train.learning-rates, --train.start and --train.test are not for a CLIP"
             )
     if options.task == "deep_emotion" and settings.evaluate.protocol == "tencrop":
         raise InputError(
-            "--evaluate.protocol tencrop crops to a VGGNet's input size; use resize40 for a "
-            "Deep-Emotion"
+            "--evaluate.protocol tencrop crops to a VGGNet's input size; use resize40 for a Deep-Emotion"
         )
 
 
@@ -339,8 +335,7 @@ def _write_classifiers(
             summary[role] = {name: result.summary() for name, result in found.items()}
             for name, result in found.items():
                 say(
-                    f"{name}: {result.top(1):.2%} of {len(result.labels)} right, NLL "
-                    f"{result.nll():.4f}"
+                    f"{name}: {result.top(1):.2%} of {len(result.labels)} right, NLL {result.nll():.4f}"
                 )
     return summary
 

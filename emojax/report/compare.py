@@ -68,8 +68,7 @@ def compare(runs: Sequence[Results], names: Sequence[str] | None = None) -> Comp
     similarities = {run.summary.get("similarity") for run in runs if run.labels is not None}
     if len(similarities) > 1:
         warnings.append(
-            "The runs have different similarity functions: "
-            f"{', '.join(sorted(map(str, similarities)))}."
+            f"The runs have different similarity functions: {', '.join(sorted(map(str, similarities)))}."
         )
     layers = [
         line
@@ -216,7 +215,7 @@ def render(found: Comparison, runs: Sequence[Results]) -> str:
         version=runs[0].manifest.get("versions", {}).get("emojax", "of an unknown version"),
         sections=[(anchor, name) for anchor, name in tables if filled[anchor]],
         warnings=found.warnings,
-        run_header=["verb", "started", "network", "concepts", "similarity"],
+        run_header=["command", "started", "network", "concepts", "similarity"],
         runs=[_run_row(name, run) for name, run in zip(found.names, runs, strict=True)],
         accuracy_header=["run", "split", "images", "correct", "top-1", "top-1 edited", "the edit"],
         accuracy=[_accuracy_row(row) for row in found.accuracy],
@@ -234,7 +233,7 @@ def _run_row(name: str, run: Results) -> list[str]:
     inputs = run.manifest.get("inputs", {})
     keys = [inputs.get(name, "–")[:12] for name in ("target", "concepts")]
     started = run.manifest.get("started", "–")
-    return [name, run.verb, started, *keys, run.summary.get("similarity", "–")]
+    return [name, run.command, started, *keys, run.summary.get("similarity", "–")]
 
 
 def _accuracy_row(row: list[Any]) -> list[str]:

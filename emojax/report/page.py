@@ -258,8 +258,7 @@ def build(
         page = make(data=json_text(data), sheets=packed.sheets)
     if len(page.encode()) > size * 1e6:
         raise InputError(
-            f"the page takes {len(page.encode()) / 1e6:.1f} MB of {size:g}; give a larger "
-            "--report.size"
+            f"the page takes {len(page.encode()) / 1e6:.1f} MB of {size:g}; give a larger --report.size"
         )
     return page, drawn
 
@@ -276,7 +275,7 @@ def _context(run: Results) -> dict[str, Any]:
     ]
     devices = ", ".join(map(str, run.manifest.get("devices", [])))
     return {
-        "title": f"emojax {run.verb}: {run.folder.resolve().name}",
+        "title": f"emojax {run.command}: {run.folder.resolve().name}",
         "subtitle": f"Started {run.manifest.get('started', 'at an unknown time')}",
         "version": versions.get("emojax", "of an unknown version"),
         "sections": sections,
@@ -361,7 +360,7 @@ def _cards(run: Results) -> list[tuple[str, str]]:
 
 def _what(run: Results) -> list[tuple[str, str]]:
     """Data, networks, concepts and what the checkpoint has seen."""
-    s, demo = run.settings, run.verb == "demo"
+    s, demo = run.settings, run.command == "demo"
     data = s.get("data", {})
     where = (
         "rendered faces"

@@ -21,7 +21,7 @@ from emojax.evidence.verdict import Evidence
 from emojax.report import schema, units
 from emojax.store import MANIFEST, restore_numbers
 
-# What a run of each verb cannot lack.
+# What a run of each command cannot lack.
 NEEDED = {
     "dissect": ("summary.json", "dissection.csv", "interpretability.csv"),
     "sweep": ("summary.json", "sweep.csv"),
@@ -80,7 +80,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Results:
-    """What a run folder holds; None, or an empty table, for what its verb does not make.
+    """What a run folder holds; None, or an empty table, for what its command does not make.
 
     Attributes:
       folder: where it was read.
@@ -107,8 +107,8 @@ class Results:
     evidence: Evidence | None
 
     @property
-    def verb(self) -> str:
-        """The verb that wrote the folder."""
+    def command(self) -> str:
+        """The command that wrote the folder."""
         return self.manifest["verb"]
 
     @property
@@ -127,20 +127,20 @@ def read_run(folder: Path, audit: Path | None = None) -> Results:
     """
     manifest = _json(folder / MANIFEST, f"{folder} is not an emojax run: it has no {MANIFEST}")
     _valid(folder / MANIFEST, schema.Manifest, manifest)
-    verb = manifest["verb"]
-    if verb not in NEEDED:
+    command = manifest["verb"]
+    if command not in NEEDED:
         raise InputError(
-            f"{folder} is a run of `{verb}`, which has no page; give one of {', '.join(NEEDED)}"
+            f"{folder} is a run of `{command}`, which has no page; give one of {', '.join(NEEDED)}"
         )
-    lacking = [name for name in NEEDED[verb] if not (folder / name).is_file()]
+    lacking = [name for name in NEEDED[command] if not (folder / name).is_file()]
     if lacking:
         raise InputError(
-            f"{folder} is half a run: {', '.join(lacking)} missing; run `emojax {verb}` again"
+            f"{folder} is half a run: {', '.join(lacking)} missing; run `emojax {command}` again"
         )
     summary = _json(folder / "summary.json")
     _valid(
         folder / "summary.json",
-        schema.Summary if "dissection.csv" in NEEDED[verb] else schema.EditOnly,
+        schema.Summary if "dissection.csv" in NEEDED[command] else schema.EditOnly,
         summary,
     )
     flagged = (
@@ -148,8 +148,7 @@ def read_run(folder: Path, audit: Path | None = None) -> Results:
     )
     if audit is not None and not flagged.is_file():
         raise InputError(
-            f"no audit at {str(flagged)!r}; pass the audit.csv that `emojax audit` wrote, or its "
-            "folder"
+            f"no audit at {str(flagged)!r}; pass the audit.csv that `emojax audit` wrote, or its folder"
         )
     table = {
         name: _table(folder / f"{name}.csv", columns)
@@ -166,8 +165,7 @@ def read_run(folder: Path, audit: Path | None = None) -> Results:
         sizes = dict(zip(details.layers.tolist(), details.sizes.tolist(), strict=True))
         if sizes != labels.layers:
             raise InputError(
-                f"{folder / units.FILE} is of other units than dissection.csv; run `emojax {verb}` "
-                "again"
+                f"{folder / units.FILE} is of other units than dissection.csv; run `emojax {command}` again"
             )
     file = folder / "evidence.json"
     evidence = _valid(file, Evidence, _json(file)) if file.is_file() else None

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from emojax.data.weights import ClipEncoder, load_clip, load_vgg
 from emojax.models.vgg import VggNet
+from emojax.synthetic.faces import Faces, random_faces
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -11,3 +12,11 @@ ASSETS = Path(__file__).parent / "assets"
 def load_demo() -> tuple[VggNet, ClipEncoder]:
     """The small VGGNet and the small CLIP, by the same code that loads anybody's."""
     return load_vgg(ASSETS / "vgg.safetensors"), load_clip(ASSETS / "clip")
+
+
+def demo_faces(images: int) -> tuple[Faces, list[Faces]]:
+    """Faces to probe with and two test sets of half as many.
+
+    The shipped networks were trained on none of them.
+    """
+    return random_faces(images, 11), [random_faces(images // 2, seed) for seed in (12, 13)]
