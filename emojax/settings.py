@@ -4,25 +4,17 @@ A settings file may hold every section; each verb takes those it uses. Unknown n
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, Field, ValidationError, create_model
 
+from emojax.editing.search import Edit
 from emojax.errors import InputError, did_you_mean
+from emojax.section import Factors, Positive, Section, Seed, UserPath
 
 # What `emojax audit` finds.
 Reason = Literal["unreadable", "blank", "placeholder", "duplicate", "near_duplicate", "leak"]
-Positive = Annotated[int, Field(gt=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Factors = tuple[Annotated[float, Field(gt=0)], ...]
-UserPath = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
-
-
-class Section(BaseModel):
-    """Base of all settings."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Data(Section):
@@ -92,31 +84,6 @@ class Dissect(Section):
         1000, ge=0, description="random image sets that labels are tested against (wpmi, soft_wpmi); 0 leaves it out"
     )
     tau: float = Field(0.0, description="a unit is interpretable when its maximum similarity exceeds this")
-
-
-class Edit(Section):
-    """Edits by labels: the settings that are tried, how one is chosen, and the evidence for it."""
-
-    layers: tuple[str, ...] = Field(
-        ("auto",), description="layers to edit, by name or pattern; auto takes the one with the most interpretable units"
-    )
-    scope: Literal["weights", "weights_and_bias"] = Field("weights", description="what the gain scales")
-    tau: tuple[float, ...] = Field(tuple(x / 4 for x in range(-4, 8)), description="thresholds of the grid", min_length=1)
-    factor: Factors = Field((1.0, 1.5, 2.0, 2.5, 3.0, 3.5), description="factors of the grid", min_length=1)
-    top_fraction: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        (), description="also ×factor for these shares of the units, the highest scores"
-    )
-    continuous: Factors = Field((), description="also factor·(s − min)/(max − min), for these factors")
-    gains: UserPath | None = Field(
-        None, description="instead of a search, test these gains of one layer: a file of one number per unit (.npy or text)"
-    )
-    choose_on: Literal["first_split", "all_splits"] = Field(
-        "first_split", description="choose on the first test split and confirm on the others; or choose and test on all"
-    )
-    alpha: float = Field(0.05, gt=0, lt=1, description="level of the tests and the intervals")
-    permutations: int = Field(199, ge=0, description="permuted scores that choice and test are repeated with")
-    masks: int = Field(1000, ge=0, description="random choices of as many units to compare with")
-    learned: bool = Field(False, description="also fit gains on the probe split by gradient, as a yardstick")
 
 
 class Evaluate(Section):

@@ -463,9 +463,9 @@ def sweep(options: Sweep) -> Results:
     import jax
     from flax import nnx
 
-    from emojax.editing import activations as inputs
     from emojax.editing import edit
-    from emojax.editing import sweep as engine
+    from emojax.editing.activations import pre_bias_activations
+    from emojax.editing.sweep import Sweep as LayerSweep
     from emojax.evidence import assess as evidence
     from emojax.models.vgg import VggConfig
     from emojax.synthetic import faces
@@ -484,15 +484,16 @@ def sweep(options: Sweep) -> Results:
         return options.images / rate(marks)
 
     start = time.perf_counter()
-    layer = inputs.layer_inputs(model, images, "lin2")
+    layer = pre_bias_activations(model, images, "lin2")
     read_seconds = time.perf_counter() - start
 
+    tried = LayerSweep(layer)
     scores, factor = rng.standard_normal(units).astype(np.float32), 1.5
     masks = rng.random((options.masks, units)) < 0.5
     calls = {
-        "every threshold": (units + 1, lambda: engine.every_threshold(layer, scores, [factor])[0].outcomes),
-        "masks": (len(masks), lambda: engine.try_masks(layer, masks, factor)),
-        "gains": (32, lambda: engine.try_gains(layer, 0.5 + masks[:32])),
+        "every threshold": (units + 1, lambda: tried.thresholds(scores, [factor])[0].outcomes),
+        "masks": (len(masks), lambda: tried.masks(masks, factor)),
+        "gains": (32, lambda: tried.gains(0.5 + masks[:32])),
     }
     results, seen = [], {}
     for name, (settings, call) in calls.items():

@@ -254,38 +254,6 @@ def test_evaluate_refusals(tiny_vgg, blobs):
         evaluate.evaluate(tiny_vgg, ImageSet.from_arrays(images, [0] * 20, ("a", "b")))
 
 
-@pytest.mark.parametrize("scope", ["weights", "weights_and_bias"])
-@pytest.mark.parametrize("layer", vgg.LAYERS)
-def test_sweep_equals_evaluating_edited_parameters(tiny_vgg, blobs, layer, scope):
-    few, units = blobs.first(60), tiny_vgg.config.units()[layer]
-    gains = np.random.default_rng(0).uniform(0.5, 2, (3, units)).astype(np.float32)
-    gains[0] = 1.0
-    swept = edit.sweep(tiny_vgg, few, layer, gains, scope=scope, tile=4)
-    plain = evaluate.evaluate(tiny_vgg, few, tile=4)
-    np.testing.assert_array_equal(swept[0].predictions, plain.predictions)
-    for setting in range(3):
-        want = evaluate.evaluate(edit.edit(tiny_vgg, layer, gains[setting], scope=scope), few, tile=4)
-        np.testing.assert_array_equal(swept[setting].predictions, want.predictions)
-        np.testing.assert_allclose(swept[setting].logits, want.logits, rtol=1e-4, atol=1e-5)
-
-
-def test_sweep_with_ten_crops(tiny_vgg, blobs):
-    few, gains = blobs.first(12), np.full((1, 20), 1.5, np.float32)
-    swept = edit.sweep(tiny_vgg, few, "lin2", gains, protocol="tencrop", tile=4)
-    want = evaluate.evaluate(edit.edit(tiny_vgg, "lin2", gains[0]), few, protocol="tencrop", tile=4)
-    np.testing.assert_allclose(swept[0].logits, want.logits, rtol=1e-4, atol=1e-5)
-
-
-def test_threshold_grid_cells(tiny_vgg, blobs):
-    few, scores = blobs.first(40), np.linspace(-1, 1, 20).astype(np.float32)
-    cells = edit.threshold_grid(tiny_vgg, few, "lin2", scores, (-2.0, 0.0), (1.0, 3.0), tile=4)
-    assert [(c.tau, c.factor) for c in cells] == [(-2, 1), (-2, 3), (0, 1), (0, 3)]
-    np.testing.assert_array_equal(cells[0].evaluation.logits, cells[2].evaluation.logits)  # factor 1: nothing changes
-    gains = np.where(scores > 0, 3.0, 1 / 3).astype(np.float32)
-    want = evaluate.evaluate(edit.edit(tiny_vgg, "lin2", gains), few, tile=4)
-    np.testing.assert_array_equal(cells[3].evaluation.predictions, want.predictions)
-
-
 def test_edit_refusals(tiny_vgg):
     for layer, gains, message in (
         ("lin9", np.ones(20), "no layer 'lin9'; did you mean"),

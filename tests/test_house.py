@@ -29,13 +29,14 @@ ROOT = Path(emojax.__file__).parent
 LEVELS = (
     {"cli"},
     {"commands"},
+    {"settings"},
     {"report"},
     {"editing", "evidence"},
     {"dissection"},
     {"training"},
     {"probing"},
     {"data", "synthetic"},
-    {"distributed", "store", "settings"},
+    {"distributed", "store", "section"},
     {"models"},
     {"ops"},
 )

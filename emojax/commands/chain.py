@@ -17,6 +17,7 @@ from emojax import store
 from emojax.commands import audit as verbs_audit
 from emojax.commands import demo as verbs_demo
 from emojax.commands import report as verbs_report
+from emojax.commands import study as verbs_study
 from emojax.commands import train as verbs_train
 from emojax.commands.console import console, progress, say, say_written, warn
 from emojax.data import concepts as concept_files
@@ -27,7 +28,7 @@ from emojax.data.weights import ClipEncoder, load_clip, load_network
 from emojax.dissection import concept_review as concept_engine
 from emojax.dissection import dissect as dissect_engine
 from emojax.dissection.dissect import Dissection, LayerSummary
-from emojax.editing import study as verbs_edit
+from emojax.editing.study import check_study, run_study
 from emojax.errors import InputError
 from emojax.models.deep_emotion import DeepEmotion
 from emojax.models.vgg import VggNet
@@ -114,7 +115,14 @@ def _check(
         concepts.class_mask(images.classes)
     resolve_layers(settings.probe.layers or model.config.probed(), list(model.config.units()))
     if tests:
-        verbs_edit.check(settings, model, images, tests)
+        check_study(
+            model,
+            settings.edit,
+            images,
+            tests,
+            probed=settings.probe.layers,
+            protocol=settings.evaluate.protocol,
+        )
 
 
 def _probe(
@@ -383,7 +391,21 @@ def sweep(settings: Any) -> None:
         record = _probe(settings, folder, model, images, clip, settings.cache)
         found = _dissect(settings, folder, record, concepts, clip, settings.cache)
         table1 = dissect_engine.interpretability(found, settings.dissect.tau)
-        edit = verbs_edit.edit(settings, folder, model, found, images, tests, table1, settings.cache)
+        folder.inputs |= {test.name: test.key for test in tests}
+        verbs_study.warn_of_slow_layers(settings.edit, table1, settings.evaluate.protocol)
+        study = run_study(
+            model,
+            found,
+            table1,
+            images,
+            tests,
+            settings.edit,
+            protocol=settings.evaluate.protocol,
+            batch=settings.evaluate.batch,
+            cache=None if settings.cache is None else settings.cache / "edits",
+            stage=verbs_study.timed_stages(folder),
+        )
+        edit = verbs_study.finish_study(folder, study)
         store.write_json(folder.folder / "summary.json", {"edit": edit})
     _end(settings.out, warnings)
 
@@ -424,7 +446,21 @@ def chain(
     record = _probe(settings, run, model, images, clip, cache)
     found, table1, summary = _label(settings, run, record, concepts, clip, cache, model)
     if tests:
-        summary["edit"] = verbs_edit.edit(settings, run, model, found, images, tests, table1, cache)
+        run.inputs |= {test.name: test.key for test in tests}
+        verbs_study.warn_of_slow_layers(settings.edit, table1, settings.evaluate.protocol)
+        study = run_study(
+            model,
+            found,
+            table1,
+            images,
+            tests,
+            settings.edit,
+            protocol=settings.evaluate.protocol,
+            batch=settings.evaluate.batch,
+            cache=None if cache is None else cache / "edits",
+            stage=verbs_study.timed_stages(run),
+        )
+        summary["edit"] = verbs_study.finish_study(run, study)
         store.write_json(run.folder / "summary.json", summary)
     return record, summary
 

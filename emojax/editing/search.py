@@ -1,0 +1,115 @@
+"""Which edits are tried: one edit (`Setting`), the grid (`Search`), a whole study (`Edit`).
+
+The classes are sections of the settings file and of the command line. Importing this module loads
+no JAX; what a setting does to scores is in `editing/edit.py`.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field
+
+from emojax.section import Factors, Section, UserPath
+
+AUTO = "auto"
+Kind = Literal["threshold", "top_fraction", "continuous"]
+Scope = Literal["weights", "weights_and_bias"]  # as in `ops/gains.py`, which loads JAX
+Fractions = tuple[Annotated[float, Field(gt=0, lt=1)], ...]
+
+
+class Setting(NamedTuple):
+    """An edit of the units of one layer by their scores.
+
+    Attributes:
+      layer: its name.
+      kind: of gain.
+      tau: the threshold, or the fraction of units; None for a continuous gain.
+      factor: by which units in the mask are multiplied and the others divided; the largest gain of
+        a continuous edit.
+    """
+
+    layer: str
+    kind: Kind
+    tau: float | None
+    factor: float
+
+    def __str__(self) -> str:
+        tau = ""
+        if self.tau is not None:
+            percent = f", best {100 * self.tau:g} %"
+            tau = f", tau {self.tau:g}" if self.kind == "threshold" else percent
+        return f"{self.layer}, {self.kind.replace('_', ' ')}{tau}, factor {self.factor:g}"
+
+
+class Search(Section):
+    """The settings that one is chosen from, for every layer; by default the paper's grid."""
+
+    scope: Scope = Field("weights", description="what the gain scales")
+    tau: tuple[float, ...] = Field(
+        tuple(x / 4 for x in range(-4, 8)), description="thresholds of the grid", min_length=1
+    )
+    factor: Factors = Field(
+        (1.0, 1.5, 2.0, 2.5, 3.0, 3.5), description="factors of the grid", min_length=1
+    )
+    top_fraction: Fractions = Field(
+        (), description="also ×factor for these shares of the units, the highest scores"
+    )
+    continuous: Factors = Field(
+        (), description="also factor·(s − min)/(max − min), for these factors"
+    )
+
+    def settings(self, layers: Sequence[str]) -> list[Setting]:
+        """All settings, in the order in which the first of equals is chosen.
+
+        Factor 1 is left out: it edits nothing.
+        """
+        factors = [factor for factor in self.factor if factor != 1]
+        settings = []
+        for layer in layers:
+            settings += [Setting(layer, "threshold", tau, by) for tau in self.tau for by in factors]
+            for fraction in self.top_fraction:
+                settings += [Setting(layer, "top_fraction", fraction, by) for by in factors]
+            settings += [Setting(layer, "continuous", None, by) for by in self.continuous]
+        return settings
+
+    def grid(self, layers: Sequence[str]) -> list[Setting]:
+        """The paper's table, factor 1 included, then the search's other kinds of gain."""
+        table = [
+            Setting(layer, "threshold", tau, factor)
+            for layer in layers
+            for tau in self.tau
+            for factor in self.factor
+        ]
+        return table + [one for one in self.settings(layers) if one.kind != "threshold"]
+
+
+class Edit(Search):
+    """Edits by labels: the settings that are tried, how one is chosen, and the evidence for it."""
+
+    layers: tuple[str, ...] = Field(
+        (AUTO,),
+        description="layers to edit, by name or pattern; auto takes the one with the most "
+        "interpretable units",
+    )
+    gains: UserPath | None = Field(
+        None,
+        description="instead of a search, test these gains of one layer: a file of one number per "
+        "unit (.npy or text)",
+    )
+    choose_on: Literal["first_split", "all_splits"] = Field(
+        "first_split",
+        description="choose on the first test split and test on the others; or choose and test on "
+        "all",
+    )
+    alpha: float = Field(0.05, gt=0, lt=1, description="level of the tests and the intervals")
+    permutations: int = Field(
+        199, ge=0, description="permuted scores that choice and test are repeated with"
+    )
+    masks: int = Field(1000, ge=0, description="random choices of as many units to compare with")
+    learned: bool = Field(
+        False, description="also fit gains on the probe split by gradient, as a yardstick"
+    )
+
+
+PAPER = Search()
+PAPER_STUDY = Edit()
