@@ -125,7 +125,9 @@ class _MemoryOnce:
 Results = list[dict[str, Any]]
 
 
-def taking_turns(ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int, where: str) -> tuple[float, float, Any]:
+def taking_turns(
+    ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int, where: str
+) -> tuple[float, float, Any]:
     """Median seconds of either, called in turns after a call of each that warms up, and the result of the second.
 
     In turns, because the speed of a shared machine drifts; the median, because it jumps.
@@ -187,15 +189,24 @@ def torch_rank_reorder_loop(cosines, activations):
     return torch.stack(rows)
 
 
-def float64_scores(cosines: np.ndarray, activations: np.ndarray, some: np.ndarray, *, soft: bool) -> np.ndarray:
+def float64_scores(
+    cosines: np.ndarray, activations: np.ndarray, some: np.ndarray, *, soft: bool
+) -> np.ndarray:
     """Scores [U, some concepts] in float64."""
     top_k, a, lam = (100, 10.0, 1.0) if soft else (28, 2.0, 0.6)
     wide = a * cosines.astype(np.float64)
     probs = np.exp(wide[:, some] - np.log(np.exp(wide).sum(1, keepdims=True)))
     order = np.argsort(-activations, axis=0, kind="stable")[:top_k]
     weights = (0.998 - np.arange(top_k) / top_k * (0.998 - 0.97))[:, None] if soft else 1.0
-    loglik = np.stack([np.log(1 + weights * (probs[order[:, u]] - 1) + 1e-7).sum(0) for u in range(order.shape[1])])
-    return loglik - lam * (np.log(np.exp(loglik - loglik.max(0)).sum(0)) + loglik.max(0) - np.log(len(loglik)))
+    loglik = np.stack(
+        [
+            np.log(1 + weights * (probs[order[:, u]] - 1) + 1e-7).sum(0)
+            for u in range(order.shape[1])
+        ]
+    )
+    return loglik - lam * (
+        np.log(np.exp(loglik - loglik.max(0)).sum(0)) + loglik.max(0) - np.log(len(loglik))
+    )
 
 
 def score(options: Score) -> Results:
@@ -231,7 +242,9 @@ def score(options: Score) -> Results:
             specs = {"in_specs": (by_concept, whole), "out_specs": by_concept, "check_vma": False}
             function = jax.jit(jax.shard_map(local, mesh=mesh, **specs))
             loop = functools.partial(torch_wpmi_loop, *theirs, soft=name == "soft_wpmi")
-        seconds, loop_seconds, reference = taking_turns(functools.partial(function, *ours), loop, options.repeats, where)
+        seconds, loop_seconds, reference = taking_turns(
+            functools.partial(function, *ours), loop, options.repeats, where
+        )
         units = ours[1].shape[1]
         row = {
             "what": name,
@@ -259,12 +272,28 @@ def clip_config(size: str):
     """A transformers CLIPConfig of a published or a tiny size."""
     from transformers import CLIPConfig
 
-    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    small = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     if size == "tiny":
-        text = small | {"vocab_size": 514, "eos_token_id": 513, "bos_token_id": 512, "max_position_embeddings": 32}
-        return CLIPConfig(text_config=text, vision_config=small | {"image_size": 32, "patch_size": 8}, projection_dim=64)
+        text = small | {
+            "vocab_size": 514,
+            "eos_token_id": 513,
+            "bos_token_id": 512,
+            "max_position_embeddings": 32,
+        }
+        return CLIPConfig(
+            text_config=text,
+            vision_config=small | {"image_size": 32, "patch_size": 8},
+            projection_dim=64,
+        )
     text = {"eos_token_id": 49407, "bos_token_id": 49406}
-    return CLIPConfig(text_config=text, vision_config={"patch_size": int(size[1:]), "image_size": 224})
+    return CLIPConfig(
+        text_config=text, vision_config={"patch_size": int(size[1:]), "image_size": 224}
+    )
 
 
 def random_clip(size: str, dtype: str = "float32"):
@@ -278,7 +307,11 @@ def random_clip(size: str, dtype: str = "float32"):
     config = ClipConfig.from_hf(clip_config(size).to_dict())
     model = nnx.jit(lambda: Clip(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)))()
     side = config.image_size
-    return ClipEncoder(model, Preprocess(side, (side, side), (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)), lambda texts: [])
+    return ClipEncoder(
+        model,
+        Preprocess(side, (side, side), (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)),
+        lambda texts: [],
+    )
 
 
 def random_vgg(config):
@@ -321,7 +354,11 @@ def torch_vgg(config):
 
     layers, inputs = [], 1
     for at, width in enumerate(config.widths):
-        layers += [torch.nn.Conv2d(inputs, width, 3, padding=1), torch.nn.BatchNorm2d(width), torch.nn.ReLU()]
+        layers += [
+            torch.nn.Conv2d(inputs, width, 3, padding=1),
+            torch.nn.BatchNorm2d(width),
+            torch.nn.ReLU(),
+        ]
         layers += [torch.nn.MaxPool2d(2)] if at % 2 else []
         inputs = width
     layers.append(torch.nn.Flatten())
@@ -347,7 +384,11 @@ def probe(options: Probe) -> Results:
     from emojax.probing import probe as engine
 
     config, layers = VggConfig.paper(), LAYERS[:-1]
-    images = generated_set(options.images) if options.data is None else open_split(options.data, "training")
+    images = (
+        generated_set(options.images)
+        if options.data is None
+        else open_split(options.data, "training")
+    )
     images = images.first(options.images)
     model, clip = random_vgg(config), random_clip(options.clip, options.dtype)
 
@@ -371,22 +412,37 @@ def probe(options: Probe) -> Results:
     alone = rate(marks)
 
     where = "cuda" if options.device == "gpu" else "cpu"
-    vgg, clip_torch = torch_vgg(config).to(where), CLIPModel(clip_config(options.clip)).eval().to(where)
+    vgg, clip_torch = (
+        torch_vgg(config).to(where),
+        CLIPModel(clip_config(options.clip)).eval().to(where),
+    )
     side = clip.model.config.image_size
     few = np.asarray(images.images[0 : options.torch_images])
 
     def torch_pass(with_vgg: bool, with_clip: bool) -> float:
-        kept, hooked = [], vgg[0].register_forward_hook(lambda m, x, y: kept.append(y.mean((2, 3)).cpu()))
+        kept, hooked = (
+            [],
+            vgg[0].register_forward_hook(lambda m, x, y: kept.append(y.mean((2, 3)).cpu())),
+        )
         start = time.perf_counter()
         with torch.inference_mode():
             for at in range(0, len(few), options.batch):
                 chunk = few[at : at + options.batch]
                 if with_vgg:
                     x = torch.from_numpy(chunk).permute(0, 3, 1, 2).float().div(255).to(where)
-                    vgg(torch.nn.functional.interpolate(x, (config.input_size,) * 2, mode="bilinear"))
+                    vgg(
+                        torch.nn.functional.interpolate(
+                            x, (config.input_size,) * 2, mode="bilinear"
+                        )
+                    )
                 if with_clip:
-                    faces = [Image.fromarray(face[..., 0]).convert("RGB").resize((side, side), 3) for face in chunk]
-                    y = torch.from_numpy(np.stack([np.asarray(face) for face in faces])).permute(0, 3, 1, 2)
+                    faces = [
+                        Image.fromarray(face[..., 0]).convert("RGB").resize((side, side), 3)
+                        for face in chunk
+                    ]
+                    y = torch.from_numpy(np.stack([np.asarray(face) for face in faces])).permute(
+                        0, 3, 1, 2
+                    )
                     clip_torch.get_image_features(y.float().div(255).sub(0.46).div(0.27).to(where))
         if where == "cuda":
             torch.cuda.synchronize()
@@ -394,7 +450,11 @@ def probe(options: Probe) -> Results:
         return len(few) / (time.perf_counter() - start)
 
     torch_pass(True, True)
-    both, vgg_only, clip_only = torch_pass(True, True), torch_pass(True, False), torch_pass(False, True)
+    both, vgg_only, clip_only = (
+        torch_pass(True, True),
+        torch_pass(True, False),
+        torch_pass(False, True),
+    )
     count = len(layers)
     return [
         {
@@ -449,10 +509,25 @@ def memory(options: Memory) -> Results:
     """Peak memory for each number of images, and its ratio to the first."""
     results = []
     for images in options.images:
-        command = [sys.executable, __file__, "memory-once", "--images", str(images), "--batch", str(options.batch)]
+        command = [
+            sys.executable,
+            __file__,
+            "memory-once",
+            "--images",
+            str(images),
+            "--batch",
+            str(options.batch),
+        ]
         peak = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         first = results[0]["peak_bytes"] if results else peak
-        results.append({"what": "peak memory of a probe", "images": images, "peak_bytes": peak, "ratio": peak / first})
+        results.append(
+            {
+                "what": "peak memory of a probe",
+                "images": images,
+                "peak_bytes": peak,
+                "ratio": peak / first,
+            }
+        )
     return results
 
 
@@ -461,16 +536,19 @@ def sweep(options: Sweep) -> Results:
     import jax
     from flax import nnx
 
-    from emojax.editing import activations as inputs
     from emojax.editing import edit
-    from emojax.editing import sweep as engine
+    from emojax.editing.activations import pre_bias_activations
+    from emojax.editing.sweep import Sweep as LayerSweep
     from emojax.evidence import assess as evidence
     from emojax.models.vgg import VggConfig
     from emojax.synthetic import faces
     from emojax.training import evaluate
 
     rng = np.random.default_rng(0)
-    images, model = faces.random_faces(options.images, 0).image_set("faces"), random_vgg(VggConfig.paper())
+    images, model = (
+        faces.random_faces(options.images, 0).image_set("faces"),
+        random_vgg(VggConfig.paper()),
+    )
     units = model.config.hidden[1]
     model.lin2.bias = nnx.Param(jax.numpy.asarray(rng.normal(0, 0.3, units), jax.numpy.float32))
     few = images.first(options.plain_images)
@@ -478,19 +556,22 @@ def sweep(options: Sweep) -> Results:
     def plain_seconds() -> float:
         """Of a full evaluation of all images, without compilation."""
         marks: list[tuple[int, float]] = []
-        evaluate.evaluate(model, few, progress=lambda done, total: marks.append((done, time.perf_counter())))
+        evaluate.evaluate(
+            model, few, progress=lambda done, total: marks.append((done, time.perf_counter()))
+        )
         return options.images / rate(marks)
 
     start = time.perf_counter()
-    layer = inputs.layer_inputs(model, images, "lin2")
+    layer = pre_bias_activations(model, images, "lin2")
     read_seconds = time.perf_counter() - start
 
+    tried = LayerSweep(layer)
     scores, factor = rng.standard_normal(units).astype(np.float32), 1.5
     masks = rng.random((options.masks, units)) < 0.5
     calls = {
-        "every threshold": (units + 1, lambda: engine.every_threshold(layer, scores, [factor])[0].outcomes),
-        "masks": (len(masks), lambda: engine.try_masks(layer, masks, factor)),
-        "gains": (32, lambda: engine.try_gains(layer, 0.5 + masks[:32])),
+        "every threshold": (units + 1, lambda: tried.thresholds(scores, [factor])[0].outcomes),
+        "masks": (len(masks), lambda: tried.masks(masks, factor)),
+        "gains": (32, lambda: tried.gains(0.5 + masks[:32])),
     }
     results, seen = [], {}
     for name, (settings, call) in calls.items():
@@ -500,7 +581,9 @@ def sweep(options: Sweep) -> Results:
             start = time.perf_counter()
             call()
             times.append(time.perf_counter() - start)
-        plain.append(plain_seconds())  # before and after, because the speed of a shared machine drifts
+        plain.append(
+            plain_seconds()
+        )  # before and after, because the speed of a shared machine drifts
         seconds = float(np.median(times))
         results.append({
             "what": f"lin2, {name}",
@@ -516,19 +599,46 @@ def sweep(options: Sweep) -> Results:
     # The same predictions as edited networks
     different = 0
     rank = np.argsort(np.argsort(-scores, kind="stable"))
-    for name, at, mask in (("every threshold", units // 3, rank < units // 3), ("masks", 1, masks[1])):
-        edited = edit.edit(model, "lin2", np.where(mask, np.float32(factor), np.float32(1) / np.float32(factor)))
+    for name, at, mask in (
+        ("every threshold", units // 3, rank < units // 3),
+        ("masks", 1, masks[1]),
+    ):
+        edited = edit.edit(
+            model, "lin2", np.where(mask, np.float32(factor), np.float32(1) / np.float32(factor))
+        )
         want = evaluate.evaluate(edited, few).predictions
         different += int((seen[name].predictions[at, : len(few)] != want).sum())
-    results.append({"what": "predictions unlike the edited network's", "images": 2 * len(few), "different": different})
-    results.append({"what": "inputs of lin2, with compilation", "images": options.images, "seconds": read_seconds})
+    results.append(
+        {
+            "what": "predictions unlike the edited network's",
+            "images": 2 * len(few),
+            "different": different,
+        }
+    )
+    results.append(
+        {
+            "what": "inputs of lin2, with compilation",
+            "images": options.images,
+            "seconds": read_seconds,
+        }
+    )
     if options.permutations:
         start = time.perf_counter()
         subject = evidence.Subject({"lin2": scores}, {"lin2": layer})
         found = evidence.assess([subject], permutations=options.permutations)
         seconds = time.perf_counter() - start
-        draws = {"permutations": options.permutations, "random_masks": found.controls["random_masks"]["draws"]}
-        results.append({"what": "the paper's grid with all controls", "images": found.total, "seconds": seconds} | draws)
+        draws = {
+            "permutations": options.permutations,
+            "random_masks": found.controls["random_masks"]["draws"],
+        }
+        results.append(
+            {
+                "what": "the paper's grid with all controls",
+                "images": found.total,
+                "seconds": seconds,
+            }
+            | draws
+        )
     return results
 
 
@@ -567,7 +677,9 @@ def train(options: Train) -> Results:
         return metrics
 
     theirs = torch_vgg(config).to(where).train()
-    optimizer = torch.optim.SGD(theirs.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(
+        theirs.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4
+    )
     x = torch.rand(options.batch, 1, 40, 40, device=where)
     labels = torch.randint(0, 7, (options.batch,), device=where)
 
@@ -577,15 +689,48 @@ def train(options: Train) -> Results:
         optimizer.step()
 
     ours, plain, _ = taking_turns(our_step, torch_step, options.repeats, where)
-    rates = {"images_per_second": options.batch / ours, "torch_images_per_second": options.batch / plain}
-    return [{"what": "training step of VGGNet", "batch": options.batch, "seconds": ours, **rates, "ratio": plain / ours}]
+    rates = {
+        "images_per_second": options.batch / ours,
+        "torch_images_per_second": options.batch / plain,
+    }
+    return [
+        {
+            "what": "training step of VGGNet",
+            "batch": options.batch,
+            "seconds": ours,
+            **rates,
+            "ratio": plain / ours,
+        }
+    ]
 
 
 QUICK = {
-    "score": ["--units", "128", "--concepts", "2000", "--images", "2000", "--rank-units", "2", "--repeats", "3"],
+    "score": [
+        "--units",
+        "128",
+        "--concepts",
+        "2000",
+        "--images",
+        "2000",
+        "--rank-units",
+        "2",
+        "--repeats",
+        "3",
+    ],
     "probe": ["--images", "256", "--torch-images", "64", "--clip", "tiny", "--batch", "32"],
     "memory": ["--images", "5000", "20000"],
-    "sweep": ["--images", "1024", "--plain-images", "768", "--masks", "128", "--repeats", "3", "--permutations", "19"],
+    "sweep": [
+        "--images",
+        "1024",
+        "--plain-images",
+        "768",
+        "--masks",
+        "128",
+        "--repeats",
+        "3",
+        "--permutations",
+        "19",
+    ],
     "train": ["--batch", "16", "--repeats", "3"],
 }
 
@@ -594,7 +739,15 @@ def run_all(options: All) -> None:
     """Runs every benchmark in a process of its own, for none to warm another's caches."""
     for name, sizes in QUICK.items():
         device = [] if name == "memory" else ["--device", options.device]
-        command = [sys.executable, __file__, name, "--out", str(options.out), *device, *(sizes if options.quick else [])]
+        command = [
+            sys.executable,
+            __file__,
+            name,
+            "--out",
+            str(options.out),
+            *device,
+            *(sizes if options.quick else []),
+        ]
         subprocess.run(command, check=True)
 
 
@@ -604,9 +757,16 @@ def compare(options: Compare) -> int:
     table, worse = Table("what", "sizes", "old", "new", "change"), 0
     for name in sorted(old.keys() & new.keys()):
         change = new[name] / old[name] - 1
-        fell = (-change if name[0].startswith("peak memory") else change) < -options.tolerance  # less memory is better
+        fell = (
+            -change if name[0].startswith("peak memory") else change
+        ) < -options.tolerance  # less memory is better
         worse += fell
-        table.add_row(*name, f"{old[name]:.3g}", f"{new[name]:.3g}", f"{change:+.0%}{' worse' if fell else ''}")
+        table.add_row(
+            *name,
+            f"{old[name]:.3g}",
+            f"{new[name]:.3g}",
+            f"{change:+.0%}{' worse' if fell else ''}",
+        )
     Console().print(table)
     for name in sorted(old.keys() ^ new.keys()):
         print(f"only in {options.old if name in old else options.new}: {name[0]} ({name[1]})")
@@ -619,7 +779,11 @@ def _last_ratios(path: Path) -> dict[tuple[str, str], float]:
     for line in path.read_text("utf-8").splitlines():
         row = json.loads(line)
         if "ratio" in row:
-            sizes = [f"{k} {v}" for k, v in row.items() if isinstance(v, int) and k not in ("cores", "peak_bytes")]
+            sizes = [
+                f"{k} {v}"
+                for k, v in row.items()
+                if isinstance(v, int) and k not in ("cores", "peak_bytes")
+            ]
             found[row["what"], ", ".join(sizes)] = row["ratio"]
     return found
 
@@ -638,7 +802,9 @@ def report(results: Results, out: Path | None) -> None:
     table = Table("what", "measurement", "ratio")
     for row in results:
         rest = {key: value for key, value in row.items() if key not in ("what", "ratio")}
-        shown = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in rest.items())
+        shown = ", ".join(
+            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in rest.items()
+        )
         table.add_row(row["what"], shown, f"{row['ratio']:.3f}" if "ratio" in row else "")
     Console().print(table)
     if out is not None:

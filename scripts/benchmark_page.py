@@ -53,7 +53,9 @@ def random_dissection(options: Options, labels: np.ndarray, classes: tuple[str, 
     values = -np.sort(-rng.standard_normal((2, units, 100)).astype(np.float32), axis=2)
     indices = 2 * rng.integers(0, options.images // 2, values.shape, dtype=np.int32)
     indices[1] += 1
-    embeddings, texts = (rng.standard_normal((n, 64)).astype(np.float32) for n in (options.images, len(concepts)))
+    embeddings, texts = (
+        rng.standard_normal((n, 64)).astype(np.float32) for n in (options.images, len(concepts))
+    )
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (embeddings, texts)]
     nothing = np.zeros(0)
     record = ProbeRecord(
@@ -74,12 +76,16 @@ def measure(page_path: Path, repeats: int) -> dict[str, float]:
     """Medians in milliseconds."""
     from playwright.sync_api import sync_playwright
 
-    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    executable = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if executable is None:
         sys.exit("no Chromium on this machine")
     times: dict[str, list[float]] = {"open": [], "search": [], "sort": [], "unit": []}
     with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=executable, args=["--no-sandbox", "--disable-gpu"])
+        browser = play.chromium.launch(
+            executable_path=executable, args=["--no-sandbox", "--disable-gpu"]
+        )
         for _ in range(repeats):
             page = browser.new_page(viewport={"width": 1280, "height": 900})
             start = time.perf_counter()
@@ -101,8 +107,17 @@ def main() -> None:
     found = random_dissection(options, images.labels, images.classes)
     with tempfile.TemporaryDirectory() as scratch:
         start = time.perf_counter()
-        path = write_report(found, options.keep or Path(scratch) / "run", images=images, people=False, size=options.size)
-        print(f"{len(found.best):,} units, {len(images):,} images: {path.stat().st_size / 1e6:.1f} MB", end=" ")
+        path = write_report(
+            found,
+            options.keep or Path(scratch) / "run",
+            images=images,
+            people=False,
+            size=options.size,
+        )
+        print(
+            f"{len(found.best):,} units, {len(images):,} images: {path.stat().st_size / 1e6:.1f} MB",
+            end=" ",
+        )
         print(f"in {time.perf_counter() - start:.0f} s")
         for name, value in measure(path, options.repeats).items():
             print(f"  {name:<7} {value:6.0f} ms")

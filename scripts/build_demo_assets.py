@@ -45,19 +45,37 @@ def main(options: Options) -> None:
     check = (lambda _: None) if options.out == ASSETS else outputs.check_empty
     with store.atomic_folder(options.out, check) as folder, tempfile.TemporaryDirectory() as log:
         train = config.Train(
-            task="clip", epochs=options.clip_epochs, batch=128, learning_rate=1e-3, weight_decay=0.05, average=0.999
+            task="clip",
+            epochs=options.clip_epochs,
+            batch=128,
+            learning_rate=1e-3,
+            weight_decay=0.05,
+            average=0.999,
         )
-        people, watched = faces.split("training", options.clip_faces), faces.split("public_test", options.test_faces)
+        people, watched = (
+            faces.split("training", options.clip_faces),
+            faces.split("public_test", options.test_faces),
+        )
         report = train_steps.metrics_writer(Path(log) / "clip.jsonl")
         train_steps.train_clip(train, people, watched, folder / "clip", report)
         seconds_clip = time.perf_counter() - started
 
-        train_vgg = config.Train(epochs=options.vgg_epochs, batch=64, learning_rate=3e-3, weight_decay=0.01, average=0.998)
+        train_vgg = config.Train(
+            epochs=options.vgg_epochs,
+            batch=64,
+            learning_rate=3e-3,
+            weight_decay=0.01,
+            average=0.998,
+        )
         images = faces.split("training", options.vgg_faces).image_set("faces/training")
         validation = watched.image_set("faces/public_test")
         report = train_steps.metrics_writer(Path(log) / "vgg.jsonl")
         model, _ = train_steps.train_classifiers(train_vgg, images, validation, report)[0]
-        save_vgg(model, folder / "vgg.safetensors", seen=[seen.of(images, "trained"), seen.of(validation, "chosen")])
+        save_vgg(
+            model,
+            folder / "vgg.safetensors",
+            seen=[seen.of(images, "trained"), seen.of(validation, "chosen")],
+        )
 
         held_out = faces.split("private_test", options.test_faces)  # not looked at while training
         pictures = held_out.render()
@@ -87,7 +105,11 @@ def main(options: Options) -> None:
         for name in ("clip", "vgg"):
             shutil.copy(Path(log) / f"{name}.jsonl", folder / f"{name}_epochs.jsonl")
     size = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file())
-    print(json.dumps({name: value for name, value in metrics["clip"].items() if name.startswith("mean")}))
+    print(
+        json.dumps(
+            {name: value for name, value in metrics["clip"].items() if name.startswith("mean")}
+        )
+    )
     print(f"VGGNet test accuracy {tested['top1']:.3f}; {size / 1e6:.2f} MB in {options.out}")
 
 

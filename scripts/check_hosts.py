@@ -24,7 +24,12 @@ import numpy as np
 import tyro
 
 ASSETS = Path(__file__).parents[1] / "emojax" / "synthetic" / "assets"
-NETWORKS = ["--target.weights", str(ASSETS / "vgg.safetensors"), "--clip.path", str(ASSETS / "clip")]
+NETWORKS = [
+    "--target.weights",
+    str(ASSETS / "vgg.safetensors"),
+    "--clip.path",
+    str(ASSETS / "clip"),
+]
 CLOSE = 1e-5
 
 
@@ -45,13 +50,23 @@ def free_port() -> int:
 
 def start(args: list[str], processes: int, devices: int, compiled: Path) -> list[subprocess.Popen]:
     """Starts `emojax` as so many processes with so many CPU devices each; one process is no job."""
-    quick = {"JAX_COMPILATION_CACHE_DIR": str(compiled), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+    quick = {
+        "JAX_COMPILATION_CACHE_DIR": str(compiled),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
     env = os.environ | quick | {"JAX_NUM_CPU_DEVICES": str(devices), "HF_HUB_OFFLINE": "1"}
     env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), env.get("PYTHONPATH", "")])
-    job = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(processes)] if processes > 1 else []
+    job = (
+        ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(processes)]
+        if processes > 1
+        else []
+    )
     streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     own = ([*job, "--index", str(at)] if job else [] for at in range(processes))
-    return [subprocess.Popen([sys.executable, "-m", "emojax", *args, *each], env=env, **streams) for each in own]
+    return [
+        subprocess.Popen([sys.executable, "-m", "emojax", *args, *each], env=env, **streams)
+        for each in own
+    ]
 
 
 def wait(started: list[subprocess.Popen], timeout: float = 600) -> list[Ended]:
@@ -79,10 +94,14 @@ def run(args: list[str], processes: int, devices: int, compiled: Path) -> None:
             return
         errors = "\n".join(one.error for one in ended)
         if last or "did not find each other" not in errors:
-            raise RuntimeError(f"emojax {' '.join(args)} ended with {[one.code for one in ended]}:\n{errors}")
+            raise RuntimeError(
+                f"emojax {' '.join(args)} ended with {[one.code for one in ended]}:\n{errors}"
+            )
 
 
-def kill_one(args: list[str], processes: int, devices: int, compiled: Path, cache: Path, victim: int) -> list[Ended]:
+def kill_one(
+    args: list[str], processes: int, devices: int, compiled: Path, cache: Path, victim: int
+) -> list[Ended]:
     """Kills a process of a probe after its first snapshot; the others, with `at` in seconds after the kill.
 
     Raises:
@@ -90,13 +109,17 @@ def kill_one(args: list[str], processes: int, devices: int, compiled: Path, cach
     """
     for _ in range(3):
         started = start(args, processes, devices, compiled)
-        while all(process.poll() is None for process in started) and not list(cache.glob("probes/*/snapshot-*")):
+        while all(process.poll() is None for process in started) and not list(
+            cache.glob("probes/*/snapshot-*")
+        ):
             time.sleep(0.01)
         started[victim].kill()
         killed = time.monotonic()
         ended = wait(started)
         if ended[victim].code == -9:
-            return [one._replace(at=one.at - killed) for at, one in enumerate(ended) if at != victim]
+            return [
+                one._replace(at=one.at - killed) for at, one in enumerate(ended) if at != victim
+            ]
         if not any("did not find each other" in one.error for one in ended):
             raise RuntimeError(f"the probe ended before it was killed: {ended}")
     raise RuntimeError("no free port")
@@ -108,7 +131,12 @@ def differences(one: Path, other: Path) -> list[str]:
     Text and whole numbers must be equal, other numbers close: within 1e-5 of the largest of their column or array. Of a
     record, lists, embeddings and activations must be equal; its sums are added up in another order.
     """
-    names = {path.relative_to(root) for root in (one, other) for path in root.rglob("*") if path.is_file()}
+    names = {
+        path.relative_to(root)
+        for root in (one, other)
+        for path in root.rglob("*")
+        if path.is_file()
+    }
     found = []
     for name in sorted(names):
         if name.name in ("manifest.json", "log.txt"):
@@ -127,7 +155,10 @@ def _contents(path: Path) -> Any:
         case ".csv":
             with open(path, newline="", encoding="utf-8") as file:
                 header, *rows = csv.reader(file)
-            return {name: _column(cells) for name, cells in zip(header, zip(*rows, strict=True), strict=True)}
+            return {
+                name: _column(cells)
+                for name, cells in zip(header, zip(*rows, strict=True), strict=True)
+            }
         case ".json":
             return json.loads(path.read_text("utf-8"))
         case ".jsonl":
@@ -135,7 +166,11 @@ def _contents(path: Path) -> Any:
         case ".npy" | ".npz":
             found = np.load(path)
             text = lambda array: array.tolist() if array.dtype.kind == "U" else array  # noqa: E731
-            return found if path.suffix == ".npy" else {name: text(array) for name, array in found.items()}
+            return (
+                found
+                if path.suffix == ".npy"
+                else {name: text(array) for name, array in found.items()}
+            )
         case ".safetensors":
             from safetensors.numpy import load_file
 
@@ -157,10 +192,14 @@ def _column(cells: tuple[str, ...]) -> list[str] | np.ndarray:
 def _differ(a: Any, b: Any, exact: bool = False, where: str = "") -> str | None:
     """The first difference of two values, in words."""
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
-        return next((why for key in a if (why := _differ(a[key], b[key], exact, f"{where}/{key}"))), None)
+        return next(
+            (why for key in a if (why := _differ(a[key], b[key], exact, f"{where}/{key}"))), None
+        )
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         pairs = enumerate(zip(a, b, strict=True))
-        return next((why for at, (x, y) in pairs if (why := _differ(x, y, exact, f"{where}/{at}"))), None)
+        return next(
+            (why for at, (x, y) in pairs if (why := _differ(x, y, exact, f"{where}/{at}"))), None
+        )
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.shape == b.shape:
         exact |= "top_values" in where or not a.dtype.kind == b.dtype.kind == "f"
         within = 0.0 if exact or not a.size else CLOSE * np.nanmax(abs(a))
@@ -169,7 +208,11 @@ def _differ(a: Any, b: Any, exact: bool = False, where: str = "") -> str | None:
         return f"{where}: {int((a != b).sum())} of {a.size} differ, by {np.nanmax(abs(a - b)):g} at most"
     if float in (type(a), type(b)) and isinstance(a, float | int) and isinstance(b, float | int):
         return None if abs(a - b) <= CLOSE * (1 + abs(a)) else f"{where} is {a} and {b}"
-    return None if type(a) is type(b) and not isinstance(a, np.ndarray) and a == b else f"{where} is {a!r} and {b!r}"
+    return (
+        None
+        if type(a) is type(b) and not isinstance(a, np.ndarray) and a == b
+        else f"{where} is {a!r} and {b!r}"
+    )
 
 
 class Report:
@@ -195,19 +238,40 @@ def main(images: int = 640, processes: int = 4, devices: int = 2, keep: Path | N
     """
     folder, report = keep or Path(tempfile.mkdtemp(prefix="emojax-hosts-")), Report()
     data = ["--data.kind", "faces", "--data.limit", str(images), *NETWORKS]
-    probing = [*data, "--probe.batch", "64", "--probe.layers", "conv*", "lin*", "--probe.save-every", "0"]
+    probing = [
+        *data,
+        "--probe.batch",
+        "64",
+        "--probe.layers",
+        "conv*",
+        "lin*",
+        "--probe.save-every",
+        "0",
+    ]
     several = f"{processes} processes × {devices} devices"
     for verb in ("probe", "dissect", "sweep"):
         for name, many in (("one", 1), ("several", processes)):
-            out = ["--out", str(folder / name / verb), "--cache", str(folder / name / f"cache-{verb}")]
+            out = [
+                "--out",
+                str(folder / name / verb),
+                "--cache",
+                str(folder / name / f"cache-{verb}"),
+            ]
             run([verb, *probing, *out], many, devices if many > 1 else 1, folder / "compiled")
-        report(f"{verb}: {several} as one process", differences(folder / "one" / verb, folder / "several" / verb))
+        report(
+            f"{verb}: {several} as one process",
+            differences(folder / "one" / verb, folder / "several" / verb),
+        )
     for victim, after in ((processes - 1, 2), (0, 1)):
         cache = folder / f"cache-{victim}"
         args = ["probe", *probing, "--out", str(folder / f"killed-{victim}"), "--cache", str(cache)]
         rest = kill_one(args, processes, devices, folder / "compiled", cache, victim)
         last, codes = max(one.at for one in rest), [one.code for one in rest]
-        silent = [one.error for one in rest if f"process {victim} of {processes} ended before" not in one.error]
+        silent = [
+            one.error
+            for one in rest
+            if f"process {victim} of {processes} ended before" not in one.error
+        ]
         report(f"process {victim} killed: the rest ended after {last:.1f} s, with {codes}", silent)
         if victim:
             noise = [one.error for one in rest if one.error.count("\n") != 1]

@@ -31,7 +31,9 @@ def main() -> None:
     """Draws both."""
     people = faces.random_faces(1500, 7)
     pictures = people.render()
-    by_emotion = [pictures[np.flatnonzero(people.emotions == emotion)[:12]] for emotion in range(len(CLASSES))]
+    by_emotion = [
+        pictures[np.flatnonzero(people.emotions == emotion)[:12]] for emotion in range(len(CLASSES))
+    ]
     page(by_emotion, CLASSES, 2, DOCS / "faces_emotions.png")
     shown = people.attributes == faces.PRESENT
     by_attribute = [pictures[np.flatnonzero(column)[:10]] for column in shown.T]

@@ -30,7 +30,16 @@ def command(args: list[str], folder: Path) -> list[str]:
     """The command line with its results under `folder`."""
     cache = [] if args[0] in _NO_CACHE else ["--cache", str(folder / "cache")]
     # A kill may come after the run folder is whole and before the process ends.
-    return [sys.executable, "-m", "emojax", *args, "--out", str(folder / "out"), "--overwrite", *cache]
+    return [
+        sys.executable,
+        "-m",
+        "emojax",
+        *args,
+        "--out",
+        str(folder / "out"),
+        "--overwrite",
+        *cache,
+    ]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -43,7 +52,9 @@ def contents(folder: Path) -> dict[str, bytes]:
         data = path.read_bytes()
         if path.name == "metrics.jsonl":
             rows = [json.loads(line) for line in data.splitlines()]
-            data = json.dumps([{k: v for k, v in row.items() if k not in _TIMES} for row in rows]).encode()
+            data = json.dumps(
+                [{k: v for k, v in row.items() if k not in _TIMES} for row in rows]
+            ).encode()
         found[inside.as_posix()] = data
     return found
 
@@ -54,7 +65,9 @@ def killed(line: list[str], env: dict[str, str], after: float) -> bool:
     Raises:
       RuntimeError: it ended with an error.
     """
-    process = subprocess.Popen(line, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        line, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     try:
         error = process.communicate(timeout=after)[1]
     except subprocess.TimeoutExpired:
@@ -77,12 +90,17 @@ def main(args: tyro.conf.Positional[list[str]], kills: int = 25, seed: int = 0) 
     chance, well = random.Random(seed), True
     with tempfile.TemporaryDirectory(prefix="emojax-kills-") as name:
         folder = Path(name)
-        quick = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+        quick = {
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        }
         env = os.environ | quick | {"HF_HUB_OFFLINE": "1"}
         for _ in range(2):  # the first compiles, the second shows how long a run takes
             shutil.rmtree(folder / "whole", ignore_errors=True)
             begun = time.monotonic()
-            subprocess.run(command(args, folder / "whole"), env=env, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                command(args, folder / "whole"), env=env, check=True, stdout=subprocess.DEVNULL
+            )
             seconds = time.monotonic() - begun
         whole = contents(folder / "whole")
         print(f"undisturbed: {len(whole)} files in {seconds:.1f} s", flush=True)
@@ -95,9 +113,15 @@ def main(args: tyro.conf.Positional[list[str]], kills: int = 25, seed: int = 0) 
             if not of_this_run:  # the machine may be less busy now
                 seconds = min(seconds, time.monotonic() - begun)
             found = contents(folder / "killed")
-            wrong = sorted(path for path in whole.keys() | found.keys() if whole.get(path) != found.get(path))
+            wrong = sorted(
+                path for path in whole.keys() | found.keys() if whole.get(path) != found.get(path)
+            )
             well &= not wrong
-            print(f"{'DIFFERS' if wrong else 'same'} after {of_this_run} kills ({done} in all)", *wrong, flush=True)
+            print(
+                f"{'DIFFERS' if wrong else 'same'} after {of_this_run} kills ({done} in all)",
+                *wrong,
+                flush=True,
+            )
             shutil.rmtree(folder / "killed")
             of_this_run = 0
     sys.exit(0 if well else 1)

@@ -55,12 +55,26 @@ def vision_operations(config: Any) -> int:
     """Of CLIP's image tower, for an image."""
     tower, patches = config.vision, (config.image_size // config.patch_size) ** 2
     tokens, width = patches + 1, tower.width
-    block = 4 * 2 * tokens * width**2 + 2 * 2 * tokens**2 * width + 2 * 2 * tokens * width * tower.mlp
-    return 2 * patches * 3 * config.patch_size**2 * width + tower.depth * block + 2 * width * config.embedding
+    block = (
+        4 * 2 * tokens * width**2 + 2 * 2 * tokens**2 * width + 2 * 2 * tokens * width * tower.mlp
+    )
+    return (
+        2 * patches * 3 * config.patch_size**2 * width
+        + tower.depth * block
+        + 2 * width * config.embedding
+    )
 
 
 def estimate(
-    vgg: Any, clip: Any, parameters: int, *, side: int, top_k: int, tile: int, devices: int, keep: bool = False
+    vgg: Any,
+    clip: Any,
+    parameters: int,
+    *,
+    side: int,
+    top_k: int,
+    tile: int,
+    devices: int,
+    keep: bool = False,
 ) -> Cost:
     """From formulas; `parameters` are numbers of weights, all but the last layer of the network is probed."""
     units, width = sum(vgg.widths) + sum(vgg.hidden), clip.embedding
@@ -75,7 +89,9 @@ def estimate(
     )
 
 
-def compiled_step(vgg: Any, clip: Any, *, side: int, top_k: int, tile: int, devices: int, keep: bool, shared: bool) -> Any:
+def compiled_step(
+    vgg: Any, clip: Any, *, side: int, top_k: int, tile: int, devices: int, keep: bool, shared: bool
+) -> Any:
     """The probe's compiled step for so many devices of this machine and gray images, and the weights that it reads.
 
     `shared` compiles it as if the devices belonged to several processes.
@@ -98,14 +114,18 @@ def compiled_step(vgg: Any, clip: Any, *, side: int, top_k: int, tile: int, devi
 
     model, tower = nnx.eval_shape(network), nnx.eval_shape(lambda: Clip(clip, rngs=nnx.Rngs(0)))
     (graph, params), (clip_graph, clip_params) = nnx.split(model), nnx.split(tower)
-    named = Network(lambda params, images: nnx.merge(graph, params)(images), params, model.preprocess, None)
+    named = Network(
+        lambda params, images: nnx.merge(graph, params)(images), params, model.preprocess, None
+    )
     layers = resolve_layers(("conv*", "lin1", "lin2"), list(vgg.units()))
     preprocess = Preprocess(clip.image_size, (clip.image_size,) * 2, CLIP_MEAN, CLIP_STD)
     mesh, split = meshes.make_mesh(devices), meshes.batch_sharded
     readable = probe.host_readable
     try:
         probe.host_readable = meshes.replicated if shared else readable
-        step = probe._compile_step(probe._forward(named, clip_graph, preprocess, layers, "avg"), tile, keep, mesh)
+        step = probe._compile_step(
+            probe._forward(named, clip_graph, preprocess, layers, "avg"), tile, keep, mesh
+        )
     finally:
         probe.host_readable = readable
     units = sum(vgg.units()[name] for name in layers)
@@ -117,11 +137,18 @@ def compiled_step(vgg: Any, clip: Any, *, side: int, top_k: int, tile: int, devi
     def placed(shape: tuple[int, ...], kind: Any, where: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, kind, sharding=where(mesh))
 
-    weights = jax.tree.map(lambda leaf: placed(leaf.shape, leaf.dtype, meshes.replicated), (params, clip_params))
+    weights = jax.tree.map(
+        lambda leaf: placed(leaf.shape, leaf.dtype, meshes.replicated), (params, clip_params)
+    )
     state = jax.tree.map(lambda leaf: placed((devices, *leaf.shape), leaf.dtype, split), empty)
     batch = tile * devices
-    images, numbers = placed((batch, side, side, 1), jnp.uint8, split), placed((batch,), jnp.int32, split)
-    return step.lower(weights, state, images, numbers).compile(), probed_weights(params, clip_params)
+    images, numbers = (
+        placed((batch, side, side, 1), jnp.uint8, split),
+        placed((batch,), jnp.int32, split),
+    )
+    return step.lower(weights, state, images, numbers).compile(), probed_weights(
+        params, clip_params
+    )
 
 
 def probed_weights(params: Any, clip_params: Any) -> int:
@@ -139,7 +166,9 @@ def exchanged(compiled: Any) -> int:
 
     sizes = {"f32": 4, "s32": 4, "u8": 1, "pred": 1}
     found = 0
-    for kind, shape in re.findall(r"= \(?(\w+)\[([\d,]*)\]\S* (?:all-gather|all-reduce|all-to-all)", compiled.as_text()):
+    for kind, shape in re.findall(
+        r"= \(?(\w+)\[([\d,]*)\]\S* (?:all-gather|all-reduce|all-to-all)", compiled.as_text()
+    ):
         elements = 1
         for side in shape.split(",") if shape else ():
             elements *= int(side)
@@ -167,16 +196,30 @@ def main(options: Options) -> None:
     from emojax.models.clip import ClipConfig
     from emojax.models.vgg import VggConfig
 
-    sizes = runpy.run_path(str(Path(__file__).with_name("benchmark.py")))["clip_config"](options.clip)
+    sizes = runpy.run_path(str(Path(__file__).with_name("benchmark.py")))["clip_config"](
+        options.clip
+    )
     vgg, clip = VggConfig.paper(), ClipConfig.from_hf(sizes.to_dict())
-    shapes = {"side": options.side, "top_k": options.top_k, "tile": options.tile, "devices": options.devices}
+    shapes = {
+        "side": options.side,
+        "top_k": options.top_k,
+        "tile": options.tile,
+        "devices": options.devices,
+    }
     compiled, parameters = compiled_step(vgg, clip, **shapes, keep=False, shared=True)
     cost, memory = estimate(vgg, clip, parameters, **shapes), compiled.memory_analysis()
-    print(f"VGGNet with {options.clip}, {options.devices} devices × {options.tile} images of {options.side}×{options.side}")
+    print(
+        f"VGGNet with {options.clip}, {options.devices} devices × {options.tile} images of {options.side}×{options.side}"
+    )
     ours = cost.operations * options.tile
     rows = [
         ("operations a step", ours / 1e9, compiled.cost_analysis()["flops"] / 1e9, "10⁹"),
-        ("arguments", (cost.parameters + cost.state + cost.images) / 1e6, memory.argument_size_in_bytes / 1e6, "MB"),
+        (
+            "arguments",
+            (cost.parameters + cost.state + cost.images) / 1e6,
+            memory.argument_size_in_bytes / 1e6,
+            "MB",
+        ),
         ("gathered rows", cost.rows * options.devices / 1e6, exchanged(compiled) / 1e6, "MB"),
         ("working memory", float("nan"), memory.temp_size_in_bytes / 1e6, "MB"),
     ]
@@ -185,7 +228,9 @@ def main(options: Options) -> None:
     sizes = f"weights {cost.parameters / 1e6:.0f} MB, state {cost.state / 1e6:.0f} MB"
     print(f"  an image takes {cost.operations / 1e9:.2f}·10⁹ operations; {sizes}")
     for chip, peak in CHIPS.items():
-        print(f"  {chip:<10} {peak:>5.1f}·10¹² a second: {USE * peak * 1e12 / cost.operations:>7,.0f} images/s at {USE:.0%}")
+        print(
+            f"  {chip:<10} {peak:>5.1f}·10¹² a second: {USE * peak * 1e12 / cost.operations:>7,.0f} images/s at {USE:.0%}"
+        )
 
 
 if __name__ == "__main__":

@@ -38,12 +38,17 @@ def shard(source: Path, target: Path, *, megabytes: float = 15.0) -> None:
     with safe_open(source, "numpy") as file:
         metadata = file.metadata()
     with atomic_folder(target, _check_shards) as folder:
-        names = [f"model-{number + 1:05}-of-{len(shards):05}.safetensors" for number in range(len(shards))]
+        names = [
+            f"model-{number + 1:05}-of-{len(shards):05}.safetensors"
+            for number in range(len(shards))
+        ]
         for name, arrays in zip(names, shards, strict=True):
             save_file(arrays, folder / name, metadata)
         where = {key: name for name, arrays in zip(names, shards, strict=True) for key in arrays}
         write_json(folder / INDEX, {"metadata": metadata or {}, "weight_map": where})
-    print(f"wrote {target}: {len(shards)} shards, {sum(part.nbytes for part in pieces.values()) / 1e6:.1f} MB")
+    print(
+        f"wrote {target}: {len(shards)} shards, {sum(part.nbytes for part in pieces.values()) / 1e6:.1f} MB"
+    )
 
 
 def _check_shards(target: Path) -> None:
@@ -51,7 +56,8 @@ def _check_shards(target: Path) -> None:
     from emojax.outputs import check_empty
 
     if not target.is_dir() or any(
-        p.name != INDEX and not p.match("model-?????-of-?????.safetensors") for p in target.iterdir()
+        p.name != INDEX and not p.match("model-?????-of-?????.safetensors")
+        for p in target.iterdir()
     ):
         check_empty(target)
 
@@ -67,15 +73,26 @@ def join(source: Path, target: Path) -> None:
     for name in sorted({Path(name).name for name in index["weight_map"].values()}):
         pieces |= load_file(source / name)
     arrays = {}
-    for name in sorted(pieces, key=lambda name: (name.partition("@")[0], int(name.partition("@")[2] or 0))):
-        part = pieces[name].astype(np.float32) if pieces[name].dtype == ml_dtypes.bfloat16 else pieces[name]
+    for name in sorted(
+        pieces, key=lambda name: (name.partition("@")[0], int(name.partition("@")[2] or 0))
+    ):
+        part = (
+            pieces[name].astype(np.float32)
+            if pieces[name].dtype == ml_dtypes.bfloat16
+            else pieces[name]
+        )
         arrays.setdefault(name.partition("@")[0], []).append(part)
-    joined = {name: np.concatenate(parts) if len(parts) > 1 else parts[0] for name, parts in arrays.items()}
+    joined = {
+        name: np.concatenate(parts) if len(parts) > 1 else parts[0]
+        for name, parts in arrays.items()
+    }
     save_file(joined, target, index["metadata"] or None)
     print(f"wrote {target}: {len(joined)} arrays")
 
 
-def main(source: tyro.conf.Positional[Path], target: tyro.conf.Positional[Path], /, *, back: bool = False) -> None:
+def main(
+    source: tyro.conf.Positional[Path], target: tyro.conf.Positional[Path], /, *, back: bool = False
+) -> None:
     """Shards SOURCE into TARGET, or joins the shards in SOURCE."""
     (join if back else shard)(source, target)
 

@@ -4,7 +4,7 @@
 
 A study is a random dense layer that feeds the logits, images with labels drawn from a hidden layer of the same weights,
 a grid of thresholds and factors, and scores. `null`: scores are noise. `null, noisy network`: they are noise, and many
-edits change accuracy at random. `null, one set`: the same, tested on the images of the choice. `planted`: some units of the
+edits change accuracy at random. `null, one set`: the same, tested on the images of the selection. `planted`: some units of the
 network are weaker than in the hidden layer, and the scores say which, with noise. Prints one line for each, and one JSON
 line to --out. `mcnemar_below_alpha` counts changes for better and worse.
 """
@@ -40,7 +40,7 @@ KINDS = ("null", "null, noisy network", "null, one set", "planted")
 
 def subject(rng: np.random.Generator, kind: str, options: Options):
     """A simulated network with its scores on the two sets."""
-    from emojax.editing.activations import Head, LayerInputs
+    from emojax.editing.activations import Head, PreBiasActivations
     from emojax.evidence.assess import Subject
 
     units, classes = options.units, options.classes
@@ -52,29 +52,39 @@ def subject(rng: np.random.Generator, kind: str, options: Options):
     head = Head(bias.astype(np.float32), weight.astype(np.float32), np.zeros(classes, np.float32))
     scores = weak + rng.normal(0, 0.7, units) if kind == "planted" else rng.standard_normal(units)
 
-    def inputs(name: str) -> LayerInputs:
+    def activations(name: str) -> PreBiasActivations:
         values = rng.standard_normal((options.images, units))
         logits = np.maximum(values * true + bias, 0) @ weight
         labels = (logits + 1.5 * rng.gumbel(size=logits.shape)).argmax(1).astype(np.int32)
         names = tuple(f"class {c}" for c in range(classes))
-        return LayerInputs("dense", values.astype(np.float32), labels, names, head, np.abs(weight).sum(1), name, name)
+        sums = np.abs(weight).sum(1)
+        values = values.astype(np.float32)
+        return PreBiasActivations("dense", values, labels, names, head, sums, name, name)
 
-    first, second = {"dense": inputs("selection")}, {"dense": inputs("confirmation")}
+    first, second = {"dense": activations("selection")}, {"dense": activations("held out")}
     return Subject({"dense": scores}, first, None if kind == "null, one set" else second)
 
 
 def simulate(options: Options, kind: str) -> dict[str, float | int | str]:
     """Rates of the findings over the studies of a kind."""
-    from emojax.editing.edit import Search
+    from emojax.editing.search import Search
     from emojax.evidence.assess import assess
 
-    search = Search(taus=tuple(np.linspace(-1, 1.5, 6)), factors=(1.25, 1.5, 2.0, 2.5))
+    search = Search(tau=tuple(np.linspace(-1, 1.5, 6)), factor=(1.25, 1.5, 2.0, 2.5))
     rng = np.random.default_rng([options.seed, KINDS.index(kind)])
     start, found = time.perf_counter(), []
     for _ in range(options.studies):
         sizes = {"permutations": options.permutations, "masks": options.masks, "resamples": 64}
-        evidence = assess([subject(rng, kind, options)], search, alpha=options.alpha, seed=int(rng.integers(2**31)), **sizes)
-        found.append((evidence.finding, evidence.selection["p_search"], evidence.p_scores, evidence.p_value))
+        evidence = assess(
+            [subject(rng, kind, options)],
+            search,
+            alpha=options.alpha,
+            seed=int(rng.integers(2**31)),
+            **sizes,
+        )
+        found.append(
+            (evidence.finding, evidence.selection["p_search"], evidence.p_scores, evidence.p_value)
+        )
     findings, p_search, p_scores, p_value = map(np.array, zip(*found, strict=True))
     return {
         "kind": kind,

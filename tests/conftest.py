@@ -67,7 +67,9 @@ def tiny_vgg() -> VggNet:
         noise = rng.normal(0, 0.1, leaf.shape).astype(np.float32)
         return leaf.replace(leaf[...] + (abs(noise) if path[-1] == "var" else noise))
 
-    model = nnx.merge(graphdef, nnx.from_flat_state([(p, shaken(p, v)) for p, v in nnx.to_flat_state(state)]))
+    model = nnx.merge(
+        graphdef, nnx.from_flat_state([(p, shaken(p, v)) for p, v in nnx.to_flat_state(state)])
+    )
     model.eval()
     return model
 
@@ -83,7 +85,9 @@ def generated_images(count: int, seed: int, name: str) -> ImageSet:
         centre = 24 + 14 * np.array([np.sin(blob), np.cos(blob)]) + rng.normal(0, 2, (count, 2))
         distance = (y - centre[:, 0, None, None]) ** 2 + (x - centre[:, 1, None, None]) ** 2
         images += shown[:, None, None] * 110 * np.exp(-distance / 18)
-    return ImageSet.from_arrays(np.clip(images, 0, 255).astype(np.uint8), labels, fer2013.CLASSES, name=name)
+    return ImageSet.from_arrays(
+        np.clip(images, 0, 255).astype(np.uint8), labels, fer2013.CLASSES, name=name
+    )
 
 
 def hf_tokenizer(words: int = 0):
@@ -92,14 +96,24 @@ def hf_tokenizer(words: int = 0):
     from transformers import CLIPTokenizer
 
     letters = sorted(ByteLevel.alphabet())
-    pieces = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    pieces = [
+        *letters,
+        *(letter + "</w>" for letter in letters),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     return CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=[])
 
 
 def hf_config(**vision):
     from transformers import CLIPConfig
 
-    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     special = {
         "vocab_size": 514,
         "max_position_embeddings": 40,
@@ -107,9 +121,16 @@ def hf_config(**vision):
         "eos_token_id": 513,
         "pad_token_id": 513,
     }
-    image = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    image = {
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     return CLIPConfig(
-        text_config=text | special, vision_config=image | {"image_size": 32, "patch_size": 8} | vision, projection_dim=24
+        text_config=text | special,
+        vision_config=image | {"image_size": 32, "patch_size": 8} | vision,
+        projection_dim=24,
     )
 
 
@@ -143,7 +164,9 @@ def write_fer_csv(path: Path, rows) -> Path:
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["emotion", "pixels", "Usage"])
-        writer.writerows([label, " ".join(map(str, pixels)), usage] for label, pixels, usage in rows)
+        writer.writerows(
+            [label, " ".join(map(str, pixels)), usage] for label, pixels, usage in rows
+        )
     return path
 
 
@@ -153,7 +176,11 @@ def fer_rows():
     rng = np.random.default_rng(0)
     rows = [(i % 7, rng.integers(0, 256, 2304), "Training") for i in range(13)]
     rows.append(rows[0])
-    rows += [(i, rng.integers(0, 256, 2304), usage) for usage in ("PublicTest", "PrivateTest") for i in range(7)]
+    rows += [
+        (i, rng.integers(0, 256, 2304), usage)
+        for usage in ("PublicTest", "PrivateTest")
+        for i in range(7)
+    ]
     return rows
 
 
@@ -164,7 +191,9 @@ def fer_folder(tmp_path, fer_rows) -> Path:
     for number, (label, pixels, usage) in enumerate(fer_rows):
         folder = root / ("train" if usage == "Training" else "test") / fer2013.CLASSES[label]
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.astype(np.uint8).reshape(48, 48)).save(folder / f"{usage}_{number}.jpg", format="PNG")
+        Image.fromarray(pixels.astype(np.uint8).reshape(48, 48)).save(
+            folder / f"{usage}_{number}.jpg", format="PNG"
+        )
     return root
 
 
@@ -174,7 +203,9 @@ def sound(tmp_path_factory, tiny_vgg, tiny_clip, clip_folder) -> Path:
     root = tmp_path_factory.mktemp("sound")
     rng = np.random.default_rng(0)
     rows = [
-        (i % 7, rng.integers(0, 256, 2304), usage) for usage in ("Training", "PublicTest", "PrivateTest") for i in range(7)
+        (i % 7, rng.integers(0, 256, 2304), usage)
+        for usage in ("Training", "PublicTest", "PrivateTest")
+        for i in range(7)
     ]
     write_fer_csv(root / "fer2013.csv", rows)
     fer2013.prepare(fer2013.read(root / "fer2013.csv"), root / "fer")
@@ -183,7 +214,9 @@ def sound(tmp_path_factory, tiny_vgg, tiny_clip, clip_folder) -> Path:
     for number in range(4):
         folder = root / "photos" / ("calm", "joy")[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (48, 48), dtype=np.uint8)).save(folder / f"{number}.png")
+        Image.fromarray(rng.integers(0, 256, (48, 48), dtype=np.uint8)).save(
+            folder / f"{number}.png"
+        )
     records.save(some_record(tiny_clip.key), root / "record")
     return root
 
@@ -191,7 +224,9 @@ def sound(tmp_path_factory, tiny_vgg, tiny_clip, clip_folder) -> Path:
 def some_record(clip_key: str) -> ProbeRecord:
     """A record of 40 images and 20 units without the probe."""
     rng = np.random.default_rng(1)
-    indices = np.stack([[rng.permutation(20)[:30] * 2 + half for _ in range(20)] for half in (0, 1)]).astype(np.int32)
+    indices = np.stack(
+        [[rng.permutation(20)[:30] * 2 + half for _ in range(20)] for half in (0, 1)]
+    ).astype(np.int32)
     values = np.sort(rng.normal(size=indices.shape).astype(np.float32))[..., ::-1]
     embeddings = rng.normal(size=(40, 24)).astype(np.float32)
     sums = [rng.random(shape) for shape in ((20,), (20,), (20, 24), (24, 24))]

@@ -17,16 +17,22 @@ def _prior(loglik, lam, segments):
     for segment in np.unique(segments):
         mine = loglik[segments == segment]
         peak = mine.max(axis=0)
-        scores[segments == segment] = mine - lam * (peak + np.log(np.exp(mine - peak).sum(axis=0)) - np.log(len(mine)))
+        scores[segments == segment] = mine - lam * (
+            peak + np.log(np.exp(mine - peak).sum(axis=0)) - np.log(len(mine))
+        )
     return scores
 
 
-def soft_wpmi(clip, acts, top_k=100, a=10.0, lam=1.0, min_prob=1e-7, p_start=0.998, p_end=0.97, segments=None):
+def soft_wpmi(
+    clip, acts, top_k=100, a=10.0, lam=1.0, min_prob=1e-7, p_start=0.998, p_end=0.97, segments=None
+):
     clip, acts = np.float64(clip), np.float64(acts)
     probs = _softmax(a * clip)
     weights = p_start - np.arange(top_k) / top_k * (p_start - p_end)
     rows = [
-        np.log(1 + weights[:, None] * (probs[top_images(acts[:, u], top_k)] - 1) + min_prob).sum(axis=0)
+        np.log(1 + weights[:, None] * (probs[top_images(acts[:, u], top_k)] - 1) + min_prob).sum(
+            axis=0
+        )
         for u in range(acts.shape[1])
     ]
     return _prior(np.stack(rows), lam, np.zeros(len(rows), int) if segments is None else segments)
@@ -35,13 +41,21 @@ def soft_wpmi(clip, acts, top_k=100, a=10.0, lam=1.0, min_prob=1e-7, p_start=0.9
 def wpmi(clip, acts, top_k=28, a=2.0, lam=0.6, min_prob=1e-7, segments=None):
     clip, acts = np.float64(clip), np.float64(acts)
     probs = _softmax(a * clip)
-    rows = [np.log(probs[top_images(acts[:, u], top_k)] + min_prob).sum(axis=0) for u in range(acts.shape[1])]
+    rows = [
+        np.log(probs[top_images(acts[:, u], top_k)] + min_prob).sum(axis=0)
+        for u in range(acts.shape[1])
+    ]
     return _prior(np.stack(rows), lam, np.zeros(len(rows), int) if segments is None else segments)
 
 
 def cos_similarity(clip, acts):
     clip, acts = np.float64(clip), np.float64(acts)
-    return acts.T @ clip / np.linalg.norm(acts, axis=0)[:, None] / np.linalg.norm(clip, axis=0)[None, :]
+    return (
+        acts.T
+        @ clip
+        / np.linalg.norm(acts, axis=0)[:, None]
+        / np.linalg.norm(clip, axis=0)[None, :]
+    )
 
 
 def cos_similarity_cubed(clip, acts, min_norm=1e-3):
@@ -60,7 +74,9 @@ def rank_reorder(clip, acts, permutations, top_fraction=0.05, p=3, scale_p=0.5):
         images = top_images(acts[:, u], n)
         values = acts[images, u]
         ascending = values[::-1]
-        baseline = np.mean([np.mean(np.abs(ascending[order] - ascending) ** p) for order in permutations[u]])
+        baseline = np.mean(
+            [np.mean(np.abs(ascending[order] - ascending) ** p) for order in permutations[u]]
+        )
         for c in range(clip.shape[1]):
             rank = np.argsort(np.argsort(-clip[images, c], kind="stable"))
             error = np.mean(np.abs(values[rank] - values) ** p) / baseline
@@ -97,7 +113,9 @@ def torch_vgg(torch, config):
                 setattr(self, name.replace("conv", "bn"), torch.nn.BatchNorm2d(width))
                 inputs = width
             inputs *= 4
-            for name, width in zip(("lin1", "lin2", "lin3"), (*config.hidden, config.classes), strict=True):
+            for name, width in zip(
+                ("lin1", "lin2", "lin3"), (*config.hidden, config.classes), strict=True
+            ):
                 setattr(self, name, torch.nn.Linear(inputs, width))
                 inputs = width
 

@@ -16,7 +16,9 @@ from emojax.synthetic import faces
 
 def warning_icon(left):
     image = Image.new("L", (48, 48))
-    ImageDraw.Draw(image).polygon([(left, 36), (left + 12, 14), (left + 24, 36)], outline=255, width=2)
+    ImageDraw.Draw(image).polygon(
+        [(left, 36), (left + 12, 14), (left + 24, 36)], outline=255, width=2
+    )
     return np.asarray(image)
 
 
@@ -30,9 +32,14 @@ def page(top):
 @pytest.fixture(scope="module")
 def spoilt():
     """Rows (label, pixels, usage) of rendered faces with known faults, and the faults as {row: reason}."""
-    training, testing = (faces.random_faces(n, seed).render()[..., 0] for n, seed in ((30, 1), (12, 2)))
+    training, testing = (
+        faces.random_faces(n, seed).render()[..., 0] for n, seed in ((30, 1), (12, 2))
+    )
     rows = [(i % 7, x.reshape(-1), "Training") for i, x in enumerate(training)]
-    rows += [(i % 7, x.reshape(-1), "PublicTest" if i < 6 else "PrivateTest") for i, x in enumerate(testing)]
+    rows += [
+        (i % 7, x.reshape(-1), "PublicTest" if i < 6 else "PrivateTest")
+        for i, x in enumerate(testing)
+    ]
     faults = {}
 
     def spoil(row, pixels, reason):
@@ -55,7 +62,9 @@ def write_folder(root, rows, name="{usage}_{row}.png", split="{part}"):
         part = split.format(part="train" if usage == "Training" else "test")
         folder = root / part / fer2013.CLASSES[label]
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.asarray(pixels, np.uint8).reshape(48, 48)).save(folder / name.format(usage=usage, row=row))
+        Image.fromarray(np.asarray(pixels, np.uint8).reshape(48, 48)).save(
+            folder / name.format(usage=usage, row=row)
+        )
     return root
 
 
@@ -82,7 +91,9 @@ def test_finds_the_faults_in_every_form(capsys, tmp_path, spoilt, form):
     assert list(found[0]) == ["file", "split", "label", "reason", "detail"]
     assert sorted(row["reason"] for row in found) == sorted(faults.values())
     if form == "csv":
-        assert {row["file"]: row["reason"] for row in found} == {f"row {row + 1}": faults[row] for row in faults}
+        assert {row["file"]: row["reason"] for row in found} == {
+            f"row {row + 1}": faults[row] for row in faults
+        }
         exact = next(row for row in found if row["file"] == "row 9")
         assert exact["detail"] == "same pixels as row 8, labelled angry there"
     assert "8 of 42 images found" in capsys.readouterr().out
@@ -97,7 +108,10 @@ def test_unreadable_images_are_reported(capsys, tmp_path, spoilt):
     table = write_fer_csv(tmp_path / "fer2013.csv", rows[:3])
     with open(table, "a") as file:
         file.write("1,7 8,Training\n9,7,Training\n1,7\n")
-    raw, photos = write_folder(tmp_path / "raw", rows), write_folder(tmp_path / "photos", rows, name="{row}.png")
+    raw, photos = (
+        write_folder(tmp_path / "raw", rows),
+        write_folder(tmp_path / "photos", rows, name="{row}.png"),
+    )
     (raw / "test" / "happy" / "PublicTest_x.jpg").write_bytes(b"no image")
     (raw / "test" / "happy" / "Training_x.jpg").write_bytes(b"no image")
     (photos / "test" / "happy" / "x.jpg").write_bytes(b"\xff\xd8\xff")
@@ -106,7 +120,15 @@ def test_unreadable_images_are_reported(capsys, tmp_path, spoilt):
         (raw, 2, "PublicTest_x.jpg: not a readable image"),
         (photos, 1, "x.jpg: not a readable image"),
     ):
-        args = ["--data.path", str(data), "--reasons", "unreadable", "--out", str(tmp_path / "audit"), "--overwrite"]
+        args = [
+            "--data.path",
+            str(data),
+            "--reasons",
+            "unreadable",
+            "--out",
+            str(tmp_path / "audit"),
+            "--overwrite",
+        ]
         assert cli.main(["audit", *args]) == 0
         found = rows_of(tmp_path / "audit" / "audit.csv")
         assert [row["reason"] for row in found] == ["unreadable"] * count
@@ -138,8 +160,13 @@ def test_near_duplicates_across_tiles(monkeypatch):
 @pytest.fixture
 def world(tmp_path, fer_rows):
     """The same images as a prepared set and as an image folder."""
-    fer2013.prepare(fer2013.read(write_fer_csv(tmp_path / "fer2013.csv", fer_rows)), tmp_path / "fer")
-    return {"fer": tmp_path / "fer", "folder": write_folder(tmp_path / "photos", fer_rows, name="{row:03}.png")}
+    fer2013.prepare(
+        fer2013.read(write_fer_csv(tmp_path / "fer2013.csv", fer_rows)), tmp_path / "fer"
+    )
+    return {
+        "fer": tmp_path / "fer",
+        "folder": write_folder(tmp_path / "photos", fer_rows, name="{row:03}.png"),
+    }
 
 
 def listed(path, ids):
@@ -148,7 +175,9 @@ def listed(path, ids):
     return path
 
 
-@pytest.mark.parametrize(("form", "split", "other"), [("fer", "training", "public_test"), ("folder", "train", "test")])
+@pytest.mark.parametrize(
+    ("form", "split", "other"), [("fer", "training", "public_test"), ("folder", "train", "test")]
+)
 def test_excluded_images_leave(tmp_path, world, form, split, other):
     whole, elsewhere = open_split(world[form], split), open_split(world[form], other)
     gone = [whole.ids[0], whole.ids[5], elsewhere.ids[1]]
@@ -159,7 +188,9 @@ def test_excluded_images_leave(tmp_path, world, form, split, other):
     np.testing.assert_array_equal(left.labels, whole.labels[kept])
     pixels = whole.images[:14]
     for start in range(0, 12, 5):
-        np.testing.assert_array_equal(left.images[start : start + 5], pixels[kept][start : start + 5])
+        np.testing.assert_array_equal(
+            left.images[start : start + 5], pixels[kept][start : start + 5]
+        )
     assert left.images.shape == (12, *whole.images.shape[1:])
     same = open_split(world[form], split, exclude=listed(tmp_path / "y.csv", [elsewhere.ids[1]]))
     assert same.key == whole.key
@@ -184,15 +215,30 @@ def test_an_unreadable_image_can_be_excluded(tmp_path, world):
     bad.write_bytes(b"no image")
     with pytest.raises(InputError, match=r"bad\.png: not a readable image"):
         open_split(world["folder"], "train")
-    args = ["--data.path", str(world["folder"]), "--exclude", "--reasons", "unreadable", "--out", str(tmp_path / "audit")]
+    args = [
+        "--data.path",
+        str(world["folder"]),
+        "--exclude",
+        "--reasons",
+        "unreadable",
+        "--out",
+        str(tmp_path / "audit"),
+    ]
     assert cli.main(["audit", *args]) == 0
-    assert len(open_split(world["folder"], "train", exclude=tmp_path / "audit" / "exclude.csv")) == 14
+    assert (
+        len(open_split(world["folder"], "train", exclude=tmp_path / "audit" / "exclude.csv")) == 14
+    )
 
 
 def test_the_list_of_raw_data_fits_the_prepared(tmp_path, spoilt):
     rows, faults = spoilt
     source = write_fer_csv(tmp_path / "fer2013.csv", rows)
-    assert cli.main(["audit", "--data.path", str(source), "--exclude", "--out", str(tmp_path / "audit")]) == 0
+    assert (
+        cli.main(
+            ["audit", "--data.path", str(source), "--exclude", "--out", str(tmp_path / "audit")]
+        )
+        == 0
+    )
     assert cli.main(["prepare", "--source", str(source), "--out", str(tmp_path / "fer")]) == 0
     counts = {
         split: len(open_split(tmp_path / "fer", split, exclude=tmp_path / "audit" / "exclude.csv"))

@@ -22,7 +22,6 @@ from emojax.data.concepts import ConceptSet
 from emojax.data.weights import load_clip, save_vgg
 from emojax.dissection import dissect
 from emojax.distributed.mesh import make_mesh
-from emojax.editing import activations as inputs
 from emojax.editing import edit, sweep
 from emojax.errors import InputError
 from emojax.probing import probe, record
@@ -39,12 +38,20 @@ def parts(tiny_vgg, tiny_clip, blobs) -> dict[str, Part]:
     """What a part of a run makes with the cache in a folder."""
     few, options = blobs.first(48), {"layers": ("lin2",), "batch": 16, "tile": 8, "top_k": 10}
     training = faces.random_faces(64, 3).image_set("faces")
-    read = inputs.layer_inputs(tiny_vgg, few, "lin2", tile=4)
+    read = activations.pre_bias_activations(tiny_vgg, few, "lin2", tile=4)
     masks = np.random.default_rng(0).random((9, 20)) < 0.4
 
     def probed(cache: Path, **stop) -> list[object]:
         made = probe.probe(
-            tiny_vgg, few, tiny_clip, mesh=make_mesh(1), keep_activations=True, cache=cache, save_every=0, **options, **stop
+            tiny_vgg,
+            few,
+            tiny_clip,
+            mesh=make_mesh(1),
+            keep_activations=True,
+            cache=cache,
+            save_every=0,
+            **options,
+            **stop,
         )
         ids = [np.array(list(made.ids)), np.array(made.classes), made.labels]
         return [*made.top, *made.moments, made.embeddings, made.activations, *ids]
@@ -64,8 +71,10 @@ def parts(tiny_vgg, tiny_clip, blobs) -> dict[str, Part]:
         "texts": lambda cache: dissect.embed_concepts(tiny_clip, CONCEPTS, cache),
         "record": probed,
         "partial": resumed,
-        "inputs": lambda cache: inputs.layer_inputs(tiny_vgg, few, "lin2", tile=4, cache=cache).values,
-        "sweep": lambda cache: vars(sweep.try_masks(read, masks, 2.0, store=cache)),
+        "inputs": lambda cache: (
+            activations.pre_bias_activations(tiny_vgg, few, "lin2", tile=4, cache=cache).values
+        ),
+        "sweep": lambda cache: vars(sweep.Sweep(read, cache=cache).masks(masks, 2.0)),
         "training": trained,
     }
 
@@ -172,7 +181,9 @@ def test_a_changed_tokenizer_is_another_key(clip_folder, tiny_clip, tmp_path):
         keys.add(clip.key)
         want = clip.embed_texts(CONCEPTS.concepts)
         assert not np.array_equal(want, tiny_clip.embed_texts(CONCEPTS.concepts))
-        np.testing.assert_array_equal(dissect.embed_concepts(clip, CONCEPTS, tmp_path / "cache"), want)
+        np.testing.assert_array_equal(
+            dissect.embed_concepts(clip, CONCEPTS, tmp_path / "cache"), want
+        )
     assert len(keys) == 3
     assert load_clip(clip_folder).key == tiny_clip.key
 
@@ -234,7 +245,17 @@ def test_every_piece_of_a_large_file_is_verified(tmp_path, monkeypatch):
 
 def test_two_trainings_on_one_cache(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(train_steps, "_key", lambda *_: "key")
-    args = ["train", "--data.kind", "faces", "--data.limit", "64", "--train.epochs", "1", "--train.batch", "32"]
+    args = [
+        "train",
+        "--data.kind",
+        "faces",
+        "--data.limit",
+        "64",
+        "--train.epochs",
+        "1",
+        "--train.batch",
+        "32",
+    ]
     args += ["--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
     with store.locked(tmp_path / "cache" / "training" / "key"):
         assert cli.main(args) == 2
@@ -248,7 +269,14 @@ def test_two_trainings_on_one_cache(tmp_path, capsys, monkeypatch):
 
 def test_the_command_says_what_it_makes_again(sound, tiny_vgg, tmp_path, capsys):
     save_vgg(tiny_vgg, tmp_path / "vgg.safetensors")
-    flags = ["--data.path", sound / "fer", "--target.weights", tmp_path / "vgg.safetensors", "--clip.path", sound / "clip"]
+    flags = [
+        "--data.path",
+        sound / "fer",
+        "--target.weights",
+        tmp_path / "vgg.safetensors",
+        "--clip.path",
+        sound / "clip",
+    ]
     flags += ["--probe.layers", "lin2", "--dissect.top-k", "5", "--cache", tmp_path / "cache"]
 
     def dissection(out: str) -> tuple[str, str]:

@@ -99,7 +99,7 @@ def test_in_python_as_on_the_command_line(forms, tmp_path):
     results = [evaluate(model, images) for images in splits(forms)]
     assert len({result.top(1) for result in results}) == 1
     assert {result.classes for result in results} == {fer2013.CLASSES}
-    read = [layers.layer_inputs(model, images, "lin2") for images in splits(forms)]
+    read = [layers.pre_bias_activations(model, images, "lin2") for images in splits(forms)]
     counts = [np.bincount(each.labels, minlength=7).tolist() for each in read]
     assert counts[0] == counts[1] == counts[2]
 
@@ -200,7 +200,9 @@ def test_names_given_against_the_file_are_refused(forms, tmp_path, capsys):
     assert "--target.classes: the network has 7 outputs, not 2" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("one", "other"), [("happy", "Happy"), ("happy", "happiness"), ("calm", "Neutral")])
+@pytest.mark.parametrize(
+    ("one", "other"), [("happy", "Happy"), ("happy", "happiness"), ("calm", "Neutral")]
+)
 def test_names_that_mean_the_same_are_refused(tmp_path, one, other):
     pixels = np.zeros((2, 8, 8, 1), np.uint8)
     message = "mean the same; merge them, or rename one"
@@ -238,15 +240,17 @@ def test_results_in_different_orders_are_not_pooled(tiny_vgg, blobs):
     second = dataclasses.replace(first, classes=ALPHABETICAL)
     with pytest.raises(InputError, match="cannot be pooled"):
         join(first, second)
-    lin2 = layers.layer_inputs(tiny_vgg, blobs.first(20), "lin2")
+    lin2 = layers.pre_bias_activations(tiny_vgg, blobs.first(20), "lin2")
     with pytest.raises(InputError, match="cannot be pooled"):
-        layers.join_inputs(lin2, dataclasses.replace(lin2, classes=ALPHABETICAL))
+        layers.pool_activations(lin2, dataclasses.replace(lin2, classes=ALPHABETICAL))
 
 
 def test_a_network_of_ones_own_keeps_the_images_order(blobs):
     """Nothing is assumed of a function that emojax did not write or read."""
     rng = np.random.default_rng(0)
-    images = ImageSet.from_arrays(np.asarray(blobs.images[:30]), rng.integers(0, 7, 30), ALPHABETICAL)
+    images = ImageSet.from_arrays(
+        np.asarray(blobs.images[:30]), rng.integers(0, 7, 30), ALPHABETICAL
+    )
     weight = rng.normal(size=(48 * 48, 7)).astype(np.float32)
     network = as_network(lambda x: (x.reshape(len(x), -1) @ weight, {}))
     assert evaluate(network, images).classes == ALPHABETICAL

@@ -21,7 +21,11 @@ def test_csv_and_folder_give_the_same_data(tmp_path, fer_rows, fer_folder):
     sets = {}
     for form, source in sources.items():
         counts = fer2013.prepare(fer2013.read(source), tmp_path / form)
-        assert {split: int(n.sum()) for split, n in counts.items()} == {"training": 14, "public_test": 7, "private_test": 7}
+        assert {split: int(n.sum()) for split, n in counts.items()} == {
+            "training": 14,
+            "public_test": 7,
+            "private_test": 7,
+        }
         sets[form] = {split: open_split(tmp_path / form, split) for split in fer2013.SPLITS}
     for split in fer2013.SPLITS:
         a, b = (sets[form][split] for form in sources)
@@ -30,8 +34,14 @@ def test_csv_and_folder_give_the_same_data(tmp_path, fer_rows, fer_folder):
     training = sets["csv"]["training"]
     assert len(set(training.ids)) == 14
     assert sum(name.endswith("-2") for name in training.ids) == 1  # the repeated image
-    want = {(label, pixels.astype(np.uint8).tobytes()) for label, pixels, usage in fer_rows if usage == "Training"}
-    assert {(int(y), x.tobytes()) for x, y in zip(training.images, training.labels, strict=True)} == want
+    want = {
+        (label, pixels.astype(np.uint8).tobytes())
+        for label, pixels, usage in fer_rows
+        if usage == "Training"
+    }
+    assert {
+        (int(y), x.tobytes()) for x, y in zip(training.images, training.labels, strict=True)
+    } == want
     assert training.classes == fer2013.CLASSES
 
 
@@ -40,9 +50,18 @@ def test_csv_and_folder_give_the_same_data(tmp_path, fer_rows, fer_folder):
     [
         ("emotion,pixels\n", r"columns are 'emotion,pixels', not 'emotion,pixels,Usage'"),
         ("", "columns are ''"),
-        ("emotion,pixels,Usage\n7,{ok},Training\n", "row 1: emotion '7' is not a number from 0 to 6"),
-        ("emotion,pixels,Usage\n1,{ok},Training\n1,{ok} 3,Training\n", "row 2: 2305 pixel values, not 2304"),
-        ("emotion,pixels,Usage\n1,{ok},Training\n1,5 256,Training\n", "row 2: pixel value '256' is not a whole number"),
+        (
+            "emotion,pixels,Usage\n7,{ok},Training\n",
+            "row 1: emotion '7' is not a number from 0 to 6",
+        ),
+        (
+            "emotion,pixels,Usage\n1,{ok},Training\n1,{ok} 3,Training\n",
+            "row 2: 2305 pixel values, not 2304",
+        ),
+        (
+            "emotion,pixels,Usage\n1,{ok},Training\n1,5 256,Training\n",
+            "row 2: pixel value '256' is not a whole number",
+        ),
         ("emotion,pixels,Usage\n1,5 x,Training\n", "row 1: pixel value 'x'"),
         ("emotion,pixels,Usage\n1,-5,Training\n", "row 1: pixel value '-5'"),
         ("emotion,pixels,Usage\n1,{ok},Test\n", "row 1: Usage 'Test' is not one of Training"),
@@ -88,7 +107,9 @@ def photos(tmp_path):
         (root / name).mkdir(parents=True)
         for i in range(3):
             size = (30 + 10 * i, 40)
-            Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(root / name / f"{i}.png")
+            Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(
+                root / name / f"{i}.png"
+            )
     Image.new("L", (64, 50), 128).save(root / "joy" / "gray.png")
     return root
 
@@ -230,9 +251,13 @@ def test_published_checkpoint(tiny_vgg, tmp_path):
     state = {name: torch.tensor(array) for name, array in vgg.to_torch_state_dict(tiny_vgg).items()}
     torch.save({"logs": {"acc": [1.0]}, "params": state}, tmp_path / "best")
     loaded = weights.load_vgg(tmp_path / "best")
-    np.testing.assert_array_equal(vgg.to_torch_state_dict(loaded)["lin2.weight"], state["lin2.weight"].numpy())
+    np.testing.assert_array_equal(
+        vgg.to_torch_state_dict(loaded)["lin2.weight"], state["lin2.weight"].numpy()
+    )
 
-    torch.save({"params": state, "code": np.random.default_rng}, tmp_path / "evil")  # needs arbitrary unpickling
+    torch.save(
+        {"params": state, "code": np.random.default_rng}, tmp_path / "evil"
+    )  # needs arbitrary unpickling
     with pytest.raises(InputError, match="weights_only=True"):
         weights.load_vgg(tmp_path / "evil")
     torch.save([1, 2], tmp_path / "list")
@@ -242,14 +267,24 @@ def test_published_checkpoint(tiny_vgg, tmp_path):
 
 def test_any_prepared_set_is_read_by_index(tmp_path, fer_rows):
     """FER2013 as just one of the sets that TFDS prepared: the same images, in the same order, not held in memory."""
-    fer2013.prepare(fer2013.read_csv(write_fer_csv(tmp_path / "fer2013.csv", fer_rows)), tmp_path / "fer")
+    fer2013.prepare(
+        fer2013.read_csv(write_fer_csv(tmp_path / "fer2013.csv", fer_rows)), tmp_path / "fer"
+    )
     known = open_split(tmp_path / "fer", "training")
     found = open_split(tmp_path / "fer", "training", kind="tfds")
-    assert (found.ids, found.classes, found.images.shape) == (known.ids, known.classes, known.images.shape)
+    assert (found.ids, found.classes, found.images.shape) == (
+        known.ids,
+        known.classes,
+        known.images.shape,
+    )
     np.testing.assert_array_equal(found.labels, known.labels)
     for start in (0, 3, 13, 14):
-        np.testing.assert_array_equal(found.images[start : start + 5], known.images[start : start + 5])
-    assert found.key == open_split(tmp_path / "fer" / "fer2013" / "1.0.0", "training", kind="tfds").key
+        np.testing.assert_array_equal(
+            found.images[start : start + 5], known.images[start : start + 5]
+        )
+    assert (
+        found.key == open_split(tmp_path / "fer" / "fer2013" / "1.0.0", "training", kind="tfds").key
+    )
     with pytest.raises(InputError, match="no split 'train'; did you mean 'training'"):
         open_split(tmp_path / "fer", "train", kind="tfds")
     with pytest.raises(InputError, match="holds no data set that TFDS prepared"):

@@ -35,7 +35,10 @@ def random_arrays(channels=1, classes=7):
     rng = np.random.default_rng(11)
     shapes = {"localization.0": (8, channels, 7, 7), "localization.3": (10, 8, 5, 5)}
     shapes |= {"fc_loc.0": (32, 640), "fc_loc.2": (6, 32), "conv1": (10, channels, 3, 3)}
-    shapes |= dict.fromkeys(("conv2", "conv3", "conv4"), (10, 10, 3, 3)) | {"fc1": (50, 810), "fc2": (classes, 50)}
+    shapes |= dict.fromkeys(("conv2", "conv3", "conv4"), (10, 10, 3, 3)) | {
+        "fc1": (50, 810),
+        "fc2": (classes, 50),
+    }
     arrays = {}
     for name, shape in shapes.items():
         arrays[f"{name}.weight"] = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
@@ -89,7 +92,9 @@ def oracle(arrays):
 
         def forward(self, x):
             theta = self.fc_loc(self.localization(x).flatten(1)).view(-1, 2, 3)
-            x = functional.grid_sample(x, functional.affine_grid(theta, x.shape, align_corners=False), align_corners=False)
+            x = functional.grid_sample(
+                x, functional.affine_grid(theta, x.shape, align_corners=False), align_corners=False
+            )
             taps = {"conv1": self.conv1(x)}
             taps["conv2"] = self.conv2(taps["conv1"].relu())
             taps["conv3"] = self.conv3(functional.max_pool2d(taps["conv2"], 2).relu())
@@ -100,7 +105,9 @@ def oracle(arrays):
             return theta, taps
 
     model = Torch()
-    model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, strict=True)
+    model.load_state_dict(
+        {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, strict=True
+    )
     return torch, model.eval()
 
 
@@ -143,13 +150,20 @@ def test_gradients_equal_torchs_in_float64(arrays, batch, mode):
     with jax.enable_x64(True):
         model = in_float64(deep_emotion.from_torch_state_dict(arrays))
         model.train() if mode == "train" else model.eval()
-        gradients, taps = nnx.jit(nnx.grad(loss, has_aux=True))(model, jnp.asarray(batch, jnp.float64))
-        nnx.update(model, gradients)  # where the weights were, so that the gradients take their names and axes
+        gradients, taps = nnx.jit(nnx.grad(loss, has_aux=True))(
+            model, jnp.asarray(batch, jnp.float64)
+        )
+        nnx.update(
+            model, gradients
+        )  # where the weights were, so that the gradients take their names and axes
         got = deep_emotion.to_torch_state_dict(model)
     for layer, tap in want_taps.items():
         assert relative(taps[layer], channels_last(tap)) <= 1e-12, layer
     for name, gradient in want.items():
-        if (name, mode) == ("conv4.bias", "train"):  # the norm takes any bias away again: its gradient is rounding
+        if (name, mode) == (
+            "conv4.bias",
+            "train",
+        ):  # the norm takes any bias away again: its gradient is rounding
             assert max(np.abs(gradient).max(), np.abs(got[name]).max()) <= 1e-12
         else:
             assert relative(got[name], gradient) <= 1e-11, name
@@ -174,17 +188,23 @@ def test_grid_sample_equals_float64_numpy(size):
 
 def test_infinity_is_outside():
     grid = jnp.full((1, 2, 2, 2), jnp.inf).at[0, 0].set(-jnp.inf)
-    np.testing.assert_array_equal(image.grid_sample(jnp.ones((1, 4, 4, 1)), grid), np.zeros((1, 2, 2, 1)))
+    np.testing.assert_array_equal(
+        image.grid_sample(jnp.ones((1, 4, 4, 1)), grid), np.zeros((1, 2, 2, 1))
+    )
 
 
 def test_affine_grid_equals_float64_numpy():
     theta = np.random.default_rng(3).standard_normal((4, 2, 3)).astype(np.float32)
-    np.testing.assert_allclose(image.affine_grid(theta, (6, 9)), reference.affine_grid(theta, (6, 9)), atol=1e-6)
+    np.testing.assert_allclose(
+        image.affine_grid(theta, (6, 9)), reference.affine_grid(theta, (6, 9)), atol=1e-6
+    )
 
 
 def moved(images, *rows):
     theta = jnp.broadcast_to(jnp.asarray(rows, jnp.float32), (len(images), 2, 3))
-    return np.asarray(image.grid_sample(jnp.asarray(images), image.affine_grid(theta, images.shape[1:3])))
+    return np.asarray(
+        image.grid_sample(jnp.asarray(images), image.affine_grid(theta, images.shape[1:3]))
+    )
 
 
 def test_transforms_whose_result_is_known():
@@ -193,7 +213,9 @@ def test_transforms_whose_result_is_known():
     np.testing.assert_allclose(moved(images, [-1, 0, 0], [0, 1, 0]), images[:, :, ::-1], atol=1e-5)
     shifted = np.zeros_like(images)
     shifted[:, :-5, 3:] = images[:, 5:, :-3]  # 3 pixels to the right, 5 up; what comes in is zero
-    np.testing.assert_allclose(moved(images, [1, 0, -3 * 2 / 32], [0, 1, 5 * 2 / 48]), shifted, atol=1e-5)
+    np.testing.assert_allclose(
+        moved(images, [1, 0, -3 * 2 / 32], [0, 1, 5 * 2 / 48]), shifted, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("size", [(7, 11), (12, 5)])
@@ -233,8 +255,12 @@ def test_a_new_network_looks_at_the_image_as_it_is():
     np.testing.assert_array_equal(model.transform(images), np.tile(np.eye(2, 3), (3, 1, 1)))
     np.testing.assert_allclose(run(model, images)[1]["conv1"], model.conv1(images), atol=1e-5)
     gradient = nnx.jit(nnx.grad(lambda m, x: m(x)[0].var()))(model, images)
-    assert np.abs(gradient["fc_loc"]["layers"][2]["kernel"][...]).max() > 0  # the transformer can learn from here
-    for name, array in deep_emotion.to_torch_state_dict(model).items():  # PyTorch's range of starting weights
+    assert (
+        np.abs(gradient["fc_loc"]["layers"][2]["kernel"][...]).max() > 0
+    )  # the transformer can learn from here
+    for name, array in deep_emotion.to_torch_state_dict(
+        model
+    ).items():  # PyTorch's range of starting weights
         if array.ndim > 1 and name != "fc_loc.2.weight":
             bound = array[0].size ** -0.5
             assert 0.9 * bound < np.abs(array).max() <= bound, name
@@ -257,7 +283,9 @@ def test_training_moves_the_statistics_and_evaluating_does_not(arrays, batch):
     np.testing.assert_array_equal(model.norm.mean[...], before)
     model.train()
     raw = run(model, batch)[1]["conv4"]
-    np.testing.assert_allclose(model.norm.mean[...], 0.9 * before + 0.1 * raw.mean((0, 1, 2)), atol=1e-6)
+    np.testing.assert_allclose(
+        model.norm.mean[...], 0.9 * before + 0.1 * raw.mean((0, 1, 2)), atol=1e-6
+    )
 
 
 def abstract(**settings):
@@ -271,7 +299,9 @@ def test_preprocess():
     np.testing.assert_allclose(colour.preprocess(faces), faces / 127.5 - 1, atol=1e-6)
     luma = np.asarray(image.to_gray(faces))
     np.testing.assert_allclose(gray.preprocess(faces), luma / 127.5 - 1, atol=1e-6)
-    np.testing.assert_array_equal(colour.preprocess(luma), np.repeat(gray.preprocess(luma), 3, axis=-1))
+    np.testing.assert_array_equal(
+        colour.preprocess(luma), np.repeat(gray.preprocess(luma), 3, axis=-1)
+    )
 
 
 def test_preprocess_resizes_as_torch_does():
@@ -279,7 +309,9 @@ def test_preprocess_resizes_as_torch_does():
     faces = np.random.default_rng(8).integers(0, 256, (2, 96, 60, 3), dtype=np.uint8)
     unit = channels_first(torch, faces.astype(np.float32) / 255)
     want = channels_last(torch.nn.functional.interpolate(unit, (48, 48), mode="bilinear"))
-    np.testing.assert_allclose(abstract(channels=3).preprocess(faces), (want - 0.5) / 0.5, atol=1e-5)
+    np.testing.assert_allclose(
+        abstract(channels=3).preprocess(faces), (want - 0.5) / 0.5, atol=1e-5
+    )
 
 
 def test_state_dict_round_trip(arrays):
@@ -293,7 +325,14 @@ def test_state_dict_round_trip(arrays):
 def test_settings_are_read_off_the_shapes():
     model = deep_emotion.from_torch_state_dict(random_arrays(channels=3, classes=5))
     assert model.config == DeepEmotionConfig(channels=3, classes=5)
-    assert model.config.units() == {"conv1": 10, "conv2": 10, "conv3": 10, "conv4": 10, "fc1": 50, "fc2": 5}
+    assert model.config.units() == {
+        "conv1": 10,
+        "conv2": 10,
+        "conv3": 10,
+        "conv4": 10,
+        "fc1": 50,
+        "fc2": 5,
+    }
 
 
 @pytest.mark.parametrize(
@@ -304,12 +343,24 @@ def test_settings_are_read_off_the_shapes():
             lambda a: a.update({"localization.1.weight": np.ones(3)}),
             r"1 names are not of this network: localization\.1\.weight",
         ),
-        (lambda a: a.update({"conv2.num_batches_tracked": np.ones(())}), "1 names are not of this network"),
-        (lambda a: a.update({"fc1.weight": np.ones((50, 640))}), r"fc1\.weight has shape \(50, 640\), not \(50, 810\)"),
-        (lambda a: a.update({"norm.running_var": np.full(10, np.nan)}), "norm.running_var holds values that are not finite"),
+        (
+            lambda a: a.update({"conv2.num_batches_tracked": np.ones(())}),
+            "1 names are not of this network",
+        ),
+        (
+            lambda a: a.update({"fc1.weight": np.ones((50, 640))}),
+            r"fc1\.weight has shape \(50, 640\), not \(50, 810\)",
+        ),
+        (
+            lambda a: a.update({"norm.running_var": np.full(10, np.nan)}),
+            "norm.running_var holds values that are not finite",
+        ),
         (lambda a: a.pop("conv1.weight"), r"not a Deep-Emotion state dict: 'conv1\.weight'"),
         (lambda a: a.update({"conv1.weight": np.ones(())}), "not a Deep-Emotion state dict"),
-        (lambda a: a.update({"conv1.weight": np.ones((10, 2, 3, 3))}), r"1 channel \(gray\) or 3 \(RGB\), not 2"),
+        (
+            lambda a: a.update({"conv1.weight": np.ones((10, 2, 3, 3))}),
+            r"1 channel \(gray\) or 3 \(RGB\), not 2",
+        ),
     ],
 )
 def test_refuses_other_weights(change, message):
@@ -325,10 +376,14 @@ def test_weight_files(arrays, tmp_path):
     again = deep_emotion.to_torch_state_dict(emojax.load_deep_emotion(path))
     for name, array in arrays.items():
         np.testing.assert_array_equal(again[name], array)
-    with pytest.raises(InputError, match=r"deep_emotion\.safetensors: this is not a VGGNet state dict"):
+    with pytest.raises(
+        InputError, match=r"deep_emotion\.safetensors: this is not a VGGNet state dict"
+    ):
         weights.load_vgg(path)
     save_file({"a": np.ones(2, np.float32)}, path)
-    with pytest.raises(InputError, match=r"deep_emotion\.safetensors: this is not a Deep-Emotion state dict"):
+    with pytest.raises(
+        InputError, match=r"deep_emotion\.safetensors: this is not a Deep-Emotion state dict"
+    ):
         weights.load_deep_emotion(path)
     with pytest.raises(InputError, match="no weights file"):
         weights.load_deep_emotion(tmp_path / "none.pt")
@@ -349,14 +404,22 @@ def test_network_for_the_probe(arrays):
     shapes = network.tap_shapes((96, 64, 3))
     assert tuple(shapes) == deep_emotion.LAYERS
     assert {name: shape[-1] for name, shape in shapes.items()} == model.config.units()
-    assert (shapes["conv2"], shapes["conv4"], shapes["fc1"]) == ((1, 44, 44, 10), (1, 18, 18, 10), (1, 50))
+    assert (shapes["conv2"], shapes["conv4"], shapes["fc1"]) == (
+        (1, 44, 44, 10),
+        (1, 18, 18, 10),
+        (1, 50),
+    )
     assert network.key == as_network(deep_emotion.from_torch_state_dict(arrays)).key
 
 
 def test_probe(tiny_clip, blobs):
     model = deep_emotion.from_torch_state_dict(random_arrays())
     images = blobs.images[:24]
-    record = emojax.probe(model, images, tiny_clip, layers=["conv4", "fc2"], top_k=5, batch=16, tile=8)
+    record = emojax.probe(
+        model, images, tiny_clip, layers=["conv4", "fc2"], top_k=5, batch=16, tile=8
+    )
     taps = run(model, model.preprocess(images))[1]
-    pooled = np.concatenate([np.asarray(taps["conv4"]).mean((1, 2)), np.asarray(taps["fc2"])], axis=1)
+    pooled = np.concatenate(
+        [np.asarray(taps["conv4"]).mean((1, 2)), np.asarray(taps["fc2"])], axis=1
+    )
     np.testing.assert_allclose(record.top_k(5).values, -np.sort(-pooled, axis=0)[:5].T, atol=1e-5)

@@ -12,7 +12,9 @@ DOCS = Path(__file__).parents[1] / "docs"
 def test_tutorial(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    blocks = re.findall(r"^```(python|sh)\n(.*?)^```$", (DOCS / "tutorial.md").read_text("utf-8"), re.S | re.M)
+    blocks = re.findall(
+        r"^```(python|sh)\n(.*?)^```$", (DOCS / "tutorial.md").read_text("utf-8"), re.S | re.M
+    )
     assert [kind for kind, _ in blocks].count("python") >= 7
     for kind, code in blocks:
         if kind == "python":

@@ -30,7 +30,16 @@ LAYERS = ("conv*", "lin1", "lin2")
 @pytest.fixture(scope="module")
 def found(tiny_vgg, blobs, tiny_clip):
     """A record with activations, its own tile of 8."""
-    return probe.probe(tiny_vgg, blobs, tiny_clip, layers=LAYERS, batch=64, tile=8, keep_activations=True, mesh=make_mesh(1))
+    return probe.probe(
+        tiny_vgg,
+        blobs,
+        tiny_clip,
+        layers=LAYERS,
+        batch=64,
+        tile=8,
+        keep_activations=True,
+        mesh=make_mesh(1),
+    )
 
 
 def plain_statistics(model, images, clip):
@@ -38,7 +47,8 @@ def plain_statistics(model, images, clip):
     x = jnp.asarray(images.images[0 : len(images)])
     taps = model(model.preprocess(x))[1]
     acts = [
-        np.asarray(taps[name]).mean((1, 2)) if taps[name].ndim == 4 else np.asarray(taps[name]) for name in vgg.LAYERS[:-1]
+        np.asarray(taps[name]).mean((1, 2)) if taps[name].ndim == 4 else np.asarray(taps[name])
+        for name in vgg.LAYERS[:-1]
     ]
     embeddings = np.asarray(clip.model.image_features(clip.preprocess(x)))
     return np.concatenate(acts, 1), embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
@@ -49,7 +59,9 @@ def test_record_equals_plain_statistics(found, tiny_vgg, blobs, tiny_clip):
     np.testing.assert_allclose(found.activations, acts, rtol=2e-5, atol=2e-5)
     np.testing.assert_allclose(found.embeddings, embeddings, atol=2e-6)
     kept, e = np.float64(found.activations), np.float64(found.embeddings)
-    for got, want in zip(found.moments, (kept.sum(0), (kept**2).sum(0), kept.T @ e, e.T @ e), strict=True):
+    for got, want in zip(
+        found.moments, (kept.sum(0), (kept**2).sum(0), kept.T @ e, e.T @ e), strict=True
+    ):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
     order = np.argsort(-found.activations, axis=0, kind="stable").T
     np.testing.assert_array_equal(found.merged.indices, order[:, :100])
@@ -58,10 +70,21 @@ def test_record_equals_plain_statistics(found, tiny_vgg, blobs, tiny_clip):
         np.testing.assert_array_equal(found.top.indices[half], mine)
 
 
-@pytest.mark.parametrize(("batch", "devices"), [(7, 1), (512, 1), (64, 2), (512, 2), (7, 8), (64, 8)])
-def test_same_record_for_every_batch_and_device_count(found, tiny_vgg, blobs, tiny_clip, batch, devices):
+@pytest.mark.parametrize(
+    ("batch", "devices"), [(7, 1), (512, 1), (64, 2), (512, 2), (7, 8), (64, 8)]
+)
+def test_same_record_for_every_batch_and_device_count(
+    found, tiny_vgg, blobs, tiny_clip, batch, devices
+):
     other = probe.probe(
-        tiny_vgg, blobs, tiny_clip, layers=LAYERS, batch=batch, tile=8, keep_activations=True, mesh=make_mesh(devices)
+        tiny_vgg,
+        blobs,
+        tiny_clip,
+        layers=LAYERS,
+        batch=batch,
+        tile=8,
+        keep_activations=True,
+        mesh=make_mesh(devices),
     )
     np.testing.assert_array_equal(other.activations, found.activations)
     np.testing.assert_array_equal(other.embeddings, found.embeddings)
@@ -79,14 +102,19 @@ def test_layer_by_layer_equals_all_at_once(found, tiny_vgg, blobs, tiny_clip):
         mine = found.segment_ids == list(found.layers).index(layer)
         np.testing.assert_array_equal(alone.merged.indices, found.merged.indices[mine])
         np.testing.assert_allclose(
-            dissect.dissect(alone, CONCEPTS).scores, whole.scores[mine], atol=1e-5, err_msg=str(number)
+            dissect.dissect(alone, CONCEPTS).scores,
+            whole.scores[mine],
+            atol=1e-5,
+            err_msg=str(number),
         )
 
 
 def test_max_pooling_and_relu_taps(tiny_vgg, blobs, tiny_clip):
     few = blobs.first(120)
     taps = tiny_vgg(tiny_vgg.preprocess(jnp.asarray(few.images[0:120])), taps="relu")[1]
-    got = probe.probe(tiny_vgg, few, tiny_clip, layers=["conv2a"], pool="max", taps="relu", keep_activations=True)
+    got = probe.probe(
+        tiny_vgg, few, tiny_clip, layers=["conv2a"], pool="max", taps="relu", keep_activations=True
+    )
     np.testing.assert_allclose(got.activations, taps["conv2a"].max((1, 2)), rtol=1e-4, atol=1e-5)
 
 
@@ -107,9 +135,15 @@ def test_late_rank_reorder_equals_float64(found):
     positive = dataclasses.replace(found, embeddings=np.abs(found.embeddings))
     orders = np.stack([[rng.permutation(15) for _ in range(5)] for _ in found.segment_ids])
     got = dissect.dissect(
-        positive, CONCEPTS, similarity="rank_reorder", text_embeddings=text, permutations=jnp.asarray(orders)
+        positive,
+        CONCEPTS,
+        similarity="rank_reorder",
+        text_embeddings=text,
+        permutations=jnp.asarray(orders),
     )
-    want = reference.rank_reorder(np.float64(positive.embeddings) @ np.float64(text).T, found.activations, orders)
+    want = reference.rank_reorder(
+        np.float64(positive.embeddings) @ np.float64(text).T, found.activations, orders
+    )
     np.testing.assert_allclose(got.scores, want, rtol=2e-4)
 
 
@@ -120,7 +154,9 @@ def test_many_concepts_cross_tiles(found):
     names = [f"c{i}" for i in range(203)]
     got = dissect.dissect(found, names, text_embeddings=text)
     want = reference.soft_wpmi(
-        np.float64(found.embeddings) @ np.float64(text).T, found.activations, segments=found.segment_ids
+        np.float64(found.embeddings) @ np.float64(text).T,
+        found.activations,
+        segments=found.segment_ids,
     )
     assert np.abs(got.scores - want).max() <= 5e-6 * np.abs(want).max()
 
@@ -137,7 +173,8 @@ def test_record_survives_the_disk(found, tmp_path, tiny_clip):
     with pytest.raises(InputError, match="pass the clip"):
         dissect.dissect(again, CONCEPTS)
     np.testing.assert_array_equal(
-        dissect.dissect(again, CONCEPTS, clip=tiny_clip).scores, dissect.dissect(found, CONCEPTS).scores
+        dissect.dissect(again, CONCEPTS, clip=tiny_clip).scores,
+        dissect.dissect(found, CONCEPTS).scores,
     )
     (tmp_path / "r" / "statistics.safetensors").write_bytes(b"")
     with pytest.raises(InputError, match="not a readable probe record"):
@@ -170,20 +207,27 @@ def test_any_function_can_be_dissected(blobs, tiny_clip):
     assert labelled.scores.shape == (57, 2)
     assert labelled.description is None
     first = blobs.images[0:150][:, 0, :, 0].astype(np.float32) / 255
-    np.testing.assert_array_equal(got.merged.indices[:48], np.argsort(-first, axis=0, kind="stable")[:100].T)
+    np.testing.assert_array_equal(
+        got.merged.indices[:48], np.argsort(-first, axis=0, kind="stable")[:100].T
+    )
 
 
 def test_probe_refusals(tiny_vgg, blobs, tiny_clip):
     with pytest.raises(InputError, match="no layer 'conv9'; did you mean 'conv"):
         probe.probe(tiny_vgg, blobs, tiny_clip, layers=["conv9"])
     broken = vgg.with_gains(tiny_vgg, {"lin1": vgg.Gain(jnp.full(24, 3e38), jnp.ones(24))})
-    with pytest.raises(InputError, match="first in layer lin1, have activations that are not finite"):
+    with pytest.raises(
+        InputError, match="first in layer lin1, have activations that are not finite"
+    ):
         probe.probe(broken, blobs.first(20), tiny_clip, layers=["lin*"])
 
 
 def test_dissect_refusals(tiny_vgg, blobs, tiny_clip):
     few = probe.probe(tiny_vgg, blobs.first(60), tiny_clip, layers=["lin2"], tile=8)
-    with pytest.raises(InputError, match="the top 100 images of each unit are needed, the record holds 60; use a probe set"):
+    with pytest.raises(
+        InputError,
+        match="the top 100 images of each unit are needed, the record holds 60; use a probe set",
+    ):
         dissect.dissect(few, CONCEPTS)
     short = probe.probe(tiny_vgg, blobs.first(60), tiny_clip, layers=["lin2"], top_k=10, tile=8)
     with pytest.raises(InputError, match=r"use --probe.top-k 28"):
@@ -193,7 +237,9 @@ def test_dissect_refusals(tiny_vgg, blobs, tiny_clip):
     with pytest.raises(InputError, match="no similarity function 'cosine'"):
         dissect.dissect(few, CONCEPTS, similarity="cosine")
     with pytest.raises(InputError, match="rank_reorder is undefined"):
-        dissect.dissect(few, CONCEPTS, similarity="rank_reorder", text_embeddings=-few.embeddings[:5])
+        dissect.dissect(
+            few, CONCEPTS, similarity="rank_reorder", text_embeddings=-few.embeddings[:5]
+        )
 
 
 def test_table_1_equals_a_plain_count(found, blobs):
@@ -209,14 +255,22 @@ def test_table_1_equals_a_plain_count(found, blobs):
             accuracy[bool(result.scores[u].max() > 0.5)].append(np.mean(mine))
             chance.append(np.mean([blobs.classes[y] in emotions for y in blobs.labels]))
         both = accuracy[True] + accuracy[False]
-        assert (row.interpretable, row.not_interpretable) == (len(accuracy[True]), len(accuracy[False]))
+        assert (row.interpretable, row.not_interpretable) == (
+            len(accuracy[True]),
+            len(accuracy[False]),
+        )
         assert row.share == pytest.approx(len(accuracy[True]) / len(both))
         assert row.overall_acc == pytest.approx(np.mean(both))
         for value, part in ((row.interp_acc, accuracy[True]), (row.uninterp_acc, accuracy[False])):
             assert value == (pytest.approx(np.mean(part)) if part else None)
         assert row.chance_overall == pytest.approx(np.mean(chance))
-        assert row.adjusted_overall == pytest.approx((np.mean(both) - np.mean(chance)) / (1 - np.mean(chance)))
-    assert dissect.most_interpretable_layer(rows) == max(rows, key=lambda r: (r.interpretable, rows.index(r))).layer
+        assert row.adjusted_overall == pytest.approx(
+            (np.mean(both) - np.mean(chance)) / (1 - np.mean(chance))
+        )
+    assert (
+        dissect.most_interpretable_layer(rows)
+        == max(rows, key=lambda r: (r.interpretable, rows.index(r))).layer
+    )
 
 
 def test_evaluation_numbers():
@@ -226,7 +280,9 @@ def test_evaluation_numbers():
     assert (result.top(1), result.top(2)) == (0.5, 1.0)
     assert result.confusion().tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 0]]
     e = np.exp(np.float64(logits))
-    assert result.nll() == pytest.approx(-np.log((e / e.sum(1, keepdims=True))[np.arange(4), [0, 2, 1, 1]]).mean())
+    assert result.nll() == pytest.approx(
+        -np.log((e / e.sum(1, keepdims=True))[np.arange(4), [0, 2, 1, 1]]).mean()
+    )
     summary = result.summary()
     assert summary["macro_recall"] == pytest.approx((1 + 0.5 + 0) / 3)
     assert summary["correct_per_class"] == {"a": 1, "b": 1, "c": 0}
@@ -241,7 +297,10 @@ def test_evaluate_equals_a_direct_call(tiny_vgg, blobs, protocol):
     else:
         crops = evaluate.tencrop_views(40)(x)
         want = jnp.stack([tiny_vgg(crops[:, i])[0] for i in range(10)]).mean(0)
-    results = [evaluate.evaluate(tiny_vgg, few, protocol=protocol, batch=batch, tile=4) for batch in (7, 64)]
+    results = [
+        evaluate.evaluate(tiny_vgg, few, protocol=protocol, batch=batch, tile=4)
+        for batch in (7, 64)
+    ]
     np.testing.assert_allclose(results[0].logits, want, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(results[0].logits, results[1].logits)
 
@@ -252,38 +311,6 @@ def test_evaluate_refusals(tiny_vgg, blobs):
         evaluate.evaluate(tiny_vgg, ImageSet.from_arrays(images))
     with pytest.raises(InputError, match="has 2 classes, the network 7"):
         evaluate.evaluate(tiny_vgg, ImageSet.from_arrays(images, [0] * 20, ("a", "b")))
-
-
-@pytest.mark.parametrize("scope", ["weights", "weights_and_bias"])
-@pytest.mark.parametrize("layer", vgg.LAYERS)
-def test_sweep_equals_evaluating_edited_parameters(tiny_vgg, blobs, layer, scope):
-    few, units = blobs.first(60), tiny_vgg.config.units()[layer]
-    gains = np.random.default_rng(0).uniform(0.5, 2, (3, units)).astype(np.float32)
-    gains[0] = 1.0
-    swept = edit.sweep(tiny_vgg, few, layer, gains, scope=scope, tile=4)
-    plain = evaluate.evaluate(tiny_vgg, few, tile=4)
-    np.testing.assert_array_equal(swept[0].predictions, plain.predictions)
-    for setting in range(3):
-        want = evaluate.evaluate(edit.edit(tiny_vgg, layer, gains[setting], scope=scope), few, tile=4)
-        np.testing.assert_array_equal(swept[setting].predictions, want.predictions)
-        np.testing.assert_allclose(swept[setting].logits, want.logits, rtol=1e-4, atol=1e-5)
-
-
-def test_sweep_with_ten_crops(tiny_vgg, blobs):
-    few, gains = blobs.first(12), np.full((1, 20), 1.5, np.float32)
-    swept = edit.sweep(tiny_vgg, few, "lin2", gains, protocol="tencrop", tile=4)
-    want = evaluate.evaluate(edit.edit(tiny_vgg, "lin2", gains[0]), few, protocol="tencrop", tile=4)
-    np.testing.assert_allclose(swept[0].logits, want.logits, rtol=1e-4, atol=1e-5)
-
-
-def test_threshold_grid_cells(tiny_vgg, blobs):
-    few, scores = blobs.first(40), np.linspace(-1, 1, 20).astype(np.float32)
-    cells = edit.threshold_grid(tiny_vgg, few, "lin2", scores, (-2.0, 0.0), (1.0, 3.0), tile=4)
-    assert [(c.tau, c.factor) for c in cells] == [(-2, 1), (-2, 3), (0, 1), (0, 3)]
-    np.testing.assert_array_equal(cells[0].evaluation.logits, cells[2].evaluation.logits)  # factor 1: nothing changes
-    gains = np.where(scores > 0, 3.0, 1 / 3).astype(np.float32)
-    want = evaluate.evaluate(edit.edit(tiny_vgg, "lin2", gains), few, tile=4)
-    np.testing.assert_array_equal(cells[3].evaluation.predictions, want.predictions)
 
 
 def test_edit_refusals(tiny_vgg):
@@ -309,7 +336,9 @@ def test_one_compilation_per_probe(tiny_vgg, blobs, tiny_clip):
     probe.probe(counted, blobs, tiny_clip, layers=LAYERS, batch=32, tile=8, mesh=make_mesh(1))
     shapes = {shape for shape in traced if shape[0] == 8}
     assert shapes == {(8, 40, 40, 1)}
-    assert len([s for s in traced if s[0] == 8]) <= 2  # lax.map traces its body once or twice, never per batch
+    assert (
+        len([s for s in traced if s[0] == 8]) <= 2
+    )  # lax.map traces its body once or twice, never per batch
 
 
 def test_networks_of_one_architecture_are_compiled_once(tiny_vgg, blobs):

@@ -50,7 +50,9 @@ def damaged(valid: bytes) -> st.SearchStrategy[bytes]:
         data = data[:cut] if cut is not None else data
         return bytes(data * 2 if twice else data)
 
-    return st.one_of(st.builds(apply, replaced, st.none() | places, st.booleans()), st.binary(max_size=200))
+    return st.one_of(
+        st.builds(apply, replaced, st.none() | places, st.booleans()), st.binary(max_size=200)
+    )
 
 
 def refused_or(read):
@@ -63,12 +65,16 @@ def refused_or(read):
 
 def image_bytes(form: str, **options) -> bytes:
     data = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(data, form, **options)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)).save(
+        data, form, **options
+    )
     return data.getvalue()
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of odd metadata in files that it can read
+@pytest.mark.filterwarnings(
+    "ignore::UserWarning"
+)  # Pillow's, of odd metadata in files that it can read
 def test_image_files(tmp_path, form):
     path = tmp_path / "image"
 
@@ -117,7 +123,10 @@ def test_concept_files(tmp_path):
     path = tmp_path / "c.txt"
 
     @fuzzed
-    @given(damaged(b'concept,emotions\nSmile,happy\n"Frown, deep",sad;angry\n') | st.text(max_size=80).map(str.encode))
+    @given(
+        damaged(b'concept,emotions\nSmile,happy\n"Frown, deep",sad;angry\n')
+        | st.text(max_size=80).map(str.encode)
+    )
     def check(data):
         path.write_bytes(data)
         found = refused_or(lambda: concepts.load_concepts(path))
@@ -129,12 +138,18 @@ def test_concept_files(tmp_path):
     check()
 
 
-words = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1, max_size=12)
+words = st.text(
+    st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1, max_size=12
+)
 
 
 @fuzzed
 @given(
-    st.dictionaries(words, st.lists(words.filter(lambda w: ";" not in w), min_size=1, max_size=3, unique=True), min_size=1)
+    st.dictionaries(
+        words,
+        st.lists(words.filter(lambda w: ";" not in w), min_size=1, max_size=3, unique=True),
+        min_size=1,
+    )
 )
 def test_concept_sets_survive_their_csv(mapped):
     found = concepts.ConceptSet(tuple(mapped), tuple(map(tuple, mapped.values())))
@@ -160,12 +175,19 @@ def test_lists_to_exclude(tmp_path):
 def test_settings_files(tmp_path):
     path = tmp_path / "s.yaml"
     scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
-    names = st.sampled_from([*Settings.model_fields, "batch", "layers", "tau", "path"]) | st.text(max_size=5)
-    values = st.recursive(scalars, lambda x: st.lists(x, max_size=3) | st.dictionaries(names, x, max_size=3), max_leaves=8)
+    names = st.sampled_from([*Settings.model_fields, "batch", "layers", "tau", "path"]) | st.text(
+        max_size=5
+    )
+    values = st.recursive(
+        scalars,
+        lambda x: st.lists(x, max_size=3) | st.dictionaries(names, x, max_size=3),
+        max_leaves=8,
+    )
 
     @fuzzed
     @given(
-        values.map(lambda v: json.dumps(v).encode()) | damaged(b"probe: {batch: 32, layers: [lin1]}\nedit: {tau: [0.5]}\n")
+        values.map(lambda v: json.dumps(v).encode())
+        | damaged(b"probe: {batch: 32, layers: [lin1]}\nedit: {tau: [0.5]}\n")
     )
     def check(data):
         path.write_bytes(data)
@@ -180,7 +202,10 @@ def test_records(tmp_path, sound):
     shutil.copytree(sound / "record", folder)
 
     @fuzzed
-    @given(st.data(), st.sampled_from(["record.json", "ids.jsonl", "statistics.safetensors", "embeddings.npy"]))
+    @given(
+        st.data(),
+        st.sampled_from(["record.json", "ids.jsonl", "statistics.safetensors", "embeddings.npy"]),
+    )
     def check(data, name):
         valid = (sound / "record" / name).read_bytes()
         (folder / name).write_bytes(data.draw(damaged(valid[:400])) + valid[400:])
@@ -242,7 +267,9 @@ def test_no_permission(capsys, tmp_path, sound, monkeypatch):
         assert "locked: Permission denied" in refused(capsys, *audit)
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.read_bytes", denied)
-        assert "Permission denied" in refused(capsys, "concepts", tmp_path / "c.txt", "--out", tmp_path / "out")
+        assert "Permission denied" in refused(
+            capsys, "concepts", tmp_path / "c.txt", "--out", tmp_path / "out"
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -254,10 +281,29 @@ def test_interrupted_from_the_keyboard(capsys, tmp_path, sound, monkeypatch):
         yield
 
     monkeypatch.setattr(probe_engine, "batches", interrupted)
-    flags = ["--data.path", sound / "fer", "--target.weights", sound / "vgg.safetensors", "--clip.path", sound / "clip"]
-    args = ["probe", *flags, "--probe.layers", "lin2", "--out", tmp_path / "out", "--cache", tmp_path / "cache"]
+    flags = [
+        "--data.path",
+        sound / "fer",
+        "--target.weights",
+        sound / "vgg.safetensors",
+        "--clip.path",
+        sound / "clip",
+    ]
+    args = [
+        "probe",
+        *flags,
+        "--probe.layers",
+        "lin2",
+        "--out",
+        tmp_path / "out",
+        "--cache",
+        tmp_path / "cache",
+    ]
     code = cli.main([str(arg) for arg in args])
-    assert (code, capsys.readouterr().err) == (130, "emojax: interrupted; nothing half-written was kept\n")
+    assert (code, capsys.readouterr().err) == (
+        130,
+        "emojax: interrupted; nothing half-written was kept\n",
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["cache"]
     assert [p.suffix for p in (tmp_path / "cache" / "probes").iterdir()] == [".partial"]
 
@@ -265,7 +311,8 @@ def test_interrupted_from_the_keyboard(capsys, tmp_path, sound, monkeypatch):
 def test_two_processes_on_one_record(tmp_path):
     first = records.Partial(tmp_path / "key.partial", 4, {"embeddings": 3})
     with pytest.raises(
-        InputError, match=r"another process is making .*key\.partial; wait for it, or choose another --cache"
+        InputError,
+        match=r"another process is making .*key\.partial; wait for it, or choose another --cache",
     ):
         records.Partial(tmp_path / "key.partial", 4, {"embeddings": 3})
     first.rows.close()

@@ -21,8 +21,27 @@ from emojax.errors import InputError
 
 CHECK = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "check_hosts.py"))
 ARGS = [
-    *("dissect", "--data.kind", "faces", "--data.limit", "480", *CHECK["NETWORKS"], "--concepts.path", "classes7"),
-    *("--probe.layers", "lin1", "lin2", "--probe.batch", "32", "--probe.save-every", "0", "--probe.top-k", "40"),
+    *(
+        "dissect",
+        "--data.kind",
+        "faces",
+        "--data.limit",
+        "480",
+        *CHECK["NETWORKS"],
+        "--concepts.path",
+        "classes7",
+    ),
+    *(
+        "--probe.layers",
+        "lin1",
+        "lin2",
+        "--probe.batch",
+        "32",
+        "--probe.save-every",
+        "0",
+        "--probe.top-k",
+        "40",
+    ),
     *("--dissect.top-k", "40", "--dissect.null-sets", "50"),
 ]
 
@@ -56,9 +75,14 @@ def test_processes_with_other_settings_are_refused(tmp_path, compiled):
     args = ["concepts", "paper25", "--out", str(tmp_path / "out")]
     job = ["--coordinator", f"127.0.0.1:{CHECK['free_port']()}", "--processes", "2", "--index"]
     each = [[*args, *job, "0"], [*args, "--synonym", "0.5", *job, "1"]]
-    first, second = CHECK["wait"]([CHECK["start"](one, 1, 1, compiled)[0] for one in each], timeout=100)
+    first, second = CHECK["wait"](
+        [CHECK["start"](one, 1, 1, compiled)[0] for one in each], timeout=100
+    )
     assert {first.code, second.code} <= {2, hosts.LOST}, (first, second)
-    assert first.error == "emojax: process 0: process 1 has other settings than process 0; give all processes the same\n"
+    assert (
+        first.error
+        == "emojax: process 0: process 1 has other settings than process 0; give all processes the same\n"
+    )
     assert second.error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
@@ -70,7 +94,10 @@ def test_processes_with_other_settings_are_refused(tmp_path, compiled):
         ("--processes 2 --index 0", "a job needs --coordinator HOST:PORT --processes N --index I"),
         ("--coordinator auto --index 0", "or --coordinator auto alone"),
         ("--coordinator here:1 --processes 2", "a job needs"),
-        ("--coordinator here --processes 2 --index 0", "--coordinator is 'here', not HOST:PORT or auto"),
+        (
+            "--coordinator here --processes 2 --index 0",
+            "--coordinator is 'here', not HOST:PORT or auto",
+        ),
         ("--coordinator here:x --processes 2 --index 0", "not HOST:PORT"),
         ("--coordinator=here:1 --processes=2 --index=2", "--index 2 is not below --processes 2"),
         ("--coordinator here:1 --processes 2 --index -1", "--index is '-1', not a number"),
@@ -88,7 +115,9 @@ def test_auto_outside_a_cluster_is_refused():
     command = [sys.executable, "-m", "emojax", "evaluate", "--coordinator", "auto"]
     got = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert got.returncode == 2
-    assert re.fullmatch(r"emojax: --coordinator auto: the processes did not find each other \(.*\)\n", got.stderr)
+    assert re.fullmatch(
+        r"emojax: --coordinator auto: the processes did not find each other \(.*\)\n", got.stderr
+    )
 
 
 def test_alone_nothing_is_asked_of_others():
@@ -115,7 +144,9 @@ def test_words_on_a_connection():
 def test_errors_before_the_job_are_as_ever(capsys):
     with pytest.raises(InputError, match="needs a value"):
         cli.parse_job(["--index"])
-    job, rest = cli.parse_job(["--a", "--coordinator", "h:1", "--processes", "2", "--index", "1", "b"])
+    job, rest = cli.parse_job(
+        ["--a", "--coordinator", "h:1", "--processes", "2", "--index", "1", "b"]
+    )
     assert (job, rest) == (hosts.Job("h:1", 2, 1), ["--a", "b"])
 
 
@@ -129,7 +160,11 @@ def test_start_scripts_pass_arguments_on(tmp_path):
     given = ["probe", "--out", "a b"]
 
     def printed(script: str) -> str:
-        return subprocess.run(["bash", scripts / script, *given], env=env, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            ["bash", scripts / script, *given], env=env, capture_output=True, text=True, check=True
+        ).stdout
 
     assert printed("slurm.sbatch").endswith("|emojax|probe|--out|a b|--coordinator|auto|")
-    assert printed("tpu_pod.sh").endswith(r"--command=emojax-venv/bin/emojax probe --out a\ b  --coordinator auto|")
+    assert printed("tpu_pod.sh").endswith(
+        r"--command=emojax-venv/bin/emojax probe --out a\ b  --coordinator auto|"
+    )

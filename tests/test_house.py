@@ -67,7 +67,11 @@ def module_of(name):
 
 
 MODULES = {
-    path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path
+    path.relative_to(ROOT)
+    .with_suffix("")
+    .as_posix()
+    .replace("/", ".")
+    .removesuffix(".__init__"): path
     for path in sorted(ROOT.rglob("*.py"))
     if path.parent != ROOT or path.stem not in ("__init__", "__main__", "errors")
 }
@@ -83,7 +87,10 @@ def test_imports_point_down(name):
 
 
 def test_no_module_imports_itself_by_way_of_others():
-    graph = {name: {module_of(each) for each in imports_of(path)} & set(MODULES) for name, path in MODULES.items()}
+    graph = {
+        name: {module_of(each) for each in imports_of(path)} & set(MODULES)
+        for name, path in MODULES.items()
+    }
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
 
 
@@ -149,7 +156,10 @@ def test_help_lists_the_commands(capsys):
         (["run", "--config"], "--config needs a file"),
         (["run", "--config", "none.yaml"], "cannot read the settings file none.yaml"),
         (["run"], "--target.weights is needed"),
-        (["evaluate", "--target.weights", "none.safetensors"], "no weights file 'none.safetensors'"),
+        (
+            ["evaluate", "--target.weights", "none.safetensors"],
+            "no weights file 'none.safetensors'",
+        ),
         (["prepare"], "--source is needed"),
         (["prepare", "--source", "nowhere"], "no FER2013 at 'nowhere'"),
         (["run", "--concepts.path", "none.txt"], "no concept file 'none.txt'"),
@@ -191,7 +201,10 @@ def test_settings_file_refusals(tmp_path, text, message):
 def test_flags_override_the_file_and_the_file_the_defaults(tmp_path):
     path = tmp_path / "s.yaml"
     path.write_text("probe: {batch: 32, top_k: 50}\nedit: {tau: [-1.0, 0.5]}\n")
-    settings = cli.parse(cli.COMMANDS["run"], ["--config", str(path), "--probe.batch", "64", "--edit.factor", "1.0", "2.5"])
+    settings = cli.parse(
+        cli.COMMANDS["run"],
+        ["--config", str(path), "--probe.batch", "64", "--edit.factor", "1.0", "2.5"],
+    )
     assert (settings.probe.batch, settings.probe.top_k, settings.probe.pool) == (64, 50, "avg")
     assert (settings.edit.tau, settings.edit.factor) == ((-1.0, 0.5), (1.0, 2.5))
     with pytest.raises(ValueError, match="frozen"):
@@ -255,7 +268,12 @@ def test_demo_runs_the_chain(capsys, tmp_path):
     names = {p.name for p in (tmp_path / "demo").iterdir()}
     tables = {"dissection.csv", "interpretability.csv", "sweep.csv", "thresholds.csv", "truth.csv"}
     pages = {"report.html", "figures", "units.npz", "bands.csv"}
-    assert names == tables | pages | {"summary.json", "manifest.json", "evidence.json", "edited.safetensors"}
+    assert names == tables | pages | {
+        "summary.json",
+        "manifest.json",
+        "evidence.json",
+        "edited.safetensors",
+    }
     page = (tmp_path / "demo" / "report.html").read_text("utf-8")
     assert "Labels against the truth" in page
     assert 'class="pack"' in page  # rendered faces are shown
@@ -266,7 +284,10 @@ def test_demo_runs_the_chain(capsys, tmp_path):
     assert all(float(row["soft_wpmi_label_auroc"]) <= float(row["auroc"]) for row in truths)
     code, _, err = run(capsys, "demo", *flags)
     assert (code, err.count("\n")) == (2, 1)
-    assert "holds a run already (manifest.json); pass --overwrite to replace it, or name another folder" in err
+    assert (
+        "holds a run already (manifest.json); pass --overwrite to replace it, or name another folder"
+        in err
+    )
     code, out, err = run(capsys, "demo", *flags, "--overwrite")
     assert (code, err) == (0, "")
     assert "reusing the record" in out
@@ -281,15 +302,41 @@ def world(tmp_path, fer_rows, tiny_vgg, clip_folder):
     assert cli.main(["prepare", "--source", str(source), "--out", str(tmp_path / "fer")]) == 0
     save_vgg(tiny_vgg, tmp_path / "vgg.safetensors")
     flags = ["--data.path", tmp_path / "fer", "--target.weights", tmp_path / "vgg.safetensors"]
-    return [str(f) for f in flags], ["--clip.path", str(clip_folder), "--cache", str(tmp_path / "cache")]
+    return [str(f) for f in flags], [
+        "--clip.path",
+        str(clip_folder),
+        "--cache",
+        str(tmp_path / "cache"),
+    ]
 
 
 def test_run_on_files(capsys, tmp_path, world):
     network, probing = world
-    args = [*network, *probing, "--edit.layers", "lin2", "--edit.tau", "0", "--edit.factor", "1", "2"]
-    args += ["--edit.permutations", "19", "--edit.masks", "50", "--edit.choose-on", "all_splits", "--edit.learned"]
+    args = [
+        *network,
+        *probing,
+        "--edit.layers",
+        "lin2",
+        "--edit.tau",
+        "0",
+        "--edit.factor",
+        "1",
+        "2",
+    ]
+    args += [
+        "--edit.permutations",
+        "19",
+        "--edit.masks",
+        "50",
+        "--edit.choose-on",
+        "all_splits",
+        "--edit.learned",
+    ]
     code, out, err = run(capsys, "run", *args, "--out", tmp_path / "run")
-    assert (code, err) == (0, f"warning: vgg.safetensors {UNKNOWN} FER2013 public_test, FER2013 private_test\n")
+    assert (code, err) == (
+        0,
+        f"warning: vgg.safetensors {UNKNOWN} FER2013 public_test, FER2013 private_test\n",
+    )
     assert "120 images, 10 layers" in out
     units = rows_of(tmp_path / "run" / "dissection.csv")
     assert len(units) == 100
@@ -298,13 +345,20 @@ def test_run_on_files(capsys, tmp_path, world):
     assert [(g["tau"], g["factor"]) for g in grid] == [("0", "1"), ("0", "2")]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["edit"]["selected_on_test"] is True
-    assert summary["edit"]["setting"] == {"layer": "lin2", "kind": "threshold", "tau": 0.0, "factor": 2.0}
+    assert summary["edit"]["setting"] == {
+        "layer": "lin2",
+        "kind": "threshold",
+        "tau": 0.0,
+        "factor": 2.0,
+    }
     best = grid[1]
     assert int(best["correct"]) == summary["edit"]["edited"]["all"]["correct"]
     assert int(grid[0]["correct"]) == summary["edit"]["baseline"]["all"]["correct"]
     edited = load_vgg(tmp_path / "run" / "edited.safetensors")
     tests = [open_split(tmp_path / "fer", split) for split in ("public_test", "private_test")]
-    assert int(best["correct"]) == sum(evaluate(edited, test).summary()["correct"] for test in tests)
+    assert int(best["correct"]) == sum(
+        evaluate(edited, test).summary()["correct"] for test in tests
+    )
     evidence = json.loads((tmp_path / "run" / "evidence.json").read_text())
     assert evidence["total"] == 14
     assert evidence["controls"]["random_masks"]["draws"] == 50
@@ -320,23 +374,41 @@ def test_run_on_files(capsys, tmp_path, world):
     code, out, _ = run(capsys, "dissect", *network, *probing, "--out", tmp_path / "again")
     assert code == 0
     assert "reusing the record" in out
-    assert (tmp_path / "again" / "dissection.csv").read_text() == (tmp_path / "run" / "dissection.csv").read_text()
+    assert (tmp_path / "again" / "dissection.csv").read_text() == (
+        tmp_path / "run" / "dissection.csv"
+    ).read_text()
     code, out, _ = run(capsys, "sweep", *args, "--out", tmp_path / "sweep")
     assert code == 0
-    assert (tmp_path / "sweep" / "sweep.csv").read_text() == (tmp_path / "run" / "sweep.csv").read_text()
+    assert (tmp_path / "sweep" / "sweep.csv").read_text() == (
+        tmp_path / "run" / "sweep.csv"
+    ).read_text()
 
 
 def test_gains_from_a_file(capsys, tmp_path, world):
     network, probing = world
     (tmp_path / "gains.txt").write_text(" ".join(["1.5"] * 20))
-    args = [*network, *probing, "--probe.layers", "lin*", "--edit.layers", "lin2", "--edit.gains", tmp_path / "gains.txt"]
+    args = [
+        *network,
+        *probing,
+        "--probe.layers",
+        "lin*",
+        "--edit.layers",
+        "lin2",
+        "--edit.gains",
+        tmp_path / "gains.txt",
+    ]
     code, out, err = run(capsys, "sweep", *args, "--out", tmp_path / "given")
-    assert (code, err) == (0, f"warning: vgg.safetensors {UNKNOWN} FER2013 public_test, FER2013 private_test\n")
+    assert (code, err) == (
+        0,
+        f"warning: vgg.safetensors {UNKNOWN} FER2013 public_test, FER2013 private_test\n",
+    )
     evidence = json.loads((tmp_path / "given" / "evidence.json").read_text())
     assert evidence["total"] == 14
     assert evidence["verdict"] in out
     edited = load_vgg(tmp_path / "given" / "edited.safetensors").lin2.kernel[...]
-    np.testing.assert_allclose(edited, load_vgg(tmp_path / "vgg.safetensors").lin2.kernel[...] * 1.5, rtol=1e-6)
+    np.testing.assert_allclose(
+        edited, load_vgg(tmp_path / "vgg.safetensors").lin2.kernel[...] * 1.5, rtol=1e-6
+    )
     (tmp_path / "gains.txt").write_text("1 2 3")
     code, _, err = run(capsys, "sweep", *args, "--out", tmp_path / "bad")
     assert (code, err.count("\n")) == (2, 1)
@@ -346,11 +418,21 @@ def test_gains_from_a_file(capsys, tmp_path, world):
 
 def test_probe_and_evaluate(capsys, tmp_path, world):
     network, probing = world
-    code, _, _ = run(capsys, "probe", *network, *probing, "--probe.layers", "lin*", "--out", tmp_path / "probe")
+    code, _, _ = run(
+        capsys, "probe", *network, *probing, "--probe.layers", "lin*", "--out", tmp_path / "probe"
+    )
     assert code == 0
     assert emojax.ProbeRecord is not None
     assert (tmp_path / "probe" / "record" / "record.json").is_file()
-    code, _out, _ = run(capsys, "evaluate", *network, "--evaluate.protocol", "tencrop", "--out", tmp_path / "evaluate")
+    code, _out, _ = run(
+        capsys,
+        "evaluate",
+        *network,
+        "--evaluate.protocol",
+        "tencrop",
+        "--out",
+        tmp_path / "evaluate",
+    )
     assert code == 0
     summary = json.loads((tmp_path / "evaluate" / "summary.json").read_text())
     assert summary["splits"]["all"]["images"] == 14
@@ -362,13 +444,18 @@ def test_probe_and_evaluate(capsys, tmp_path, world):
     [
         (f"7,{' '.join(['7'] * 2304)},Training", "row 1: emotion '7' is not a number from 0 to 6"),
         ("1,7 8,Training", "row 1: 2 pixel values, not 2304"),
-        (f"1,{' '.join(['300'] * 2304)},Training", "row 1: pixel value '300' is not a whole number from 0 to 255"),
+        (
+            f"1,{' '.join(['300'] * 2304)},Training",
+            "row 1: pixel value '300' is not a whole number from 0 to 255",
+        ),
         ("1,7", "row 1: 2 columns, not 3"),
     ],
 )
 def test_prepare_refuses_a_bad_csv(capsys, tmp_path, row, message):
     (tmp_path / "fer2013.csv").write_text(f"emotion,pixels,Usage\n{row}\n")
-    code, _, err = run(capsys, "prepare", "--source", tmp_path / "fer2013.csv", "--out", tmp_path / "fer")
+    code, _, err = run(
+        capsys, "prepare", "--source", tmp_path / "fer2013.csv", "--out", tmp_path / "fer"
+    )
     assert (code, err.count("\n")) == (2, 1)
     assert message in err
     assert [p.name for p in tmp_path.iterdir()] == ["fer2013.csv"]
@@ -393,16 +480,37 @@ def test_late_refusals_leave_nothing_behind(capsys, tmp_path, world):
     network, probing = world
     for args, message in (
         (["--probe.layers", "conv9"], "no layer 'conv9'; did you mean 'conv"),
-        (["--dissect.top-k", "500"], "top 500 images of each unit are needed, the record holds 120"),
-        (["--dissect.similarity", "cos_similarity", "--dissect.a", "3"], "--dissect.a is not a setting of cos_similarity"),
+        (
+            ["--dissect.top-k", "500"],
+            "top 500 images of each unit are needed, the record holds 120",
+        ),
+        (
+            ["--dissect.similarity", "cos_similarity", "--dissect.a", "3"],
+            "--dissect.a is not a setting of cos_similarity",
+        ),
         (["--data.probe-split", "train"], "no split 'train'; did you mean 'training'?"),
         (["--edit.layers", "lin9"], "no layer 'lin9'; did you mean 'lin"),
         (["--probe.layers", "lin1", "--edit.layers", "lin2"], "no layer 'lin2'"),
-        (["--edit.permutations", "10"], "--edit.permutations 10 cannot reach p ≤ 0.05; give at least 19"),
-        (["--data.test-splits", "public_test", "public_test"], "are the same images; name different ones"),
-        (["--data.test-splits", "training", "--edit.learned"], "which is also a test split; probe another split"),
-        (["--edit.gains", "gains.txt"], "--edit.gains are those of one layer; name it with --edit.layers"),
-        (["--edit.factor", "1"], "--edit.factor has only 1, which edits nothing; give another factor"),
+        (
+            ["--edit.permutations", "10"],
+            "--edit.permutations 10 cannot reach p ≤ 0.05; give at least 19",
+        ),
+        (
+            ["--data.test-splits", "public_test", "public_test"],
+            "are the same images; name different ones",
+        ),
+        (
+            ["--data.test-splits", "training", "--edit.learned"],
+            "which is also a test split; probe another split",
+        ),
+        (
+            ["--edit.gains", "gains.txt"],
+            "--edit.gains are those of one layer; name it with --edit.layers",
+        ),
+        (
+            ["--edit.factor", "1"],
+            "--edit.factor has only 1, which edits nothing; give another factor",
+        ),
     ):
         code, _, err = run(capsys, "run", *network, *probing, *args, "--out", tmp_path / "out")
         assert (code, err.count("\n")) == (2, 1), err

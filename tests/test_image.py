@@ -10,7 +10,12 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 
 def pillow(images, size):
-    return np.stack([np.asarray(Image.fromarray(x).resize(size[::-1], Image.Resampling.BICUBIC)) for x in images])
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(x).resize(size[::-1], Image.Resampling.BICUBIC))
+            for x in images
+        ]
+    )
 
 
 SIZES = [
@@ -58,7 +63,9 @@ def test_golden_preprocessing(golden):
         got = image.resize_bilinear(image.to_unit(images), (40, 40), antialias=antialias)[..., 0]
         np.testing.assert_allclose(got, data[f"bilinear40_antialias_{antialias}"], atol=4e-6)
     got = np.asarray(image.clip_preprocess(images, resize=224, crop=(224, 224), mean=MEAN, std=STD))
-    stored = data["clip224_bicubic_pil_uint8"].astype(np.float32)  # rounded to float16: pixels are still exact
+    stored = data["clip224_bicubic_pil_uint8"].astype(
+        np.float32
+    )  # rounded to float16: pixels are still exact
     pixels = [np.rint((x * np.array(STD) + np.array(MEAN)) * 255) for x in (got, stored)]
     np.testing.assert_array_equal(*pixels)
     np.testing.assert_allclose(got, stored, atol=1e-3)

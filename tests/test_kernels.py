@@ -10,7 +10,9 @@ from emojax.ops import gains, moments, pooling, topk
 @pytest.fixture(scope="module")
 def activations():
     rng = np.random.default_rng(0)
-    return np.round(np.maximum(rng.standard_normal((97, 12)), 0), 1).astype(np.float32)  # full of ties
+    return np.round(np.maximum(rng.standard_normal((97, 12)), 0), 1).astype(
+        np.float32
+    )  # full of ties
 
 
 def expected_lists(activations, k):
@@ -83,7 +85,9 @@ def test_compensated_sums_do_not_drift():
 def test_pooling(how):
     x = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
     np.testing.assert_allclose(
-        pooling.pool(jnp.asarray(x), how), getattr(x, {"avg": "mean", "max": "max"}[how])((1, 2)), rtol=1e-5
+        pooling.pool(jnp.asarray(x), how),
+        getattr(x, {"avg": "mean", "max": "max"}[how])((1, 2)),
+        rtol=1e-5,
     )
     np.testing.assert_array_equal(pooling.pool(jnp.asarray(x[:, 0]), how), x[:, 0, 0])
     np.testing.assert_array_equal(pooling.pool(jnp.asarray(x[:, 0, 0]), how), x[:, 0, 0])

@@ -38,7 +38,9 @@ def contents(root: Path) -> dict[str, bytes | str]:
     return found
 
 
-def written_run(out: Path, text: str = "1", *, overwrite: bool = False, verb: str = "concepts") -> Path:
+def written_run(
+    out: Path, text: str = "1", *, overwrite: bool = False, verb: str = "concepts"
+) -> Path:
     """A small run."""
     with store.run_folder(out, verb, {}, overwrite=overwrite) as run:
         store.write_text(run.folder / "problems.csv", text)
@@ -200,7 +202,10 @@ def link_to_nothing(place: Path) -> list[object]:
 def older_run(place: Path) -> list[object]:
     folder = written_run(place / "R")
     manifest = json.loads((folder / "manifest.json").read_text())
-    store.write_json(folder / "manifest.json", {k: v for k, v in manifest.items() if k not in ("format", "files")})
+    store.write_json(
+        folder / "manifest.json",
+        {k: v for k, v in manifest.items() if k not in ("format", "files")},
+    )
     return ["demo", "--out", "R"]
 
 
@@ -228,32 +233,65 @@ def working_folder(place: Path) -> list[object]:
     [
         (web_app, "--out app holds manifest.json and is not an emojax run; name another folder"),
         (prepared_set, "--out fer is also --data.path; name another folder"),
-        (network, "--out runs/q holds --target.weights runs/q/model.safetensors; name another folder"),
+        (
+            network,
+            "--out runs/q holds --target.weights runs/q/model.safetensors; name another folder",
+        ),
         (compared, "--out A is also --runs; name another folder"),
         (record_of_a_run, "--out R holds --record R/record; name another folder"),
         (clip_folder_of_a_run, "--out R holds --clip.path R/clip; name another folder"),
-        (inside_an_input, "--out photos/runs is in use and lies inside --data.path photos; name another folder"),
+        (
+            inside_an_input,
+            "--out photos/runs is in use and lies inside --data.path photos; name another folder",
+        ),
         (behind_a_link, "--out runs/q holds --target.weights weights.link; name another folder"),
         (cache_inside, "--out R holds --cache R/cache; name another folder"),
         (cache_itself, "--out R is also --cache; name another folder"),
         (cache_in_a_new_folder, "--out new holds --cache new/cache; name another folder"),
         (settings_file, "--out R holds --config R/s.yaml; name another folder"),
-        (file_in("--concepts.path", "concepts"), "--out R holds --concepts.path R/file.txt; name another folder"),
+        (
+            file_in("--concepts.path", "concepts"),
+            "--out R holds --concepts.path R/file.txt; name another folder",
+        ),
         (file_in("--answer", "concepts"), "--out R holds --answer R/file.txt; name another folder"),
-        (file_in("--source", "prepare", "fer2013.csv"), "--out R holds --source R/fer2013.csv; name another folder"),
-        (file_in("--data.exclude", "evaluate"), "--out R holds --data.exclude R/file.txt; name another folder"),
-        (file_in("--edit.gains", "run"), "--out R holds --edit.gains R/file.txt; name another folder"),
-        (file_in("--train.start", "train"), "--out R holds --train.start R/file.txt; name another folder"),
-        (file_in("--data.path", "audit"), "--out R holds --data.path R/file.txt; name another folder"),
-        (notes, "--out R holds notes.md, which the run did not write; move it away, or name another folder"),
+        (
+            file_in("--source", "prepare", "fer2013.csv"),
+            "--out R holds --source R/fer2013.csv; name another folder",
+        ),
+        (
+            file_in("--data.exclude", "evaluate"),
+            "--out R holds --data.exclude R/file.txt; name another folder",
+        ),
+        (
+            file_in("--edit.gains", "run"),
+            "--out R holds --edit.gains R/file.txt; name another folder",
+        ),
+        (
+            file_in("--train.start", "train"),
+            "--out R holds --train.start R/file.txt; name another folder",
+        ),
+        (
+            file_in("--data.path", "audit"),
+            "--out R holds --data.path R/file.txt; name another folder",
+        ),
+        (
+            notes,
+            "--out R holds notes.md, which the run did not write; move it away, or name another folder",
+        ),
         (notes_below, "--out R holds deep/er/notes.md, which the run did not write"),
         (empty_folder_of_mine, "--out R holds deep/kept, which the run did not write"),
         (link_of_mine, "--out R holds latest, which the run did not write"),
         (changed_file, "--out R holds problems.csv, which was changed since the run; move it away"),
         (run_within_a_run, "--out R holds second, which the run did not write"),
-        (link_to_a_run, "--out latest is a link to R, which is no empty folder; name the folder itself or another"),
+        (
+            link_to_a_run,
+            "--out latest is a link to R, which is no empty folder; name the folder itself or another",
+        ),
         (link_to_nothing, "--out latest is a link to R, which is no empty folder"),
-        (older_run, "--out R holds a run of an older emojax, whose manifest.json does not list its files"),
+        (
+            older_run,
+            "--out R holds a run of an older emojax, whose manifest.json does not list its files",
+        ),
         (linked_manifest, "--out R holds deep and is not an emojax run"),
         (manifest_of_another, "--out R holds deep and is not an emojax run"),
         (working_folder, "--out . holds thesis.tex and is not an emojax run"),
@@ -266,14 +304,13 @@ def test_what_is_not_the_runs_stays(capsys, place, build, message):
 
 
 @pytest.mark.parametrize(
-    "command", [name for name, command in cli.COMMANDS.items() if "out" in command.settings.model_fields]
+    "command",
+    [name for name, command in cli.COMMANDS.items() if "out" in command.settings.model_fields],
 )
 def test_a_run_is_replaced_only_when_asked(capsys, place, command):
     """The default folder of every command that writes one."""
     written_run(place / "runs" / command, verb=command)
-    message = (
-        f"--out runs/{command} holds a run already (manifest.json); pass --overwrite to replace it, or name another folder"
-    )
+    message = f"--out runs/{command} holds a run already (manifest.json); pass --overwrite to replace it, or name another folder"
     assert_refused(capsys, place, [command], message)
 
 
@@ -288,16 +325,30 @@ def test_every_setting_that_names_a_place_is_known():
         train=config.Train(start=Path("g")),
         cache=Path("h"),
     )
-    flags = ("data.path", "data.exclude", "target.weights", "clip.path", "concepts.path", "edit.gains", "train.start")
+    flags = (
+        "data.path",
+        "data.exclude",
+        "target.weights",
+        "clip.path",
+        "concepts.path",
+        "edit.gains",
+        "train.start",
+    )
     assert dict(config.paths_in(every)) == dict(
         zip([*(f"--{flag}" for flag in flags), "--cache"], map(Path, "abcdefgh"), strict=True)
     )
     for section in (config.Settings, *(command.settings for command in cli.COMMANDS.values())):
         for name, info in section.model_fields.items():
-            parts = info.annotation.model_fields if hasattr(info.annotation, "model_fields") else {name: info}
+            parts = (
+                info.annotation.model_fields
+                if hasattr(info.annotation, "model_fields")
+                else {name: info}
+            )
             for field, described in parts.items():
                 text = (described.description or "").lower()
-                if described.annotation in (str, str | None) and ("file" in text or "folder" in text):
+                if described.annotation in (str, str | None) and (
+                    "file" in text or "folder" in text
+                ):
                     assert config.NAME_OR_PATH in described.metadata, (section, field)
 
 
@@ -351,7 +402,9 @@ def test_folders_that_are_written_into(tmp_path, monkeypatch, kind):
         out = Path(".")
     elif kind == "mount":
         is_mount = os.path.ismount
-        monkeypatch.setattr(os.path, "ismount", lambda path: os.fspath(path) == str(folder) or is_mount(path))
+        monkeypatch.setattr(
+            os.path, "ismount", lambda path: os.fspath(path) == str(folder) or is_mount(path)
+        )
     number = folder.stat().st_ino
     beside = sorted(path.name for path in tmp_path.iterdir())
 
@@ -372,7 +425,13 @@ def test_folders_that_are_written_into(tmp_path, monkeypatch, kind):
     assert sorted(path.name for path in tmp_path.iterdir()) == beside
     assert out.is_symlink() == (kind == "link")
     assert outputs.foreign(folder, outputs.read_manifest(folder)["files"]) is None
-    assert set(contents(folder)) == {"manifest.json", "problems.csv", "deep", "deep/er", "deep/er/rows.csv"}
+    assert set(contents(folder)) == {
+        "manifest.json",
+        "problems.csv",
+        "deep",
+        "deep/er",
+        "deep/er/rows.csv",
+    }
 
 
 def test_a_folder_mounted_on_the_same_disk_is_written_into(tmp_path):
@@ -388,7 +447,9 @@ for text, again in (("1", False), ("2", True)):
     written_run(Path({str(tmp_path / "R")!r}), text, overwrite=again)
 """
     line = f'mount --bind "{tmp_path}/source" "{tmp_path}/R" && exec "{sys.executable}" -c "$0"'
-    if subprocess.run(["unshare", "-rm", "mount", "--bind", "/tmp", "/tmp"], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        ["unshare", "-rm", "mount", "--bind", "/tmp", "/tmp"], capture_output=True, check=False
+    ).returncode:
         pytest.skip("this machine lets no user mount")
     subprocess.run(["unshare", "-rm", "sh", "-c", line, program], check=True)
     assert (tmp_path / "source" / "problems.csv").read_text() == "2"
@@ -406,7 +467,9 @@ def test_notes_added_while_a_run_goes_on_stay(tmp_path):
             (new.folder / "a").write_text("new")
             (out / "notes.md").write_text("mine")
 
-    with pytest.raises(InputError, match=r"holds notes.md, .*; what was to go there is in .*R\.new$"):
+    with pytest.raises(
+        InputError, match=r"holds notes.md, .*; what was to go there is in .*R\.new$"
+    ):
         run()
     assert (out / "notes.md").read_text() == "mine"
     assert (out / "problems.csv").read_text() == "1"
@@ -551,7 +614,12 @@ def test_report_keeps_what_others_put_among_the_figures(capsys, paged):
 def test_report_writes_through_no_link(capsys, paged, tmp_path):
     (tmp_path / "mine").mkdir()
     (paged / FIGURES).symlink_to(tmp_path / "mine")
-    assert_refused(capsys, tmp_path, ["report", paged], "figures is a link, which is not written through; remove it")
+    assert_refused(
+        capsys,
+        tmp_path,
+        ["report", paged],
+        "figures is a link, which is not written through; remove it",
+    )
 
 
 def test_a_page_that_was_interrupted_counts_as_the_runs(capsys, paged, monkeypatch):
@@ -568,7 +636,9 @@ def test_a_page_that_was_interrupted_counts_as_the_runs(capsys, paged, monkeypat
     assert cli.main(["report", str(paged)]) == 130
     figures = list((paged / FIGURES).iterdir())
     assert len(figures) == 1
-    (paged / FIGURES / f".{figures[0].name}.123").write_bytes(b"half")  # as write_binary leaves it when killed
+    (paged / FIGURES / f".{figures[0].name}.123").write_bytes(
+        b"half"
+    )  # as write_binary leaves it when killed
     (paged / ".manifest.json.123").write_bytes(b"half")
     outputs.check_out(paged, overwrite=True)
     (paged / ".notes.md.123").write_text("mine")
@@ -589,6 +659,8 @@ def test_a_run_of_an_older_version_gets_a_page_and_no_list(capsys, paged):
 
 
 def test_report_refuses_a_later_format(capsys, paged):
-    store.write_json(paged / "manifest.json", outputs.read_manifest(paged) | {"format": "emojax run 9"})
+    store.write_json(
+        paged / "manifest.json", outputs.read_manifest(paged) | {"format": "emojax run 9"}
+    )
     assert cli.main(["report", str(paged)]) == 2
     assert "manifest.json: format: Input should be 'emojax run 1'" in capsys.readouterr().err

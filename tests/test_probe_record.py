@@ -67,7 +67,14 @@ def test_resumed_probe_is_identical(whole, tiny_vgg, blobs, tiny_clip, tmp_path,
     """Stopped on two devices, resumed on as many or others: the same bits; only sums over other devices may round apart."""
     args = (tiny_vgg, blobs, tiny_clip)
     with pytest.raises(Stopped):
-        probe.probe(*args, mesh=make_mesh(2), cache=tmp_path, save_every=0, progress=stop_after(batches + 1), **OPTIONS)
+        probe.probe(
+            *args,
+            mesh=make_mesh(2),
+            cache=tmp_path,
+            save_every=0,
+            progress=stop_after(batches + 1),
+            **OPTIONS,
+        )
     assert [p.suffix for p in tmp_path.iterdir()] == [".partial"]
     resumed = probe.probe(*args, mesh=make_mesh(devices), cache=tmp_path, save_every=0, **OPTIONS)
     assert 0 < resumed.done_before < len(blobs)
@@ -76,18 +83,24 @@ def test_resumed_probe_is_identical(whole, tiny_vgg, blobs, tiny_clip, tmp_path,
     assert {p.name for p in (tmp_path / whole.key).iterdir()} == {
         "record.json", "ids.jsonl", "statistics.safetensors", "embeddings.npy", "activations.npy", "checksums.json",
     }  # fmt: skip
-    again = probe.probe(*args, mesh=make_mesh(2), cache=tmp_path, progress=stop_after(1), **OPTIONS)  # nothing is computed
+    again = probe.probe(
+        *args, mesh=make_mesh(2), cache=tmp_path, progress=stop_after(1), **OPTIONS
+    )  # nothing is computed
     assert again.done_before == len(blobs)
     same(again, resumed)
 
 
 def test_any_change_of_content_is_a_fresh_computation(whole, tiny_vgg, blobs, tiny_clip, tmp_path):
     def key(model=tiny_vgg, images=blobs, clip=tiny_clip, **changed):
-        return probe.probe(model, images, clip, mesh=make_mesh(2), cache=tmp_path, **(OPTIONS | changed)).key
+        return probe.probe(
+            model, images, clip, mesh=make_mesh(2), cache=tmp_path, **(OPTIONS | changed)
+        ).key
 
     pixels = blobs.images[0:300].copy()
     pixels[200, 40, 3] ^= 1
-    fine_tuned = dataclasses.replace(tiny_clip, preprocess=dataclasses.replace(tiny_clip.preprocess, mean=(0.5, 0.5, 0.5)))
+    fine_tuned = dataclasses.replace(
+        tiny_clip, preprocess=dataclasses.replace(tiny_clip.preprocess, mean=(0.5, 0.5, 0.5))
+    )
     keys = [
         key(),
         key(images=ImageSet.from_arrays(pixels, blobs.labels, blobs.classes)),
@@ -107,7 +120,14 @@ def test_unknown_preprocessing_is_never_cached(tiny_vgg, blobs, tiny_clip, tmp_p
     for flip in (False, True):
         own = lambda x, flip=flip: tiny_vgg.preprocess(x[:, ::-1] if flip else x)
         got = probe.probe(
-            tiny_vgg, few, tiny_clip, layers=["lin1"], tile=8, preprocess=own, cache=tmp_path, keep_activations=True
+            tiny_vgg,
+            few,
+            tiny_clip,
+            layers=["lin1"],
+            tile=8,
+            preprocess=own,
+            cache=tmp_path,
+            keep_activations=True,
         )
         assert got.key is None
         shown.append(got.activations)
@@ -116,7 +136,9 @@ def test_unknown_preprocessing_is_never_cached(tiny_vgg, blobs, tiny_clip, tmp_p
 
 
 def test_record_of_another_clip_is_refused(whole, tiny_clip):
-    other = dataclasses.replace(tiny_clip, preprocess=dataclasses.replace(tiny_clip.preprocess, mean=(0.5, 0.5, 0.5)))
+    other = dataclasses.replace(
+        tiny_clip, preprocess=dataclasses.replace(tiny_clip.preprocess, mean=(0.5, 0.5, 0.5))
+    )
     with pytest.raises(InputError, match="made with another CLIP"):
         dissect.dissect(whole, CONCEPTS, clip=other)
 
@@ -157,7 +179,10 @@ def killed_and_resumed(tmp_path, tiny_vgg, clip_folder, images, kills):
     """Kills a probing process at random moments, lets it finish, and returns the record and how often it was resumed."""
     save_vgg(tiny_vgg, tmp_path / "vgg.safetensors")
     np.save(tmp_path / "images.npy", images)
-    files = [tmp_path / name for name in ("vgg.safetensors", clip_folder, "cache", "compiled", "images.npy")]
+    files = [
+        tmp_path / name
+        for name in ("vgg.safetensors", clip_folder, "cache", "compiled", "images.npy")
+    ]
     command = [sys.executable, "-c", textwrap.dedent(PROGRAM), *map(str, files)]
     chance, starts = random.Random(0), []
     for _ in range(kills):
@@ -176,10 +201,14 @@ def killed_and_resumed(tmp_path, tiny_vgg, clip_folder, images, kills):
 def test_killed_probe_is_identical(tiny_vgg, tiny_clip, clip_folder, tmp_path, kills):
     pictures = np.random.default_rng(2).integers(0, 256, (2000, 48, 48, 1), np.uint8)
     got, starts = killed_and_resumed(tmp_path, tiny_vgg, clip_folder, pictures, kills)
-    assert starts == sorted(starts)  # a kill before the next snapshot starts at the same image again
+    assert starts == sorted(
+        starts
+    )  # a kill before the next snapshot starts at the same image again
     assert starts[-1] > starts[0]
     images = ImageSet.from_arrays(pictures, name="noise")
-    want = probe.probe(tiny_vgg, images, tiny_clip, layers=["lin*"], batch=32, tile=8, top_k=60, mesh=make_mesh(1))
+    want = probe.probe(
+        tiny_vgg, images, tiny_clip, layers=["lin*"], batch=32, tile=8, top_k=60, mesh=make_mesh(1)
+    )
     assert got.key == want.key
     for a, b in zip((*got.top, *got.moments), (*want.top, *want.moments), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -216,7 +245,9 @@ def plain_confidence(found, text, top_k, sets):
         (1 + ((null - priors[layer]).max(1) >= best).sum()) / (1 + sets)
         for layer, best in zip(found.segment_ids, scores.max(1), strict=True)
     ]
-    halves = [score([row[row % 2 == half][:top_k] for row in order])[0].argmax(1) for half in (0, 1)]
+    halves = [
+        score([row[row % 2 == half][:top_k] for row in order])[0].argmax(1) for half in (0, 1)
+    ]
     return np.array(p), np.array(halves)
 
 
@@ -226,23 +257,35 @@ def test_confidence_equals_a_plain_computation(whole, tiny_clip, devices):
     p, halves = plain_confidence(whole, tiny_clip.embed_texts(CONCEPTS.concepts), 100, 200)
     np.testing.assert_allclose(found.confidence.p_value, p, atol=1e-6)
     np.testing.assert_array_equal(found.confidence.half_labels, halves)
-    np.testing.assert_allclose(found.confidence.q_value, scipy_stats.false_discovery_control(p), atol=1e-6)
-    np.testing.assert_array_equal(found.confidence.holds(found.labels), (halves == found.labels).all(0))
+    np.testing.assert_allclose(
+        found.confidence.q_value, scipy_stats.false_discovery_control(p), atol=1e-6
+    )
+    np.testing.assert_array_equal(
+        found.confidence.holds(found.labels), (halves == found.labels).all(0)
+    )
 
 
-@pytest.mark.parametrize(("name", "concepts", "devices"), [("soft_wpmi", 203, 2), ("wpmi", 203, 8), ("soft_wpmi", 3, 8)])
+@pytest.mark.parametrize(
+    ("name", "concepts", "devices"), [("soft_wpmi", 203, 2), ("wpmi", 203, 8), ("soft_wpmi", 3, 8)]
+)
 def test_scores_do_not_depend_on_devices(whole, name, concepts, devices):
     text = np.random.default_rng(0).standard_normal((concepts, 24)).astype(np.float32)
     text /= np.linalg.norm(text, axis=1, keepdims=True)
     names = [f"c{i}" for i in range(concepts)]
     results = [
-        dissect.dissect(whole, names, similarity=name, text_embeddings=text, null_sets=50, mesh=make_mesh(n))
+        dissect.dissect(
+            whole, names, similarity=name, text_embeddings=text, null_sets=50, mesh=make_mesh(n)
+        )
         for n in (1, devices)
     ]
     np.testing.assert_array_equal(results[0].labels, results[1].labels)
-    np.testing.assert_array_equal(results[0].confidence.half_labels, results[1].confidence.half_labels)
+    np.testing.assert_array_equal(
+        results[0].confidence.half_labels, results[1].confidence.half_labels
+    )
     extra = {"segments": whole.segment_ids}
-    want = getattr(reference, name)(np.float64(whole.embeddings) @ np.float64(text).T, whole.activations, **extra)
+    want = getattr(reference, name)(
+        np.float64(whole.embeddings) @ np.float64(text).T, whole.activations, **extra
+    )
     for result in results:
         assert np.abs(result.scores - want).max() <= 5e-6 * np.abs(want).max()
 
@@ -262,7 +305,9 @@ def test_random_units_are_not_significant_and_planted_ones_are():
     planted = record_of(acts, images)
     found = dissect.dissect(planted, [f"c{i}" for i in range(6)], text_embeddings=text, a=0.5)
     assert found.labels[7] == 4
-    assert found.confidence.q_value[7] <= 0.2 + 1e-6  # the smallest that 1,000 random lists can give 1 of 200 units
+    assert (
+        found.confidence.q_value[7] <= 0.2 + 1e-6
+    )  # the smallest that 1,000 random lists can give 1 of 200 units
     assert found.confidence.p_value[7] == pytest.approx(1 / 1001)
     assert found.confidence.holds(found.labels)[7]
     others = np.delete(found.confidence.p_value, 7)
@@ -280,7 +325,9 @@ def record_of(acts, embeddings):
     a, e = np.float64(acts), np.float64(embeddings)
     sums = record.Moments(a.sum(0), (a**2).sum(0), a.T @ e, e.T @ e)
     ids = [str(i) for i in range(len(acts))]
-    return record.ProbeRecord({"layer": acts.shape[1]}, top, sums, embeddings, None, (), ids, None, "", acts)
+    return record.ProbeRecord(
+        {"layer": acts.shape[1]}, top, sums, embeddings, None, (), ids, None, "", acts
+    )
 
 
 def test_few_images_leave_the_halves_out(tiny_vgg, blobs, tiny_clip):
@@ -299,7 +346,9 @@ def test_statistics_equal_scipy():
     np.testing.assert_allclose(got, scipy_stats.false_discovery_control(p), rtol=1e-5)
     observed, null = rng.integers(0, 9, 40).astype(float), rng.integers(0, 9, 99).astype(float)
     want = [(1 + (null >= x).sum()) / 100 for x in observed]
-    np.testing.assert_allclose(stats.permutation_p_values(jnp.asarray(observed), jnp.asarray(null)), want, rtol=1e-6)
+    np.testing.assert_allclose(
+        stats.permutation_p_values(jnp.asarray(observed), jnp.asarray(null)), want, rtol=1e-6
+    )
 
 
 # The concepts command
@@ -319,13 +368,21 @@ def test_concept_review(capsys, tmp_path, clip_folder):
     assert "line 2: blank" in out
     assert "line 5: duplicate 'Smile' (first on line 1)" in out
     assert "were not looked at" in out
-    code, out, _ = review(capsys, path, "--clip.path", clip_folder, "--out", tmp_path / "b", "--synonym", "0.9999")
+    code, out, _ = review(
+        capsys, path, "--clip.path", clip_folder, "--out", tmp_path / "b", "--synonym", "0.9999"
+    )
     assert code == 0
     assert "near synonym 'smile' (cosine 1.000 with 'Smile' on line 1)" in out
     assert "line 6: too long" in out
     assert "tokens, 40 fit" in out
     problems = (tmp_path / "b" / "problems.csv").read_text().splitlines()
-    assert [line.split(",")[2] for line in problems] == ["problem", "blank", "near_synonym", "duplicate", "too_long"]
+    assert [line.split(",")[2] for line in problems] == [
+        "problem",
+        "blank",
+        "near_synonym",
+        "duplicate",
+        "too_long",
+    ]
     agreement = (tmp_path / "b" / "agreement.csv").read_text().splitlines()
     assert agreement[0] == "concept,angry,disgust,fear,happy,sad,surprise,neutral,closest"
     assert len(agreement) == 4
@@ -337,7 +394,9 @@ def test_prompt_and_answer(capsys, tmp_path):
     assert code == 0
     assert "angry, disgust, fear, happy, sad, surprise, neutral" in out
     answer = tmp_path / "answer.txt"
-    answer.write_text("1. **Raised Brows**: Surprise\n\n- Jaw Drop: surprise, fear.\n* Lips: pressed: angry\n")
+    answer.write_text(
+        "1. **Raised Brows**: Surprise\n\n- Jaw Drop: surprise, fear.\n* Lips: pressed: angry\n"
+    )
     code, out, _ = review(capsys, "--answer", answer, "--out", tmp_path / "a")
     assert code == 0
     assert (tmp_path / "a" / "concepts.csv").read_text() == (
@@ -351,7 +410,10 @@ def test_prompt_and_answer(capsys, tmp_path):
     ("text", "message"),
     [
         ("Raised Brows\n", "line 1: 'Raised Brows' is not of the form"),
-        ("Brows: suprise\n", "line 1: no emotion 'suprise' was asked for; did you mean 'surprise'?"),
+        (
+            "Brows: suprise\n",
+            "line 1: no emotion 'suprise' was asked for; did you mean 'surprise'?",
+        ),
         ("Brows: fear\nBrows: sad\n", "line 2: 'Brows' comes twice"),
         ("\n", "no concept in it"),
     ],

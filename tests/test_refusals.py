@@ -73,7 +73,18 @@ def assert_refused(code: int, err: str, message: str) -> None:
 
 # The command line
 
-for verb in ("demo", "prepare", "audit", "concepts", "train", "evaluate", "probe", "dissect", "sweep", "run"):
+for verb in (
+    "demo",
+    "prepare",
+    "audit",
+    "concepts",
+    "train",
+    "evaluate",
+    "probe",
+    "dissect",
+    "sweep",
+    "run",
+):
     case(
         f"{verb}: a flag that does not exist",
         "nrecognized options: --nothing.here",
@@ -179,7 +190,10 @@ for name, content, message in (
     (
         "aliases that multiply",
         "a: &a [x,x,x,x,x,x,x,x,x]\n"
-        + "".join(f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(8)),
+        + "".join(
+            f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]\n"
+            for i in range(8)
+        ),
         "a is not a setting",
     ),
 ):
@@ -198,8 +212,16 @@ for name, content, message in (
     ("a plus sign", HEADER + f"1,+7 {GOOD_ROW[2:]},Training\n", "pixel value '+7'"),
     ("other digits", HEADER + f"1,\u0667 {GOOD_ROW[2:]},Training\n", "pixel value"),
     ("a raised digit", HEADER + f"1,\u00b2 {GOOD_ROW[2:]},Training\n", "pixel value"),
-    ("a number of 5,000 digits", HEADER + f"1,{'9' * 5000} {GOOD_ROW[2:]},Training\n", "pixel value '999"),
-    ("commas between pixels", HEADER + f'1,"{GOOD_ROW.replace(" ", ",")}",Training\n', "pixel value"),
+    (
+        "a number of 5,000 digits",
+        HEADER + f"1,{'9' * 5000} {GOOD_ROW[2:]},Training\n",
+        "pixel value '999",
+    ),
+    (
+        "commas between pixels",
+        HEADER + f'1,"{GOOD_ROW.replace(" ", ",")}",Training\n',
+        "pixel value",
+    ),
     ("no pixels", HEADER + "1,,Training\n", "row 1: 0 pixel values"),
     ("one pixel short", HEADER + f"1,{GOOD_ROW[2:]},Training\n", "row 1: 2303 pixel values"),
     ("an empty label", HEADER + f",{GOOD_ROW},Training\n", "row 1: emotion ''"),
@@ -215,25 +237,37 @@ for name, content, message in (
     ("a gzip file", b"\x1f\x8b\x08\0\0\0\0\0\0\0", "is not UTF-8"),
     ("an image", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is not UTF-8"),
     ("control characters in a cell", HEADER + f"\x1b[31m,{GOOD_ROW},Training\n", "emotion"),
-    ("a bad row after good ones", HEADER + f"1,{GOOD_ROW},Training\n" * 20 + "8,7,Training\n", "row 21: emotion '8'"),
+    (
+        "a bad row after good ones",
+        HEADER + f"1,{GOOD_ROW},Training\n" * 20 + "8,7,Training\n",
+        "row 21: emotion '8'",
+    ),
 ):
-    case(f"csv: {name}", message, lambda w, c=content: ["prepare", "--source", w.put("fer2013.csv", c)])
+    case(
+        f"csv: {name}",
+        message,
+        lambda w, c=content: ["prepare", "--source", w.put("fer2013.csv", c)],
+    )
 
 # Image files: in a raw FER2013 folder, and in an image folder
 
 
 def encoded(form: str, size=(48, 48), mode="L", **options) -> bytes:
     data = io.BytesIO()
-    pixels = np.random.default_rng(3).integers(0, 256, (size[1], size[0], len(Image.new(mode, (1, 1)).getbands())))
-    Image.fromarray(pixels.astype(np.uint8).squeeze(2) if pixels.shape[2] == 1 else pixels.astype(np.uint8)).save(
-        data, form, **options
+    pixels = np.random.default_rng(3).integers(
+        0, 256, (size[1], size[0], len(Image.new(mode, (1, 1)).getbands()))
     )
+    Image.fromarray(
+        pixels.astype(np.uint8).squeeze(2) if pixels.shape[2] == 1 else pixels.astype(np.uint8)
+    ).save(data, form, **options)
     return data.getvalue()
 
 
 def png(width: int, height: int, body: bytes = b"") -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(body)) + chunk(b"IEND", b"")
@@ -284,16 +318,35 @@ def photos_with(w: World, content: bytes) -> list[str]:
     w.put("photos/joy/bad.png", content)
     w.put("photos/calm/good.png", encoded("PNG"))
     weights = ["--target.weights", str(w.sound / "vgg.safetensors")]
-    return ["evaluate", *weights, "--data.path", str(w.here / "photos"), "--data.test-splits", "all"]
+    return [
+        "evaluate",
+        *weights,
+        "--data.path",
+        str(w.here / "photos"),
+        "--data.test-splits",
+        "all",
+    ]
 
 
 for name, content in (BAD_IMAGES | CUT_IMAGES).items():
-    case(f"raw image: {name}", "Training_1.jpg: ", lambda w, c=content: ["prepare", "--source", raw_with(w, c)])
+    case(
+        f"raw image: {name}",
+        "Training_1.jpg: ",
+        lambda w, c=content: ["prepare", "--source", raw_with(w, c)],
+    )
 for name, content in BAD_IMAGES.items():
     case(f"folder image: {name}", "bad.png: ", lambda w, c=content: photos_with(w, c))
 case("raw image: a folder", "cannot read", lambda w: ["prepare", "--source", raw_folder(w)])
-case("raw image: a link to nothing", "cannot read", lambda w: ["prepare", "--source", raw_link(w, "nowhere")])
-case("raw image: a link to itself", "cannot read", lambda w: ["prepare", "--source", raw_link(w, "Training_2.jpg")])
+case(
+    "raw image: a link to nothing",
+    "cannot read",
+    lambda w: ["prepare", "--source", raw_link(w, "nowhere")],
+)
+case(
+    "raw image: a link to itself",
+    "cannot read",
+    lambda w: ["prepare", "--source", raw_link(w, "Training_2.jpg")],
+)
 
 
 def raw_folder(w: World) -> str:
@@ -321,7 +374,13 @@ case(
 case(
     "folder image: a name that is not UTF-8",
     "the name is not UTF-8",
-    lambda w: ["audit", "--data.kind", "folder", "--data.path", named(w, raw_with(w, encoded("PNG")))],
+    lambda w: [
+        "audit",
+        "--data.kind",
+        "folder",
+        "--data.path",
+        named(w, raw_with(w, encoded("PNG"))),
+    ],
 )
 
 
@@ -351,7 +410,11 @@ for name, message, args in (
     ),
     ("a text file", "is a file", lambda w: w.put("notes.txt", "x")),
     ("a csv", "is raw FER2013", lambda w: str(w.sound / "fer2013.csv")),
-    ("files without class folders", "no images in it", lambda w: str(Path(w.put("flat/a.png", encoded("PNG"))).parent)),
+    (
+        "files without class folders",
+        "no images in it",
+        lambda w: str(Path(w.put("flat/a.png", encoded("PNG"))).parent),
+    ),
     ("class folders without splits", "pass the split 'all'", lambda w: str(w.sound / "photos")),
 ):
     case(f"data: {name}", message, lambda w, a=args: evaluate(w, "--data.path", a(w)))
@@ -378,7 +441,15 @@ case(
 case(
     "train: a CLIP without some faces",
     "--data.exclude is for images",
-    lambda w: ["train", "--train.task", "clip", "--data.kind", "faces", "--data.exclude", w.put("x.csv", "file\na\n")],
+    lambda w: [
+        "train",
+        "--train.task",
+        "clip",
+        "--data.kind",
+        "faces",
+        "--data.exclude",
+        w.put("x.csv", "file\na\n"),
+    ],
 )
 for name, content, message in (
     ("missing", None, "cannot read"),
@@ -408,8 +479,14 @@ for name, content, message in (
 
 
 def dissect(w: World, **changed: str) -> list[str]:
-    args = {"--record": str(w.sound / "record"), "--clip.path": str(w.sound / "clip"), "--concepts.path": "paper25"}
-    args |= {"--dissect.top-k": "20"} | {f"--{name.replace('__', '.')}": value for name, value in changed.items()}
+    args = {
+        "--record": str(w.sound / "record"),
+        "--clip.path": str(w.sound / "clip"),
+        "--concepts.path": "paper25",
+    }
+    args |= {"--dissect.top-k": "20"} | {
+        f"--{name.replace('__', '.')}": value for name, value in changed.items()
+    }
     return ["dissect", *(part for pair in args.items() for part in pair)]
 
 
@@ -431,15 +508,35 @@ for name, content, message in (
     ("an emotion that is no class", "concept,emotions\nSmile,joy\n", "no class of the data"),
     ("three columns", "concept,emotions\nSmile,happy,sad\n", "3 columns"),
     ("a comma without quotes", "concept,emotions\nSmile, broad,happy\n", "3 columns"),
-    ("an entry without a concept", "concept,emotions\n,happy\n", "a concept and at least one emotion"),
-    ("emotions that are only semicolons", "concept,emotions\nSmile,;;\n", "a concept and at least one emotion"),
+    (
+        "an entry without a concept",
+        "concept,emotions\n,happy\n",
+        "a concept and at least one emotion",
+    ),
+    (
+        "emotions that are only semicolons",
+        "concept,emotions\nSmile,;;\n",
+        "a concept and at least one emotion",
+    ),
     ("an open quote", 'concept,emotions\n"Smile,happy\n', "columns"),
 ):
-    case(f"concepts: {name}", message, lambda w, c=content: dissect(w, concepts__path=w.put("c.txt", c)))
+    case(
+        f"concepts: {name}",
+        message,
+        lambda w, c=content: dissect(w, concepts__path=w.put("c.txt", c)),
+    )
 case("concepts: a folder", "no concept file", lambda w: dissect(w, concepts__path=str(w.here)))
 case("concepts review: a folder", "cannot read", lambda w: ["concepts", str(w.here)])
-case("concepts review: nothing in it", "no concept in it", lambda w: ["concepts", w.put("c.txt", "\n")])
-case("concepts review: a bad line", "1 columns", lambda w: ["concepts", w.put("c.txt", "concept,emotions\nSmile\n")])
+case(
+    "concepts review: nothing in it",
+    "no concept in it",
+    lambda w: ["concepts", w.put("c.txt", "\n")],
+)
+case(
+    "concepts review: a bad line",
+    "1 columns",
+    lambda w: ["concepts", w.put("c.txt", "concept,emotions\nSmile\n")],
+)
 for name, content, message in (
     ("no emotions", "Wide Open Eyes\n", "is not of the form"),
     ("an emotion not asked for", "Smile: joy\n", "no emotion 'joy'"),
@@ -447,7 +544,9 @@ for name, content, message in (
     ("no phrase", ": happy\n", "is not of the form"),
     ("nothing", "", "no concept in it"),
 ):
-    case(f"answer: {name}", message, lambda w, c=content: ["concepts", "--answer", w.put("a.txt", c)])
+    case(
+        f"answer: {name}", message, lambda w, c=content: ["concepts", "--answer", w.put("a.txt", c)]
+    )
 
 # Weights
 
@@ -479,44 +578,102 @@ for name, change, message in (
     ("only the header's length", cut(8), "not a readable safetensors"),
     ("half a header", cut(400), "not a readable safetensors"),
     ("one byte short", lambda p: p.write_bytes(p.read_bytes()[:-1]), "not a readable safetensors"),
-    ("one byte more", lambda p: p.write_bytes(p.read_bytes() + b"\0"), "not a readable safetensors"),
-    ("a header of 10^18 bytes", lambda p: p.write_bytes(struct.pack("<Q", 10**18) + b"{}"), "not a readable safetensors"),
-    ("a header that is no JSON", lambda p: p.write_bytes(header_of(b"hello")), "not a readable safetensors"),
-    ("a header that is a list", lambda p: p.write_bytes(header_of(b"[]")), "not a readable safetensors"),
+    (
+        "one byte more",
+        lambda p: p.write_bytes(p.read_bytes() + b"\0"),
+        "not a readable safetensors",
+    ),
+    (
+        "a header of 10^18 bytes",
+        lambda p: p.write_bytes(struct.pack("<Q", 10**18) + b"{}"),
+        "not a readable safetensors",
+    ),
+    (
+        "a header that is no JSON",
+        lambda p: p.write_bytes(header_of(b"hello")),
+        "not a readable safetensors",
+    ),
+    (
+        "a header that is a list",
+        lambda p: p.write_bytes(header_of(b"[]")),
+        "not a readable safetensors",
+    ),
     (
         "offsets outside the file",
-        lambda p: p.write_bytes(header_of(b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}')),
+        lambda p: p.write_bytes(
+            header_of(b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}')
+        ),
         "not a readable safetensors",
     ),
     (
         "offsets that disagree with the shape",
-        lambda p: p.write_bytes(header_of(b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,16]}}', b"\0" * 16)),
+        lambda p: p.write_bytes(
+            header_of(b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,16]}}', b"\0" * 16)
+        ),
         "not a readable safetensors",
     ),
     (
         "a type that does not exist",
-        lambda p: p.write_bytes(header_of(b'{"a":{"dtype":"F7","shape":[4],"data_offsets":[0,16]}}', b"\0" * 16)),
+        lambda p: p.write_bytes(
+            header_of(b'{"a":{"dtype":"F7","shape":[4],"data_offsets":[0,16]}}', b"\0" * 16)
+        ),
         "not a readable safetensors",
     ),
     ("a pickle", lambda p: p.write_bytes(b"\x80\x04cos\nsystem\n."), "not a readable safetensors"),
     ("no arrays", lambda p: save_file({}, p), "not a VGGNet state dict"),
     ("one array missing", rewritten(lambda a: a.pop("lin2.bias")), "missing: lin2.bias"),
     ("a layer missing", rewritten(lambda a: a.pop("conv3a.weight")), "conv3a.weight"),
-    ("an array too many", rewritten(lambda a: a.update(extra=np.ones(3, np.float32))), "not of this network: extra"),
-    ("a wrong width", rewritten(lambda a: a.update({"lin2.bias": np.ones(3, np.float32)})), "lin2.bias has shape (3,)"),
-    ("too few axes", rewritten(lambda a: a.update({"conv1a.weight": np.ones(4, np.float32)})), "conv1a.weight has shape"),
-    ("a scalar", rewritten(lambda a: a.update({"lin1.weight": np.float32(1)[...]})), "too few axes"),
-    ("no units", rewritten(lambda a: a.update({"lin2.weight": np.ones((0, 24), np.float32)})), "no units"),
+    (
+        "an array too many",
+        rewritten(lambda a: a.update(extra=np.ones(3, np.float32))),
+        "not of this network: extra",
+    ),
+    (
+        "a wrong width",
+        rewritten(lambda a: a.update({"lin2.bias": np.ones(3, np.float32)})),
+        "lin2.bias has shape (3,)",
+    ),
+    (
+        "too few axes",
+        rewritten(lambda a: a.update({"conv1a.weight": np.ones(4, np.float32)})),
+        "conv1a.weight has shape",
+    ),
+    (
+        "a scalar",
+        rewritten(lambda a: a.update({"lin1.weight": np.float32(1)[...]})),
+        "too few axes",
+    ),
+    (
+        "no units",
+        rewritten(lambda a: a.update({"lin2.weight": np.ones((0, 24), np.float32)})),
+        "no units",
+    ),
     (
         "no last convolution",
         rewritten(lambda a: a.update({"conv4b.weight": np.ones((0, 10, 3, 3), np.float32)})),
         "no units",
     ),
-    ("NaN", rewritten(with_value("conv1a.weight", np.nan)), "conv1a.weight holds values that are not finite"),
-    ("infinity", rewritten(with_value("bn2a.running_var", np.inf)), "bn2a.running_var holds values that are not finite"),
+    (
+        "NaN",
+        rewritten(with_value("conv1a.weight", np.nan)),
+        "conv1a.weight holds values that are not finite",
+    ),
+    (
+        "infinity",
+        rewritten(with_value("bn2a.running_var", np.inf)),
+        "bn2a.running_var holds values that are not finite",
+    ),
     ("a variance below zero", rewritten(with_value("bn2a.running_var", -1)), "bn2a.running_var"),
-    ("whole numbers", rewritten(lambda a: a.update({"lin2.bias": a["lin2.bias"].astype(np.int32)})), "lin2.bias"),
-    ("another network", lambda p: save_file({"fc.weight": np.ones((7, 3), np.float32)}, p), "not a VGGNet state dict"),
+    (
+        "whole numbers",
+        rewritten(lambda a: a.update({"lin2.bias": a["lin2.bias"].astype(np.int32)})),
+        "lin2.bias",
+    ),
+    (
+        "another network",
+        lambda p: save_file({"fc.weight": np.ones((7, 3), np.float32)}, p),
+        "not a VGGNet state dict",
+    ),
 ):
     case(
         f"weights: {name}",
@@ -529,7 +686,9 @@ for name, change, message in (
             w.copy("vgg.safetensors", c),
         ],
     )
-case("weights: a folder", "no weights file", lambda w: ["evaluate", "--target.weights", str(w.here)])
+case(
+    "weights: a folder", "no weights file", lambda w: ["evaluate", "--target.weights", str(w.here)]
+)
 for name, content in (
     ("empty", b""),
     ("a text", b"hello"),
@@ -565,7 +724,9 @@ def inner(part: str, **values) -> Callable[[Path], object]:
 
 
 def replaced(name: str, content: bytes | str) -> Callable[[Path], object]:
-    return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return lambda folder: (folder / name).write_bytes(
+        content if isinstance(content, bytes) else content.encode()
+    )
 
 
 def sharded(weight_map: object) -> Callable[[Path], object]:
@@ -585,31 +746,79 @@ for name, change, message in (
     ("settings that are a list", replaced("config.json", "[]"), "model_type is None"),
     ("settings that are a number", replaced("config.json", "3"), "model_type is None"),
     ("settings that are empty", replaced("config.json", "{}"), "model_type is None"),
-    ("settings that are not UTF-8", replaced("config.json", b"\xff\xfe"), "config.json: not readable"),
+    (
+        "settings that are not UTF-8",
+        replaced("config.json", b"\xff\xfe"),
+        "config.json: not readable",
+    ),
     ("settings nested deep", replaced("config.json", "[" * 100_000), "config.json"),
     ("another model", edited("config.json", model_type="siglip"), "model_type is 'siglip'"),
-    ("no towers", replaced("config.json", '{"model_type": "clip", "vision_config": 3}'), "config.json"),
+    (
+        "no towers",
+        replaced("config.json", '{"model_type": "clip", "vision_config": 3}'),
+        "config.json",
+    ),
     ("a width that is a word", inner("vision_config", hidden_size="wide"), "config.json"),
     ("a width of zero", inner("vision_config", hidden_size=0), "config.json"),
     ("a width below zero", inner("text_config", hidden_size=-32), "config.json"),
     ("no heads", inner("vision_config", num_attention_heads=0), "config.json"),
-    ("heads that do not divide the width", inner("vision_config", num_attention_heads=5), "config.json"),
+    (
+        "heads that do not divide the width",
+        inner("vision_config", num_attention_heads=5),
+        "config.json",
+    ),
     ("a patch of zero", inner("vision_config", patch_size=0), "config.json"),
-    ("a patch larger than the image", inner("vision_config", patch_size=64), "do not fit into images of 32"),
+    (
+        "a patch larger than the image",
+        inner("vision_config", patch_size=64),
+        "do not fit into images of 32",
+    ),
     ("an unknown activation", inner("text_config", hidden_act="swish"), "swish"),
-    ("more layers than weights", inner("vision_config", num_hidden_layers=3), "parameters are missing"),
-    ("fewer layers than weights", inner("vision_config", num_hidden_layers=1), "not of this network"),
+    (
+        "more layers than weights",
+        inner("vision_config", num_hidden_layers=3),
+        "parameters are missing",
+    ),
+    (
+        "fewer layers than weights",
+        inner("vision_config", num_hidden_layers=1),
+        "not of this network",
+    ),
     ("no layers", inner("text_config", num_hidden_layers=0), "clip"),
     ("a smaller vocabulary", inner("text_config", vocab_size=100), "outside the vocabulary"),
     ("a context of zero", inner("text_config", max_position_embeddings=0), "clip"),
-    ("an end token outside the vocabulary", inner("text_config", eos_token_id=9999), "eos_token_id"),
+    (
+        "an end token outside the vocabulary",
+        inner("text_config", eos_token_id=9999),
+        "eos_token_id",
+    ),
     ("an embedding of zero", edited("config.json", projection_dim=0), "config.json"),
-    ("preprocessing that is no JSON", replaced("preprocessor_config.json", "{"), "preprocessor_config.json"),
-    ("preprocessing that is a list", replaced("preprocessor_config.json", "[]"), "preprocessor_config.json"),
+    (
+        "preprocessing that is no JSON",
+        replaced("preprocessor_config.json", "{"),
+        "preprocessor_config.json",
+    ),
+    (
+        "preprocessing that is a list",
+        replaced("preprocessor_config.json", "[]"),
+        "preprocessor_config.json",
+    ),
     ("no normalisation", edited("preprocessor_config.json", do_normalize=False), "only bicubic"),
-    ("a mean of two numbers", edited("preprocessor_config.json", image_mean=[0.5, 0.5]), "preprocessor_config.json"),
-    ("a deviation of zero", edited("preprocessor_config.json", image_std=[0.0, 0.5, 0.5]), "preprocessor_config.json"),
-    ("a mean that is a word", edited("preprocessor_config.json", image_mean="gray"), "preprocessor_config.json"),
+    (
+        "a mean of two numbers",
+        edited("preprocessor_config.json", image_mean=[0.5, 0.5]),
+        "preprocessor_config.json",
+    ),
+    (
+        "a deviation of zero",
+        edited("preprocessor_config.json", image_std=[0.0, 0.5, 0.5]),
+        "preprocessor_config.json",
+    ),
+    (
+        "a mean that is a word",
+        edited("preprocessor_config.json", image_mean="gray"),
+        "preprocessor_config.json",
+    ),
     (
         "a size by height and width",
         edited("preprocessor_config.json", size={"height": 32, "width": 32}),
@@ -617,14 +826,33 @@ for name, change, message in (
     ),
     ("an empty tokenizer", replaced("tokenizer.json", ""), "tokenizer cannot be read"),
     ("a tokenizer that is a list", replaced("tokenizer.json", "[]"), "tokenizer cannot be read"),
-    ("a tokenizer that is not UTF-8", replaced("tokenizer.json", b"\xff"), "tokenizer cannot be read"),
+    (
+        "a tokenizer that is not UTF-8",
+        replaced("tokenizer.json", b"\xff"),
+        "tokenizer cannot be read",
+    ),
     ("weights that are empty", replaced("model.safetensors", b""), "not a readable safetensors"),
-    ("NaN in the weights", clip_arrays(with_value("logit_scale", np.nan)), "logit_scale holds values that are not finite"),
-    ("a wrong shape", clip_arrays(lambda a: a.update({"text_projection.weight": np.ones((2, 2), np.float32)})), "has shape"),
-    ("a name too many", clip_arrays(lambda a: a.update(extra=np.ones(2, np.float32))), "not of this network: extra"),
+    (
+        "NaN in the weights",
+        clip_arrays(with_value("logit_scale", np.nan)),
+        "logit_scale holds values that are not finite",
+    ),
+    (
+        "a wrong shape",
+        clip_arrays(lambda a: a.update({"text_projection.weight": np.ones((2, 2), np.float32)})),
+        "has shape",
+    ),
+    (
+        "a name too many",
+        clip_arrays(lambda a: a.update(extra=np.ones(2, np.float32))),
+        "not of this network: extra",
+    ),
     (
         "an index that is a list",
-        lambda f: [(f / "model.safetensors").unlink(), replaced("model.safetensors.index.json", "[]")(f)],
+        lambda f: [
+            (f / "model.safetensors").unlink(),
+            replaced("model.safetensors.index.json", "[]")(f),
+        ],
         "not a readable index",
     ),
     ("an index without shards", sharded({}), "parameters are missing"),
@@ -643,8 +871,20 @@ for name, change, message in (
         "torch refuses it",
     ),
 ):
-    case(f"CLIP: {name}", message, lambda w, c=change: ["concepts", "paper25", "--clip.path", w.copy("clip", c)])
-for name in ("..", "/", "a b/c", "https://example.org/x", "owner/name/more", "../../etc", "owner/na\nme"):
+    case(
+        f"CLIP: {name}",
+        message,
+        lambda w, c=change: ["concepts", "paper25", "--clip.path", w.copy("clip", c)],
+    )
+for name in (
+    "..",
+    "/",
+    "a b/c",
+    "https://example.org/x",
+    "owner/name/more",
+    "../../etc",
+    "owner/na\nme",
+):
     case(
         f"CLIP: the name {name!r}",
         "CLIP folder" if name not in ("..", "/") else "no config.json",
@@ -684,52 +924,130 @@ for name, change, message in (
     ("empty", lambda f: [p.unlink() for p in f.iterdir()], "not a readable probe record"),
     ("half written", lambda f: (f / "record.json").unlink(), "not a readable probe record"),
     ("of another version", edited("record.json", format=99), "probe record of format 99"),
-    ("of a version that is a word", edited("record.json", format="new"), "probe record of format new"),
+    (
+        "of a version that is a word",
+        edited("record.json", format="new"),
+        "probe record of format new",
+    ),
     ("a description that is no JSON", replaced("record.json", "{"), "not a readable probe record"),
     ("a description that is a list", replaced("record.json", "[]"), "not a readable probe record"),
     ("no layers", edited("record.json", layers=[]), "not a readable probe record"),
-    ("a layer of other size", edited("record.json", layers=[["lin2", 19]]), "not a readable probe record"),
-    ("a layer of negative size", edited("record.json", layers=[["a", 30], ["b", -10]]), "not a readable probe record"),
-    ("a layer of a word", edited("record.json", layers=[["lin2", "many"]]), "not a readable probe record"),
+    (
+        "a layer of other size",
+        edited("record.json", layers=[["lin2", 19]]),
+        "not a readable probe record",
+    ),
+    (
+        "a layer of negative size",
+        edited("record.json", layers=[["a", 30], ["b", -10]]),
+        "not a readable probe record",
+    ),
+    (
+        "a layer of a word",
+        edited("record.json", layers=[["lin2", "many"]]),
+        "not a readable probe record",
+    ),
     ("without classes", edited("record.json", classes=[]), "not a readable probe record"),
-    ("statistics missing", lambda f: (f / "statistics.safetensors").unlink(), "not a readable probe record"),
-    ("statistics cut short", lambda f: cut(200)(f / "statistics.safetensors"), "not a readable probe record"),
+    (
+        "statistics missing",
+        lambda f: (f / "statistics.safetensors").unlink(),
+        "not a readable probe record",
+    ),
+    (
+        "statistics cut short",
+        lambda f: cut(200)(f / "statistics.safetensors"),
+        "not a readable probe record",
+    ),
     ("one statistic missing", statistics(lambda a: a.pop("cross")), "not a readable probe record"),
     (
         "top images outside the set",
         statistics(lambda a: a["top_indices"].__setitem__((0, 0, 0), 4000)),
         "not a readable probe record",
     ),
-    ("labels outside the classes", statistics(lambda a: a["labels"].__setitem__(0, 7)), "not a readable probe record"),
-    ("labels of other images", statistics(lambda a: a.update(labels=a["labels"][:-1])), "not a readable probe record"),
-    ("sums of other units", statistics(lambda a: a.update(total=a["total"][:-1])), "not a readable probe record"),
-    ("embeddings missing", lambda f: (f / "embeddings.npy").unlink(), "not a readable probe record"),
-    ("embeddings cut short", lambda f: cut(300)(f / "embeddings.npy"), "not a readable probe record"),
+    (
+        "labels outside the classes",
+        statistics(lambda a: a["labels"].__setitem__(0, 7)),
+        "not a readable probe record",
+    ),
+    (
+        "labels of other images",
+        statistics(lambda a: a.update(labels=a["labels"][:-1])),
+        "not a readable probe record",
+    ),
+    (
+        "sums of other units",
+        statistics(lambda a: a.update(total=a["total"][:-1])),
+        "not a readable probe record",
+    ),
+    (
+        "embeddings missing",
+        lambda f: (f / "embeddings.npy").unlink(),
+        "not a readable probe record",
+    ),
+    (
+        "embeddings cut short",
+        lambda f: cut(300)(f / "embeddings.npy"),
+        "not a readable probe record",
+    ),
     (
         "embeddings pickled",
         lambda f: np.save(f / "embeddings.npy", np.array([{}]), allow_pickle=True),
         "not a readable probe record",
     ),
-    ("embeddings of other images", resaved("embeddings.npy", lambda e: e[:-1]), "not a readable probe record"),
-    ("embeddings of other width", resaved("embeddings.npy", lambda e: e[:, :-1]), "not a readable probe record"),
-    ("embeddings that are numbers in a row", resaved("embeddings.npy", lambda e: e.ravel()), "not a readable probe record"),
+    (
+        "embeddings of other images",
+        resaved("embeddings.npy", lambda e: e[:-1]),
+        "not a readable probe record",
+    ),
+    (
+        "embeddings of other width",
+        resaved("embeddings.npy", lambda e: e[:, :-1]),
+        "not a readable probe record",
+    ),
+    (
+        "embeddings that are numbers in a row",
+        resaved("embeddings.npy", lambda e: e.ravel()),
+        "not a readable probe record",
+    ),
     ("names missing", lambda f: (f / "ids.jsonl").unlink(), "not a readable probe record"),
     ("names cut short", lambda f: cut(30)(f / "ids.jsonl"), "not a readable probe record"),
     ("names that are no JSON", replaced("ids.jsonl", "a\nb\n"), "not a readable probe record"),
 ):
     case(f"record: {name}", message, lambda w, c=change: dissect(w, record=w.copy("record", c)))
     # With checksums of what lies there now, the parts themselves must be refused.
-    case(f"record: {name}, checksums too", message, lambda w, c=change: dissect(w, record=w.copy("record", with_sums(c))))
+    case(
+        f"record: {name}, checksums too",
+        message,
+        lambda w, c=change: dissect(w, record=w.copy("record", with_sums(c))),
+    )
 case("record: a file", "not a readable probe record", lambda w: dissect(w, record=w.put("x", "x")))
-case("record: nothing there", "not a readable probe record", lambda w: dissect(w, record=str(w.here / "none")))
+case(
+    "record: nothing there",
+    "not a readable probe record",
+    lambda w: dissect(w, record=str(w.here / "none")),
+)
 for name, change, message in (
-    ("without checksums", lambda f: (f / "checksums.json").unlink(), "checksums.json: FileNotFoundError"),
-    ("one byte of the embeddings", flipped("embeddings.npy"), "embeddings.npy is not as it was written"),
-    ("one byte of the statistics", flipped("statistics.safetensors"), "statistics.safetensors is not as it was"),
+    (
+        "without checksums",
+        lambda f: (f / "checksums.json").unlink(),
+        "checksums.json: FileNotFoundError",
+    ),
+    (
+        "one byte of the embeddings",
+        flipped("embeddings.npy"),
+        "embeddings.npy is not as it was written",
+    ),
+    (
+        "one byte of the statistics",
+        flipped("statistics.safetensors"),
+        "statistics.safetensors is not as it was",
+    ),
     ("of another CLIP", with_sums(edited("record.json", clip_key="0")), "made with another CLIP"),
 ):
     case(f"record: {name}", message, lambda w, c=change: dissect(w, record=w.copy("record", c)))
-case("record: too few top images", "use --probe.top-k 35", lambda w: dissect(w, dissect__top_k="35"))
+case(
+    "record: too few top images", "use --probe.top-k 35", lambda w: dissect(w, dissect__top_k="35")
+)
 case("--out: a file", "is a file", lambda w: [*dissect(w), "--out", w.put("x", "x")])
 case("--out: inside a file", "cannot", lambda w: [*dissect(w), "--out", w.put("x", "x") + "/run"])
 case(
@@ -737,7 +1055,11 @@ case(
     "not an emojax run",
     lambda w: [*dissect(w), "--out", str(Path(w.put("y/thesis.tex", "x")).parent)],
 )
-case("--out: a name too long", "File name too long", lambda w: [*dissect(w), "--out", str(w.here / ("x" * 300))])
+case(
+    "--out: a name too long",
+    "File name too long",
+    lambda w: [*dissect(w), "--out", str(w.here / ("x" * 300))],
+)
 case("--cache: a file", "Not a directory", lambda w: [*dissect(w), "--cache", w.put("x", "x")])
 
 

@@ -37,17 +37,27 @@ PLAIN = ("Smile", "Frown", "Raised Brows", "Tears")
 def twice(images: ImageSet, first: int) -> ImageSet:
     """The first images and then the same again."""
     pixels = np.concatenate([images.images[:first]] * 2)
-    return ImageSet.from_arrays(pixels, np.tile(images.labels[:first], 2), images.classes, name="blobs")
+    return ImageSet.from_arrays(
+        pixels, np.tile(images.labels[:first], 2), images.classes, name="blobs"
+    )
 
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory, tiny_vgg, tiny_clip) -> tuple[Path, ImageSet]:
     """A run whose concepts, file names and settings try to break out, with its images, half of which are repeats."""
     images = twice(generated_images(120, 2, "<b>blobs</b>"), 120)
-    tests = [generated_images(40, seed, name) for seed, name in ((3, "public_test"), (4, "private_test"))]
+    tests = [
+        generated_images(40, seed, name) for seed, name in ((3, "public_test"), (4, "private_test"))
+    ]
     emotions = [(name,) for name in images.classes]
     concepts = ConceptSet((*HOSTILE, *PLAIN), tuple(emotions), name="hostile")
-    options = {"tau": (-0.5, 0.0), "factor": (1.0, 2.0), "permutations": 19, "masks": 50, "layers": ("lin2",)}
+    options = {
+        "tau": (-0.5, 0.0),
+        "factor": (1.0, 2.0),
+        "permutations": 19,
+        "masks": 50,
+        "layers": ("lin2",),
+    }
     settings = Studying(
         cache=tmp_path_factory.mktemp("cache"),
         edit=config.Edit(**options),
@@ -81,7 +91,9 @@ def test_units_file(hostile):
     folder, images = hostile
     kept, table = units.load(folder), columns(folder / "dissection.csv")
     assert kept.concepts[kept.best[:, 0]].tolist() == [row["concept"] for row in table]
-    np.testing.assert_allclose(kept.best_scores[:, 0], [float(row["similarity"]) for row in table], rtol=1e-5)
+    np.testing.assert_allclose(
+        kept.best_scores[:, 0], [float(row["similarity"]) for row in table], rtol=1e-5
+    )
     margins = kept.best_scores[:, 0] - kept.best_scores[:, 1]
     np.testing.assert_allclose(margins, [float(row["margin"]) for row in table], atol=1e-4)
     np.testing.assert_array_equal(kept.mix.sum(axis=1), 100)
@@ -109,7 +121,9 @@ def test_sweep_has_tests_of_cells_and_bands(hostile):
     ends = {row["units_above"]: row for row in columns(hostile[0] / "thresholds.csv")}
     for row in (bands[0], bands[-1]):  # no choice there: the threshold with as many units above
         assert (
-            float(row["low"]) == float(row["high"]) == pytest.approx(float(ends[row["units_above"]]["accuracy"]), abs=1e-6)
+            float(row["low"])
+            == float(row["high"])
+            == pytest.approx(float(ends[row["units_above"]]["accuracy"]), abs=1e-6)
         )
 
 
@@ -128,7 +142,16 @@ def test_page_is_one_escaped_file(hostile):
     assert data["thumbs"]["shown"] == 16
     assert page.PEOPLE in text
     names = {p.name for p in (folder / "figures").iterdir()}
-    expected = ("network", "samples", "descriptions", "similarities", "labels", "grid", "thresholds", "per_class")
+    expected = (
+        "network",
+        "samples",
+        "descriptions",
+        "similarities",
+        "labels",
+        "grid",
+        "thresholds",
+        "per_class",
+    )
     assert names == {f"{name}.{kind}" for name in expected for kind in ("png", "svg")}
     assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
 
@@ -153,8 +176,14 @@ def test_the_page_says_what_the_network_has_seen(hostile, tmp_path):
         assert page.seen(target) == said
     folder = copy_of(hostile[0], tmp_path)
     manifest = json.loads((folder / "manifest.json").read_text())
-    store.write_json(folder / "manifest.json", manifest | {"target": {"seen": [{"name": "<i>", "role": "trained"}]}})
-    assert "splits that it has seen</th><td>&lt;i&gt; (trained on)</td>" in page.build(read_run(folder))[0]
+    store.write_json(
+        folder / "manifest.json",
+        manifest | {"target": {"seen": [{"name": "<i>", "role": "trained"}]}},
+    )
+    assert (
+        "splits that it has seen</th><td>&lt;i&gt; (trained on)</td>"
+        in page.build(read_run(folder))[0]
+    )
 
 
 def test_size_bounds_the_page():
@@ -176,7 +205,10 @@ def test_size_bounds_the_page():
 
 def test_flagged_images(hostile, tmp_path):
     folder, images = copy_of(hostile[0], tmp_path), hostile[1]
-    lines = [[images.ids[3], "training", "happy", "blank", ""], ["elsewhere", "training", "sad", "duplicate", "of <x>"]]
+    lines = [
+        [images.ids[3], "training", "happy", "blank", ""],
+        ["elsewhere", "training", "sad", "duplicate", "of <x>"],
+    ]
     store.write_csv(tmp_path / "audit.csv", ["file", "split", "label", "reason", "detail"], lines)
     found = read_run(folder, tmp_path)
     assert page.flagged_images(found, images) == {"blank": [3]}
@@ -206,33 +238,61 @@ def test_refusals(capsys, hostile, tmp_path):
     whole = json.loads((hostile[0] / "summary.json").read_text())
     for name, damage, message in (
         ("manifest.json", b"{", "not JSON"),
-        ("manifest.json", b'{"verb": "train", "settings": {}}', "is a run of `train`, which has no page"),
+        (
+            "manifest.json",
+            b'{"verb": "train", "settings": {}}',
+            "is a run of `train`, which has no page",
+        ),
         ("manifest.json", b"[]", "not an object"),
-        ("manifest.json", b'{"verb": "run", "settings": {"data": 3}}', "settings.data: Input should be a valid dictionary"),
+        (
+            "manifest.json",
+            b'{"verb": "run", "settings": {"data": 3}}',
+            "settings.data: Input should be a valid dictionary",
+        ),
         ("summary.json", b"{}", "images: Field required"),
         ("summary.json", b'{"images": "many"}', "images: Input should be a valid integer"),
         ("summary.json", whole | {"edit": {"setting": 3}}, "edit.setting: Input should be"),
         ("summary.json", whole | {"confidence": []}, "confidence: Input should be"),
-        ("summary.json", whole | {"truth": {"units": {"wpmi": {"best": None}}}}, "truth.units.wpmi.units: Field required"),
+        (
+            "summary.json",
+            whole | {"truth": {"units": {"wpmi": {"best": None}}}},
+            "truth.units.wpmi.units: Field required",
+        ),
         ("dissection.csv", None, "is half a run: dissection.csv missing"),
         ("dissection.csv", b"layer,unit\n", "no column concept"),
-        ("dissection.csv", b"layer,unit,concept,similarity\nlin2,0,a\n", "line 2: 3 values for 4 columns"),
+        (
+            "dissection.csv",
+            b"layer,unit,concept,similarity\nlin2,0,a\n",
+            "line 2: 3 values for 4 columns",
+        ),
         ("dissection.csv", b"layer,unit,concept,similarity\nlin2,0,a,b\n", "column similarity"),
         ("units.npz", b"PK", "units.npz: "),
         ("evidence.json", b'{"verdict": 3}', "gained: Field required"),
-        ("evidence.json", {"gained": 1, "lost": 2, "total": 3, "networks": 4}, "networks: Input should be"),
-        ("evidence.json", {"gained": 3, "lost": 2, "total": 1}, "evidence.json: Value error, 3 gained and 2 lost of 1"),
+        (
+            "evidence.json",
+            {"gained": 1, "lost": 2, "total": 3, "networks": 4},
+            "networks: Input should be",
+        ),
+        (
+            "evidence.json",
+            {"gained": 3, "lost": 2, "total": 1},
+            "evidence.json: Value error, 3 gained and 2 lost of 1",
+        ),
     ):
         folder = copy_of(hostile[0], tmp_path)
         before = (folder / "report.html").read_bytes()
         (folder / name).unlink()
         if damage is not None:
-            (folder / name).write_bytes(json.dumps(damage).encode() if isinstance(damage, dict) else damage)
+            (folder / name).write_bytes(
+                json.dumps(damage).encode() if isinstance(damage, dict) else damage
+            )
         assert message in refusal(capsys, "report", folder)
         assert (folder / "report.html").read_bytes() == before
         shutil.rmtree(folder)
     assert "cannot be shown" in refusal(capsys, "report", hostile[0], "--images", "thumbnails")
-    assert "compare takes two or more" in refusal(capsys, "compare", hostile[0], "--out", tmp_path / "out")
+    assert "compare takes two or more" in refusal(
+        capsys, "compare", hostile[0], "--out", tmp_path / "out"
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -240,7 +300,9 @@ def test_pickled_arrays_are_not_loaded(hostile, tmp_path):
     folder = copy_of(hostile[0], tmp_path)
     with np.load(folder / "units.npz") as file:
         arrays = dict(file)
-    np.savez(folder / "units.npz", **arrays | {"ids": np.array([{}] * len(arrays["ids"]), dtype=object)})
+    np.savez(
+        folder / "units.npz", **arrays | {"ids": np.array([{}] * len(arrays["ids"]), dtype=object)}
+    )
     with pytest.raises(InputError, match=r"units\.npz"):
         units.load(folder)
     np.savez(folder / "units.npz", **arrays | {"top": arrays["top"] + 10_000})
@@ -260,14 +322,21 @@ def test_figures_of_results(hostile):
     names = [text.get_text() for text in emojax.plot_labels(run.labels).axes[0].get_yticklabels()]
     assert len(names) == len(set(run.labels.concept))
     assert any(name.startswith('"quotes"') and "$x$" in name for name in names)
-    cells = {text.get_text().rstrip("*") for text in emojax.plot_grid(run.sweep, "lin2").axes[0].texts}
+    cells = {
+        text.get_text().rstrip("*") for text in emojax.plot_grid(run.sweep, "lin2").axes[0].texts
+    }
     changes = {int(x) for x in run.sweep["gained"] - run.sweep["lost"]}
     assert cells == {"±0" if not x else f"{x:+d}".replace("-", "−") for x in changes}
     assert emojax.plot_thresholds(run.thresholds, "conv1a", 2.0) is None
     assert emojax.plot_per_class(Evidence(gained=1, lost=0, total=5)) is None
-    assert len(emojax.plot_per_class(run.evidence).axes[0].patches) == 2 * len(run.evidence.per_class)
+    assert len(emojax.plot_per_class(run.evidence).axes[0].patches) == 2 * len(
+        run.evidence.per_class
+    )
     assert emojax.plot_descriptions(run.table1).axes[0].get_ylim() == (0, 1)
-    assert emojax.plot_network({"a": 3, "b": 900}, ["a"], "b").axes[0].get_xticklabels()[1].get_text() == "b"
+    assert (
+        emojax.plot_network({"a": 3, "b": 900}, ["a"], "b").axes[0].get_xticklabels()[1].get_text()
+        == "b"
+    )
 
 
 def test_significant_cells_are_framed():
@@ -308,14 +377,18 @@ def test_compare(capsys, hostile, tmp_path):
         row["similarity"] = str(-2 * float(row["similarity"]) + 1)
     store.write_csv(other / "dissection.csv", list(rows[0]), ([*row.values()] for row in rows))
     found = compare([read_run(hostile[0]), read_run(other)])
-    assert [row[:4] for row in found.layers][:2] == [["other", "conv1a", 4, 1], ["other", "lin1", 24, 24]]
+    assert [row[:4] for row in found.layers][:2] == [
+        ["other", "conv1a", 4, 1],
+        ["other", "lin1", 24, 24],
+    ]
     assert all(row[5] == pytest.approx(-1) and row[6] == pytest.approx(-1) for row in found.layers)
     assert [row[:2] for row in found.changed] == [["conv1a", 0], ["conv1a", 1], ["conv1a", 2]]
     assert found.changed[0][3] == "Something Else"
     assert found.warnings == []
     summary = json.loads((other / "summary.json").read_text())
     assert [row[:5] for row in found.accuracy if row[0] == "other"] == [
-        ["other", split, r["images"], r["correct"], r["top1"]] for split, r in summary["edit"]["baseline"].items()
+        ["other", split, r["images"], r["correct"], r["top1"]]
+        for split, r in summary["edit"]["baseline"].items()
     ]
     assert cli.main(["compare", str(hostile[0]), str(other), "--out", str(tmp_path / "both")]) == 0
     assert "3 units have labels that changed" in capsys.readouterr().out
@@ -325,7 +398,9 @@ def test_compare(capsys, hostile, tmp_path):
     assert "<script>alert" not in text
     assert "Something Else" in text
     manifest = json.loads((other / "manifest.json").read_text())
-    store.write_json(other / "manifest.json", manifest | {"inputs": manifest["inputs"] | {"target": "0"}})
+    store.write_json(
+        other / "manifest.json", manifest | {"inputs": manifest["inputs"] | {"target": "0"}}
+    )
     assert "different networks" in compare([read_run(hostile[0]), read_run(other)]).warnings[0]
 
 
@@ -335,7 +410,9 @@ def test_compare(capsys, hostile, tmp_path):
 @pytest.fixture(scope="module")
 def browser():
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    path = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if path is None:
         pytest.skip("no Chromium on this machine")
     with api.sync_playwright() as play:
@@ -363,14 +440,21 @@ class Visit:
             self.wrong.append(f"request to {request.url}")
 
     def rows(self) -> list[str]:
-        return self.page.locator("#units tbody tr:not(.gap)").evaluate_all("rows => rows.map(row => row.innerText)")
+        return self.page.locator("#units tbody tr:not(.gap)").evaluate_all(
+            "rows => rows.map(row => row.innerText)"
+        )
 
     def count(self) -> str:
         return self.page.inner_text("#count")
 
 
 def test_explorer_in_a_browser(browser, hostile):
-    visit = Visit(browser, hostile[0] / "report.html", viewport={"width": 1280, "height": 900}, color_scheme="light")
+    visit = Visit(
+        browser,
+        hostile[0] / "report.html",
+        viewport={"width": 1280, "height": 900},
+        color_scheme="light",
+    )
     view = visit.page
     assert visit.count() == "48 of 48 units"
     assert len(visit.rows()) < 60  # rows in view, not all
@@ -415,7 +499,9 @@ def test_explorer_in_a_browser(browser, hostile):
     assert dialog.is_visible()
     assert view.inner_text("#unit-name") == "lin2 7"
     row = next(row for row in table if (row["layer"], row["unit"]) == ("lin2", "7"))
-    assert row["concept"].replace("\u2028", "") in dialog.inner_text().replace("\u2028", "").replace("\n", "")
+    assert row["concept"].replace("\u2028", "") in dialog.inner_text().replace(
+        "\u2028", ""
+    ).replace("\n", "")
     assert "Outgoing weights" in dialog.inner_text()
     assert dialog.locator(".thumb").count() == 16
     kept = units.load(hostile[0])
@@ -444,13 +530,21 @@ def test_explorer_in_a_browser(browser, hostile):
     assert view.inner_text("#theme") == "Light"
 
     # Nothing of a file became markup, nothing left the page
-    assert view.locator("main script, main img, main i:not(.track i), main b:not(.card b)").count() == 0
+    assert (
+        view.locator("main script, main img, main i:not(.track i), main b:not(.card b)").count()
+        == 0
+    )
     assert view.evaluate("document.title") == "emojax run: a <b> & run"
     assert visit.wrong == []
 
 
 def test_phone_and_dark(browser, hostile, tmp_path):
-    phone = Visit(browser, hostile[0] / "report.html", viewport={"width": 390, "height": 844}, color_scheme="dark")
+    phone = Visit(
+        browser,
+        hostile[0] / "report.html",
+        viewport={"width": 390, "height": 844},
+        color_scheme="dark",
+    )
     assert phone.page.evaluate("document.documentElement.scrollWidth") == 390
     assert phone.page.inner_text("#theme") == "Light"
     phone.page.locator("#units tbody button").first.click()
@@ -459,7 +553,9 @@ def test_phone_and_dark(browser, hostile, tmp_path):
     assert phone.wrong == []
     code = cli.main(["compare", str(hostile[0]), str(hostile[0]), "--out", str(tmp_path / "same")])
     assert code == 0
-    both = Visit(browser, tmp_path / "same" / "compare.html", viewport={"width": 390, "height": 844})
+    both = Visit(
+        browser, tmp_path / "same" / "compare.html", viewport={"width": 390, "height": 844}
+    )
     assert both.page.evaluate("document.documentElement.scrollWidth") == 390
     both.page.click("#theme")
     assert both.wrong == []
@@ -468,7 +564,10 @@ def test_phone_and_dark(browser, hostile, tmp_path):
 def test_thumbnails_are_the_right_images(browser, hostile):
     """A unit's first thumbnail, as the browser paints it, is nearest its own image among all."""
     folder, images = hostile
-    visit, kept = Visit(browser, folder / "report.html", viewport={"width": 1280, "height": 900}), units.load(folder)
+    visit, kept = (
+        Visit(browser, folder / "report.html", viewport={"width": 1280, "height": 900}),
+        units.load(folder),
+    )
     pixels = np.asarray(images.images)[..., 0].astype(float)
     for unit in (0, 20, 47):
         layer = np.repeat(kept.layers, kept.sizes)[unit]

@@ -42,7 +42,15 @@ def slow(*args, **options):
 sys.argv = ["emojax", *{args!r}]
 start()
 """
-WHOLE = {"manifest.json", "summary.json", "evidence.json", "dissection.csv", "sweep.csv", "truth.csv", "edited.safetensors"}
+WHOLE = {
+    "manifest.json",
+    "summary.json",
+    "evidence.json",
+    "dissection.csv",
+    "sweep.csv",
+    "truth.csv",
+    "edited.safetensors",
+}
 
 
 def start(*args, patch: str = "", **streams) -> subprocess.Popen:
@@ -50,11 +58,23 @@ def start(*args, patch: str = "", **streams) -> subprocess.Popen:
 
     compiled = jax.config.jax_compilation_cache_dir
     code = DRIVER.format(args=[str(arg) for arg in args], patch=patch, compiled=compiled)
-    return subprocess.Popen([sys.executable, "-c", code], **{"stderr": subprocess.PIPE, "text": True} | streams)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], **{"stderr": subprocess.PIPE, "text": True} | streams
+    )
 
 
 def demo(folder: Path) -> list:
-    return ["demo", "--images", "200", "--report.images", "none", "--out", folder / "run", "--cache", folder / "cache"]
+    return [
+        "demo",
+        "--images",
+        "200",
+        "--report.images",
+        "none",
+        "--out",
+        folder / "run",
+        "--cache",
+        folder / "cache",
+    ]
 
 
 def assert_whole(run: Path) -> None:
@@ -112,7 +132,15 @@ def test_a_page_that_fails(capsys, monkeypatch, tmp_path):
         patch.setattr(page, "build", broken)
         again = tmp_path / "again"
         with pytest.raises(ZeroDivisionError) as failed:
-            cli.main([*map(str, demo(tmp_path)[:-4]), "--out", str(again), "--cache", str(tmp_path / "cache")])
+            cli.main(
+                [
+                    *map(str, demo(tmp_path)[:-4]),
+                    "--out",
+                    str(again),
+                    "--cache",
+                    str(tmp_path / "cache"),
+                ]
+            )
     assert failed.value.__notes__ == [notes(again)[2:-1]]
     assert_whole(again)
 
@@ -127,12 +155,18 @@ def test_page_failures_from_python(monkeypatch, tmp_path, tiny_vgg, tiny_clip, b
     assert (tmp_path / "run" / "manifest.json").is_file()
 
 
-@pytest.mark.parametrize("streams", ["no reader", "full", "closed", "both closed", "latin-1", "ascii"])
+@pytest.mark.parametrize(
+    "streams", ["no reader", "full", "closed", "both closed", "latin-1", "ascii"]
+)
 def test_words_never_cost_results(tmp_path, streams):
     """Whatever stdout and stderr are, the run is whole with its page, and the exit code is that of success."""
     folder = tmp_path / "Gefühl τ 表情"
     folder.mkdir()
-    command, env, got = [sys.executable, "-m", "emojax", *map(str, demo(folder))], dict(os.environ), b""
+    command, env, got = (
+        [sys.executable, "-m", "emojax", *map(str, demo(folder))],
+        dict(os.environ),
+        b"",
+    )
     if streams in ("latin-1", "ascii"):
         env |= {"PYTHONIOENCODING": f"{streams}:strict", "PYTHONUTF8": "0"}
         done = subprocess.run(command, env=env, capture_output=True, check=False)
@@ -151,7 +185,9 @@ def test_words_never_cost_results(tmp_path, streams):
         )
     else:
         shell = 'exec "$@" >&-' + (" 2>&-" if streams == "both closed" else "")
-        done = subprocess.run(["bash", "-c", shell, "bash", *command], capture_output=True, check=False)
+        done = subprocess.run(
+            ["bash", "-c", shell, "bash", *command], capture_output=True, check=False
+        )
         assert done.stderr == b""
     assert done.returncode == 0
     assert_whole(folder / "run")
@@ -173,17 +209,32 @@ def test_help_into_a_closed_pipe():
 
 
 def test_numbers_that_json_lacks(tmp_path):
-    numbers = {"nll": np.inf, "split/a~b": [1.0, float("nan"), np.float32(-np.inf)], "fine": {"x": 0.5, "none": None}}
+    numbers = {
+        "nll": np.inf,
+        "split/a~b": [1.0, float("nan"), np.float32(-np.inf)],
+        "fine": {"x": 0.5, "none": None},
+    }
     store.write_json(tmp_path / "a.json", numbers)
     text = (tmp_path / "a.json").read_text()
     found = json.loads(text, parse_constant=pytest.fail)
     assert found["nll"] is None
     assert found["split/a~b"] == [1.0, None, None]
     assert found["not_finite"] == {"/nll": "inf", "/split~1a~0b/1": "nan", "/split~1a~0b/2": "-inf"}
-    np.testing.assert_equal(store.restore_numbers(found), {**numbers, "split/a~b": [1.0, np.nan, -np.inf]})
+    np.testing.assert_equal(
+        store.restore_numbers(found), {**numbers, "split/a~b": [1.0, np.nan, -np.inf]}
+    )
     assert store.json_line({"loss": 1.5}) == '{"loss": 1.5}\n'
-    assert json.loads(store.json_line({"loss": np.nan}), parse_constant=pytest.fail)["not_finite"] == {"/loss": "nan"}
-    for wrong in ({"/other": "nan"}, {"/fine/x": "nan"}, {"/nll": "none"}, {"/split~1a~0b/7": "nan"}, ["nll"], {"": "nan"}):
+    assert json.loads(store.json_line({"loss": np.nan}), parse_constant=pytest.fail)[
+        "not_finite"
+    ] == {"/loss": "nan"}
+    for wrong in (
+        {"/other": "nan"},
+        {"/fine/x": "nan"},
+        {"/nll": "none"},
+        {"/split~1a~0b/7": "nan"},
+        ["nll"],
+        {"": "nan"},
+    ):
         with pytest.raises(ValueError, match=r"."):
             store.restore_numbers({**found, "not_finite": wrong})
 
@@ -197,11 +248,19 @@ def test_infinite_losses_do_not_cost_the_run(capsys, tmp_path, fer_folder):
     model.lin3.bias[...] = np.linspace(-1, 1, 7).astype(np.float32) * 3e38
     save_vgg(model, tmp_path / "vgg.safetensors")
     assert cli.main(["prepare", "--source", str(fer_folder), "--out", str(tmp_path / "fer")]) == 0
-    args = ["evaluate", "--data.path", tmp_path / "fer", "--target.weights", tmp_path / "vgg.safetensors"]
+    args = [
+        "evaluate",
+        "--data.path",
+        tmp_path / "fer",
+        "--target.weights",
+        tmp_path / "vgg.safetensors",
+    ]
     code = cli.main([str(arg) for arg in [*args, "--out", tmp_path / "run"]])
     out, err = capsys.readouterr()
     assert code == 0, err
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text(), parse_constant=pytest.fail)
+    summary = json.loads(
+        (tmp_path / "run" / "summary.json").read_text(), parse_constant=pytest.fail
+    )
     assert summary["splits"]["all"]["nll"] is None
     assert "/splits/all/nll" in summary["not_finite"]
     assert summary["splits"]["all"]["correct"] >= 0
@@ -225,7 +284,9 @@ def test_signals_in_the_first_moments(tmp_path, number):
             f"import os; os.write(1, b'!'); sys.argv = ['emojax', *{[str(a) for a in demo(out)]!r}];"
             "runpy.run_module('emojax', run_name='__main__')"
         )
-        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+        with subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as command:
             assert command.stdout.read(1) == b"!"
             try:
                 command.wait(delay)

@@ -10,7 +10,10 @@ from emojax.models.clip import ClipConfig
 from emojax.models.vgg import VggConfig
 
 SCALE = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "scale.py"))
-VGG, CLIP = VggConfig(widths=(8, 8, 12, 12, 16, 16, 24, 24), hidden=(64, 32)), ClipConfig.from_hf(hf_config().to_dict())
+VGG, CLIP = (
+    VggConfig(widths=(8, 8, 12, 12, 16, 16, 24, 24), hidden=(64, 32)),
+    ClipConfig.from_hf(hf_config().to_dict()),
+)
 
 
 def test_formulas_equal_what_xla_finds():
@@ -18,11 +21,15 @@ def test_formulas_equal_what_xla_finds():
     compiled, parameters = SCALE["compiled_step"](VGG, CLIP, **shapes, shared=True)
     cost, memory = SCALE["estimate"](VGG, CLIP, parameters, **shapes), compiled.memory_analysis()
     assert memory.argument_size_in_bytes == cost.parameters + cost.state + cost.images
-    assert memory.output_size_in_bytes == pytest.approx(cost.state + cost.rows * devices, abs=256)  # and pointers
+    assert memory.output_size_in_bytes == pytest.approx(
+        cost.state + cost.rows * devices, abs=256
+    )  # and pointers
     assert memory.alias_size_in_bytes == cost.state  # the state is updated in place
     assert SCALE["exchanged"](compiled) == cost.rows * devices
     assert cost.gathered == cost.rows * (devices - 1)
-    found = compiled.cost_analysis()["flops"]  # with element-wise work, which weighs in such small networks
+    found = compiled.cost_analysis()[
+        "flops"
+    ]  # with element-wise work, which weighs in such small networks
     assert cost.operations * 16 < found < 1.3 * cost.operations * 16
 
 
@@ -34,5 +41,9 @@ def test_devices_of_one_process_exchange_nothing():
 
 def test_a_published_size():
     """ViT-B/16 is known to take 17.6·10⁹ multiplications with an addition each for an image."""
-    size = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "benchmark.py"))["clip_config"]("b16")
-    assert SCALE["vision_operations"](ClipConfig.from_hf(size.to_dict())) == pytest.approx(2 * 17.56e9, rel=0.01)
+    size = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "benchmark.py"))[
+        "clip_config"
+    ]("b16")
+    assert SCALE["vision_operations"](ClipConfig.from_hf(size.to_dict())) == pytest.approx(
+        2 * 17.56e9, rel=0.01
+    )

@@ -43,7 +43,9 @@ def edit(path: Path, change: Callable[[Any], Any]) -> None:
 
 
 def features(change: Callable[[dict], Any]) -> Callable[[Path], None]:
-    return lambda folder: edit(folder / "features.json", lambda j: change(j["featuresDict"]["features"]) and None)
+    return lambda folder: edit(
+        folder / "features.json", lambda j: change(j["featuresDict"]["features"]) and None
+    )
 
 
 def info(change: Callable[[dict], Any]) -> Callable[[Path], None]:
@@ -105,7 +107,9 @@ CLASS = f"{PLANTED}.Feature"
 PLANTS: dict[str, Callable[[Path], None]] = {
     "the whole": lambda d: edit(d / "features.json", lambda j: j.update(pythonClassName=CLASS)),
     "the image": features(lambda f: f["image"].update(pythonClassName=CLASS)),
-    "a feature that emojax leaves alone": features(lambda f: f["source"].update(pythonClassName=CLASS)),
+    "a feature that emojax leaves alone": features(
+        lambda f: f["source"].update(pythonClassName=CLASS)
+    ),
     "inside a sequence": features(lambda f: f.update(more=nested(CLASS))),
     "snake case": features(lambda f: f.update(more={"python_class_name": CLASS, "text": {}})),
     "the form of old versions": lambda d: edit(d / "features.json", lambda j: legacy(CLASS)),
@@ -123,7 +127,9 @@ def planted(prepared, monkeypatch):
     (prepared / f"{PLANTED}.py").write_text(MODULE)
     monkeypatch.chdir(prepared)
     monkeypatch.syspath_prepend(prepared)
-    monkeypatch.setattr(tensorflow_datasets, "__path__", [*tensorflow_datasets.__path__, str(prepared)])
+    monkeypatch.setattr(
+        tensorflow_datasets, "__path__", [*tensorflow_datasets.__path__, str(prepared)]
+    )
     yield prepared
     for name in (PLANTED, f"tensorflow_datasets.{PLANTED}"):
         sys.modules.pop(name, None)
@@ -177,7 +183,12 @@ def test_the_program_started_in_the_folder(planted, tmp_path, sound):
     PLANTS["the image"](planted)
     args = commands(sound, ".", tmp_path / "out")["evaluate"]
     ran = subprocess.run(
-        [sys.executable, "-m", "emojax", *args], capture_output=True, text=True, timeout=120, check=False, cwd=planted
+        [sys.executable, "-m", "emojax", *args],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=planted,
     )
     assert ran.returncode == 2
     assert ran.stderr.startswith("emojax: ")
@@ -287,7 +298,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "splits of numbers": (info(lambda j: j.update(splits=[3])), "a split is not a JSON object"),
     "a split twice": (info(lambda j: j["splits"].append(j["splits"][0])), "occurs twice"),
     "no name": (info(lambda j: j.pop("name")), "name is 'None', not a printable text"),
-    "a name of control characters": (info(lambda j: j.update(name="\x1b[2J")), "not a printable text"),
+    "a name of control characters": (
+        info(lambda j: j.update(name="\x1b[2J")),
+        "not a printable text",
+    ),
     "tfrecord": (info(lambda j: j.update(fileFormat="tfrecord")), "prepare it with array_record"),
     "no file format": (info(lambda j: j.pop("fileFormat")), "in 'tfrecord' files"),
     "a file format of another type": (info(lambda j: j.update(fileFormat=7)), "fileFormat is '7'"),
@@ -301,10 +315,16 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "more files than there are": (split(shardLengths=["7", "7"]), "00000-of-00002: No such file"),
     "no images in a split": (split(shardLengths=[]), "no image in split 'training'"),
     "template absolute": (split(filepathTemplate="/etc/passwd"), "leads out of the folder"),
-    "template upwards": (split(filepathTemplate="../{SPLIT}-{SHARD_X_OF_Y}"), "leads out of the folder"),
+    "template upwards": (
+        split(filepathTemplate="../{SPLIT}-{SHARD_X_OF_Y}"),
+        "leads out of the folder",
+    ),
     "template of attributes": (split(filepathTemplate="{SPLIT.__class__}"), "is not of the form"),
     "template unknown": (split(filepathTemplate="{WHAT}"), "is not of the form"),
-    "template without a number": (split(filepathTemplate="x", shardLengths=["3", "4"]), "several files one name"),
+    "template without a number": (
+        split(filepathTemplate="x", shardLengths=["3", "4"]),
+        "several files one name",
+    ),
     "template of another type": (split(filepathTemplate=3), "filepathTemplate is '3'"),
     "template with NUL": (split(filepathTemplate="a\0b"), "not a printable text"),
     "a name that leads out": (info(lambda j: j.update(name="../../x")), "leads out of the folder"),
@@ -318,7 +338,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "no image": (features(lambda f: f.pop("image")), "no feature 'image'"),
     "an image of text": (features(lambda f: f.update(image=f["id"])), "not Image or Tensor"),
-    "an image of float32": (features(lambda f: f["image"]["tensor"].update(dtype="float32")), "must be uint8"),
+    "an image of float32": (
+        features(lambda f: f["image"]["tensor"].update(dtype="float32")),
+        "must be uint8",
+    ),
     "an image of no type": (features(lambda f: f["image"]["tensor"].pop("dtype")), "must be uint8"),
     "an image of any size": (
         features(lambda f: f["image"]["tensor"]["shape"].update(dimensions=["-1", "-1", "1"])),
@@ -329,27 +352,53 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
         "2 channels, not 1 or 3",
     ),
     "an image too large": (
-        features(lambda f: f["image"]["tensor"]["shape"].update(dimensions=["50000", "50000", "1"])),
+        features(
+            lambda f: f["image"]["tensor"]["shape"].update(dimensions=["50000", "50000", "1"])
+        ),
         "larger than emojax reads",
     ),
     "an image of another size": (
         features(lambda f: f["image"]["tensor"]["shape"].update(dimensions=["40", "48", "1"])),
         "example 0 of training: not as features.json describes it",
     ),
-    "an image without a shape": (features(lambda f: f["image"]["tensor"].pop("shape")), "is not a JSON object"),
-    "an unknown encoding": (features(lambda f: f["image"]["tensor"].update(encoding="x")), "is not known"),
+    "an image without a shape": (
+        features(lambda f: f["image"]["tensor"].pop("shape")),
+        "is not a JSON object",
+    ),
+    "an unknown encoding": (
+        features(lambda f: f["image"]["tensor"].update(encoding="x")),
+        "is not known",
+    ),
     "a label of text": (features(lambda f: f.update(label=f["id"])), "not ClassLabel"),
     "an id of numbers": (features(lambda f: f.update(id=f["image"])), "not Text"),
-    "a class without a name": (features(lambda f: f["image"].pop("pythonClassName")), "of class 'None'"),
-    "a class of another type": (features(lambda f: f["image"].update(pythonClassName=[1])), "of class '[1]'"),
-    "classes of another type": (features(lambda f: f["label"]["classLabel"].update(numClasses={})), "numClasses"),
-    "classes more than named": (features(lambda f: f["label"]["classLabel"].update(numClasses=8)), "says 8"),
+    "a class without a name": (
+        features(lambda f: f["image"].pop("pythonClassName")),
+        "of class 'None'",
+    ),
+    "a class of another type": (
+        features(lambda f: f["image"].update(pythonClassName=[1])),
+        "of class '[1]'",
+    ),
+    "classes of another type": (
+        features(lambda f: f["label"]["classLabel"].update(numClasses={})),
+        "numClasses",
+    ),
+    "classes more than named": (
+        features(lambda f: f["label"]["classLabel"].update(numClasses=8)),
+        "says 8",
+    ),
     # names of classes
-    "class names missing": (gone(LABELS), "label.labels.txt is missing; write the names of the 7 classes"),
+    "class names missing": (
+        gone(LABELS),
+        "label.labels.txt is missing; write the names of the 7 classes",
+    ),
     "class names empty": (replaced(LABELS, b""), "names 0 classes, features.json says 7"),
     "class names repeated": (replaced(LABELS, b"a\nb\nc\nd\ne\nf\na\n"), "names 'a' 2 times"),
     "class names not UTF-8": (replaced(LABELS, b"\xff\n"), "byte 0 is not UTF-8"),
-    "class names of control characters": (replaced(LABELS, b"a\nb\nc\nd\ne\nf\n\x1b[2J\n"), "is not printable"),
+    "class names of control characters": (
+        replaced(LABELS, b"a\nb\nc\nd\ne\nf\n\x1b[2J\n"),
+        "is not printable",
+    ),
     # Examples
     "examples missing": (gone(TRAINING), f"{TRAINING}: No such file"),
     "examples empty": (replaced(TRAINING, b""), f"{TRAINING}: damaged"),
@@ -374,8 +423,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a bomb of zlib": (encoded("zlib", zlib.compress(bytes(1 << 26))), "example 0 of training"),
     "zlib cut": (encoded("zlib", zlib.compress(bytes(2304))[:5]), "example 0 of training"),
     # Special files
-    **{f"a pipe as {name}": (pipe(name), "a pipe, socket or device") for name in (INFO, FEATURES, LABELS, TRAINING)},
-    **{f"a folder as {name}": (directory(name), "is a folder") for name in (INFO, FEATURES, LABELS, TRAINING)},
+    **{
+        f"a pipe as {name}": (pipe(name), "a pipe, socket or device")
+        for name in (INFO, FEATURES, LABELS, TRAINING)
+    },
+    **{
+        f"a folder as {name}": (directory(name), "is a folder")
+        for name in (INFO, FEATURES, LABELS, TRAINING)
+    },
     "a device as features": (device(FEATURES), "a pipe, socket or device"),
     "a device as class names": (device(LABELS), "a pipe, socket or device"),
     "a device as examples": (device(TRAINING), "leads out of the folder"),
@@ -398,7 +453,8 @@ def test_damage_is_refused_in_one_line(prepared, tmp_path, capfd, damage):
 
 
 @pytest.mark.parametrize(
-    "damage", ["info cut", "features missing", "class names missing", "lengths too large", "examples cut"]
+    "damage",
+    ["info cut", "features missing", "class names missing", "lengths too large", "examples cut"],
 )
 def test_damage_of_a_prepared_fer2013_is_refused(sound, tmp_path, damage):
     folder = Path(shutil.copytree(sound / "fer", tmp_path / "fer"))
@@ -465,7 +521,9 @@ def test_random_damage_never_changes_a_result(prepared):
 
 def test_auto_says_that_it_took_tfds(prepared, capsys):
     assert open_split(prepared, "training", kind="auto").name == "fer2013 training"
-    assert f"{prepared} is read as the set that TFDS prepared in {prepared}" in capsys.readouterr().out
+    assert (
+        f"{prepared} is read as the set that TFDS prepared in {prepared}" in capsys.readouterr().out
+    )
 
 
 def test_auto_takes_a_folder_of_images_with_somebody_elses_info(tmp_path, sound, capsys):

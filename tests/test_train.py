@@ -47,17 +47,26 @@ def test_one_device_equals_eight(tiny_vgg, small_faces):
     Rounding grows with the steps: a pixel that wins a pool by a hair on one side sends its gradient elsewhere.
     """
     for changed, tolerance in (({"epochs": 1, "learning_rate": 1e-4}, 5e-6), ({}, 2e-4)):
-        one, eight = (fitted(tiny_vgg, small_faces.image_set("faces"), make_mesh(n), **changed) for n in (1, 8))
-        for a, b in zip(leaves((one.params, one.rest)), leaves((eight.params, eight.rest)), strict=True):
+        one, eight = (
+            fitted(tiny_vgg, small_faces.image_set("faces"), make_mesh(n), **changed)
+            for n in (1, 8)
+        )
+        for a, b in zip(
+            leaves((one.params, one.rest)), leaves((eight.params, eight.rest)), strict=True
+        ):
             np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 def test_seeds_and_that_the_given_network_is_left_alone(tiny_vgg, small_faces):
     images, before = small_faces.image_set("faces"), leaves(nnx.state(tiny_vgg))
     one, again, other = (fitted(tiny_vgg, images, make_mesh(1), seed=seed) for seed in (0, 0, 1))
-    for a, b in zip(leaves((one.params, one.rest)), leaves((again.params, again.rest)), strict=True):
+    for a, b in zip(
+        leaves((one.params, one.rest)), leaves((again.params, again.rest)), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
-    assert any((a != b).any() for a, b in zip(leaves(one.params), leaves(other.params), strict=True))
+    assert any(
+        (a != b).any() for a, b in zip(leaves(one.params), leaves(other.params), strict=True)
+    )
     for a, b in zip(before, leaves(nnx.state(tiny_vgg)), strict=True):
         np.testing.assert_array_equal(a, b)
     assert len(one.history) == 2
@@ -122,7 +131,9 @@ def test_contrastive_loss():
             return -np.mean([logp[i][truth[i]].mean() for i in range(5)])
 
         want = (one_way(7 * cosines, truth) + one_way(7 * cosines.T, truth.T)) / 2
-        got = tasks.contrastive_loss(jnp.asarray(cosines, jnp.float32), jnp.float32(7), jnp.asarray(truth))
+        got = tasks.contrastive_loss(
+            jnp.asarray(cosines, jnp.float32), jnp.float32(7), jnp.asarray(truth)
+        )
         np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
@@ -131,11 +142,16 @@ def test_tokenizer(tmp_path):
     tokenizer = train_tokenizer(texts, merges=256)
     assert tokenizer.tokenize("Wide Open Eyes") == ["wide</w>", "open</w>", "eyes</w>"]
     ids = tokenizer("Ünknown wörds 🙂")["input_ids"]
-    assert ids.count(len(tokenizer) - 1) == 1  # nothing is unknown: the end token ends the text and stands nowhere else
+    assert (
+        ids.count(len(tokenizer) - 1) == 1
+    )  # nothing is unknown: the end token ends the text and stands nowhere else
     tokenizer.save_pretrained(tmp_path)
     from transformers import CLIPTokenizer
 
-    assert CLIPTokenizer.from_pretrained(tmp_path)(list(texts))["input_ids"] == tokenizer(list(texts))["input_ids"]
+    assert (
+        CLIPTokenizer.from_pretrained(tmp_path)(list(texts))["input_ids"]
+        == tokenizer(list(texts))["input_ids"]
+    )
 
 
 @pytest.mark.parametrize("which", ["new", "shipped"])
@@ -145,26 +161,37 @@ def test_our_clips_are_hugging_face_clips(tmp_path, which):
 
     folder = ASSETS / "clip"
     if which == "new":
-        new, folder = small_clip(faces.random_captions(faces.random_faces(300, 0), 0).texts, 0), tmp_path / "clip"
+        new, folder = (
+            small_clip(faces.random_captions(faces.random_faces(300, 0), 0).texts, 0),
+            tmp_path / "clip",
+        )
         save_clip(folder, new.encoder.model, new.hf_config, new.tokenizer)
     theirs = CLIPModel.from_pretrained(folder).eval()
     ours = load_clip(folder)
     pictures = faces.random_faces(4, 0).render()
     ids = ours.tokenize(["smile", "a face with furrowed brows"])
     with torch.no_grad():
-        pixels = torch.tensor(np.asarray(ours.preprocess(jnp.asarray(pictures)))).permute(0, 3, 1, 2)
+        pixels = torch.tensor(np.asarray(ours.preprocess(jnp.asarray(pictures)))).permute(
+            0, 3, 1, 2
+        )
         image = theirs.visual_projection(theirs.vision_model(pixels).pooler_output).numpy()
-        text = theirs.text_projection(theirs.text_model(torch.tensor(ids, dtype=torch.long)).pooler_output).numpy()
+        text = theirs.text_projection(
+            theirs.text_model(torch.tensor(ids, dtype=torch.long)).pooler_output
+        ).numpy()
     image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
     np.testing.assert_allclose(ours.embed_images(pictures), image, atol=2e-6)
-    np.testing.assert_allclose(ours.embed_texts(["smile", "a face with furrowed brows"]), text, atol=2e-6)
+    np.testing.assert_allclose(
+        ours.embed_texts(["smile", "a face with furrowed brows"]), text, atol=2e-6
+    )
 
 
 def test_clip_learns(small_faces, tmp_path):
     """A few steps bring captions and their faces together; the folder loads by the code that loads any CLIP."""
     rows = []
     options = config.Train(task="clip", epochs=3, batch=48, learning_rate=2e-3)
-    encoder, _ = train_steps.train_clip(options, small_faces, small_faces, tmp_path / "clip", rows.append)
+    encoder, _ = train_steps.train_clip(
+        options, small_faces, small_faces, tmp_path / "clip", rows.append
+    )
     assert rows[-1]["loss"] < rows[0]["loss"]
     loaded = load_clip(tmp_path / "clip")
     assert loaded.key == encoder.key
@@ -174,8 +201,19 @@ def test_clip_learns(small_faces, tmp_path):
 
 def test_train_verb(tmp_path, capsys):
     out = tmp_path / "out"
-    arguments = ["--data.kind", "faces", "--data.limit", "128", "--train.epochs", "2", "--train.batch", "64"]
-    assert cli.main(["train", *arguments, "--out", str(out), "--cache", str(tmp_path / "cache")]) == 0
+    arguments = [
+        "--data.kind",
+        "faces",
+        "--data.limit",
+        "128",
+        "--train.epochs",
+        "2",
+        "--train.batch",
+        "64",
+    ]
+    assert (
+        cli.main(["train", *arguments, "--out", str(out), "--cache", str(tmp_path / "cache")]) == 0
+    )
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2]
     summary = json.loads((out / "summary.json").read_text())
@@ -189,8 +227,14 @@ def test_train_verb(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data.kind", "faces", "--data.limit", "50"], "has 50 images, fewer than a batch; --train.batch 128 is too many"),
-        (["--task", "clip"], "a CLIP is trained on rendered faces, whose captions are known; pass --data.kind faces"),
+        (
+            ["--data.kind", "faces", "--data.limit", "50"],
+            "has 50 images, fewer than a batch; --train.batch 128 is too many",
+        ),
+        (
+            ["--task", "clip"],
+            "a CLIP is trained on rendered faces, whose captions are known; pass --data.kind faces",
+        ),
         ([], "--data.path is needed"),
         (
             ["--data.kind", "faces", "--data.limit", "50", "--train.batch", "50"],
@@ -203,7 +247,19 @@ def test_train_verb(tmp_path, capsys):
     ],
 )
 def test_train_refuses(tmp_path, capsys, arguments, message):
-    assert cli.main(["train", *arguments, "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]) == 2
+    assert (
+        cli.main(
+            [
+                "train",
+                *arguments,
+                "--out",
+                str(tmp_path / "out"),
+                "--cache",
+                str(tmp_path / "cache"),
+            ]
+        )
+        == 2
+    )
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -215,7 +271,9 @@ def test_what_ships_does_what_its_metrics_say():
     people = faces.random_faces(1500, 31)
     pairs = train_steps.pair_accuracy(clip, people, people.render())
     concepts = np.mean([value for name, value in pairs.items() if name not in faces.DISTRACTORS])
-    assert concepts == pytest.approx(told["clip"]["mean_pair_accuracy_of_the_25_concepts"], abs=0.02)
+    assert concepts == pytest.approx(
+        told["clip"]["mean_pair_accuracy_of_the_25_concepts"], abs=0.02
+    )
     assert concepts > 0.9
     accuracy = evaluate(model, people.image_set("faces")).top(1)
     assert accuracy == pytest.approx(told["vgg"]["test_accuracy"], abs=0.04)

@@ -19,7 +19,10 @@ def golden_weights():
         inputs = width
     for name, width in zip(vgg.CONVS, config.widths, strict=True):
         norm = name.replace("conv", "bn")
-        shapes += [(f"{norm}.{leaf}", (width,)) for leaf in ("weight", "bias", "running_mean", "running_var")]
+        shapes += [
+            (f"{norm}.{leaf}", (width,))
+            for leaf in ("weight", "bias", "running_mean", "running_var")
+        ]
     inputs = 2048
     for name, width in (("lin1", 4096), ("lin2", 4096), ("lin3", 7)):
         shapes += [(f"{name}.weight", (width, inputs)), (f"{name}.bias", (width,))]
@@ -29,7 +32,12 @@ def golden_weights():
         n = rng.standard_normal(shape).astype(np.float32)
         layer, leaf = name.split(".")
         if layer.startswith("bn"):
-            value = {"weight": 1 + 0.1 * n, "bias": 0.1 * n, "running_mean": 0.1 * n, "running_var": 1 + 0.1 * abs(n)}[leaf]
+            value = {
+                "weight": 1 + 0.1 * n,
+                "bias": 0.1 * n,
+                "running_mean": 0.1 * n,
+                "running_var": 1 + 0.1 * abs(n),
+            }[leaf]
         else:
             value = n * np.sqrt(2 / np.prod(shape[1:])) if leaf == "weight" else 0.1 * n
         arrays[name] = value.astype(np.float32)
@@ -51,7 +59,11 @@ def test_golden(golden):
     assert relative(logits, data["logits"]) <= 1e-5
     for layer in (*vgg.CONVS, *vgg.HIDDEN):
         tap = np.asarray(taps[layer])
-        for how, pooled in (("avg", tap.mean((1, 2))), ("max", tap.max((1, 2)))) if tap.ndim == 4 else (("avg", tap),):
+        for how, pooled in (
+            (("avg", tap.mean((1, 2))), ("max", tap.max((1, 2))))
+            if tap.ndim == 4
+            else (("avg", tap),)
+        ):
             assert relative(pooled, data[f"{how}/{layer}"]) <= 1e-5, layer
     np.testing.assert_array_equal(taps["lin3"], logits)
 
@@ -183,7 +195,9 @@ def test_loads_into_torch_with_strict(tiny_vgg, batch):
     gain = with_scope(np.linspace(0.5, 2, 20, dtype=np.float32))
     edited = vgg.with_gains(tiny_vgg, {"lin2": gain})
     arrays = vgg.to_torch_state_dict(edited)
-    oracle.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()}, strict=True)
+    oracle.load_state_dict(
+        {name: torch.from_numpy(array) for name, array in arrays.items()}, strict=True
+    )
     oracle.eval()
     with torch.no_grad():
         want = oracle(torch.from_numpy(batch.transpose(0, 3, 1, 2).copy())).numpy()

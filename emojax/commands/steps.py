@@ -13,9 +13,9 @@ import numpy as np
 from rich.table import Table
 
 from emojax import store
-from emojax.commands import study
 from emojax.commands.base import Dissecting, Probing, Studying
 from emojax.commands.console import console, progress, say
+from emojax.commands.study import study_edits
 from emojax.data.concepts import ConceptSet
 from emojax.data.image_set import ImageSet
 from emojax.data.weights import ClipEncoder
@@ -26,6 +26,7 @@ from emojax.dissection.dissect import (
     interpretability,
 )
 from emojax.dissection.dissect import dissect as dissect_record
+from emojax.editing.study import check_study
 from emojax.errors import InputError
 from emojax.models.deep_emotion import DeepEmotion
 from emojax.models.vgg import VggNet
@@ -52,6 +53,20 @@ def check(
     if images.labels is not None:
         concepts.class_mask(images.classes)
     resolve_layers(settings.probe.layers or model.config.probed(), list(model.config.units()))
+
+
+def check_edits(
+    settings: Studying, model: Classifier, images: ImageSet, tests: Sequence[ImageSet]
+) -> None:
+    """Refuses before the probe what the edit would refuse after it."""
+    check_study(
+        model,
+        settings.edit,
+        images,
+        tests,
+        probed=settings.probe.layers,
+        protocol=settings.evaluate.protocol,
+    )
 
 
 def hyperparameters(options: Dissect) -> dict[str, Any]:
@@ -177,12 +192,10 @@ def chain(
     Returns the record and the summary that was written.
     """
     check(settings, model, clip, concepts, images)
-    study.check(settings, model, images, tests)
+    check_edits(settings, model, images, tests)
     record = probe(settings, run, model, images, clip)
     dissection, table1, summary = label(settings, run, record, concepts, clip, model)
-    summary["edit"] = study.edit(
-        settings, run, model, dissection, images, tests, table1, settings.cache
-    )
+    summary["edit"] = study_edits(settings, run, model, dissection, table1, images, tests)
     store.write_json(run.folder / "summary.json", summary)
     return record, summary
 
@@ -198,11 +211,11 @@ def sweep(
 ) -> dict[str, Any]:
     """Probe, labels and the edit, without the labels' files; returns the summary of the edit."""
     check(settings, model, clip, concepts, images)
-    study.check(settings, model, images, tests)
+    check_edits(settings, model, images, tests)
     record = probe(settings, run, model, images, clip)
     dissection = dissect(settings, run, record, concepts, clip)
     table1 = interpretability(dissection, settings.dissect.tau)
-    edit = study.edit(settings, run, model, dissection, images, tests, table1, settings.cache)
+    edit = study_edits(settings, run, model, dissection, table1, images, tests)
     store.write_json(run.folder / "summary.json", {"edit": edit})
     return edit
 

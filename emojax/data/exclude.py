@@ -30,16 +30,24 @@ class Excluded:
         """
         path = Path(path).expanduser()
         try:
-            rows = csv.DictReader(io.StringIO(read_bytes(path).decode("utf-8-sig"), newline=""), strict=True)
+            rows = csv.DictReader(
+                io.StringIO(read_bytes(path).decode("utf-8-sig"), newline=""), strict=True
+            )
             if COLUMN not in (rows.fieldnames or ()):
-                raise InputError(f"{path}: no column {COLUMN!r}; its first line names the columns, as in file,reason")
+                raise InputError(
+                    f"{path}: no column {COLUMN!r}; its first line names the columns, as in file,reason"
+                )
             ids = [row[COLUMN] for row in rows]
         except UnicodeDecodeError as error:
-            raise InputError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+            raise InputError(
+                f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8"
+            ) from None
         except csv.Error as error:
             raise InputError(f"{path}: not a readable csv ({error})") from None
         if not all(ids):
-            raise InputError(f"{path}: entry {1 + [bool(one) for one in ids].index(False)} names no file")
+            raise InputError(
+                f"{path}: entry {1 + [bool(one) for one in ids].index(False)} names no file"
+            )
         return cls(frozenset(ids), str(path))
 
     def rows_left(self, ids: Sequence[str], others: Sequence[str], where: str) -> np.ndarray:
@@ -53,7 +61,9 @@ class Excluded:
         Raises:
           InputError: the list names an image that is of no split, or nothing is left.
         """
-        unknown = sorted(one for one in self.ids.difference(ids) if not one.startswith(tuple(others)))
+        unknown = sorted(
+            one for one in self.ids.difference(ids) if not one.startswith(tuple(others))
+        )
         if unknown:
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             raise InputError(

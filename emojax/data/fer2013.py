@@ -62,9 +62,13 @@ def read_csv(path: Path, refused: Refused | None = None) -> Iterator[Face]:
             reader = csv.reader(file)
             header = [column.strip() for column in next(reader, [])]
             if header != _COLUMNS:
-                raise InputError(f"{path}: columns are {short(','.join(header))}, not {','.join(_COLUMNS)!r}")
+                raise InputError(
+                    f"{path}: columns are {short(','.join(header))}, not {','.join(_COLUMNS)!r}"
+                )
             for number, row in enumerate(reader, 1):
-                face = _attempt(lambda n=number, r=row: _csv_face(path, n, r), f"row {number}", refused)
+                face = _attempt(
+                    lambda n=number, r=row: _csv_face(path, n, r), f"row {number}", refused
+                )
                 if face is not None:
                     yield face
     except UnicodeDecodeError as error:
@@ -98,7 +102,9 @@ def _csv_face(path: Path, number: int, row: list[str]) -> Face:
     try:
         face = bytes(map(_PIXELS.__getitem__, values))
     except KeyError as error:
-        raise InputError(f"{where}: pixel value {short(error.args[0])} is not a whole number from 0 to 255") from None
+        raise InputError(
+            f"{where}: pixel value {short(error.args[0])} is not a whole number from 0 to 255"
+        ) from None
     if len(face) != SIZE * SIZE:
         raise InputError(f"{where}: {len(face)} pixel values, not {SIZE * SIZE}")
     return Face(_USAGE[usage.strip()], int(label), face, f"row {number}")
@@ -112,10 +118,14 @@ def read_folder(path: Path, refused: Refused | None = None) -> Iterator[Face]:
     """
     for part in ("train", "test"):
         if not (path / part).is_dir():
-            raise InputError(f"{path}: no folder {part!r} in it; FER2013 has train/<emotion>/ and test/<emotion>/")
+            raise InputError(
+                f"{path}: no folder {part!r} in it; FER2013 has train/<emotion>/ and test/<emotion>/"
+            )
         for folder in (entry for entry in entries(path / part) if entry.is_dir()):
             if folder.name not in CLASSES:
-                raise InputError(f"{folder}: {folder.name!r} is no class of FER2013{did_you_mean(folder.name, CLASSES)}")
+                raise InputError(
+                    f"{folder}: {folder.name!r} is no class of FER2013{did_you_mean(folder.name, CLASSES)}"
+                )
             for file in entries(folder):
                 source = f"{part}/{folder.name}/{file.name}"
                 face = _attempt(lambda f=file, s=source: _file_face(f, s), source, refused)
@@ -127,7 +137,9 @@ def _file_face(file: Path, source: str) -> Face:
     part, label, name = source.split("/")
     usage = name.partition("_")[0]
     if usage not in _USAGE or (usage == "Training") != (part == "train"):
-        raise InputError(f"{file}: a file of {part} is not named after its split ({', '.join(_USAGE)})")
+        raise InputError(
+            f"{file}: a file of {part} is not named after its split ({', '.join(_USAGE)})"
+        )
     return Face(_USAGE[usage], CLASSES.index(label), _gray48(file), source)
 
 
@@ -151,7 +163,9 @@ def read(source: Path, refused: Refused | None = None) -> Iterator[Face]:
         return read_csv(source / "fer2013.csv", refused)
     if source.is_dir():
         return read_folder(source, refused)
-    raise InputError(f"no FER2013 at {str(source)!r}; pass --source fer2013.csv or the folder with train/ and test/")
+    raise InputError(
+        f"no FER2013 at {str(source)!r}; pass --source fer2013.csv or the folder with train/ and test/"
+    )
 
 
 def looks_raw(path: Path) -> bool:
@@ -221,7 +235,9 @@ def prepare(faces: Iterable[Face], folder: Path) -> dict[str, np.ndarray]:
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces downloads that do not happen
         try:
-            Fer2013(faces=faces, data_dir=folder).download_and_prepare(download_dir=folder / "downloads")
+            Fer2013(faces=faces, data_dir=folder).download_and_prepare(
+                download_dir=folder / "downloads"
+            )
         except RuntimeError as error:  # array_record's words for an error of the disk
             for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
                 if os.strerror(code) in str(error):

@@ -75,7 +75,9 @@ def splits_of(path: Path) -> dict[str, Path]:
         return {"all": path}
     splits = {folder.name: folder for folder in folders if _subfolders(folder)}
     if not splits:
-        raise InputError(f"{path}: no images in it; expected <class>/<image> or <split>/<class>/<image>")
+        raise InputError(
+            f"{path}: no images in it; expected <class>/<image> or <split>/<class>/<image>"
+        )
     return splits
 
 
@@ -90,7 +92,9 @@ def _scan(file: Path) -> tuple[str, tuple[int, int], int]:
     return hashlib.sha256(data).hexdigest(), *read_header(file, data)
 
 
-def load(path: Path, split: str, *, size: int | None = None, excluded: Excluded | None = None) -> ImageSet:
+def load(
+    path: Path, split: str, *, size: int | None = None, excluded: Excluded | None = None
+) -> ImageSet:
     """A split of an image folder; `split="all"` for a folder of class folders without splits.
 
     `size` is the side of the square that images are brought to: the common side when None and all images are squares
@@ -103,14 +107,22 @@ def load(path: Path, split: str, *, size: int | None = None, excluded: Excluded 
     splits = splits_of(path)
     if split not in splits:
         if splits == {"all": path}:
-            raise InputError(f"{path} has class folders and no splits; pass the split 'all' instead of {split!r}")
+            raise InputError(
+                f"{path} has class folders and no splits; pass the split 'all' instead of {split!r}"
+            )
         raise InputError(f"{path} has no split {split!r}{did_you_mean(split, splits)}")
     classes, name = files_of(splits[split]), f"{path.name} {split}"
     check(tuple(classes), str(splits[split]))
-    found = [(file.relative_to(path).as_posix(), label) for label, files in enumerate(classes.values()) for file in files]
+    found = [
+        (file.relative_to(path).as_posix(), label)
+        for label, files in enumerate(classes.values())
+        for file in files
+    ]
     if excluded is not None:
         others = [f"{other}/" for other in splits if other != split]
-        found = [found[row] for row in excluded.rows_left([each for each, _ in found], others, name)]
+        found = [
+            found[row] for row in excluded.rows_left([each for each, _ in found], others, name)
+        ]
     if not found:
         raise InputError(f"{name}: no images in its class folders")
     ids, labels = [each for each, _ in found], np.asarray([label for _, label in found], np.int32)
@@ -119,7 +131,9 @@ def load(path: Path, split: str, *, size: int | None = None, excluded: Excluded 
         return list(pool.map(_scan, (path / each for each in ids[at : at + _CHUNK])))
 
     with ThreadPoolExecutor(4) as pool:
-        scanned = [one for chunk in map_in_shares(scan, range(0, len(ids), _CHUNK)) for one in chunk]
+        scanned = [
+            one for chunk in map_in_shares(scan, range(0, len(ids), _CHUNK)) for one in chunk
+        ]
     hashes, sizes, channels = zip(*scanned, strict=True)
     if size is None:
         squares = {tuple(each) for each in sizes}

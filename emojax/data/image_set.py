@@ -64,7 +64,9 @@ class ImageSet:
         if images.ndim == 3:
             images = images[..., None]
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
-            raise InputError(f"{name}: images are uint8 [I, H, W], [.., 1] or [.., 3], not {images.dtype} {images.shape}")
+            raise InputError(
+                f"{name}: images are uint8 [I, H, W], [.., 1] or [.., 3], not {images.dtype} {images.shape}"
+            )
         if not len(images):
             raise InputError(f"{name}: no image in it")
         if labels is not None:
@@ -72,10 +74,14 @@ class ImageSet:
             if labels.shape != images.shape[:1]:
                 raise InputError(f"{name}: {len(images)} images but labels of shape {labels.shape}")
             if labels.min() < 0 or labels.max() >= len(classes):
-                raise InputError(f"{name}: labels must lie in 0…{len(classes) - 1}, the indices of the class names")
+                raise InputError(
+                    f"{name}: labels must lie in 0…{len(classes) - 1}, the indices of the class names"
+                )
         class_names.check(classes, name)
         ids = [f"{name}/{i}" for i in range(len(images))] if ids is None else ids
-        return cls(images, labels, tuple(classes), ids, content_key([images, labels, list(classes)]), name)
+        return cls(
+            images, labels, tuple(classes), ids, content_key([images, labels, list(classes)]), name
+        )
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -86,7 +92,9 @@ class ImageSet:
             return self
         labels = None if self.labels is None else self.labels[:limit]
         key = content_key([self.key, limit])
-        return replace(self, images=_First(self.images, limit), labels=labels, ids=self.ids[:limit], key=key)
+        return replace(
+            self, images=_First(self.images, limit), labels=labels, ids=self.ids[:limit], key=key
+        )
 
     def in_order(self, classes: Sequence[str], *, of: str = "the network") -> "ImageSet":
         """The same images with their classes matched by name to those of `of`, in that order.

@@ -17,7 +17,9 @@ class Batch(NamedTuple):
     indices: np.ndarray
 
 
-def batches(images: Images, size: int, *, start: int = 0, rows: slice | None = None) -> Iterator[Batch]:
+def batches(
+    images: Images, size: int, *, start: int = 0, rows: slice | None = None
+) -> Iterator[Batch]:
     """Batches of one shape from image `start` on, or those `rows` of each.
 
     Grain reads on two threads, at most two batches ahead of the caller, and gives them in order. A batch depends on its
@@ -34,7 +36,9 @@ def batches(images: Images, size: int, *, start: int = 0, rows: slice | None = N
         pad = high - low - len(chunk)
         indices = np.full(high - low, EMPTY, np.int32)
         indices[: len(chunk)] = np.arange(first, last, dtype=np.int32)
-        return Batch(np.pad(chunk, ((0, pad), (0, 0), (0, 0), (0, 0))) if pad else np.asarray(chunk), indices)
+        return Batch(
+            np.pad(chunk, ((0, pad), (0, 0), (0, 0), (0, 0))) if pad else np.asarray(chunk), indices
+        )
 
     if start < total:
         ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
@@ -57,12 +61,16 @@ class _Rows:
         return self._images[row : row + 1][0], self._labels[row]
 
 
-def stream(images: Images, labels: np.ndarray, rows: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def stream(
+    images: Images, labels: np.ndarray, rows: Iterable[np.ndarray]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches (images [B, H, W, C], labels [B]) of the given rows [B] each, read ahead by Grain on several threads."""
     import grain
 
     rows = list(rows)
     if not rows:
         return iter(())
-    source = grain.MapDataset.source(_Rows(images, labels, np.concatenate(rows))).batch(len(rows[0]))
+    source = grain.MapDataset.source(_Rows(images, labels, np.concatenate(rows))).batch(
+        len(rows[0])
+    )
     return iter(source.to_iter_dataset(grain.ReadOptions(num_threads=4, prefetch_buffer_size=8)))

@@ -56,7 +56,9 @@ def map_images(
     return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:total], *results)
 
 
-def _program(function: Callable[..., Any], mesh: jax.sharding.Mesh, tile: int) -> Callable[..., Any]:
+def _program(
+    function: Callable[..., Any], mesh: jax.sharding.Mesh, tile: int
+) -> Callable[..., Any]:
     return data_parallel(function, mesh, replicated=1, sharded=1, tile=tile)
 
 

@@ -14,7 +14,9 @@ from emojax.synthetic import faces
 Kind = Literal["auto", "fer2013", "tfds", "folder", "faces"]
 
 
-def resolve(path: Path | None, kind: Kind = "auto", *, raw: bool = False) -> tuple[str, Path | None]:
+def resolve(
+    path: Path | None, kind: Kind = "auto", *, raw: bool = False
+) -> tuple[str, Path | None]:
     """What a path is, `fer2013` (prepared), `folder`, `faces` or, where that will do, `raw`; and the path itself.
 
     Raises:
@@ -26,7 +28,9 @@ def resolve(path: Path | None, kind: Kind = "auto", *, raw: bool = False) -> tup
         raise InputError("--data.path is needed: a prepared FER2013 or an image folder")
     path = Path(path).expanduser()
     if not path.exists():
-        raise InputError(f"no data at {str(path)!r}; pass --data.path a prepared FER2013 or an image folder")
+        raise InputError(
+            f"no data at {str(path)!r}; pass --data.path a prepared FER2013 or an image folder"
+        )
     if kind == "auto":
         if raw and (path.suffix == ".csv" or fer2013.looks_raw(path)):
             return "raw", path
@@ -38,7 +42,9 @@ def resolve(path: Path | None, kind: Kind = "auto", *, raw: bool = False) -> tup
             )
         kind = "fer2013" if fer2013.is_prepared(path) else _tfds_or_folder(path)
     if kind == "fer2013" and not fer2013.is_prepared(path):
-        raise InputError(f"{path} is not a prepared FER2013; run `emojax prepare --source {path} --out DIR`")
+        raise InputError(
+            f"{path} is not a prepared FER2013; run `emojax prepare --source {path} --out DIR`"
+        )
     return kind, path
 
 
@@ -92,11 +98,17 @@ def open_split(
     excluded = None if exclude is None else Excluded.read(exclude)
     if kind == "faces":
         images = faces.split(split, limit).image_set(f"faces/{split}")
-        return images.without(excluded, [f"faces/{name}/" for name in faces.SPLITS if name != split])
+        return images.without(
+            excluded, [f"faces/{name}/" for name in faces.SPLITS if name != split]
+        )
     if kind == "folder":
         return folder.load(path, split, size=size, excluded=excluded).first(limit)
     if kind == "tfds":
-        return tfds_set.load(path, split).without(excluded, [f"{name}/" for name in tfds_set.splits(path)]).first(limit)
+        return (
+            tfds_set.load(path, split)
+            .without(excluded, [f"{name}/" for name in tfds_set.splits(path)])
+            .first(limit)
+        )
     if split not in fer2013.SPLITS:
         raise InputError(f"FER2013 has no split {split!r}{did_you_mean(split, fer2013.SPLITS)}")
     others = [f"{name}-" for name in fer2013.SPLITS if name != split]

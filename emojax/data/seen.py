@@ -57,13 +57,19 @@ def warnings(seen: Iterable[Seen] | None, weights: str, tests: Iterable[ImageSet
     tests = list(tests)
     if seen is None:
         names = ", ".join(images.name for images in tests)
-        return [f"{weights} does not say what it was trained on, so it counts as having seen {names}"]
+        return [
+            f"{weights} does not say what it was trained on, so it counts as having seen {names}"
+        ]
     lines = {
         "trained": "was trained on {}: accuracy there says nothing",
         "chosen": "was chosen on {}: accuracy is flattered",
     }
     found = {}
     for images in tests:
-        for role in sorted({each.role for each in seen if images.name == each.name or images.key == each.key}):
-            found[images.name] = f"{weights} {lines[role].format(images.name)}"  # "trained", the worse, comes last
+        for role in sorted(
+            {each.role for each in seen if images.name == each.name or images.key == each.key}
+        ):
+            found[images.name] = (
+                f"{weights} {lines[role].format(images.name)}"  # "trained", the worse, comes last
+            )
     return list(found.values())

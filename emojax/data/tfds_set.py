@@ -64,7 +64,9 @@ class Examples:
                 found.append([readers[column](features[column]) for column in columns])
             except (DecodeError, ValueError, OverflowError, IndexError, zlib.error) as error:
                 reason = " ".join(str(error).split()) or "empty"
-                raise InputError(f"{name}: not as features.json describes it ({reason}); prepare the set again") from None
+                raise InputError(
+                    f"{name}: not as features.json describes it ({reason}); prepare the set again"
+                ) from None
         return found
 
     def _image(self, feature: Any) -> np.ndarray:

@@ -26,7 +26,10 @@ from emojax.store import atomic_folder, content_key, save_arrays, write_json
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _TEXT_BATCH = 64
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of OpenAI's images
+CLIP_MEAN, CLIP_STD = (
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+)  # of OpenAI's images
 _Model = TypeVar("_Model", bound=nnx.Module)
 _Classifier = TypeVar("_Classifier", vgg.VggNet, deep_emotion.DeepEmotion)
 
@@ -58,7 +61,9 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError:
-        raise InputError(f"{path} is not .safetensors; reading a PyTorch file needs torch: pip install torch") from None
+        raise InputError(
+            f"{path} is not .safetensors; reading a PyTorch file needs torch: pip install torch"
+        ) from None
     import pickle
 
     try:
@@ -69,10 +74,13 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     for key in ("params", "state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not all(isinstance(v, torch.Tensor) for v in loaded.values()):
+    if not isinstance(loaded, Mapping) or not all(
+        isinstance(v, torch.Tensor) for v in loaded.values()
+    ):
         raise InputError(f"{path}: no state dict (names to tensors) in it")
     return {
-        name: tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy() for name, tensor in loaded.items()
+        name: tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
+        for name, tensor in loaded.items()
     }
 
 
@@ -149,13 +157,18 @@ def save_vgg(model: vgg.VggNet, path: Path | str, *, seen: Iterable[Seen] | None
     _save(model, vgg.to_torch_state_dict(model), path, seen)
 
 
-def save_deep_emotion(model: deep_emotion.DeepEmotion, path: Path | str, *, seen: Iterable[Seen] | None = None) -> None:
+def save_deep_emotion(
+    model: deep_emotion.DeepEmotion, path: Path | str, *, seen: Iterable[Seen] | None = None
+) -> None:
     """Writes safetensors in PyTorch's names, as `save_vgg` does."""
     _save(model, deep_emotion.to_torch_state_dict(model), path, seen)
 
 
 def save_network(
-    model: vgg.VggNet | deep_emotion.DeepEmotion, path: Path | str, *, seen: Iterable[Seen] | None = None
+    model: vgg.VggNet | deep_emotion.DeepEmotion,
+    path: Path | str,
+    *,
+    seen: Iterable[Seen] | None = None,
 ) -> None:
     """Either network, as `save_vgg` does."""
     (save_vgg if isinstance(model, vgg.VggNet) else save_deep_emotion)(model, path, seen=seen)
@@ -183,7 +196,9 @@ class Preprocess:
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """uint8 [B, H, W, C] → float32 [B, crop, crop, 3]."""
-        return image.clip_preprocess(images, resize=self.resize, crop=self.crop, mean=self.mean, std=self.std)
+        return image.clip_preprocess(
+            images, resize=self.resize, crop=self.crop, mean=self.mean, std=self.std
+        )
 
 
 class HfTokenizer:
@@ -200,7 +215,9 @@ class HfTokenizer:
     def key(self) -> str:
         """Content key: vocabulary, merges, special tokens, normalization, and what it makes of a sample."""
         rules = json.loads(self._tokenizer.backend_tokenizer.to_str())
-        rules = {name: part for name, part in rules.items() if name not in ("padding", "truncation")}
+        rules = {
+            name: part for name, part in rules.items() if name not in ("padding", "truncation")
+        }
         special = " ".join(map(str, self._tokenizer.all_special_tokens))
         # The sample tells what Python's side adds: special tokens within a text, for one.
         return content_key([json.dumps(rules, sort_keys=True), self([f"A sample: {special} é"])])
@@ -226,7 +243,10 @@ class ClipEncoder:
     @cached_property
     def key(self) -> str:
         """Content key of the weights, the settings, the preprocessing and the tokenizer."""
-        weights = {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(self.model))}
+        weights = {
+            "/".join(map(str, path)): leaf[...]
+            for path, leaf in nnx.to_flat_state(nnx.state(self.model))
+        }
         tokenizer = getattr(self.tokenizer, "key", None)
         return content_key([weights, repr(self.model.config), repr(self.preprocess), tokenizer])
 
@@ -239,7 +259,9 @@ class ClipEncoder:
         rows, context = self.tokenizer(list(texts)), self.model.config.context
         for text, row in zip(texts, rows, strict=True):
             if len(row) > context:
-                raise InputError(f"{text!r} is {len(row)} tokens long, {self.name} takes {context}; shorten it")
+                raise InputError(
+                    f"{text!r} is {len(row)} tokens long, {self.name} takes {context}; shorten it"
+                )
         length = min(context, -(-max(map(len, rows)) // 8) * 8)
         ids = np.zeros((len(rows), length), np.int32)
         for at, row in enumerate(rows):
@@ -252,9 +274,13 @@ class ClipEncoder:
 
     def embed_images(self, images: Any, *, batch: int = 512) -> np.ndarray:
         """Unit embeddings [I, D] float32 of uint8 images [I, H, W, C], a batch at a time."""
-        return self._embed(lambda model, chunk: model.image_features(self.preprocess(chunk)), images, batch)
+        return self._embed(
+            lambda model, chunk: model.image_features(self.preprocess(chunk)), images, batch
+        )
 
-    def _embed(self, features: Callable[[clip_model.Clip, jax.Array], jax.Array], rows: Any, batch: int) -> np.ndarray:
+    def _embed(
+        self, features: Callable[[clip_model.Clip, jax.Array], jax.Array], rows: Any, batch: int
+    ) -> np.ndarray:
         """Unit rows of what a tower gives, in batches of one shape; the last is filled with copies of its last row."""
         graphdef, state = nnx.split(self.model)
 
@@ -303,7 +329,9 @@ def load_clip(source: str | Path, *, dtype: str = "float32") -> ClipEncoder:
 def _from_hub(name: str) -> Path:
     local = f"no CLIP folder {name!r}"
     if not _HUB_NAME.fullmatch(name):
-        raise InputError(f"{local}; pass --clip.path a folder with config.json and model.safetensors, or a hub name")
+        raise InputError(
+            f"{local}; pass --clip.path a folder with config.json and model.safetensors, or a hub name"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -322,7 +350,9 @@ def _hf_config(folder: Path) -> clip_model.ClipConfig:
     try:
         raw = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{folder}: no config.json in it; is this a Hugging Face CLIP folder?") from None
+        raise InputError(
+            f"{folder}: no config.json in it; is this a Hugging Face CLIP folder?"
+        ) from None
     except (ValueError, OSError, RecursionError) as error:
         raise InputError(f"{path}: not readable JSON ({error})") from None
     if not isinstance(raw, dict) or raw.get("model_type") != "clip":
@@ -333,7 +363,14 @@ def _hf_config(folder: Path) -> clip_model.ClipConfig:
 
     try:
         return clip_model.ClipConfig.from_hf(CLIPConfig(**raw).to_dict())
-    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError, StrictDataclassError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        ZeroDivisionError,
+        StrictDataclassError,
+    ) as error:
         raise InputError(f"{path}: not the settings of a ViT CLIP ({error})") from None
 
 
@@ -348,7 +385,9 @@ def _hf_preprocess(folder: Path, image_size: int) -> Preprocess:
         steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
         off = [step for step in steps if not settings.get(step)]
         if off or settings["resample"] != 3 or abs(settings["rescale_factor"] - 1 / 255) > 1e-9:
-            raise ValueError("only bicubic resize, centre crop, division by 255 and normalisation are supported")
+            raise ValueError(
+                "only bicubic resize, centre crop, division by 255 and normalisation are supported"
+            )
         size, crop = dict(settings["size"]), dict(settings["crop_size"])
         if "shortest_edge" not in size or not size["shortest_edge"]:
             raise ValueError(f"size is {size}, not a shortest_edge")
@@ -358,12 +397,19 @@ def _hf_preprocess(folder: Path, image_size: int) -> Preprocess:
             mean=tuple(settings["image_mean"]),
             std=tuple(settings["image_std"]),
         )
-        if not all(len(each) == 3 and np.isfinite(each).all() for each in (made.mean, made.std)) or min(made.std) <= 0:
-            raise ValueError(f"image_mean {made.mean} and image_std {made.std} are not three numbers each, std above zero")
+        if (
+            not all(len(each) == 3 and np.isfinite(each).all() for each in (made.mean, made.std))
+            or min(made.std) <= 0
+        ):
+            raise ValueError(
+                f"image_mean {made.mean} and image_std {made.std} are not three numbers each, std above zero"
+            )
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise InputError(f"{path}: {error}") from None
     if made.crop != (image_size, image_size) or made.resize < image_size:
-        raise InputError(f"{path}: crops {made.crop} from {made.resize}, but config.json says images of {image_size}")
+        raise InputError(
+            f"{path}: crops {made.crop} from {made.resize}, but config.json says images of {image_size}"
+        )
     return made
 
 
@@ -398,7 +444,9 @@ def _hf_weights(folder: Path) -> dict[str, np.ndarray]:
         return arrays
     if (folder / "pytorch_model.bin").is_file():
         return read_arrays(folder / "pytorch_model.bin")
-    raise InputError(f"{folder}: no model.safetensors in it, nor shards with model.safetensors.index.json")
+    raise InputError(
+        f"{folder}: no model.safetensors in it, nor shards with model.safetensors.index.json"
+    )
 
 
 def save_clip(folder: Path, model: clip_model.Clip, hf_config: Any, tokenizer: Any) -> None:
@@ -410,7 +458,11 @@ def save_clip(folder: Path, model: clip_model.Clip, hf_config: Any, tokenizer: A
     with atomic_folder(Path(folder)) as building:
         hf_config.save_pretrained(building)
         tokenizer.save_pretrained(building)
-        save_arrays(clip_model.to_hf_state_dict(model), building / "model.safetensors", metadata={"format": "pt"})
+        save_arrays(
+            clip_model.to_hf_state_dict(model),
+            building / "model.safetensors",
+            metadata={"format": "pt"},
+        )
         write_json(
             building / "preprocessor_config.json",
             {

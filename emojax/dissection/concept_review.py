@@ -21,7 +21,9 @@ class Problem(NamedTuple):
     detail: str
 
 
-def review(found: Sequence[Entry], clip: ClipEncoder | None = None, *, synonym: float = 0.95) -> list[Problem]:
+def review(
+    found: Sequence[Entry], clip: ClipEncoder | None = None, *, synonym: float = 0.95
+) -> list[Problem]:
     """Blank and repeated lines and, with a CLIP, texts over its context and pairs with a cosine of at least `synonym`.
 
     The last blank lines of a file are not complained about.
@@ -33,7 +35,11 @@ def review(found: Sequence[Entry], clip: ClipEncoder | None = None, *, synonym: 
         if not entry.concept and entry.line < last:
             problems.append(Problem(entry.line, "", "blank", "dropped"))
         elif entry.concept in first:
-            problems.append(Problem(entry.line, entry.concept, "duplicate", f"first on line {first[entry.concept]}"))
+            problems.append(
+                Problem(
+                    entry.line, entry.concept, "duplicate", f"first on line {first[entry.concept]}"
+                )
+            )
         elif entry.concept:
             first[entry.concept] = entry.line
     if clip is None:
@@ -42,7 +48,9 @@ def review(found: Sequence[Entry], clip: ClipEncoder | None = None, *, synonym: 
     context, short = clip.model.config.context, []
     for concept, tokens in zip(first, clip.tokenizer(list(first)) if first else [], strict=True):
         if len(tokens) > context:
-            problems.append(Problem(first[concept], concept, "too_long", f"{len(tokens)} tokens, {context} fit"))
+            problems.append(
+                Problem(first[concept], concept, "too_long", f"{len(tokens)} tokens, {context} fit")
+            )
         else:
             short.append(concept)
     if len(short) > 1:

@@ -72,7 +72,9 @@ class Dissection:
     def layer_scores(self, layer: str) -> np.ndarray:
         """Maximum similarity of the units of one layer."""
         if layer not in self.record.layers:
-            raise InputError(f"layer {layer!r} was not probed; probed: {', '.join(self.record.layers)}")
+            raise InputError(
+                f"layer {layer!r} was not probed; probed: {', '.join(self.record.layers)}"
+            )
         return self.best[self.record.segment_ids == list(self.record.layers).index(layer)]
 
     @cached_property
@@ -84,7 +86,9 @@ class Dissection:
         described = mask[self.labels]  # [U, classes]: classes that the unit's label speaks for
         top = self.record.top_k(min(DESCRIBED_BY, self.record.images)).indices
         hits = np.take_along_axis(described, self.record.labels[top], axis=1)
-        share = np.bincount(self.record.labels, minlength=len(self.record.classes)) / self.record.images
+        share = (
+            np.bincount(self.record.labels, minlength=len(self.record.classes)) / self.record.images
+        )
         return Description(hits.mean(axis=1), described @ share)
 
 
@@ -127,7 +131,9 @@ def dissect(
     if text_embeddings is None:
         clip = clip or record.clip
         if clip is None:
-            raise InputError("this record was read from disk: pass the clip that made it, or text_embeddings")
+            raise InputError(
+                "this record was read from disk: pass the clip that made it, or text_embeddings"
+            )
         text_embeddings = embed_concepts(clip, concepts)
     if clip is not None and clip.key != record.clip_key:
         raise InputError(
@@ -140,9 +146,13 @@ def dissect(
     mesh, confidence = mesh or make_mesh(), None
     match similarity:
         case "soft_wpmi":
-            scores, confidence = pmi.score(record, texts, pmi.SoftWpmi(**hyperparameters), null_sets, mesh)
+            scores, confidence = pmi.score(
+                record, texts, pmi.SoftWpmi(**hyperparameters), null_sets, mesh
+            )
         case "wpmi":
-            scores, confidence = pmi.score(record, texts, pmi.Wpmi(**hyperparameters), null_sets, mesh)
+            scores, confidence = pmi.score(
+                record, texts, pmi.Wpmi(**hyperparameters), null_sets, mesh
+            )
         case "rank_reorder":
             scores = np.asarray(_rank_reorder(record, texts, **hyperparameters))
         case "cos_similarity":
@@ -150,7 +160,9 @@ def dissect(
         case "cos_similarity_cubed":
             scores = np.asarray(_cosine_cubed(record, texts, **hyperparameters))
         case _:
-            raise InputError(f"no similarity function {similarity!r}; known: {', '.join(Similarity.__args__)}")
+            raise InputError(
+                f"no similarity function {similarity!r}; known: {', '.join(Similarity.__args__)}"
+            )
     bad = ~np.isfinite(scores)
     if bad.any():
         unit, concept = np.argwhere(bad)[0]
@@ -161,7 +173,9 @@ def dissect(
     return Dissection(record, concepts, similarity, scores, confidence)
 
 
-def embed_concepts(clip: ClipEncoder, concepts: ConceptSet, cache: Path | None = None) -> np.ndarray:
+def embed_concepts(
+    clip: ClipEncoder, concepts: ConceptSet, cache: Path | None = None
+) -> np.ndarray:
     """Unit embeddings [C, D] of the concepts, cached in `cache` by the content of concepts and CLIP.
 
     The tokens are part of the key: whatever a tokenizer is, nothing else of it reaches the network.
@@ -176,16 +190,23 @@ def embed_concepts(clip: ClipEncoder, concepts: ConceptSet, cache: Path | None =
 
 def _cosine(record: ProbeRecord, texts: jax.Array) -> jax.Array:
     cross, square, gram = (
-        jnp.asarray(x, jnp.float32) for x in (record.moments.cross, record.moments.square, record.moments.gram)
+        jnp.asarray(x, jnp.float32)
+        for x in (record.moments.cross, record.moments.square, record.moments.gram)
     )
     return jax.jit(ops.cos_similarity_from_moments)(cross, square, gram, texts)
 
 
 def _cosine_cubed(record: ProbeRecord, texts: jax.Array, *, min_norm: float = 1e-3) -> jax.Array:
     if record.activations is None:
-        raise InputError("cos_similarity_cubed needs the activations; probe with --probe.keep-activations")
-    against = jnp.matmul(jnp.asarray(record.embeddings), texts.T, precision=jax.lax.Precision.HIGHEST)
-    return jax.jit(functools.partial(ops.cos_similarity_cubed, min_norm=min_norm))(against, jnp.asarray(record.activations))
+        raise InputError(
+            "cos_similarity_cubed needs the activations; probe with --probe.keep-activations"
+        )
+    against = jnp.matmul(
+        jnp.asarray(record.embeddings), texts.T, precision=jax.lax.Precision.HIGHEST
+    )
+    return jax.jit(functools.partial(ops.cos_similarity_cubed, min_norm=min_norm))(
+        against, jnp.asarray(record.activations)
+    )
 
 
 def _rank_reorder(
@@ -200,13 +221,23 @@ def _rank_reorder(
 ) -> jax.Array:
     n = ops.rank_reorder_size(record.images, top_fraction)
     if n < 2:
-        raise InputError(f"rank_reorder ranks {top_fraction:.0%} of the images; {record.images} images are too few")
+        raise InputError(
+            f"rank_reorder ranks {top_fraction:.0%} of the images; {record.images} images are too few"
+        )
     top = record.top_k(n)
     if permutations is None:
-        permutations = ops.random_permutations(jax.random.key(0) if key is None else key, len(top.indices), n)
+        permutations = ops.random_permutations(
+            jax.random.key(0) if key is None else key, len(top.indices), n
+        )
 
     @jax.jit
-    def run(images: jax.Array, texts: jax.Array, values: jax.Array, indices: jax.Array, orders: jax.Array) -> jax.Array:
+    def run(
+        images: jax.Array,
+        texts: jax.Array,
+        values: jax.Array,
+        indices: jax.Array,
+        orders: jax.Array,
+    ) -> jax.Array:
         baseline = ops.rank_reorder_baseline(values, orders, p)
 
         def unit(one: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
@@ -216,7 +247,11 @@ def _rank_reorder(
 
         return jax.lax.map(unit, (values, indices, baseline))
 
-    return run(jnp.asarray(record.embeddings), texts, *map(jnp.asarray, (top.values, top.indices, permutations)))
+    return run(
+        jnp.asarray(record.embeddings),
+        texts,
+        *map(jnp.asarray, (top.values, top.indices, permutations)),
+    )
 
 
 @dataclass(frozen=True)
@@ -258,7 +293,9 @@ def interpretability(dissection: Dissection, tau: float = 0.0) -> list[LayerSumm
             for a, c in zip(accuracy[:2], chance, strict=True)
         ]
         count = int(above.sum())
-        rows.append(LayerSummary(layer, count, units - count, *accuracy, count / units, *chance, *adjusted))
+        rows.append(
+            LayerSummary(layer, count, units - count, *accuracy, count / units, *chance, *adjusted)
+        )
     return rows
 
 

@@ -32,7 +32,9 @@ class Affinity(NamedTuple):
     correlation: np.ndarray
 
 
-def activations(network: Network, images: ImageSet, layers: Sequence[str], how: Pool = "avg") -> np.ndarray:
+def activations(
+    network: Network, images: ImageSet, layers: Sequence[str], how: Pool = "avg"
+) -> np.ndarray:
     """Pooled activations [I, U] of the layers, in a row, for every image."""
 
     def forward(params: Any, chunk: jax.Array) -> jax.Array:
@@ -49,9 +51,13 @@ def affinity(responses: np.ndarray, presence: np.ndarray) -> Affinity:
       ValueError: the shapes do not fit.
     """
     if responses.ndim != 2 or presence.ndim != 2 or len(responses) != len(presence):
-        raise ValueError(f"responses {responses.shape} and presence {presence.shape} are not of the same images")
+        raise ValueError(
+            f"responses {responses.shape} and presence {presence.shape} are not of the same images"
+        )
     present, absent = (jnp.asarray(presence == value, jnp.float32) for value in (1, 0))
-    return Affinity(*map(np.asarray, _affinity(jnp.asarray(responses, jnp.float32), present, absent)))
+    return Affinity(
+        *map(np.asarray, _affinity(jnp.asarray(responses, jnp.float32), present, absent))
+    )
 
 
 @jax.jit
@@ -61,12 +67,17 @@ def _affinity(responses: jax.Array, present: jax.Array, absent: jax.Array) -> tu
     def unit(values: jax.Array) -> tuple[jax.Array, jax.Array]:
         order = jnp.argsort(values)
         sorted_values, yes, no = values[order], present[order], absent[order]
-        first = jnp.searchsorted(sorted_values, sorted_values, side="left")  # equal values make a group
+        first = jnp.searchsorted(
+            sorted_values, sorted_values, side="left"
+        )  # equal values make a group
         last = jnp.searchsorted(sorted_values, sorted_values, side="right")
         yes_before, no_before = (jnp.pad(x.cumsum(axis=0), ((1, 0), (0, 0))) for x in (yes, no))
         beaten = (no_before[first] + no_before[last]) / 2
         auroc = (yes * beaten).sum(axis=0) / (positives * negatives)
-        found, wrong = positives - yes_before[first], negatives - no_before[first]  # at this threshold or above
+        found, wrong = (
+            positives - yes_before[first],
+            negatives - no_before[first],
+        )  # at this threshold or above
         precision = found / jnp.maximum(found + wrong, 1.0)
         return auroc, (yes * precision).sum(axis=0) / positives
 
@@ -79,7 +90,8 @@ def _affinity(responses: jax.Array, present: jax.Array, absent: jax.Array) -> tu
     spread = jnp.sqrt((product(centred**2, known) / count - mean**2) * (mean_yes * (1 - mean_yes)))
     usable = (positives > 0) & (negatives > 0)
     auroc, auprc, correlation = (
-        jnp.where(usable, x, jnp.nan) for x in (auroc, auprc, jnp.where(spread > 0, covariance / spread, 0.0))
+        jnp.where(usable, x, jnp.nan)
+        for x in (auroc, auprc, jnp.where(spread > 0, covariance / spread, 0.0))
     )
     return auroc, auprc, correlation
 
@@ -120,7 +132,9 @@ def agreement(scores: np.ndarray, auroc: np.ndarray, *, least: float = 0.0) -> A
     known = np.isfinite(auroc).all(axis=0)
     scores, auroc = scores[:, known], auroc[:, known]
     if auroc.shape[1] < 3:
-        raise ValueError(f"only {auroc.shape[1]} attributes are present in some images and absent in others")
+        raise ValueError(
+            f"only {auroc.shape[1]} attributes are present in some images and absent in others"
+        )
     chosen = (auroc.max(axis=1) >= least) & (auroc.max(axis=1) > auroc.min(axis=1))
     if not chosen.any():
         raise ValueError(f"no unit has an AUROC of {least} with any attribute")
@@ -148,6 +162,8 @@ def _spearman(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.divide((a * b).sum(axis=1), spread, out=np.zeros(len(a)), where=spread > 0)
 
 
-def table(scores: Mapping[str, np.ndarray], auroc: np.ndarray, *, least: float = 0.0) -> dict[str, Agreement]:
+def table(
+    scores: Mapping[str, np.ndarray], auroc: np.ndarray, *, least: float = 0.0
+) -> dict[str, Agreement]:
     """`agreement` of several similarity functions on the same units, by name."""
     return {name: agreement(each, auroc, least=least) for name, each in scores.items()}

@@ -89,8 +89,14 @@ def score(
     blocks = len(lists)
     if null_sets:
         rng = np.random.default_rng(0)
-        lists.append(np.stack([rng.choice(record.images, kind.top_k, replace=False) for _ in range(null_sets)]))
-    used, rows = np.unique(np.concatenate(lists), return_inverse=True)  # only images in some list matter
+        lists.append(
+            np.stack(
+                [rng.choice(record.images, kind.top_k, replace=False) for _ in range(null_sets)]
+            )
+        )
+    used, rows = np.unique(
+        np.concatenate(lists), return_inverse=True
+    )  # only images in some list matter
     rows = np.int32(rows.reshape(-1, kind.top_k))
 
     # Tiles do not depend on the devices, or near ties would be decided by how many there are.
@@ -110,16 +116,24 @@ def score(
 
     best, null = jnp.asarray(scores.max(axis=1)), jnp.asarray(null.max(axis=0))
     layer_of = record.segment_ids
-    p_values = jnp.concatenate([stats.permutation_p_values(best[layer_of == at], row) for at, row in enumerate(null)])
+    p_values = jnp.concatenate(
+        [stats.permutation_p_values(best[layer_of == at], row) for at, row in enumerate(null)]
+    )
     labels = None
     if halves:
         tile = half_best.argmax(axis=0)
-        labels = (tile * width + np.take_along_axis(half_at, tile[None], axis=0)[0]).reshape(2, units)
-    return scores, Confidence(np.asarray(p_values), np.asarray(stats.benjamini_hochberg(p_values)), labels)
+        labels = (tile * width + np.take_along_axis(half_at, tile[None], axis=0)[0]).reshape(
+            2, units
+        )
+    return scores, Confidence(
+        np.asarray(p_values), np.asarray(stats.benjamini_hochberg(p_values)), labels
+    )
 
 
 @functools.lru_cache(maxsize=16)
-def _program(mesh: Mesh, kind: SoftWpmi | Wpmi, sizes: tuple[int, ...], blocks: int, concepts: int) -> Callable:
+def _program(
+    mesh: Mesh, kind: SoftWpmi | Wpmi, sizes: tuple[int, ...], blocks: int, concepts: int
+) -> Callable:
     """The jitted scoring of all tiles: compiled once for a record's layers and a number of concepts.
 
     Takes embeddings [I, D], image lists [blocks·U + R, K], texts [tiles, width, D] and which of them are real
@@ -128,10 +142,14 @@ def _program(mesh: Mesh, kind: SoftWpmi | Wpmi, sizes: tuple[int, ...], blocks: 
     """
     units, product = sum(sizes), functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
-    def local(images: jax.Array, lists: jax.Array, texts: jax.Array, real: jax.Array) -> tuple[jax.Array, ...]:
+    def local(
+        images: jax.Array, lists: jax.Array, texts: jax.Array, real: jax.Array
+    ) -> tuple[jax.Array, ...]:
         def log_sum(tile: tuple[jax.Array, jax.Array]) -> jax.Array:
             text, exists = tile
-            return ops.log_normaliser(images, lambda rows: jnp.where(exists, kind.a * product(rows, text.T), -jnp.inf))
+            return ops.log_normaliser(
+                images, lambda rows: jnp.where(exists, kind.a * product(rows, text.T), -jnp.inf)
+            )
 
         sums = jax.lax.all_gather(jax.lax.map(log_sum, (texts, real)), AXIS, tiled=True)
         normaliser = jax.nn.logsumexp(sums[: -(-concepts // texts.shape[1])], axis=0)
@@ -139,9 +157,13 @@ def _program(mesh: Mesh, kind: SoftWpmi | Wpmi, sizes: tuple[int, ...], blocks: 
         def score(tile: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
             text, exists = tile
             probs = jnp.exp(kind.a * product(images, text.T) - normaliser[:, None])
-            total, constant = ops.weighted_loglik(probs, lists, kind.weights, kind.min_prob, concepts)
+            total, constant = ops.weighted_loglik(
+                probs, lists, kind.weights, kind.min_prob, concepts
+            )
             prior = ops.layer_prior(total[: blocks * units], sizes * blocks)
-            scores = total[: blocks * units] - kind.lam * jnp.repeat(prior, np.asarray(sizes * blocks), axis=0)
+            scores = total[: blocks * units] - kind.lam * jnp.repeat(
+                prior, np.asarray(sizes * blocks), axis=0
+            )
             null = total[None, blocks * units :] - kind.lam * prior[: len(sizes), None]
             shifted = (x + (1.0 - kind.lam) * constant for x in (scores, null))
             scores, null = (jnp.where(exists, x, -jnp.inf) for x in shifted)

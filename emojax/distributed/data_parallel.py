@@ -45,7 +45,8 @@ def data_parallel(
             if tile is None:
                 return function(*arguments)
             whole = arguments[:replicated]
-            return in_tiles(lambda *rows: function(*whole, *rows), tile, *arguments[replicated:])
+            tiles = _to_tiles(tile, arguments[replicated:])
+            return _from_tiles(jax.lax.map(lambda rows: function(*whole, *rows), tiles))
 
     rows = PartitionSpec(AXIS)
     mapped = jax.shard_map(
@@ -67,8 +68,14 @@ def in_tiles(function: Callable[..., Any], tile: int, *arrays: jax.Array) -> Any
     gives the same bits for an image whatever batch it comes in, on however many devices, so rankings
     and labels do not depend on them. The first axis must divide by the tile.
     """
-    tiles = [array.reshape(-1, tile, *array.shape[1:]) for array in arrays]
-    results = jax.lax.map(lambda rows: function(*rows), tuple(tiles))
+    return _from_tiles(jax.lax.map(lambda rows: function(*rows), _to_tiles(tile, arrays)))
+
+
+def _to_tiles(tile: int, arrays: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    return tuple(array.reshape(-1, tile, *array.shape[1:]) for array in arrays)
+
+
+def _from_tiles(results: Any) -> Any:
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
 
 

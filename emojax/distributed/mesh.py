@@ -27,7 +27,9 @@ def use_all_cores() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if jax.config.jax_num_cpu_devices != -1 or "xla_force_host_platform_device_count" in flags:
         return
-    with contextlib.suppress(RuntimeError):  # JAX is in use already, and the number stays what it is
+    with contextlib.suppress(
+        RuntimeError
+    ):  # JAX is in use already, and the number stays what it is
         jax.config.update("jax_num_cpu_devices", min(4, os.cpu_count() or 1))
 
 
@@ -74,7 +76,9 @@ def local_rows(mesh: Mesh, size: int) -> slice:
     own_devices = owners.count(jax.process_index())
     processes = len(set(owners))
     if own_devices * processes != mesh.size:
-        raise ValueError(f"this process has {own_devices} of {mesh.size} devices, not one part in {processes}")
+        raise ValueError(
+            f"this process has {own_devices} of {mesh.size} devices, not one part in {processes}"
+        )
     first = owners.index(jax.process_index())
     return slice(size * first // mesh.size, size * (first + own_devices) // mesh.size)
 

@@ -102,9 +102,13 @@ def _start(job: Job) -> None:
             jax.distributed.initialize(*job, cluster_detection_method="deactivate")
     except (RuntimeError, ValueError) as error:
         first_line = str(error).splitlines()[0]
-        raise InputError(f"--coordinator {job.coordinator}: the processes did not find each other ({first_line})") from None
+        raise InputError(
+            f"--coordinator {job.coordinator}: the processes did not find each other ({first_line})"
+        ) from None
     if job.coordinator == "auto" and jax.process_count() == 1:
-        raise InputError("--coordinator auto found one process only; leave it out, or pass HOST:PORT, --processes, --index")
+        raise InputError(
+            "--coordinator auto found one process only; leave it out, or pass HOST:PORT, --processes, --index"
+        )
 
 
 def _lost_line(process: int) -> str:
@@ -125,9 +129,15 @@ class _Watch:
         self._links: dict[int, socket.socket] = {}
         self._name = f"emojax: process {jax.process_index()}: "
         server = socket.create_server(("", 0)) if is_main_process() else None
-        host = socket.getfqdn() if job.coordinator == "auto" else job.coordinator.rpartition(":")[0].strip("[]")
+        host = (
+            socket.getfqdn()
+            if job.coordinator == "auto"
+            else job.coordinator.rpartition(":")[0].strip("[]")
+        )
         try:
-            mine = None if server is None else [host, server.getsockname()[1], secrets.token_hex(16)]
+            mine = (
+                None if server is None else [host, server.getsockname()[1], secrets.token_hex(16)]
+            )
             host, port, secret = json.loads(_told_by_first(json.dumps(mine).encode()))
             hello = struct.Struct("!32sI")
             if server is None:
@@ -138,12 +148,16 @@ class _Watch:
                 server.settimeout(60)
                 link, _ = server.accept()
                 link.settimeout(60)
-                with contextlib.suppress(OSError, struct.error):  # a stranger, who says something else or nothing
+                with contextlib.suppress(
+                    OSError, struct.error
+                ):  # a stranger, who says something else or nothing
                     said, index = hello.unpack(link.recv(hello.size, socket.MSG_WAITALL))
                     if said == secret.encode():
                         self._add(index, link)
         except OSError as error:
-            raise InputError(f"--coordinator {job.coordinator}: no connection between the processes ({error})") from None
+            raise InputError(
+                f"--coordinator {job.coordinator}: no connection between the processes ({error})"
+            ) from None
         finally:
             if server is not None:
                 server.close()
@@ -152,7 +166,9 @@ class _Watch:
 
     def _add(self, index: int, link: socket.socket) -> None:
         link.settimeout(None)
-        link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # a machine that stops answering is lost in 20 s
+        link.setsockopt(
+            socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1
+        )  # a machine that stops answering is lost in 20 s
         for name, value in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
             if hasattr(socket, name):
                 link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
@@ -181,7 +197,9 @@ class _Watch:
         self._lost = lost
         self._heard.set()
         self._say(lost)
-        if is_main_process():  # it has files to tidy away; the others have nothing that is worth the wait
+        if (
+            is_main_process()
+        ):  # it has files to tidy away; the others have nothing that is worth the wait
             if not self._leaving.wait(_GRACE / 2):
                 import _thread
 
@@ -243,7 +261,9 @@ def _told_by_first(data: bytes) -> bytes:
     from jax.experimental import multihost_utils
 
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
-    room = np.zeros(1 << (size - 1).bit_length() if size else 1, np.uint8)  # few shapes, few compilations
+    room = np.zeros(
+        1 << (size - 1).bit_length() if size else 1, np.uint8
+    )  # few shapes, few compilations
     if is_main_process():
         room[:size] = np.frombuffer(data, np.uint8)
     return np.asarray(multihost_utils.broadcast_one_to_all(room))[:size].tobytes()
@@ -262,13 +282,21 @@ def broadcast_from_main(
     import numpy as np
 
     found = read() if is_main_process() else None
-    about = None if found is None else [[name, array.dtype.str, array.shape] for name, array in found.items()]
+    about = (
+        None
+        if found is None
+        else [[name, array.dtype.str, array.shape] for name, array in found.items()]
+    )
     about = json.loads(_told_by_first(json.dumps(about).encode()))
     if about is None:
         return None
     arrays = {}
     for name, kind, shape in about:
-        array = np.empty(shape, np.dtype(kind)) if found is None else np.ascontiguousarray(found[name]).reshape(shape)
+        array = (
+            np.empty(shape, np.dtype(kind))
+            if found is None
+            else np.ascontiguousarray(found[name]).reshape(shape)
+        )
         raw = array.reshape(-1).view(np.uint8)
         for at in range(0, raw.size, _PIECE):
             piece = _told_by_first(raw[at : at + _PIECE].tobytes())
@@ -291,7 +319,9 @@ def check_same_everywhere(value: Any, what: str) -> None:
     mine = json.dumps(value, sort_keys=True).encode()
     same = multihost_utils.process_allgather(_told_by_first(mine) == mine)
     if not same.all():
-        raise InputError(f"process {same.argmin()} has other {what} than process 0; give all processes the same")
+        raise InputError(
+            f"process {same.argmin()} has other {what} than process 0; give all processes the same"
+        )
 
 
 def map_in_shares(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:

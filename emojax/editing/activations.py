@@ -1,24 +1,27 @@
-"""What edits of one layer need to know of a network: the layer's output before its bias, once per image, and what follows.
+"""A layer's output before its bias, once per image, and what follows it: all that edits depend on.
 
+A gain on a unit scales this output, and the network before the layer never sees it. So a sweep
+(`editing/sweep.py`) starts from these activations and repeats only what follows them.
 Shapes: I images, U units, C classes, T tile.
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PyTree
 
 from emojax.data.image_set import ImageSet
 from emojax.data.map_images import map_images
 from emojax.distributed.data_parallel import default_tile
-from emojax.distributed.mesh import put_sharded
+from emojax.distributed.mesh import put_replicated, put_sharded
 from emojax.distributed.processes import check_same_everywhere
 from emojax.errors import InputError, did_you_mean
 from emojax.models.vgg import LAYERS, VggNet
@@ -26,14 +29,16 @@ from emojax.ops import gains as ops
 from emojax.ops.gains import Gain
 from emojax.probing.network import as_network
 from emojax.store import cached, content_key
-from emojax.training.evaluate import labelled, same_classes
+from emojax.training.evaluate import Protocol, labelled, same_classes, tencrop_views
 
 Progress = Callable[[int, int], None]
-After = Callable[[Any, jax.Array, Gain], jax.Array]
+After = Callable[[PyTree, jax.Array, Gain], jax.Array]
+Batch = tuple[jax.Array, jax.Array]
 
-_FORMAT = 2  # of inputs on disk; part of their key
-_RESIDENT = 2**31  # bytes of inputs that stay on the devices between calls; more is sent in batches
-_BATCH = 2**28  # bytes of inputs sent at once
+FEEDS_LOGITS = ("lin2", "lin3")  # layers with nothing but a ReLU and a product behind them
+_FORMAT = 2  # of activations on disk; part of their key
+_RESIDENT = 2**31  # bytes of activations that stay on the devices; more is sent in batches
+_BATCH = 2**28  # bytes of activations sent at once
 
 
 class Head(NamedTuple):
@@ -41,7 +46,8 @@ class Head(NamedTuple):
 
     Attributes:
       bias: [U], the edited layer's own.
-      weight: [U, C] and `offset` [C]: the last layer's.
+      weight: [U, C], the last layer's.
+      offset: [C], the last layer's bias.
       floor: 0 for a ReLU, −inf for none.
     """
 
@@ -51,39 +57,42 @@ class Head(NamedTuple):
     floor: jax.Array | np.ndarray | float = 0.0
 
 
-def active(head: Head, values: jax.Array, gain: Gain) -> jax.Array:
-    """The units' outputs [T, U] under a gain, from the layer's output before its bias [T, U]."""
+def unit_outputs(head: Head, values: Float[Array, "T U"], gain: Gain) -> Float[Array, "T U"]:
+    """The units' outputs under a gain, from the layer's output before its bias."""
     return jnp.maximum(values * gain.weight + head.bias * gain.bias, head.floor)
 
 
-def _through(head: Head, values: jax.Array, gain: Gain) -> jax.Array:
-    return active(head, values, gain) @ head.weight + head.offset
+def through_head(head: Head, values: Float[Array, "T U"], gain: Gain) -> Float[Array, "T C"]:
+    """Logits under a gain, from the layer's output before its bias."""
+    return unit_outputs(head, values, gain) @ head.weight + head.offset
 
 
 @dataclass(frozen=True, eq=False)
-class LayerInputs:
+class PreBiasActivations:
     """All that edits of one layer need to know of a network and a labelled set.
 
     Attributes:
       layer: the layer's name.
-      values: its output before the bias, [I, U], or [I, H, W, U] for a convolution; float32.
-      labels: [I] int32, and `classes` their names.
+      values: its output before the bias, [I, U], or [I, H, W, U] for a convolution; with ten crops
+        an axis of views follows the images; float32.
+      labels: [I] int32.
+      classes: names of the classes.
       params: parameters of what follows; a `Head` when that is the logits themselves.
-      after: (params, values [T, ..], gain) → logits [T, C].
       weight_sums: Σ|W| of every unit [U].
       key: content key of network, images and layer.
       name: of the image set.
+      after: (params, values [T, ..], gain) → logits [T, C].
     """
 
     layer: str
-    values: np.ndarray
-    labels: np.ndarray
+    values: Float[np.ndarray, "I *inner U"]
+    labels: Int[np.ndarray, " I"]
     classes: tuple[str, ...]
-    params: Any
-    weight_sums: np.ndarray
+    params: PyTree
+    weight_sums: Float[np.ndarray, " U"]
     key: str
     name: str
-    after: After = _through
+    after: After = through_head
 
     @property
     def units(self) -> int:
@@ -92,99 +101,170 @@ class LayerInputs:
 
     @property
     def feeds_logits(self) -> bool:
-        """Whether the fast paths hold."""
+        """Whether a sweep's fast paths hold."""
         return isinstance(self.params, Head)
 
     @functools.cached_property
-    def _placed(self) -> dict[Any, list[tuple[jax.Array, jax.Array]]]:
+    def _placed(self) -> dict[tuple[Mesh, int], list[Batch]]:
         return {}
 
-    def batches(self, mesh: Mesh, tile: int) -> Iterable[tuple[jax.Array, jax.Array]]:
-        """Values and labels on the devices, in batches of one shape padded with label −1; kept there if they fit."""
+    @functools.cached_property
+    def _placed_params(self) -> dict[Mesh, PyTree]:
+        return {}
+
+    def params_on(self, mesh: Mesh) -> PyTree:
+        """The parameters of what follows, replicated; they stay there for the next call."""
+        if mesh not in self._placed_params:
+            self._placed_params.clear()
+            self._placed_params[mesh] = put_replicated(mesh, self.params)
+        return self._placed_params[mesh]
+
+    def batches(self, mesh: Mesh, tile: int) -> Iterable[Batch]:
+        """Values and labels on the devices, in batches of one shape padded with label −1.
+
+        Sets that fit stay on the devices for the next call with the same mesh and tile.
+        """
         if (mesh, tile) in self._placed:
             return self._placed[mesh, tile]
-        grain, total = mesh.size * tile, len(self.labels)
+        if self.values.nbytes > _RESIDENT:
+            return self._send(mesh, tile)
+        self._placed.clear()
+        self._placed[mesh, tile] = list(self._send(mesh, tile))
+        return self._placed[mesh, tile]
+
+    def _send(self, mesh: Mesh, tile: int) -> Iterator[Batch]:
+        """Batches of at most `_BATCH` bytes, rounded up to whole tiles on every device."""
+        grain = mesh.size * tile
+        total = len(self.labels)
         size = min(total, max(1, _BATCH // self.values[:1].nbytes))
         size = -(-size // grain) * grain
-
-        def sent() -> Iterable[tuple[jax.Array, jax.Array]]:
-            for start in range(0, total, size):
-                values, labels = self.values[start : start + size], self.labels[start : start + size]
-                pad = size - len(labels)
-                values = np.pad(values, ((0, pad), *(((0, 0),) * (values.ndim - 1)))) if pad else values
-                yield put_sharded(mesh, (np.asarray(values), np.pad(labels, (0, pad), constant_values=-1)))
-
-        if self.values.nbytes > _RESIDENT:
-            return sent()
-        self._placed.clear()
-        self._placed[mesh, tile] = list(sent())
-        return self._placed[mesh, tile]
+        for start in range(0, total, size):
+            values = self.values[start : start + size]
+            labels = self.labels[start : start + size]
+            pad = size - len(labels)
+            if pad:
+                values = np.pad(values, ((0, pad), *(((0, 0),) * (values.ndim - 1))))
+                labels = np.pad(labels, (0, pad), constant_values=-1)
+            yield put_sharded(mesh, (np.asarray(values), labels))
 
 
 @functools.lru_cache(maxsize=32)
-def _rest_of(graphdef: Any, layer: str) -> After:
-    """`VggNet.after` as a function of the state; one object per architecture and layer, so that it compiles once."""
-    return lambda state, values, gain: nnx.merge(graphdef, state).after(values, layer, gain)
+def _until(graphdef: nnx.GraphDef, layer: str, protocol: Protocol) -> Callable[..., jax.Array]:
+    """(state, uint8 images) → the layer's output before its bias; one object compiles once."""
+
+    def until(state: nnx.State, images: jax.Array) -> jax.Array:
+        network = nnx.merge(graphdef, state)
+        if protocol == "resize40":
+            return network.until(network.preprocess(images), layer)
+        views = tencrop_views(network.config.input_size)(images)
+        values = network.until(views.reshape(-1, *views.shape[2:]), layer)
+        return values.reshape(*views.shape[:2], *values.shape[1:])
+
+    return until
 
 
-def layer_inputs(
+@functools.lru_cache(maxsize=32)
+def _after(graphdef: nnx.GraphDef, layer: str, protocol: Protocol) -> After:
+    """`VggNet.after` as a function of the state; one object, so that it compiles once.
+
+    With ten crops the views pass as images of their own, and an image's logits are their mean.
+    """
+
+    def after(state: nnx.State, values: jax.Array, gain: Gain) -> jax.Array:
+        network = nnx.merge(graphdef, state)
+        if protocol == "resize40":
+            return network.after(values, layer, gain)
+        logits = network.after(values.reshape(-1, *values.shape[2:]), layer, gain)
+        return logits.reshape(*values.shape[:2], -1).mean(axis=1)
+
+    return after
+
+
+def pre_bias_activations(
     model: VggNet,
     images: ImageSet,
     layer: str,
     *,
+    protocol: Protocol = "resize40",
     batch: int = 256,
     tile: int | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
-) -> LayerInputs:
-    """Runs the network up to a layer, once per image.
+) -> PreBiasActivations:
+    """Runs the network up to a layer, once per image, or per view of it for `tencrop`.
 
-    The result takes I × (outputs of the layer) × 4 bytes: 118 MB for lin2 and 2.9 GB for conv1a of the published network
-    on 7,178 images. With `cache`, a folder, it is kept there and read instead of computed the next time.
+    The result takes I × (outputs of the layer) × 4 bytes: 118 MB for lin2 and 2.9 GB for conv1a of
+    the published network on 7,178 images, ten times that for ten crops. With `cache`, a folder, it
+    is cached there and read instead of computed the next time.
 
     Raises:
       InputError: no such layer, or the set has no labels or other classes.
     """
     if layer not in LAYERS:
         raise InputError(f"no layer {layer!r}{did_you_mean(layer, LAYERS)}")
-    images = labelled(images, model)  # with a new key where the order is new
+    images = labelled(images, model)  # with a new key where the order of the classes is new
     tile = tile or default_tile()
-    key = content_key([_FORMAT, as_network(model).key, images.key, layer, tile, jax.default_backend()])
+    views = [] if protocol == "resize40" else [protocol]
+    origin = [_FORMAT, as_network(model).key, images.key, layer, tile, jax.default_backend()]
+    key = content_key(origin + views)
     graphdef, state = nnx.split(model)
 
-    def forward(params: Any, chunk: jax.Array) -> jax.Array:
-        network = nnx.merge(graphdef, params)
-        return network.until(network.preprocess(chunk), layer)
-
     def compute() -> dict[str, np.ndarray]:
-        run = map_images(forward, state, images, batch=batch, tile=tile, progress=progress)
-        return {"values": run}
+        until = _until(graphdef, layer, protocol)
+        values = map_images(
+            until, state, images, batch=batch, tile=tile, progress=progress, keep=True
+        )
+        return {"values": values}
 
     check_same_everywhere(key, "images or weights")
     values = cached(cache, f"inputs-{key}", compute, mapped=True)["values"]
-    own, last, classes = getattr(model, layer), model.lin3, model.config.classes
-    params, after = state, _rest_of(graphdef, layer)
+    own = getattr(model, layer)
+    params = state
+    after = _after(graphdef, layer, protocol)
+    # A layer with nothing but a ReLU and a product behind it is cheap to finish, and what follows
+    # is affine in a mask of units; of ten crops the mean comes in between.
+    if protocol == "resize40" and layer in FEEDS_LOGITS:
+        params = _head_of(model, layer)
+        after = through_head
+    return PreBiasActivations(
+        layer=layer,
+        values=values,
+        labels=_labels_of(images),
+        classes=images.classes,
+        params=params,
+        weight_sums=np.asarray(ops.weight_sums(own.kernel[...])),
+        key=key,
+        name=images.name,
+        after=after,
+    )
+
+
+def _head_of(model: VggNet, layer: str) -> Head:
     if layer == "lin2":
-        params, after = Head(own.bias[...], last.kernel[...], last.bias[...]), _through
-    elif layer == "lin3":
-        identity, nothing = np.eye(classes, dtype=np.float32), np.zeros(classes, np.float32)
-        params, after = Head(own.bias[...], identity, nothing, floor=-np.inf), _through
-    sums = np.asarray(ops.weight_sums(own.kernel[...]))
-    return LayerInputs(layer, values, images.labels, images.classes, params, sums, key, images.name, after)
+        return Head(model.lin2.bias[...], model.lin3.kernel[...], model.lin3.bias[...])
+    classes = model.config.classes
+    identity = np.eye(classes, dtype=np.float32)
+    return Head(model.lin3.bias[...], identity, np.zeros(classes, np.float32), floor=-np.inf)
 
 
-def join_inputs(*parts: LayerInputs) -> LayerInputs:
-    """The same layer's inputs on several sets as one, as the paper pooled both test splits.
+def _labels_of(images: ImageSet) -> Int[np.ndarray, " I"]:
+    if images.labels is None:
+        raise ValueError(f"{images.name} has no labels; `labelled` refuses such a set")
+    return images.labels
+
+
+def pool_activations(*sets: PreBiasActivations) -> PreBiasActivations:
+    """The same layer's activations on several sets as one, as the paper pooled both test splits.
 
     Raises:
       InputError: the sets' classes differ, or stand in another order.
     """
-    same_classes([part.classes for part in parts])
-    first = parts[0]
+    same_classes([one.classes for one in sets])
+    first = sets[0]
     return replace(
         first,
-        values=np.concatenate([part.values for part in parts]),
-        labels=np.concatenate([part.labels for part in parts]),
-        key=content_key([part.key for part in parts]),
-        name=" + ".join(part.name for part in parts),
+        values=np.concatenate([one.values for one in sets]),
+        labels=np.concatenate([one.labels for one in sets]),
+        key=content_key([one.key for one in sets]),
+        name=" + ".join(one.name for one in sets),
     )

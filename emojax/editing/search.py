@@ -1,4 +1,4 @@
-"""Which edits are tried, as settings: one edit (`Setting`), the grid (`Search`), a whole study (`Edit`).
+"""Which edits are tried: one edit (`Setting`), the grid (`Search`), a whole study (`Edit`).
 
 The classes are sections of the settings file and of the command line. Importing this module loads
 no JAX; what a setting does to scores is in `editing/edit.py`.
@@ -42,13 +42,21 @@ class Setting(NamedTuple):
 
 
 class Search(Section):
-    """The settings that one is chosen from, the same for every layer; by default the paper's grid."""
+    """The settings that one is chosen from, for every layer; by default the paper's grid."""
 
     scope: Scope = Field("weights", description="what the gain scales")
-    tau: tuple[float, ...] = Field(tuple(x / 4 for x in range(-4, 8)), description="thresholds of the grid", min_length=1)
-    factor: Factors = Field((1.0, 1.5, 2.0, 2.5, 3.0, 3.5), description="factors of the grid", min_length=1)
-    top_fraction: Fractions = Field((), description="also ×factor for these shares of the units, the highest scores")
-    continuous: Factors = Field((), description="also factor·(s − min)/(max − min), for these factors")
+    tau: tuple[float, ...] = Field(
+        tuple(x / 4 for x in range(-4, 8)), description="thresholds of the grid", min_length=1
+    )
+    factor: Factors = Field(
+        (1.0, 1.5, 2.0, 2.5, 3.0, 3.5), description="factors of the grid", min_length=1
+    )
+    top_fraction: Fractions = Field(
+        (), description="also ×factor for these shares of the units, the highest scores"
+    )
+    continuous: Factors = Field(
+        (), description="also factor·(s − min)/(max − min), for these factors"
+    )
 
     def settings(self, layers: Sequence[str]) -> list[Setting]:
         """All settings, in the order in which the first of equals is chosen.
@@ -66,7 +74,12 @@ class Search(Section):
 
     def grid(self, layers: Sequence[str]) -> list[Setting]:
         """The paper's table, factor 1 included, then the search's other kinds of gain."""
-        table = [Setting(layer, "threshold", tau, factor) for layer in layers for tau in self.tau for factor in self.factor]
+        table = [
+            Setting(layer, "threshold", tau, factor)
+            for layer in layers
+            for tau in self.tau
+            for factor in self.factor
+        ]
         return table + [one for one in self.settings(layers) if one.kind != "threshold"]
 
 
@@ -86,9 +99,14 @@ class Edit(Search):
         description="choose on the first test split and test on the others; or choose and test on all",
     )
     alpha: float = Field(0.05, gt=0, lt=1, description="level of the tests and the intervals")
-    permutations: int = Field(199, ge=0, description="permuted scores that choice and test are repeated with")
+    permutations: int = Field(
+        199, ge=0, description="permuted scores that choice and test are repeated with"
+    )
     masks: int = Field(1000, ge=0, description="random choices of as many units to compare with")
-    learned: bool = Field(False, description="also fit gains on the probe split by gradient, as a yardstick")
+    learned: bool = Field(
+        False, description="also fit gains on the probe split by gradient, as a yardstick"
+    )
 
 
 PAPER = Search()
+PAPER_STUDY = Edit()

@@ -1,76 +1,204 @@
-"""The second half of a run: edits by labels, one of them chosen and confirmed, and the evidence for
-it.
+"""A study of edits by labels: layers, a sweep, one setting selected and tested, the edited network.
+
+It takes what the dissection found and gives one `Study`, which `report/write_study.py` writes, the
+commands print and the page reads back. Nothing here writes or prints.
+Shapes: U units, S settings.
 """
 
+import contextlib
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jaxtyping import Float
 
-from emojax import store
-from emojax.commands.console import progress, say
-from emojax.data import seen
 from emojax.data.image_set import ImageSet
-from emojax.data.weights import save_vgg, with_classes
-from emojax.dissection import dissect as dissect_engine
-from emojax.dissection.dissect import Dissection, LayerSummary
-from emojax.editing import edit as edit_engine
-from emojax.editing.activations import LayerInputs, join_inputs, layer_inputs
+from emojax.dissection.dissect import Dissection, LayerSummary, most_interpretable_layer
+from emojax.editing.activations import (
+    PreBiasActivations,
+    Progress,
+    pool_activations,
+    pre_bias_activations,
+)
 from emojax.editing.baselines import learn_gains
-from emojax.editing.edit import Search, Setting
-from emojax.editing.sweep import Outcomes, evaluate_gains, every_threshold, try_masks, try_settings
+from emojax.editing.edit import edit, gains_of, read_gains
+from emojax.editing.search import AUTO, PAPER_STUDY, Edit, Kind, Scope, Search, Setting
+from emojax.editing.sweep import Outcomes, Sweep
 from emojax.errors import InputError
 from emojax.evidence.assess import Subject, assess
-from emojax.evidence.verdict import Evidence
+from emojax.evidence.verdict import Evidence, Finding
 from emojax.models.vgg import VggNet
 from emojax.ops.stats import benjamini_hochberg, mcnemar_exact
 from emojax.probing.network import resolve_layers
-from emojax.training.evaluate import Evaluation, evaluate, join, labelled
+from emojax.store import content_key
+from emojax.training.evaluate import Evaluation, Protocol, evaluate, join, labelled
 
-AUTO = "auto"
-_BAND_SIZES, _BAND_DRAWS = 31, 100  # of random units, along all thresholds
+_BAND_SIZES = 31  # numbers of random units, along all thresholds
+_BAND_DRAWS = 100  # random sets of units of each size
+_CROPPED = 512  # images whose ten views are in memory together
+
+Table = dict[str, Sequence[Any] | np.ndarray]  # columns by name
+Stage = Callable[[str, str], AbstractContextManager[Progress | None]]
+"""(name, unit) → a context around one stage of the work, which gives the stage's progress."""
 
 
-def search_of(options: Any) -> Search:
-    """The search that settings describe."""
-    return Search(
-        options.tau, options.factor, options.top_fraction, options.continuous, options.scope
-    )
+@dataclass(frozen=True)
+class SplitResult:
+    """A network's results on one test split, as `Evaluation.summary` gives them."""
+
+    images: int
+    correct: int
+    top1: float
+    top2: float
+    macro_recall: float
+    nll: float
+    recall: dict[str, float | None]
+    correct_per_class: dict[str, int]
+    confusion: list[list[int]]
+    classes: list[str] = field(default_factory=list)
 
 
-def check(settings: Any, model: VggNet, images: ImageSet, tests: Sequence[ImageSet]) -> None:
-    """Refuses before the probe what the edit would refuse after it.
+@dataclass(frozen=True)
+class ChosenSetting:
+    """The setting that was selected; of gains from a file, the layer alone is known."""
+
+    layer: str
+    kind: Kind | Literal["file"]
+    tau: float | None = None
+    factor: float | None = None
+
+
+@dataclass(frozen=True)
+class Tested:
+    """The test: names of its image sets, its images, those that the edit gained and lost."""
+
+    on: list[str]
+    images: int
+    gained: int
+    lost: int
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """The study in `summary.json`, under `edit`.
+
+    Attributes:
+      setting: of the edit.
+      scope: what its gains scale.
+      selected_on_test: whether it was selected on the images of the test.
+      baseline: results of the unedited network by split; `all` are all of them. None where the
+        sweep did not try it.
+      edited: those of the edited network.
+      layer_chosen: what chose the layer.
+      tested: where, and with what result.
+      finding: the verdict in a word.
+      p_value: McNemar's.
+      verdict: in plain language.
+
+    The last five are None where there was no such choice or test.
+    """
+
+    setting: ChosenSetting
+    scope: Scope
+    selected_on_test: bool
+    baseline: dict[str, SplitResult] | None
+    edited: dict[str, SplitResult]
+    layer_chosen: str | None = None
+    tested: Tested | None = None
+    finding: Finding | None = None
+    p_value: float | None = None
+    verdict: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, without what does not apply."""
+        values = dataclasses.asdict(self).items()
+        return {name: x for name, x in values if x is not None or name == "baseline"}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study found; tables are empty where they do not apply.
+
+    Attributes:
+      summary: as numbers and words.
+      edited: the edited network.
+      selected_on: image sets that the edit was selected on.
+      sweep: every setting of the grid, on all test splits together.
+      thresholds: every threshold that changes anything, for layers where all of them are cheap.
+      bands: accuracy with the setting's factor on random units, at sizes along all thresholds.
+      evidence: None for ten crops.
+    """
+
+    summary: StudySummary
+    edited: VggNet
+    selected_on: tuple[ImageSet, ...] = ()
+    sweep: Table = field(default_factory=dict)
+    thresholds: Table = field(default_factory=dict)
+    bands: Table = field(default_factory=dict)
+    evidence: Evidence | None = None
+
+
+def check_study(
+    model: nnx.Module,
+    options: Edit,
+    images: ImageSet,
+    tests: Sequence[ImageSet],
+    *,
+    probed: Sequence[str] = (),
+    protocol: Protocol = "resize40",
+) -> None:
+    """Refuses before the probe what the study would refuse after it.
+
+    Args:
+      model: the network.
+      options: of the study.
+      images: the probe images.
+      tests: labelled test splits.
+      probed: names or patterns of the layers that are probed; without any, the network's own.
+      protocol: of the test.
 
     Raises:
       InputError: no edit to search, layers that are not probed, too few permutations, a bad file of
         gains, test sets without labels, or the same images where different ones are needed.
     """
-    options = settings.edit
     if not isinstance(model, VggNet):
         raise InputError(
             f"edits are made to a VGGNet, and this is a {type(model).__name__}; `emojax dissect` labels its units"
         )
-    layers, search = chosen_layers(settings, model), search_of(options)
+    units = model.config.units()
+    layers = options.layers
+    if layers != (AUTO,):
+        available = resolve_layers(probed or model.config.probed(), list(units))
+        layers = resolve_layers(layers, available)
+    one_view = protocol == "resize40"
+    other_kinds = options.top_fraction or options.continuous
     if options.gains is not None:
         if layers == (AUTO,) or len(layers) > 1:
             raise InputError("--edit.gains are those of one layer; name it with --edit.layers")
-        edit_engine.read_gains(options.gains, model.config.units()[layers[0]])
-    elif not search.settings([AUTO]):
+        read_gains(options.gains, units[layers[0]])
+    elif not options.settings([AUTO]):
         raise InputError("--edit.factor has only 1, which edits nothing; give another factor")
-    elif settings.evaluate.protocol == "tencrop" and (
-        len(layers) > 1 or search.fractions or search.continuous
-    ):
+    elif not one_view and (len(layers) > 1 or other_kinds):
         raise InputError(
             "--evaluate.protocol tencrop takes thresholds on one layer; use resize40 for other searches"
         )
+    # The smallest p-value that R permutations can give is 1 / (R + 1).
     if options.permutations and 1 / (options.permutations + 1) > options.alpha:
         least = math.ceil(1 / options.alpha) - 1
         given = f"--edit.permutations {options.permutations}"
         raise InputError(f"{given} cannot reach p ≤ {options.alpha:g}; give at least {least}")
-    names = {}
+    _check_sets(model, options, images, tests)
+
+
+def _check_sets(model: VggNet, options: Edit, images: ImageSet, tests: Sequence[ImageSet]) -> None:
+    names: dict[str, str] = {}
     for test in tests:
         labelled(test, model)
         if test.key in names:
@@ -86,377 +214,383 @@ def check(settings: Any, model: VggNet, images: ImageSet, tests: Sequence[ImageS
             )
 
 
-def chosen_layers(settings: Any, model: VggNet) -> tuple[str, ...]:
-    """The layers that the settings want edited, among those that were probed; `auto` alone stays as
-    it
-    is.
+def layers_to_edit(options: Edit, table1: Sequence[LayerSummary]) -> tuple[str, ...]:
+    """The layers that the options name, in the network's order; `auto` is the paper's rule.
 
     Raises:
       InputError: a layer was not probed.
     """
-    if settings.edit.layers == (AUTO,):
-        return (AUTO,)
-    probed = resolve_layers(
-        settings.probe.layers or model.config.probed(), list(model.config.units())
-    )
-    return resolve_layers(settings.edit.layers, probed)
+    if options.layers == (AUTO,):
+        return (most_interpretable_layer(table1),)
+    return resolve_layers(options.layers, [row.layer for row in table1])
 
 
-def edit(
-    settings: Any,
-    run: store.Run,
+def _silent(_name: str, _unit: str) -> AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
+def run_study(
     model: VggNet,
-    found: Dissection,
+    dissection: Dissection,
+    table1: Sequence[LayerSummary],
     images: ImageSet,
     tests: Sequence[ImageSet],
-    table1: list[LayerSummary],
-    cache: Path | None,
-) -> dict[str, Any]:
-    """Tries the grid, chooses a setting, tests it, and writes the tables, the evidence and the
-    edited network.
+    options: Edit = PAPER_STUDY,
+    *,
+    protocol: Protocol = "resize40",
+    batch: int = 256,
+    cache: Path | None = None,
+    stage: Stage = _silent,
+) -> Study:
+    """Selects an edit by labels, tests it, and applies it.
+
+    With gains from a file nothing is selected; with ten crops there is a grid and no evidence.
+
+    Args:
+      model: the network.
+      dissection: of its units, whose scores make the edits.
+      table1: of the dissection; its layers are those that were probed.
+      images: the probe images, which learned gains are fitted on.
+      tests: labelled test splits, all different.
+      options: the settings to try, how one is selected, and the evidence.
+      protocol: one view of each image, or ten crops.
+      batch: images per step; does not change results.
+      cache: a folder in which activations and outcomes are cached.
+      stage: a context around every stage of the work.
+
+    Raises:
+      InputError: as `check_study`, or the dissection lacks a layer.
     """
-    options = settings.edit
-    run.inputs |= {test.name: test.key for test in tests}
-    layers = chosen_layers(settings, model)
-    automatic = layers == (AUTO,)
-    if automatic:
-        layers = (dissect_engine.most_interpretable_layer(table1),)
-    scores = {layer: found.layer_scores(layer) for layer in layers}
-    search = search_of(options)
+    layers = layers_to_edit(options, table1)
     if options.gains is not None:
-        return _given(settings, run, model, layers, tests)
-    if settings.evaluate.protocol == "tencrop":
-        return _ten_crops(settings, run, model, scores, search, tests)
+        return _given_gains(model, layers[0], tests, options, protocol, batch, stage)
+    scores = {layer: dissection.layer_scores(layer) for layer in layers}
+    if protocol == "tencrop":
+        return _ten_crops(model, scores, tests, options, batch, stage)
 
-    kept = None if cache is None else cache / "edits"
-    with run.timed("layer inputs"), progress("layer inputs") as bar:
-        read = {"batch": settings.evaluate.batch, "cache": kept, "progress": bar}
-        parts = {
-            layer: [layer_inputs(model, test, layer, **read) for test in tests] for layer in layers
-        }
-        learnt_on = {
-            layer: layer_inputs(model, images, layer, **read) for layer in layers if options.learned
-        }
-    pooled = {layer: join_inputs(*each) for layer, each in parts.items()}
-    with run.timed("sweep"):
-        grid = _grid(search, layers)
-        outcomes = try_settings(
-            pooled, [(one, scores[one.layer]) for one in grid], scope=options.scope, store=kept
-        )
-        _write_sweep(run.folder, grid, outcomes, next(iter(pooled.values())))
-        _write_thresholds(run.folder, pooled, scores, options, kept)
+    with stage("layer activations", "images") as progress:
+
+        def read(layer: str, split: ImageSet) -> PreBiasActivations:
+            return pre_bias_activations(
+                model, split, layer, batch=batch, cache=cache, progress=progress
+            )
+
+        by_split = {layer: [read(layer, test) for test in tests] for layer in layers}
+        fitted_on = {layer: read(layer, images) for layer in layers if options.learned}
+    pooled = {layer: pool_activations(*own) for layer, own in by_split.items()}
+
+    sweeps = {layer: Sweep(own, scope=options.scope, cache=cache) for layer, own in pooled.items()}
+    with stage("sweep", "settings"):
+        # Splits are pooled for the tables, as in the paper; the selection has its own images.
+        grid = options.grid(layers)
+        outcomes = _sweep_grid(sweeps, grid, scores)
+        sweep_table = _sweep_table(grid, outcomes, next(iter(sweeps.values())))
+        threshold_table = _threshold_table(sweeps, scores, options)
+
     apart = options.choose_on == "first_split" and len(tests) > 1
-    subject = Subject(
-        scores,
-        {layer: each[0] for layer, each in parts.items()} if apart else pooled,
-        {layer: join_inputs(*each[1:]) for layer, each in parts.items()} if apart else None,
-        {layer: learn_gains(inputs, scope=options.scope) for layer, inputs in learnt_on.items()},
-    )
-    slow = [layer for layer, inputs in pooled.items() if not inputs.feeds_logits]
-    if slow:
-        say(
-            f"evidence: {', '.join(slow)} does not feed the logits, so the rest of the network "
-            "runs for each of "
-            f"{len(search.settings(layers)) * (options.permutations + 1) + options.masks:,} "
-            "settings; "
-            "fewer --edit.permutations are faster"
+    selection = pooled
+    held_out = None
+    if apart:
+        selection = {layer: own[0] for layer, own in by_split.items()}
+        held_out = {layer: pool_activations(*own[1:]) for layer, own in by_split.items()}
+    learned = {layer: learn_gains(own, scope=options.scope) for layer, own in fitted_on.items()}
+    with stage("evidence", "permutations") as progress:
+        evidence = assess(
+            [Subject(scores, selection, held_out, learned)],
+            options,
+            alpha=options.alpha,
+            permutations=options.permutations,
+            masks=options.masks,
+            cache=cache,
+            progress=progress,
         )
-    with run.timed("evidence"), progress("evidence", "permutations") as bar:
-        wanted = {
-            "alpha": options.alpha,
-            "permutations": options.permutations,
-            "masks": options.masks,
-        }
-        evidence = assess([subject], search, store=kept, progress=bar, **wanted)
-    store.write_json(run.folder / "evidence.json", evidence.summary())
 
-    setting = evidence.setting
-    with run.timed("bands"):
-        _write_bands(run.folder, pooled[setting.layer], setting, options, kept)
-    gains = setting.gains(scores[setting.layer])
-    edited = edit_engine.edit(model, setting.layer, gains, scope=options.scope)
-    _save(run, edited, tests[:1] if apart else tests)
-    one = np.ones_like(gains)
-    named = dict(zip((test.name for test in tests), parts[setting.layer], strict=True))
-    result = {
-        "setting": setting._asdict(),
-        "layer_chosen": "most interpretable units"
-        if automatic
-        else "by the search"
-        if len(layers) > 1
-        else "by name",
-        "scope": options.scope,
-        "selected_on_test": evidence.selected_on_test,
-        "tested": {
-            "on": [test.name for test in (tests[1:] if apart else tests)],
-            "images": evidence.total,
-            "gained": evidence.gained,
-            "lost": evidence.lost,
-        },
-        "baseline": _by_split(named, one, options.scope),
-        "edited": _by_split(named, gains, options.scope),
-        "finding": evidence.finding,
-        "p_value": evidence.p_value,
-        "verdict": evidence.verdict,
-    }
-    _print(result, evidence)
-    return result
+    setting = _known(evidence.setting)
+    with stage("bands", "settings"):
+        bands = _bands(sweeps[setting.layer], setting, options.masks)
+    gains = gains_of(setting, scores[setting.layer])
+    own = [Sweep(split, scope=options.scope) for split in by_split[setting.layer]]
+    names = [test.name for test in tests]
+    summary = StudySummary(
+        setting=ChosenSetting(*setting),
+        scope=options.scope,
+        selected_on_test=evidence.selected_on_test,
+        baseline=_results(names, [sweep.evaluate(np.ones_like(gains)) for sweep in own]),
+        edited=_results(names, [sweep.evaluate(gains) for sweep in own]),
+        layer_chosen=_what_chose(options, layers),
+        tested=Tested(
+            on=names[1:] if apart else names,
+            images=evidence.total,
+            gained=evidence.gained,
+            lost=evidence.lost,
+        ),
+        finding=evidence.finding,
+        p_value=evidence.p_value,
+        verdict=evidence.verdict,
+    )
+    return Study(
+        summary=summary,
+        edited=edit(model, setting.layer, gains, scope=options.scope),
+        selected_on=tuple(tests[:1] if apart else tests),
+        sweep=sweep_table,
+        thresholds=threshold_table,
+        bands=bands,
+        evidence=evidence,
+    )
 
 
-def _save(run: store.Run, edited: VggNet, chosen_on: Sequence[ImageSet]) -> None:
-    """Writes the edited network; its file tells what the network had seen and what the edit was
-    chosen
-    on.
+def _known(setting: Setting | None) -> Setting:
+    if setting is None:
+        raise ValueError("an assessment without a setting; `assess` always gives one")
+    return setting
 
-    It names its classes where the network's file did: what was assumed of them stays out of it.
-    """
-    edited = with_classes(edited, run.target.get("classes"))
-    known = run.target.get("seen")
-    if known is not None:
-        known = [
-            *(seen.Seen(**each) for each in known),
-            *(seen.of(images, "chosen") for images in chosen_on),
+
+def _what_chose(options: Edit, layers: Sequence[str]) -> str:
+    if options.layers == (AUTO,):
+        return "most interpretable units"
+    return "by the search" if len(layers) > 1 else "by name"
+
+
+def _results(names: Sequence[str], evaluations: Sequence[Evaluation]) -> dict[str, SplitResult]:
+    """Each split alone and, when there are several, all pooled."""
+    by_name = dict(zip(names, evaluations, strict=True))
+    if len(by_name) > 1:
+        by_name["all"] = join(*evaluations)
+    return {name: SplitResult(**result.summary()) for name, result in by_name.items()}
+
+
+def _given_gains(
+    model: VggNet,
+    layer: str,
+    tests: Sequence[ImageSet],
+    options: Edit,
+    protocol: Protocol,
+    batch: int,
+    stage: Stage,
+) -> Study:
+    """Gains from a file: nothing is selected, so all splits are a test, and McNemar's is enough."""
+    if options.gains is None:
+        raise ValueError("no file of gains")
+    gains = read_gains(options.gains, model.config.units()[layer])
+    edited = edit(model, layer, gains, scope=options.scope)
+    with stage("evaluate", "images") as progress:
+
+        def test_all(network: VggNet) -> list[Evaluation]:
+            return [
+                evaluate(network, test, protocol=protocol, batch=batch, progress=progress)
+                for test in tests
+            ]
+
+        before = test_all(model)
+        after = test_all(edited)
+    was_right = np.concatenate([result.predictions == result.labels for result in before])
+    is_right = np.concatenate([result.predictions == result.labels for result in after])
+    evidence = Evidence(
+        gained=int((is_right & ~was_right).sum()),
+        lost=int((was_right & ~is_right).sum()),
+        total=len(was_right),
+        alpha=options.alpha,
+    )
+    names = [test.name for test in tests]
+    summary = StudySummary(
+        setting=ChosenSetting(layer, "file"),
+        scope=options.scope,
+        selected_on_test=False,
+        baseline=_results(names, before),
+        edited=_results(names, after),
+        finding=evidence.finding,
+        p_value=evidence.p_value,
+        verdict=evidence.verdict,
+    )
+    return Study(summary, edited, evidence=evidence)
+
+
+def _ten_crops(
+    model: VggNet,
+    scores: Mapping[str, np.ndarray],
+    tests: Sequence[ImageSet],
+    options: Search,
+    batch: int,
+    stage: Stage,
+) -> Study:
+    """The grid alone, without evidence: the mean over ten crops has no fast path."""
+    ((layer, own),) = scores.items()
+    grid = options.grid([layer])
+    gains = np.stack([gains_of(setting, own) for setting in grid])
+    with stage("sweep", "images") as progress:
+        by_split = [
+            _cropped(model, test, layer, gains, options.scope, batch, progress) for test in tests
         ]
-    save_vgg(edited, run.folder / "edited.safetensors", seen=known)
+    pooled = [join(*same).summary() for same in zip(*by_split, strict=True)]
+    table = _setting_columns(grid)
+    columns = {"correct": "correct", "accuracy": "top1"}
+    columns |= {name: name for name in ("macro_recall", "nll")}
+    table["images"] = [summary["images"] for summary in pooled]
+    for column, name in columns.items():
+        table[column] = [summary[name] for summary in pooled]
+    best = max(range(len(grid)), key=lambda number: pooled[number]["correct"])
+    names = [test.name for test in tests]
+    unedited = np.flatnonzero((gains == 1).all(axis=1))
+    baseline = None  # where factor 1 is not in the grid
+    if len(unedited):
+        baseline = _results(names, [split[unedited[0]] for split in by_split])
+    summary = StudySummary(
+        setting=ChosenSetting(*grid[best]),
+        scope=options.scope,
+        selected_on_test=True,
+        baseline=baseline,
+        edited=_results(names, [split[best] for split in by_split]),
+    )
+    edited = edit(model, layer, gains[best], scope=options.scope)
+    return Study(summary, edited, selected_on=tuple(tests), sweep=table)
 
 
-def _given(
-    settings: Any, run: store.Run, model: VggNet, layers: Sequence[str], tests: Sequence[ImageSet]
-) -> dict[str, Any]:
-    """Gains from a file on one layer: nothing is chosen, so all test splits are a test, and
-    McNemar's is enough.
+def _cropped(
+    model: VggNet,
+    images: ImageSet,
+    layer: str,
+    gains: Float[np.ndarray, "S U"],
+    scope: Scope,
+    batch: int,
+    progress: Progress | None,
+) -> list[Evaluation]:
+    """Every setting's evaluation by ten crops.
+
+    The activations of ten views of a whole set would not fit into memory, so a part of the images
+    goes through all settings before the next.
     """
-    options = settings.edit
-    gains = edit_engine.read_gains(options.gains, model.config.units()[layers[0]])
-    edited = edit_engine.edit(model, layers[0], gains, scope=options.scope)
-    _save(run, edited, ())
-    results: list[dict[str, Evaluation]] = []
-    with run.timed("evaluate"), progress("evaluate") as bar:
-        how = {
-            "protocol": settings.evaluate.protocol,
-            "batch": settings.evaluate.batch,
-            "progress": bar,
-        }
-        for network in (model, edited):
-            results.append({test.name: evaluate(network, test, **how) for test in tests})
-    before, after = (join(*each.values()) for each in results)
-    right, still = (result.predictions == result.labels for result in (before, after))
-    counts = {
-        "gained": int((still & ~right).sum()),
-        "lost": int((right & ~still).sum()),
-        "total": len(right),
-    }
-    evidence = Evidence(**counts, alpha=options.alpha)
-    store.write_json(run.folder / "evidence.json", evidence.summary())
-    say(f"evidence: {evidence.verdict}")
+    images = labelled(images, model)
+    labels = images.labels
+    if labels is None:
+        raise ValueError(f"{images.name} has no labels; `labelled` refuses such a set")
+    total = len(images)
+    logits = []
+    for start in range(0, total, _CROPPED):
+        rows = slice(start, min(start + _CROPPED, total))
+        part = dataclasses.replace(
+            images,
+            images=images.images[rows],
+            labels=labels[rows],
+            ids=images.ids[rows],
+            key=content_key([images.key, rows.start, rows.stop]),
+        )
+        activations = pre_bias_activations(model, part, layer, protocol="tencrop", batch=batch)
+        sweep = Sweep(activations, scope=scope)
+        logits.append([sweep.evaluate(gain).logits for gain in gains])
+        if progress is not None:
+            progress(rows.stop, total)
+    return [
+        Evaluation(np.concatenate(same), labels, images.classes)
+        for same in zip(*logits, strict=True)
+    ]
+
+
+# Tables
+
+
+def _setting_columns(grid: Sequence[Setting]) -> Table:
     return {
-        "setting": {"layer": layers[0], "kind": "file", "tau": None, "factor": None},
-        "scope": options.scope,
-        "selected_on_test": False,
-        "baseline": _summaries(results[0]),
-        "edited": _summaries(results[1]),
-        "finding": evidence.finding,
-        "p_value": evidence.p_value,
-        "verdict": evidence.verdict,
+        "layer": [setting.layer for setting in grid],
+        "kind": [setting.kind for setting in grid],
+        "tau": ["" if setting.tau is None else setting.tau for setting in grid],
+        "factor": [setting.factor for setting in grid],
     }
 
 
-def _grid(search: Search, layers: Sequence[str]) -> list[Setting]:
-    """The whole grid, with factor 1, in the order of the paper's table, then the search's other
-    kinds of gain.
-    """
-    thresholds = [
-        Setting(name, "threshold", tau, by)
-        for name in layers
-        for tau in search.taus
-        for by in search.factors
-    ]
-    return thresholds + [
-        setting for setting in search.settings(layers) if setting.kind != "threshold"
-    ]
+def _sweep_grid(
+    sweeps: Mapping[str, Sweep], grid: Sequence[Setting], scores: Mapping[str, np.ndarray]
+) -> Outcomes:
+    """The outcomes of settings of several layers, in the grid's order."""
+    outcomes = []
+    order = []
+    for layer, sweep in sweeps.items():
+        numbers = [number for number, setting in enumerate(grid) if setting.layer == layer]
+        own = [grid[number] for number in numbers]
+        outcomes.append(sweep.settings(own, [scores[layer]] * len(own)))
+        order += numbers
+    return Outcomes.join(outcomes).select(np.argsort(order))
 
 
-def _write_sweep(
-    folder: Path, grid: Sequence[Setting], found: Outcomes, inputs: LayerInputs
-) -> None:
-    """Writes `sweep.csv`, one row per setting, over all test splits together.
+def _sweep_table(grid: Sequence[Setting], outcomes: Outcomes, sweep: Sweep) -> Table:
+    """The grid's settings with their outcomes; `sweep` is any of the same images.
 
     McNemar's p of each setting is adjusted over all that edit something; being of the images that
     settings are compared on, it describes the grid and decides nothing.
     """
-    before = evaluate_gains(inputs, np.ones(inputs.units, np.float32))
-    was, now = before.predictions == before.labels, found.predictions == before.labels
-    gained, lost = (now & ~was).sum(axis=1), (was & ~now).sum(axis=1)
-    p_values = np.array(
-        [mcnemar_exact(int(more), int(less)) for more, less in zip(gained, lost, strict=True)]
-    )
-    adjusted, edits = (
-        np.ones(len(grid)),
-        np.array([setting.factor != 1 or setting.kind == "continuous" for setting in grid]),
-    )
+    before = sweep.evaluate(np.ones(sweep.activations.units, np.float32))
+    was_right = before.predictions == before.labels
+    is_right = outcomes.predictions == before.labels
+    gained = (is_right & ~was_right).sum(axis=1)
+    lost = (was_right & ~is_right).sum(axis=1)
+    counts = zip(gained, lost, strict=True)
+    p_values = np.array([mcnemar_exact(int(more), int(less)) for more, less in counts])
+    edits = np.array([one.factor != 1 or one.kind == "continuous" for one in grid])
+    adjusted = np.ones(len(grid))
     adjusted[edits] = benjamini_hochberg(jnp.asarray(p_values[edits]))
-    header = [
-        "layer",
-        "kind",
-        "tau",
-        "factor",
-        "images",
-        "correct",
-        "accuracy",
-        "macro_recall",
-        "nll",
-        "near_ties",
-    ]
-    header += ["gained", "lost", "p_value", "p_adjusted"]
-    images = int(found.sizes.sum())
-    numbers = zip(found.correct, found.accuracy, found.macro_recall, found.nll, found.near_ties,
-                  gained, lost, p_values, adjusted, strict=True)  # fmt: skip
-    rows = (
-        [one.layer, one.kind, "" if one.tau is None else one.tau, one.factor, images, *row]
-        for one, row in zip(grid, numbers, strict=True)
-    )
-    store.write_csv(folder / "sweep.csv", header, rows)
-
-
-def _write_bands(
-    folder: Path, inputs: LayerInputs, setting: Setting, options: Any, kept: Path | None
-) -> None:
-    """Writes `bands.csv`: accuracy with the setting's factor on random units, at sizes along all
-    thresholds.
-    """
-    draws = min(options.masks, _BAND_DRAWS)
-    if setting.kind != "threshold" or not inputs.feeds_logits or not draws:
-        return
-    sizes = np.unique(np.linspace(0, inputs.units, _BAND_SIZES).round().astype(int))
-    order = np.random.default_rng(0).permuted(
-        np.tile(np.arange(inputs.units), (len(sizes) * draws, 1)), axis=1
-    )
-    masks = order < np.repeat(sizes, draws)[:, None]
-    tried = try_masks(inputs, masks, setting.factor, scope=options.scope, full=False, store=kept)
-    accuracy = tried.accuracy.reshape(len(sizes), draws)
-    low, high = np.quantile(accuracy, [0.025, 0.975], axis=1)
-    header = ["layer", "factor", "units_above", "draws", "mean", "low", "high"]
-    numbers = zip(sizes, accuracy.mean(axis=1), low, high, strict=True)
-    rows = ([setting.layer, setting.factor, size, draws, *row] for size, *row in numbers)
-    store.write_csv(folder / "bands.csv", header, rows)
-
-
-def _write_thresholds(
-    folder: Path,
-    inputs: Mapping[str, LayerInputs],
-    scores: Mapping[str, np.ndarray],
-    options: Any,
-    kept: Path | None,
-) -> None:
-    """Writes `thresholds.csv`: every threshold that changes anything, for layers where all of them
-    are cheap.
-    """
-    header = ["layer", "factor", "units_above", "tau", "correct", "accuracy", "macro_recall", "nll"]
-    factors = [factor for factor in options.factor if factor != 1]
-    rows = []
-    for layer, each in inputs.items():
-        if not each.feeds_logits:
-            continue
-        for found in every_threshold(each, scores[layer], factors, scope=options.scope, store=kept):
-            o, ends = (
-                found.outcomes,
-                np.append(found.scores, -np.inf),
-            )  # tau at the next score: it is not above itself
-            for cut in np.flatnonzero(found.reachable()):
-                tau = "" if np.isinf(ends[cut]) else ends[cut]
-                numbers = (o.correct[cut], o.accuracy[cut], o.macro_recall[cut], o.nll[cut])
-                rows.append([layer, found.factor, cut, tau, *numbers])
-    if rows:
-        store.write_csv(folder / "thresholds.csv", header, rows)
-
-
-def _by_split(
-    parts: Mapping[str, LayerInputs], gains: np.ndarray, scope: str
-) -> dict[str, dict[str, Any]]:
-    results = {name: evaluate_gains(inputs, gains, scope=scope) for name, inputs in parts.items()}
-    return _summaries(results)
-
-
-def _summaries(results: dict[str, Evaluation]) -> dict[str, dict[str, Any]]:
-    """Each split alone and, when there are several, all pooled."""
-    if len(results) > 1:
-        results = results | {"all": join(*results.values())}
-    return {name: result.summary() for name, result in results.items()}
-
-
-def _ten_crops(
-    settings: Any,
-    run: store.Run,
-    model: VggNet,
-    scores: Mapping[str, np.ndarray],
-    search: Search,
-    tests: Sequence[ImageSet],
-) -> dict[str, Any]:
-    """The grid alone, by repeating the network after the layer for every setting: ten views have no
-    faster way.
-    """
-    ((layer, own),) = scores.items()
-    options, cells = settings.edit, _grid(search, [layer])
-    gains = np.stack([setting.gains(own) for setting in cells])
-    with run.timed("sweep"), progress("sweep") as bar:
-        how = {
-            "scope": options.scope,
-            "protocol": "tencrop",
-            "batch": settings.evaluate.batch,
-            "progress": bar,
-        }
-        by_set = [edit_engine.sweep(model, images, layer, gains, **how) for images in tests]
-    pooled = [join(*same) for same in zip(*by_set, strict=True)]
-    header = [
-        "layer",
-        "kind",
-        "tau",
-        "factor",
-        "images",
-        "correct",
-        "accuracy",
-        "macro_recall",
-        "nll",
-    ]
-    found = [result.summary() for result in pooled]
-    store.write_csv(
-        run.folder / "sweep.csv",
-        header,
-        (
-            [*setting, s["images"], s["correct"], s["top1"], s["macro_recall"], s["nll"]]
-            for setting, s in zip(cells, found, strict=True)
-        ),
-    )
-    best = max(range(len(cells)), key=lambda at: found[at]["correct"])
-    _save(run, edit_engine.edit(model, layer, gains[best], scope=options.scope), tests)
-    unedited = np.flatnonzero((gains == 1).all(axis=1))  # none where factor 1 is not in the grid
-    named = [test.name for test in tests]
-    say(
-        "edit: the best cell, chosen on these very images; evidence needs --evaluate.protocol resize40"
-    )
-    return {
-        "setting": cells[best]._asdict(),
-        "scope": options.scope,
-        "selected_on_test": True,
-        "baseline": _at(by_set, named, unedited[0]) if len(unedited) else None,
-        "edited": _at(by_set, named, best),
+    return _setting_columns(grid) | {
+        "images": [int(outcomes.sizes.sum())] * len(grid),
+        "correct": outcomes.correct,
+        "accuracy": outcomes.accuracy,
+        "macro_recall": outcomes.macro_recall,
+        "nll": outcomes.nll,
+        "near_ties": outcomes.near_ties,
+        "gained": gained,
+        "lost": lost,
+        "p_value": p_values,
+        "p_adjusted": adjusted,
     }
 
 
-def _at(
-    by_set: Sequence[Sequence[Evaluation]], names: Sequence[str], cell: int
-) -> dict[str, dict[str, Any]]:
-    return _summaries({name: results[cell] for name, results in zip(names, by_set, strict=True)})
+def _threshold_table(
+    sweeps: Mapping[str, Sweep], scores: Mapping[str, np.ndarray], options: Search
+) -> Table:
+    """Every threshold that changes anything, for layers that feed the logits."""
+    factors = [factor for factor in options.factor if factor != 1]
+    rows = []
+    for layer, sweep in sweeps.items():
+        if not sweep.activations.feeds_logits:
+            continue
+        for thresholds in sweep.thresholds(scores[layer], factors):
+            outcomes = thresholds.outcomes
+            correct = outcomes.correct
+            accuracy = outcomes.accuracy
+            recall = outcomes.macro_recall
+            # At the next score tau leaves that unit out: a score is not above itself.
+            taus = np.append(thresholds.scores, -np.inf)
+            for cut in np.flatnonzero(thresholds.reachable()):
+                rows.append({
+                    "layer": layer,
+                    "factor": thresholds.factor,
+                    "units_above": cut,
+                    "tau": "" if np.isinf(taus[cut]) else taus[cut],
+                    "correct": correct[cut],
+                    "accuracy": accuracy[cut],
+                    "macro_recall": recall[cut],
+                    "nll": outcomes.nll[cut],
+                })  # fmt: skip
+    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
 
 
-def _print(result: dict[str, Any], evidence: Evidence) -> None:
-    name = list(result["baseline"])[-1]
-    before, after = result["baseline"][name], result["edited"][name]
-    say(
-        f"edit of {evidence.setting}: {before['correct']} → {after['correct']} of "
-        f"{before['images']} correct on {name}"
-        f"{' test splits, that of the choice too' if name == 'all' else ''}, "
-        f"top-1 {before['top1']:.3%} → {after['top1']:.3%}, NLL {before['nll']:.4f} → "
-        f"{after['nll']:.4f}"
-    )
-    say(f"evidence: {evidence.verdict}")
+def _bands(sweep: Sweep, setting: Setting, masks: int) -> Table:
+    """Accuracy with the setting's factor on random units: mean and 95 % range at each size."""
+    draws = min(masks, _BAND_DRAWS)
+    if setting.kind != "threshold" or not sweep.activations.feeds_logits or not draws:
+        return {}
+    units = sweep.activations.units
+    sizes = np.unique(np.linspace(0, units, _BAND_SIZES).round().astype(int))
+    # The first n of a random order of units are n random units.
+    orders = np.tile(np.arange(units), (len(sizes) * draws, 1))
+    orders = np.random.default_rng(0).permuted(orders, axis=1)
+    random = orders < np.repeat(sizes, draws)[:, None]
+    outcomes = sweep.masks(random, setting.factor, full=False)
+    accuracy = outcomes.accuracy.reshape(len(sizes), draws)
+    low, high = np.quantile(accuracy, [0.025, 0.975], axis=1)
+    return {
+        "layer": [setting.layer] * len(sizes),
+        "factor": [setting.factor] * len(sizes),
+        "units_above": sizes,
+        "draws": [draws] * len(sizes),
+        "mean": accuracy.mean(axis=1),
+        "low": low,
+        "high": high,
+    }

@@ -1,37 +1,41 @@
-"""Thousands of edits of one layer: the network before it runs once per image, and only what follows is repeated.
+"""Thousands of edits of one layer: the network before it runs once, and what follows is repeated.
 
-For a dense layer that feeds the logits, an edit by mask and factor leaves every unit one of two outputs, whatever the
-other units do, so the logits are affine in the mask. Thousands of masks are then one matrix product, and every
-threshold on a score is a running sum over units in order of score. Any other layer is finished once per setting.
+For a dense layer that feeds the logits, an edit by mask and factor leaves every unit one of two
+outputs, whatever the other units do, so the logits are affine in the mask. Thousands of masks are
+then one matrix product, and every threshold on a score is a running sum over units in order of
+score. Any other layer is finished once per setting.
 
-Sums of thousands of terms round differently in different orders, so where an image's two best classes are as good as
-equal, these paths and a plain evaluation may name different ones. `Outcomes.near_ties` counts those images, and
-`correct` is exact up to that number; `evaluate_gains` is the plain arithmetic for the one setting that matters.
+Sums of thousands of terms round differently in different orders, so where an image's two best
+classes are as good as equal, these paths and a plain evaluation may name different ones.
+`Outcomes.near_ties` counts those images, and `correct` is exact up to that number;
+`Sweep.evaluate` is the plain arithmetic for the one setting that matters.
 Shapes: I images, U units, C classes, S settings, T tile.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from itertools import starmap
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, PyTree, UInt8
 
-from emojax.distributed.data_parallel import default_tile, in_tiles
-from emojax.distributed.mesh import AXIS, host_readable, make_mesh, put_replicated
-from emojax.editing.activations import After, Head, LayerInputs, Progress, active
-from emojax.editing.edit import Setting
+from emojax.distributed.data_parallel import data_parallel, default_tile
+from emojax.distributed.mesh import make_mesh, put_replicated
+from emojax.editing.activations import After, Head, PreBiasActivations, Progress, unit_outputs
+from emojax.editing.edit import gains_of, mask_of
+from emojax.editing.search import Scope, Setting
 from emojax.errors import InputError
 from emojax.ops import gains as ops
-from emojax.ops.gains import Scope
 from emojax.store import cached, content_key
 from emojax.training.evaluate import Evaluation
 
-_FORMAT = 2  # of what is kept on disk; part of its key
+_FORMAT = 2  # of what is cached on disk; part of its key
 _CHUNK = 512  # settings computed together
 _BLOCK = 32  # units whose running sums are one small matrix product
 _NEAR = 1e-5  # of logits' size: float32 sums over 4,096 units stay well within
@@ -45,48 +49,70 @@ class Outcomes:
       hits: correct images per class [S, C].
       sizes: images per class [C].
       nll: mean negative log-likelihood [S] float64.
-      near_ties: images [S] whose two best logits are too close for float32 to order; `correct` is exact up to these.
-      predictions: predicted class [S, I] uint8.
+      near_ties: images [S] whose two best logits are too close for float32 to order; `correct` is
+        exact up to these.
+      predictions: predicted class [S, I].
 
     The last three are None where only hits were asked for.
     """
 
-    hits: np.ndarray
-    sizes: np.ndarray
-    nll: np.ndarray | None = None
-    near_ties: np.ndarray | None = None
-    predictions: np.ndarray | None = None
+    hits: Int[np.ndarray, "S C"]
+    sizes: Int[np.ndarray, " C"]
+    nll: Float[np.ndarray, " S"] | None = None
+    near_ties: Int[np.ndarray, " S"] | None = None
+    predictions: UInt8[np.ndarray, "S I"] | None = None
 
     def __len__(self) -> int:
         return len(self.hits)
 
     @property
-    def correct(self) -> np.ndarray:
-        """Correct images [S]."""
+    def correct(self) -> Int[np.ndarray, " S"]:
+        """Correct images."""
         return self.hits.sum(axis=1)
 
     @property
-    def accuracy(self) -> np.ndarray:
-        """Share of correct images [S]."""
+    def accuracy(self) -> Float[np.ndarray, " S"]:
+        """Share of correct images."""
         return self.correct / self.sizes.sum()
 
     @property
-    def macro_recall(self) -> np.ndarray:
-        """Mean recall of the classes that have images [S]."""
+    def macro_recall(self) -> Float[np.ndarray, " S"]:
+        """Mean recall of the classes that have images."""
         present = self.sizes > 0
         return (self.hits[:, present] / self.sizes[present]).mean(axis=1)
 
-    def map(self, function: Callable[..., np.ndarray], *others: "Outcomes") -> "Outcomes":
-        """Applies a function to every array that has a row per setting."""
-        rows = {f.name: [getattr(x, f.name) for x in (self, *others)] for f in fields(self) if f.name != "sizes"}
-        return replace(self, **{name: None if x[0] is None else function(*x) for name, x in rows.items()})
+    def select(self, rows: np.ndarray | slice) -> "Outcomes":
+        """The outcomes of some settings, or of all in another order."""
+        named = vars(self).items()
+        arrays = {name: array[rows] for name, array in named if _has_settings(name, array)}
+        return replace(self, **arrays)
+
+    @staticmethod
+    def join(chunks: Sequence["Outcomes"]) -> "Outcomes":
+        """The outcomes of several chunks of settings on the same set."""
+        first = chunks[0]
+        arrays = {
+            name: np.concatenate([getattr(chunk, name) for chunk in chunks])
+            for name, array in vars(first).items()
+            if _has_settings(name, array)
+        }
+        return replace(first, **arrays)
 
 
-_Settings = tuple[jax.Array, jax.Array]  # masks or an order, and a factor
+def _has_settings(name: str, array: np.ndarray | None) -> bool:
+    """Whether an array of `Outcomes` is there and has a row per setting."""
+    return array is not None and name != "sizes"
 
 
 class _Tally(NamedTuple):
-    """Of a tile: hits [1, S, C], and when asked for nll and near ties [1, S] and predictions [T, S]."""
+    """Counts of a tile of images; where only hits are counted, the rest is None.
+
+    Attributes:
+      hits: [1, S, C].
+      nll: sums of losses [1, S].
+      near_ties: [1, S].
+      predictions: [T, S].
+    """
 
     hits: jax.Array
     nll: jax.Array | None = None
@@ -94,218 +120,183 @@ class _Tally(NamedTuple):
     predictions: jax.Array | None = None
 
 
-def _tally(logits: jax.Array, labels: jax.Array, full: bool) -> _Tally:
-    """Logits [S, C, T], one class as good as any other up to a shift; labels [T], −1 for padding."""
+Count = Callable[[jax.Array, jax.Array], _Tally]
+
+# The kernels: pure functions of a tile of images. Their first arguments are fixed at compilation.
+
+
+def _predicted(logits: Float[Array, "S C T"]) -> Int[Array, "S T"]:
+    """The class of the largest logit; ties go to the lower class, as `argmax` has it."""
     classes = jnp.arange(logits.shape[1])[:, None]
     best = logits.max(axis=1)
-    # As argmax does, ties go to the lower class; this form is vectorised on a CPU, argmax is not.
-    predictions = jnp.where(logits == best[:, None], classes, logits.shape[1]).min(axis=1)
+    # Unlike argmax, a comparison and a minimum are vectorised on a CPU.
+    return jnp.where(logits == best[:, None], classes, logits.shape[1]).min(axis=1)
+
+
+def _count_hits(logits: Float[Array, "S C T"], labels: Int[Array, " T"]) -> _Tally:
+    """Hits per class; a label of −1 is padding and no class's hit."""
+    classes = jnp.arange(logits.shape[1])[:, None]
     own = (classes == labels).astype(logits.dtype)
-    hits = ((predictions == labels).astype(logits.dtype) @ own.T).astype(jnp.int32)
-    if not full:
-        return _Tally(hits[None])
+    right = (_predicted(logits) == labels).astype(logits.dtype)
+    return _Tally((right @ own.T).astype(jnp.int32)[None])
+
+
+def _count_all(logits: Float[Array, "S C T"], labels: Int[Array, " T"]) -> _Tally:
+    """Hits, losses, near ties and predictions; a shift of all logits of an image changes none."""
+    classes = jnp.arange(logits.shape[1])[:, None]
+    best = logits.max(axis=1)
+    predictions = _predicted(logits)
     second = jnp.where(classes == predictions[:, None], -jnp.inf, logits).max(axis=1)
+    # Sums round in proportion to the size of the logits, not of their difference.
     size = 1.0 + jnp.abs(logits - logits[:, :1]).max(axis=1)
     near = (best - second <= _NEAR * size) & (labels >= 0)
+    own = (classes == labels).astype(logits.dtype)
     loss = jnp.log(jnp.exp(logits - best[:, None]).sum(axis=1)) + best - (logits * own).sum(axis=1)
     nll = jnp.where(labels >= 0, loss, 0.0).sum(axis=1)
-    return _Tally(hits[None], nll[None], near.sum(axis=1)[None], predictions.astype(jnp.uint8).T)
+    return _Tally(
+        hits=_count_hits(logits, labels).hits,
+        nll=nll[None],
+        near_ties=near.sum(axis=1)[None],
+        predictions=predictions.astype(jnp.uint8).T,
+    )
 
 
-def _by_gains(after: After, scope: Scope, full: bool, params: Any, gains: jax.Array, values: jax.Array, labels: jax.Array):
-    """Any gains [S, U] on any layer: what follows the layer is repeated."""
-    logits = jax.lax.map(lambda gain: after(params, values, ops.with_scope(gain, scope)).T, gains)
-    return _tally(logits, labels, full)
-
-
-def _two_outputs(head: Head, scope: Scope, factor: jax.Array, values: jax.Array) -> tuple[Head, jax.Array, jax.Array]:
-    """The two outputs that a unit can have, as all that masks need.
-
-    Returns the head with logits relative to the first class, which saves a class; logits [T, C − 1] with no unit in the
-    mask; and by how much each unit's output differs when it is in [T, U].
-    """
-    head = head._replace(weight=head.weight[:, 1:] - head.weight[:, :1], offset=head.offset[1:] - head.offset[:1])
-    gains = (ops.with_scope(gain, scope) for gain in (factor, 1.0 / factor))
-    inside, outside = (active(head, values, gain) for gain in gains)
-    return head, outside @ head.weight + head.offset, inside - outside
-
-
-def _with_first(logits: jax.Array) -> jax.Array:
-    """Relative logits [S, C − 1, T] → [S, C, T]."""
-    return jnp.pad(logits, ((0, 0), (1, 0), (0, 0)))
-
-
-def _by_masks(
-    _: After,
-    scope: Scope,
-    full: bool,
-    head: Head,
-    settings: _Settings,
-    values: jax.Array,
-    labels: jax.Array,
-) -> _Tally:
-    """Masks [S, U] with one factor: logits = base + mask · (change × weight), one matrix product for all classes."""
-    masks, factor = settings
-    head, base, change = _two_outputs(head, scope, factor, values)
-    terms = change[None] * head.weight.T[:, None]  # [C − 1, T, U]
-    sums = masks.astype(terms.dtype) @ terms.reshape(-1, terms.shape[-1]).T
-    return _tally(_with_first(sums.reshape(-1, *base.T.shape) + base.T), labels, full)
-
-
-def _by_cuts(
-    _: After,
-    scope: Scope,
-    full: bool,
-    head: Head,
-    settings: _Settings,
-    values: jax.Array,
-    labels: jax.Array,
-) -> _Tally:
-    """Every cut of an order of units: cut k has the first k of `order` [U] in the mask; U + 1 settings.
-
-    Units pass in blocks. A block's running sums are a product with a triangle of ones; a scan carries the logits on.
-    """
-    order, factor = settings
-    head, base, change = _two_outputs(head, scope, factor, values)
-    units = len(order)
-    pad = -(units + 1) % _BLOCK + 1  # to whole blocks, and at least one unit of no weight: the cut after the last
-    changes = jnp.pad(change.T[order], ((0, pad), (0, 0))).reshape(-1, _BLOCK, len(labels))
-    weights = jnp.pad(head.weight[order], ((0, pad), (0, 0))).reshape(-1, _BLOCK, head.weight.shape[1])
-    before = jnp.tril(jnp.ones((_BLOCK, _BLOCK)), -1)
-
-    def block(logits: jax.Array, terms: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, _Tally]:
-        terms = terms[0][:, None, :] * terms[1][:, :, None]  # [block, C − 1, T]
-        cuts = logits + (before @ terms.reshape(_BLOCK, -1)).reshape(terms.shape)
-        return cuts[-1] + terms[-1], _tally(_with_first(cuts), labels, full)
-
-    tallies = jax.lax.scan(block, base.T, (changes, weights))[1]  # [blocks, 1, block, ..]; predictions [blocks, T, block]
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, : units + 1], tallies)
-
-
-def _logits(after: After, scope: Scope, _: bool, params: Any, gain: jax.Array, values: jax.Array, labels: jax.Array):
-    """Logits [T, C] of one setting of gains [U]."""
+def _logits(
+    after: After, scope: Scope, params: PyTree, gain: Float[Array, " U"], values: jax.Array
+) -> Float[Array, "T C"]:
+    """Logits of one setting of gains."""
     return after(params, values, ops.with_scope(gain, scope))
 
 
-_TILES = {_by_gains: 1, _by_masks: 4, _by_cuts: 8, _logits: 1}  # × the tile of an evaluation: what keeps a device busy
+def _by_gains(
+    after: After,
+    scope: Scope,
+    count: Count,
+    params: PyTree,
+    gains: Float[Array, "S U"],
+    values: jax.Array,
+    labels: Int[Array, " T"],
+) -> _Tally:
+    """Any gains on any layer: what follows the layer is repeated."""
+
+    def one(gain: Float[Array, " U"]) -> Float[Array, "C T"]:
+        return after(params, values, ops.with_scope(gain, scope)).T
+
+    return count(jax.lax.map(one, gains), labels)
+
+
+class _TwoOutputs(NamedTuple):
+    """The two outputs that a unit can have, as all that masks need.
+
+    Attributes:
+      weight: [U, C − 1], relative to the first class's, which saves a class.
+      base: relative logits [T, C − 1] with no unit in the mask.
+      change: by how much each unit's output differs when it is in the mask [T, U].
+    """
+
+    weight: jax.Array
+    base: jax.Array
+    change: jax.Array
+
+
+def _two_outputs(
+    scope: Scope, head: Head, factor: Float[Array, ""], values: Float[Array, "T U"]
+) -> _TwoOutputs:
+    # Predictions, losses and near ties depend on differences of logits only.
+    weight = head.weight[:, 1:] - head.weight[:, :1]
+    offset = head.offset[1:] - head.offset[:1]
+    inside = unit_outputs(head, values, ops.with_scope(factor, scope))
+    outside = unit_outputs(head, values, ops.with_scope(1.0 / factor, scope))
+    return _TwoOutputs(weight, outside @ weight + offset, inside - outside)
+
+
+def _with_first_class(relative: Float[Array, "S C_less_1 T"]) -> Float[Array, "S C T"]:
+    """Logits relative to the first class, and its own, which are 0."""
+    return jnp.pad(relative, ((0, 0), (1, 0), (0, 0)))
+
+
+class _Masks(NamedTuple):
+    """Masks [S, U] of the units that `factor` multiplies; it divides the others."""
+
+    rows: jax.Array | np.ndarray
+    factor: jax.Array | np.ndarray
+
+
+class _Order(NamedTuple):
+    """An order of units [U]; cut k multiplies the first k by `factor` and divides the others."""
+
+    units: jax.Array | np.ndarray
+    factor: jax.Array | np.ndarray
+
+
+def _by_masks(
+    scope: Scope,
+    count: Count,
+    head: Head,
+    masks: _Masks,
+    values: Float[Array, "T U"],
+    labels: Int[Array, " T"],
+) -> _Tally:
+    """logits = base + mask · (change × weight): one matrix product for all masks and classes."""
+    weight, base, change = _two_outputs(scope, head, masks.factor, values)
+    terms = change[None] * weight.T[:, None]  # [C − 1, T, U]
+    sums = masks.rows.astype(terms.dtype) @ terms.reshape(-1, terms.shape[-1]).T
+    return count(_with_first_class(sums.reshape(-1, *base.T.shape) + base.T), labels)
+
+
+def _by_cuts(
+    scope: Scope,
+    count: Count,
+    head: Head,
+    order: _Order,
+    values: Float[Array, "T U"],
+    labels: Int[Array, " T"],
+) -> _Tally:
+    """Every cut of an order of units, U + 1 settings: running sums of each unit's change.
+
+    A running sum would add U terms one after the other. Instead units pass in blocks: the running
+    sums within a block are one product with a triangle of ones, and a scan carries the logits from
+    block to block.
+    """
+    weight, base, change = _two_outputs(scope, head, order.factor, values)
+    units = len(order.units)
+    # To whole blocks, with at least one unit of no weight: the cut after the last unit is its row.
+    pad = -(units + 1) % _BLOCK + 1
+    changes = jnp.pad(change.T[order.units], ((0, pad), (0, 0)))
+    weights = jnp.pad(weight[order.units], ((0, pad), (0, 0)))
+    changes = changes.reshape(-1, _BLOCK, len(labels))
+    weights = weights.reshape(-1, _BLOCK, weight.shape[1])
+    before = jnp.tril(jnp.ones((_BLOCK, _BLOCK)), -1)  # row k sums the units before the k-th
+
+    def block(
+        logits: Float[Array, "C_less_1 T"], of_units: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, _Tally]:
+        change, weight = of_units
+        terms = change[:, None, :] * weight[:, :, None]  # [block, C − 1, T]
+        cuts = logits + (before @ terms.reshape(_BLOCK, -1)).reshape(terms.shape)
+        return cuts[-1] + terms[-1], count(_with_first_class(cuts), labels)
+
+    tallies = jax.lax.scan(block, base.T, (changes, weights))[1]
+
+    def in_order(array: jax.Array) -> jax.Array:
+        # [blocks, rows, block, ..] → [rows, settings, ..], without the padding
+        joined = jnp.moveaxis(array, 0, 1).reshape(array.shape[1], -1, *array.shape[3:])
+        return joined[:, : units + 1]
+
+    return jax.tree.map(in_order, tallies)
+
+
+# × the tile of an evaluation: rows that keep a device busy
+_TILES = {_by_gains: 1, _by_masks: 4, _by_cuts: 8, _logits: 1}
 
 
 @functools.lru_cache(maxsize=64)
-def _program(kernel: Callable[..., Any], after: After, scope: Scope, full: bool, mesh: Mesh, tile: int):
-    """A kernel over tiles of images, which are split over the mesh; compiled once per shape of the settings."""
-
-    def local(params: Any, settings: Any, values: jax.Array, labels: jax.Array) -> Any:
-        with jax.default_matmul_precision("highest"):
-            return in_tiles(functools.partial(kernel, after, scope, full, params, settings), tile, values, labels)
-
-    whole, parts = PartitionSpec(), PartitionSpec(AXIS)
-    specs = {"in_specs": (whole, whole, parts, parts), "out_specs": parts, "check_vma": False}
-    return jax.jit(jax.shard_map(local, mesh=mesh, **specs), out_shardings=host_readable(mesh))
-
-
-def _run(kernel: Callable[..., Any], inputs: LayerInputs, settings: Any, scope: Scope, full: bool, mesh: Mesh | None) -> Any:
-    """The kernel's results over all images, as numpy arrays joined along the first axis."""
-    mesh, tile = mesh or make_mesh(), default_tile() * _TILES[kernel]
-    program = _program(kernel, inputs.after, scope, full, mesh, tile)
-    params, settings = put_replicated(mesh, (inputs.params, settings))
-    parts = [program(params, settings, *batch) for batch in inputs.batches(mesh, tile)]
-    return jax.tree.map(lambda *x: np.concatenate([np.asarray(part) for part in x]), *parts)
-
-
-def _count(kernel: Callable[..., Any], inputs: LayerInputs, settings: Any, scope: Scope, full: bool, mesh: Mesh | None):
-    """Outcomes of a kernel that tallies."""
-    tally = _run(kernel, inputs, settings, scope, full, mesh)
-    found = Outcomes(tally.hits.sum(axis=0), np.bincount(inputs.labels, minlength=len(inputs.classes)))
-    if not full:
-        return found
-    nll = tally.nll.sum(axis=0, dtype=np.float64) / len(inputs.labels)
-    predictions = tally.predictions[: len(inputs.labels)].T
-    return replace(found, nll=nll, near_ties=tally.near_ties.sum(axis=0), predictions=predictions)
-
-
-def _cached(store: Path | None, key: Any, compute: Callable[[], Outcomes]) -> Outcomes:
-    """Outcomes of a chunk from the folder `store`, or computed and cached there."""
-
-    def arrays() -> dict[str, np.ndarray]:
-        values = vars(compute())
-        return {name: array for name, array in values.items() if array is not None}
-
-    return Outcomes(**cached(store, content_key([_FORMAT, key]), arrays))
-
-
-def _in_chunks(
-    kernel: Callable[..., Any],
-    inputs: LayerInputs,
-    rows: np.ndarray,
-    also: tuple[Any, ...],
-    scope: Scope,
-    full: bool,
-    store: Path | None,
-    progress: Progress | None,
-    mesh: Mesh | None,
-) -> Outcomes:
-    """Settings [S, U] in chunks of one shape, each kept as soon as it is done."""
-    size = min(_CHUNK, 1 << (len(rows) - 1).bit_length())
-    chunks = []
-    for start in range(0, len(rows), size):
-        chunk = rows[start : start + size]
-        padded = np.pad(chunk, ((0, size - len(chunk)), (0, 0)))
-        settings = (padded, *map(np.float32, also)) if also else padded
-        key = [kernel.__name__, inputs.key, chunk, list(also), scope, full]
-        chunks.append(_cached(store, key, functools.partial(_count, kernel, inputs, settings, scope, full, mesh)))
-        if progress is not None:
-            progress(min(start + size, len(rows)), len(rows))
-    return chunks[0].map(lambda *x: np.concatenate(x)[: len(rows)], *chunks[1:])
-
-
-def try_gains(
-    inputs: LayerInputs,
-    gains: np.ndarray | jax.Array,
-    *,
-    scope: Scope = "weights",
-    full: bool = True,
-    store: Path | None = None,
-    progress: Progress | None = None,
-    mesh: Mesh | None = None,
-) -> Outcomes:
-    """What each of S settings of gains [S, U] gives, on any layer.
-
-    `full=False` counts hits only. With `store`, a folder, finished chunks of settings are kept there, and a sweep that
-    was stopped goes on after the last of them.
-
-    Raises:
-      InputError: the gains do not fit the layer, or are not finite.
-    """
-    gains = np.asarray(gains, np.float32)
-    _check(inputs, "gains", gains)
-    if not np.isfinite(gains).all():
-        raise InputError(f"the gains for layer {inputs.layer} are not all finite")
-    return _in_chunks(_by_gains, inputs, gains, (), scope, full, store, progress, mesh)
-
-
-def try_masks(
-    inputs: LayerInputs,
-    masks: np.ndarray,
-    factor: float,
-    *,
-    scope: Scope = "weights",
-    full: bool = True,
-    store: Path | None = None,
-    progress: Progress | None = None,
-    mesh: Mesh | None = None,
-) -> Outcomes:
-    """What ×factor on the units of each of S masks [S, U], and ÷factor on the others, gives; options as `try_gains`.
-
-    Raises:
-      InputError: the masks do not fit the layer, or the factor is not positive.
-    """
-    masks = np.asarray(masks, bool)
-    _check(inputs, "masks", masks)
-    _check_factor(factor)
-    if not inputs.feeds_logits:
-        options = {"scope": scope, "full": full, "store": store, "progress": progress, "mesh": mesh}
-        return try_gains(inputs, ops.from_mask(masks, factor), **options)
-    return _in_chunks(_by_masks, inputs, masks, (float(factor),), scope, full, store, progress, mesh)
+def _program(
+    kernel: Callable[..., PyTree], fixed: tuple[object, ...], sharded: int, mesh: Mesh, tile: int
+) -> Callable[..., PyTree]:
+    """A kernel over tiles of images, sharded over the mesh; compiled once per shape of settings."""
+    function = functools.partial(kernel, *fixed)
+    return data_parallel(function, mesh, replicated=2, sharded=sharded, tile=tile)
 
 
 @dataclass(frozen=True)
@@ -315,105 +306,251 @@ class Thresholds:
     Attributes:
       factor: of the units above the threshold.
       scores: the units' scores in falling order [U].
-      outcomes: of U + 1 settings; number k has the k units of the highest scores above the threshold.
+      outcomes: of U + 1 settings; number k has the k units of the highest scores above the
+        threshold.
     """
 
     factor: float
-    scores: np.ndarray
+    scores: Float[np.ndarray, " U"]
     outcomes: Outcomes
 
     def cut(self, tau: float) -> int:
         """The number of the setting with this threshold: how many scores exceed tau."""
         return int((self.scores > np.float32(tau)).sum())
 
-    def reachable(self) -> np.ndarray:
-        """Which settings some threshold gives [U + 1]: those that do not part equal scores."""
+    def reachable(self) -> Bool[np.ndarray, " U_plus_1"]:
+        """Which settings some threshold gives: those that do not part equal scores."""
         return np.concatenate([[True], self.scores[1:] < self.scores[:-1], [True]])
 
 
-def every_threshold(
-    inputs: LayerInputs,
-    scores: np.ndarray,
-    factors: Sequence[float],
-    *,
-    scope: Scope = "weights",
-    full: bool = True,
-    store: Path | None = None,
-    progress: Progress | None = None,
-    mesh: Mesh | None = None,
-) -> list[Thresholds]:
-    """All U + 1 outcomes of thresholding the scores [U], for each factor; options as `try_gains`.
+class _Chunk(NamedTuple):
+    """Settings computed together: the content key of their outcomes, and what counts them."""
 
-    Raises:
-      InputError: the scores do not fit the layer or are not finite, or a factor is not positive.
+    key: str
+    count: Callable[[], dict[str, np.ndarray]]
+
+
+def _joined(chunks: Iterable[dict[str, np.ndarray]], settings: int) -> Outcomes:
+    """The outcomes of so many settings from the arrays of their chunks, the last one padded."""
+    return Outcomes.join([Outcomes(**arrays) for arrays in chunks]).select(slice(settings))
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """Edits of one layer, tried on one labelled set.
+
+    Attributes:
+      activations: the layer's, on the set.
+      scope: what a gain scales.
+      mesh: devices; None takes all.
+      cache: a folder in which every finished chunk of settings is cached, so that a sweep that was
+        stopped resumes after the last of them.
     """
-    scores = np.asarray(scores, np.float32)
-    _check(inputs, "scores", scores[None])
-    if not np.isfinite(scores).all():
-        raise InputError(f"the scores for layer {inputs.layer} are not all finite")
-    order, units = np.argsort(-scores, kind="stable"), inputs.units
-    found = []
-    for done, factor in enumerate(factors, start=1):
+
+    activations: PreBiasActivations
+    _: KW_ONLY
+    scope: Scope = "weights"
+    mesh: Mesh | None = None
+    cache: Path | None = None
+
+    def gains(
+        self,
+        gains: np.ndarray | jax.Array,
+        *,
+        full: bool = True,
+        progress: Progress | None = None,
+    ) -> Outcomes:
+        """What each of S settings of gains [S, U] gives, on any layer.
+
+        `full=False` counts hits only; `progress` hears of settings.
+
+        Raises:
+          InputError: the gains do not fit the layer, or are not finite.
+        """
+        rows = np.asarray(gains, np.float32)
+        self._check("gains", rows)
+        if not np.isfinite(rows).all():
+            raise InputError(f"the gains for layer {self.activations.layer} are not all finite")
+        chunks = self._chunks(rows, None, full, progress)
+        return _joined(starmap(self._cached, chunks), len(rows))
+
+    def masks(
+        self,
+        masks: np.ndarray,
+        factor: float,
+        *,
+        full: bool = True,
+        progress: Progress | None = None,
+    ) -> Outcomes:
+        """What ×factor on the units of each of S masks [S, U], and ÷factor on the others, gives.
+
+        Raises:
+          InputError: the masks do not fit the layer, or the factor is not positive.
+        """
+        rows = np.asarray(masks, bool)
+        self._check("masks", rows)
         _check_factor(factor)
-        if inputs.feeds_logits:
-            settings = (order.astype(np.int32), np.float32(factor))
-            key = [_by_cuts.__name__, inputs.key, order, float(factor), scope, full]
-            outcomes = _cached(store, key, functools.partial(_count, _by_cuts, inputs, settings, scope, full, mesh))
-        else:
-            masks = np.argsort(order)[None, :] < np.arange(units + 1)[:, None]
-            outcomes = try_masks(inputs, masks, factor, scope=scope, full=full, store=store, mesh=mesh)
-        found.append(Thresholds(factor, scores[order], outcomes))
-        if progress is not None:
-            progress(done, len(factors))
-    return found
+        chunks = self._chunks(rows, float(factor), full, progress)
+        return _joined(starmap(self._cached, chunks), len(rows))
 
+    def thresholds(
+        self,
+        scores: np.ndarray,
+        factors: Sequence[float],
+        *,
+        full: bool = True,
+        progress: Progress | None = None,
+    ) -> list[Thresholds]:
+        """All U + 1 outcomes of thresholding the scores [U], for each factor.
 
-def try_settings(
-    inputs: Mapping[str, LayerInputs],
-    trials: Sequence[tuple[Setting, np.ndarray]],
-    *,
-    scope: Scope = "weights",
-    full: bool = True,
-    store: Path | None = None,
-    mesh: Mesh | None = None,
-) -> Outcomes:
-    """What settings with their scores [U] give, in their order; masks of one layer and factor go together.
+        Raises:
+          InputError: the scores do not fit the layer or are not finite, or a factor is not
+            positive.
+        """
+        layer = self.activations
+        scores = np.asarray(scores, np.float32)
+        self._check("scores", scores[None])
+        if not np.isfinite(scores).all():
+            raise InputError(f"the scores for layer {layer.layer} are not all finite")
+        for factor in factors:
+            _check_factor(factor)
+        order = np.argsort(-scores, kind="stable")
+        settings = layer.units + 1
+        masks = np.argsort(order)[None, :] < np.arange(settings)[:, None]
+        thresholds = []
+        for done, factor in enumerate(factors, start=1):
+            if layer.feeds_logits:
+                chunks = [self._cuts(order, float(factor), full)]
+            else:
+                chunks = self._chunks(masks, float(factor), full)
+            outcomes = _joined(starmap(self._cached, chunks), settings)
+            thresholds.append(Thresholds(factor, scores[order], outcomes))
+            if progress is not None:
+                progress(done, len(factors))
+        return thresholds
 
-    `inputs` are those of every layer that the settings edit, on one image set; options as `try_gains`.
-    """
-    groups: dict[tuple[str, float | None], list[int]] = {}
-    for at, (setting, _) in enumerate(trials):
-        groups.setdefault((setting.layer, None if setting.kind == "continuous" else setting.factor), []).append(at)
-    options, parts = {"scope": scope, "full": full, "store": store, "mesh": mesh}, []
-    for (layer, factor), rows in groups.items():
-        mine = [trials[at] for at in rows]
-        if factor is None:
-            gains = np.stack([setting.gains(scores) for setting, scores in mine])
-            parts.append(try_gains(inputs[layer], gains, **options))
-        else:
-            masks = np.stack([setting.mask(scores) for setting, scores in mine])
-            parts.append(try_masks(inputs[layer], masks, factor, **options))
-    in_order = np.argsort(np.concatenate(list(groups.values())))
-    return parts[0].map(lambda *x: np.concatenate(x)[in_order], *parts[1:])
+    def settings(
+        self, settings: Sequence[Setting], scores: Sequence[np.ndarray], *, full: bool = True
+    ) -> Outcomes:
+        """What settings of this layer give, each with its own scores [U], in their order.
 
+        Masks with one factor are tried together, whatever made them; so are continuous gains.
+        """
+        groups: dict[float | None, list[int]] = {}  # numbers of settings by factor
+        for number, setting in enumerate(settings):
+            factor = None if setting.kind == "continuous" else float(setting.factor)
+            groups.setdefault(factor, []).append(number)
+        outcomes = []
+        for factor, numbers in groups.items():
+            make = gains_of if factor is None else mask_of
+            rows = np.stack([make(settings[number], scores[number]) for number in numbers])
+            self._check("scores", rows)
+            chunks = self._chunks(rows, factor, full)
+            outcomes.append(_joined(starmap(self._cached, chunks), len(rows)))
+        back = np.argsort(np.concatenate(list(groups.values())))
+        return Outcomes.join(outcomes).select(back)
 
-def evaluate_gains(
-    inputs: LayerInputs, gains: np.ndarray | jax.Array, *, scope: Scope = "weights", mesh: Mesh | None = None
-) -> Evaluation:
-    """One setting of gains [U] by the plain arithmetic, with its logits.
+    def evaluate(self, gains: np.ndarray | jax.Array) -> Evaluation:
+        """One setting of gains [U] by the plain arithmetic, with its logits.
 
-    Raises:
-      InputError: the gains do not fit the layer.
-    """
-    gains = np.asarray(gains, np.float32)
-    _check(inputs, "gains", gains[None])
-    logits = _run(_logits, inputs, gains, scope, True, mesh)
-    return Evaluation(logits[: len(inputs.labels)], inputs.labels, inputs.classes)
+        Raises:
+          InputError: the gains do not fit the layer.
+        """
+        layer = self.activations
+        gains = np.asarray(gains, np.float32)
+        self._check("gains", gains[None])
+        mesh = self.mesh or make_mesh()
+        tile = default_tile() * _TILES[_logits]
+        program = _program(_logits, (layer.after, self.scope), 1, mesh, tile)
+        params = layer.params_on(mesh)
+        gain = put_replicated(mesh, gains)
+        logits = [
+            np.asarray(program(params, gain, values)) for values, _ in layer.batches(mesh, tile)
+        ]
+        return Evaluation(np.concatenate(logits)[: len(layer.labels)], layer.labels, layer.classes)
 
+    def _chunks(
+        self,
+        rows: np.ndarray,
+        factor: float | None,
+        full: bool,
+        progress: Progress | None = None,
+    ) -> Iterator[_Chunk]:
+        """Gains [S, U], or masks [S, U] with their factor, in chunks of one shape.
 
-def _check(inputs: LayerInputs, what: str, rows: np.ndarray) -> None:
-    if rows.ndim != 2 or rows.shape[1] != inputs.units or not len(rows):
-        raise InputError(f"layer {inputs.layer} has {inputs.units} units, the {what} have shape {rows.shape}")
+        The caller counts a chunk before it takes the next, which is when `progress` hears of it.
+        """
+        layer = self.activations
+        if factor is not None and not layer.feeds_logits:
+            rows = np.asarray(ops.from_mask(jnp.asarray(rows), factor))
+            factor = None
+        kernel = _by_gains if factor is None else _by_masks
+        # A power of two at most: few shapes, hence few compilations.
+        size = min(_CHUNK, 1 << (len(rows) - 1).bit_length())
+        for start in range(0, len(rows), size):
+            chunk = rows[start : start + size]
+            settings = np.pad(chunk, ((0, size - len(chunk)), (0, 0)))
+            if factor is not None:
+                settings = _Masks(settings, np.float32(factor))
+            factors = [] if factor is None else [factor]
+            key = [kernel.__name__, layer.key, chunk, factors, self.scope, full]
+            count = functools.partial(self._count, kernel, settings, full)
+            yield _Chunk(content_key([_FORMAT, key]), count)
+            if progress is not None:
+                progress(min(start + size, len(rows)), len(rows))
+
+    def _cuts(self, order: np.ndarray, factor: float, full: bool) -> _Chunk:
+        """All cuts of an order of units [U], which are one chunk."""
+        settings = _Order(order.astype(np.int32), np.float32(factor))
+        key = [_by_cuts.__name__, self.activations.key, order, factor, self.scope, full]
+        count = functools.partial(self._count, _by_cuts, settings, full)
+        return _Chunk(content_key([_FORMAT, key]), count)
+
+    def _count(
+        self,
+        kernel: Callable[..., _Tally],
+        settings: np.ndarray | _Masks | _Order,
+        full: bool,
+    ) -> dict[str, np.ndarray]:
+        """Runs a kernel over all images and adds up its tallies: the arrays of `Outcomes`."""
+        layer = self.activations
+        mesh = self.mesh or make_mesh()
+        tile = default_tile() * _TILES[kernel]
+        count = _count_all if full else _count_hits
+        fixed = (layer.after, self.scope, count) if kernel is _by_gains else (self.scope, count)
+        program = _program(kernel, fixed, 2, mesh, tile)
+        params = layer.params_on(mesh)
+        settings = put_replicated(mesh, settings)
+        tallies = [program(params, settings, *batch) for batch in layer.batches(mesh, tile)]
+        fields = [field for field in _Tally._fields if getattr(tallies[0], field) is not None]
+        joined = {
+            field: np.concatenate([np.asarray(getattr(tally, field)) for tally in tallies])
+            for field in fields
+        }
+        arrays = {
+            "hits": joined["hits"].sum(axis=0),
+            "sizes": np.bincount(layer.labels, minlength=len(layer.classes)),
+        }
+        if full:
+            images = len(layer.labels)
+            # Tiles add up in float64, or the sum would depend on how many there are.
+            arrays["nll"] = joined["nll"].sum(axis=0, dtype=np.float64) / images
+            arrays["near_ties"] = joined["near_ties"].sum(axis=0)
+            arrays["predictions"] = joined["predictions"][:images].T
+        return arrays
+
+    def _cached(
+        self, key: str, count: Callable[[], dict[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """Arrays of a chunk from the cache, or counted and cached there."""
+        return cached(self.cache, key, count)
+
+    def _check(self, name: str, rows: np.ndarray) -> None:
+        layer = self.activations
+        if rows.ndim != 2 or rows.shape[1] != layer.units or not len(rows):
+            raise InputError(
+                f"layer {layer.layer} has {layer.units} units, the {name} have shape {rows.shape}"
+            )
 
 
 def _check_factor(factor: float) -> None:

@@ -1,13 +1,14 @@
-"""Whether an edit helped: one setting chosen on one set of images, one test of it on another, and controls.
+"""Whether an edit helped: one setting selected on one set of images, one test on another, controls.
 
-The question has two halves. Did predictions change for the better beyond chance? McNemar's exact test on images that
-took no part in the choice. Do the units' scores deserve the credit? Choice and confirmation are repeated with permuted
-scores, which spares nothing: a search that finds good settings by luck finds them for permuted scores too. "The edit
-helps" needs both at level alpha, so scores unrelated to the network earn it with probability at most alpha.
+The question has two sides. Did predictions change for the better beyond chance? McNemar's exact
+test on held-out images, which took no part in the selection. Do the units' scores deserve the
+credit? Selection and test are repeated with permuted scores, which spares nothing: a search that
+finds good settings by luck finds them for permuted scores too. "The edit helps" needs both at level
+alpha, so scores unrelated to the network earn it with probability at most alpha.
 Shapes: I images, U units, C classes, S settings, R permutations.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,144 +16,217 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from emojax.data.image_set import ImageSet
-from emojax.editing.activations import LayerInputs, join_inputs, layer_inputs
-from emojax.editing.edit import PAPER, Search, Setting
-from emojax.editing.sweep import evaluate_gains, try_gains, try_masks, try_settings
+from emojax.editing.activations import (
+    PreBiasActivations,
+    Progress,
+    pool_activations,
+    pre_bias_activations,
+)
+from emojax.editing.edit import gains_of
+from emojax.editing.search import PAPER, Scope, Search, Setting
+from emojax.editing.sweep import Sweep
 from emojax.errors import InputError
 from emojax.evidence.verdict import Evidence
 from emojax.models.vgg import VggNet
 from emojax.ops import gains as ops
 from emojax.ops import stats
-from emojax.ops.gains import Scope
 from emojax.training.evaluate import Evaluation, same_classes
 
 _GROUP = 256  # permutations tried together
 
+Scores = Mapping[str, np.ndarray]  # of the units [U], by layer
+Pair = tuple[Evaluation, Evaluation]  # of one network, before and after the edit
+
 
 @dataclass(frozen=True)
 class Subject:
-    """A network to be edited. Several of them are seeds of one experiment: same layers, same images.
+    """A network to be edited. Several of them are seeds of one experiment: same layers and images.
 
     Attributes:
       scores: of the units [U], by layer.
-      select: inputs of these layers on the images that the setting is chosen on.
-      confirm: on those that it is tested on; None tests on the images of the choice, and says so.
+      selection: activations of these layers on the images that the setting is selected on.
+      held_out: on those that it is tested on; None tests on the images of the selection, and the
+        evidence says so.
       learned: gains [U] learned from labels, by layer, as a yardstick.
     """
 
-    scores: Mapping[str, np.ndarray]
-    select: Mapping[str, LayerInputs]
-    confirm: Mapping[str, LayerInputs] | None = None
+    scores: Scores
+    selection: Mapping[str, PreBiasActivations]
+    held_out: Mapping[str, PreBiasActivations] | None = None
     learned: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def subject(
     model: VggNet,
-    scores: Mapping[str, np.ndarray],
-    select: ImageSet | Sequence[ImageSet],
-    confirm: ImageSet | Sequence[ImageSet] | None = None,
-    **options: Any,
+    scores: Scores,
+    selection: ImageSet | Sequence[ImageSet],
+    held_out: ImageSet | Sequence[ImageSet] | None = None,
+    *,
+    batch: int = 256,
+    tile: int | None = None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
 ) -> Subject:
-    """A subject from a network and image sets; several sets are pooled. Options as for `layer_inputs`."""
+    """A subject from a network and image sets; several sets are pooled.
 
-    def read(sets: ImageSet | Sequence[ImageSet]) -> dict[str, LayerInputs]:
+    Options are those of `pre_bias_activations`.
+    """
+
+    def read(sets: ImageSet | Sequence[ImageSet]) -> dict[str, PreBiasActivations]:
         sets = [sets] if isinstance(sets, ImageSet) else sets
-        return {layer: join_inputs(*(layer_inputs(model, one, layer, **options) for one in sets)) for layer in scores}
+        by_layer = {}
+        for layer in scores:
+            activations = [
+                pre_bias_activations(
+                    model, images, layer, batch=batch, tile=tile, cache=cache, progress=progress
+                )
+                for images in sets
+            ]
+            by_layer[layer] = pool_activations(*activations)
+        return by_layer
 
-    return Subject(scores, read(select), None if confirm is None else read(confirm))
+    return Subject(scores, read(selection), None if held_out is None else read(held_out))
 
 
 @dataclass(frozen=True)
 class _Side:
-    """The images of the choice or of the test, as every network sees them."""
+    """The images of the selection or of the test, as every network sees them.
 
-    inputs: Sequence[Mapping[str, LayerInputs]]
+    Attributes:
+      sweeps: of every layer, for each network.
+      before: each unedited network.
+    """
+
+    sweeps: Sequence[Mapping[str, Sweep]]
     before: Sequence[Evaluation]
-    options: Mapping[str, Any]
 
     @classmethod
-    def of(cls, inputs: Sequence[Mapping[str, LayerInputs]], scope: Scope, store: Path | None) -> "_Side":
-        layers = [next(iter(one.values())) for one in inputs]
-        before = [evaluate_gains(layer, np.ones(layer.units, np.float32)) for layer in layers]
-        return cls(inputs, before, {"scope": scope, "full": False, "store": store})
+    def of(
+        cls,
+        networks: Sequence[Mapping[str, PreBiasActivations]],
+        scope: Scope,
+        cache: Path | None,
+    ) -> "_Side":
+        sweeps = [
+            {layer: Sweep(own, scope=scope, cache=cache) for layer, own in network.items()}
+            for network in networks
+        ]
+        # Gains of 1 edit nothing, whatever the layer and scope.
+        first = [next(iter(layers.values())) for layers in sweeps]
+        before = [sweep.evaluate(np.ones(sweep.activations.units, np.float32)) for sweep in first]
+        return cls(sweeps, before)
+
+    @property
+    def images(self) -> int:
+        """Images of the side."""
+        return len(self.before[0].labels)
 
     @property
     def correct(self) -> int:
         """Correct images of the unedited networks together."""
-        return sum(int(_ok(result).sum()) for result in self.before)
+        return sum(int(_right(result).sum()) for result in self.before)
 
-    def under(self, layer: str, gains: Sequence[np.ndarray]) -> list[Evaluation]:
-        """Every network with its gains."""
-        scope = self.options["scope"]
-        return [evaluate_gains(one[layer], g, scope=scope) for one, g in zip(self.inputs, gains, strict=True)]
+    def edited(self, layer: str, gains: Sequence[np.ndarray]) -> list[Evaluation]:
+        """Every network with its gains [U], by the plain arithmetic."""
+        return [layers[layer].evaluate(own) for layers, own in zip(self.sweeps, gains, strict=True)]
 
-    def changes(self, settings: Sequence[Setting], scores: Sequence[Sequence[Mapping[str, np.ndarray]]]) -> np.ndarray:
-        """Correct images above the unedited networks' [S]: setting s with each network's s-th scores."""
-        found = -self.correct
-        for one, mine in zip(self.inputs, scores, strict=True):
-            trials = [(setting, draw[setting.layer]) for setting, draw in zip(settings, mine, strict=True)]
-            found = found + try_settings(one, trials, **self.options).correct
-        return found
+    def changes(
+        self, settings: Sequence[Setting], scores: Sequence[Sequence[Scores]]
+    ) -> Int[np.ndarray, " S"]:
+        """Correct images above the unedited networks', setting s with each network's s-th scores."""
+        total = np.full(len(settings), -self.correct)
+        for layers, draws in zip(self.sweeps, scores, strict=True):
+            for layer, sweep in layers.items():
+                numbers = [n for n, setting in enumerate(settings) if setting.layer == layer]
+                if numbers:
+                    own = [draws[n][layer] for n in numbers]
+                    chosen = [settings[n] for n in numbers]
+                    total[numbers] += sweep.settings(chosen, own, full=False).correct
+        return total
 
 
-def _ok(result: Evaluation) -> np.ndarray:
+def _right(result: Evaluation) -> np.ndarray:
+    """Which images are predicted right [I]."""
     return result.predictions == result.labels
 
 
 def _numbers(result: Evaluation) -> dict[str, float]:
     """Accuracy, macro recall, NLL and calibration error."""
-    found = result.summary()
-    shifted = np.exp(np.float64(result.logits) - np.float64(result.logits).max(axis=1, keepdims=True))
+    summary = result.summary()
+    logits = np.float64(result.logits)
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     confidence = 1.0 / shifted.sum(axis=1)  # of the predicted class, whose shifted logit is 0
-    ece = stats.calibration_error(jnp.asarray(confidence, jnp.float32), jnp.asarray(_ok(result)))
-    names = {"correct": "correct", "accuracy": "top1", "macro_recall": "macro_recall", "nll": "nll"}
-    return {name: found[theirs] for name, theirs in names.items()} | {"ece": float(ece)}
+    ece = stats.calibration_error(jnp.asarray(confidence, jnp.float32), jnp.asarray(_right(result)))
+    return {
+        "correct": summary["correct"],
+        "accuracy": summary["top1"],
+        "macro_recall": summary["macro_recall"],
+        "nll": summary["nll"],
+        "ece": float(ece),
+    }
 
 
-def _net(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> np.ndarray:
-    """Networks that an edit puts right less those it puts wrong, for each image [I]; pairs are (before, after)."""
-    return sum(_ok(after).astype(int) - _ok(before) for before, after in pairs)
+def _net(pairs: Sequence[Pair]) -> Int[np.ndarray, " I"]:
+    """Networks that an edit puts right less those it puts wrong, for each image."""
+    changes = [_right(after).astype(int) - _right(before) for before, after in pairs]
+    return np.sum(changes, axis=0)
 
 
-def _wins(net: np.ndarray) -> dict[str, Any]:
-    gained, lost = int((net > 0).sum()), int((net < 0).sum())
+def _wins(net: Int[np.ndarray, " I"]) -> dict[str, Any]:
+    """Images gained and lost, by more networks than not, and McNemar's p."""
+    gained = int((net > 0).sum())
+    lost = int((net < 0).sum())
     return {"gained": gained, "lost": lost, "p_value": stats.mcnemar_exact(gained, lost)}
 
 
-def _intervals(pairs: Sequence[tuple[Evaluation, Evaluation]], resamples: int, level: float, seed: int) -> dict[str, Any]:
-    """Percentile intervals of the differences, after − before, over resampled images; means over the networks."""
-    labels, classes = pairs[0][0].labels, len(pairs[0][0].classes)
+def _intervals(pairs: Sequence[Pair], resamples: int, level: float, seed: int) -> dict[str, Any]:
+    """Percentile intervals of the differences, after − before, over resampled images.
+
+    Differences are means over the networks. Macro recall is a ratio of sums over images, so a
+    resample needs only column sums: of losses, of images per class, and of wins per class.
+    """
+    labels = pairs[0][0].labels
+    classes = len(pairs[0][0].classes)
     own = np.eye(classes)[labels]
     better = _net(pairs)[:, None] / len(pairs)
     loss = np.mean([after.losses() - before.losses() for before, after in pairs], axis=0)
     columns = np.concatenate([loss[:, None], own, own * better], axis=1)
-    drawn = stats.bootstrap_totals(jax.random.key(seed), jnp.asarray(columns, jnp.float32), resamples)
+    key = jax.random.key(seed)
+    drawn = stats.bootstrap_totals(key, jnp.asarray(columns, jnp.float32), resamples)
 
     def differences(totals: np.ndarray) -> dict[str, np.ndarray]:
-        sizes, hits = totals[:, 1 : classes + 1], totals[:, classes + 1 :]
-        recalls = np.where(sizes > 0, hits / np.maximum(sizes, 1), 0.0)
+        sizes = totals[:, 1 : classes + 1]
+        wins = totals[:, classes + 1 :]
+        recalls = np.where(sizes > 0, wins / np.maximum(sizes, 1), 0.0)
         return {
-            "accuracy": hits.sum(axis=1) / len(labels),
+            "accuracy": wins.sum(axis=1) / len(labels),
             "macro_recall": recalls.sum(axis=1) / (sizes > 0).sum(axis=1),
             "nll": totals[:, 0] / len(labels),
         }
 
-    seen, spread = differences(columns.sum(axis=0)[None]), differences(np.float64(drawn))
+    observed = differences(columns.sum(axis=0)[None])
+    spread = differences(np.float64(drawn))
     edges = [(1 - level) / 2, (1 + level) / 2]
     return {
-        name: {"difference": float(seen[name][0]), "interval": [float(x) for x in np.quantile(spread[name], edges)]}
-        for name in seen
+        name: {
+            "difference": float(observed[name][0]),
+            "interval": [float(x) for x in np.quantile(spread[name], edges)],
+        }
+        for name in observed
     }
 
 
-def _per_class(pairs: Sequence[tuple[Evaluation, Evaluation]]) -> dict[str, Any]:
-    """Wins and losses within each true class; p-values adjusted for their number (Benjamini–Hochberg)."""
+def _per_class(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Wins and losses within each true class; p-values adjusted for their number (BH)."""
     before = pairs[0][0]
-    net, present = _net(pairs), [c for c in range(len(before.classes)) if (before.labels == c).any()]
+    net = _net(pairs)
+    present = [c for c in range(len(before.classes)) if (before.labels == c).any()]
     rows = [_wins(net[before.labels == c]) for c in present]
-    adjusted = stats.benjamini_hochberg(jnp.asarray([row["p_value"] for row in rows]))
+    p_values = jnp.asarray([row["p_value"] for row in rows])
+    adjusted = stats.benjamini_hochberg(p_values)
     return {
         before.classes[c]: row | {"images": int((before.labels == c).sum()), "p_adjusted": float(p)}
         for c, row, p in zip(present, rows, adjusted, strict=True)
@@ -171,126 +245,174 @@ def assess(
     masks: int = 1000,
     resamples: int = 10_000,
     seed: int = 0,
-    store: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
 ) -> Evidence:
-    """Chooses one setting, tests it once, and compares it with controls.
+    """Selects one setting, tests it once, and compares it with controls.
 
-    The setting has the most correct images, over all networks, on the `select` images; the first of equals. `masks`
-    random controls have the setting's gains on random units. Draws follow `seed`. With several networks an image counts
-    as gained when more of them are put right than wrong; the permutations permute each network's scores.
+    The setting has the most correct images, over all networks, on the images of the selection; the
+    first of equals. `masks` random controls have the setting's gains on random units. Draws follow
+    `seed`. With several networks an image counts as gained when more of them are put right than
+    wrong; the permutations permute each network's scores.
 
-    A search over layers that do not feed the logits repeats what follows them for every setting and permutation; ask for
-    fewer permutations there. With `store`, a folder, what is done is kept there, and a run that was stopped goes on.
-    `progress` hears of permutations. The edit, the baseline and single controls are evaluated by the plain arithmetic;
-    grids, permutations and random masks go the fast way, exact up to near ties (`editing/sweep.py`).
+    A search over layers that do not feed the logits repeats what follows them for every setting and
+    permutation; ask for fewer permutations there. With `cache`, a folder, what is done is cached,
+    and a run that was stopped resumes. `progress` hears of permutations. The edit, the baseline and
+    single controls are evaluated by the plain arithmetic; grids, permutations and random masks go
+    the fast way, exact up to near ties (`editing/sweep.py`).
 
     Raises:
-      InputError: no subject or setting, subjects that differ in layers or images, or scores that do not fit.
+      InputError: no subject or setting, subjects that differ in layers or images, or scores that do
+        not fit.
     """
     settings = _checked(subjects, search)
-    rng, on_test, count = np.random.default_rng(seed), subjects[0].confirm is None, len(subjects)
-    scores = [{name: np.asarray(s, np.float32) for name, s in one.scores.items()} for one in subjects]
-    choice = _Side.of([one.select for one in subjects], search.scope, store)
-    test = choice if on_test else _Side.of([one.confirm for one in subjects], search.scope, store)
+    count = len(subjects)
+    rng = np.random.default_rng(seed)
+    scores = [_float32(one.scores) for one in subjects]
+    selection = _Side.of([one.selection for one in subjects], search.scope, cache)
+    held_out = [one.held_out for one in subjects if one.held_out is not None]
+    test = _Side.of(held_out, search.scope, cache) if held_out else selection
 
-    table = choice.changes(settings, [[mine] * len(settings) for mine in scores])
+    table = selection.changes(settings, [[own] * len(settings) for own in scores])
     chosen = settings[int(table.argmax())]
-    own = [chosen.gains(mine[chosen.layer]) for mine in scores]
-    after = test.under(chosen.layer, own)
+    gains = [gains_of(chosen, own[chosen.layer]) for own in scores]
+    after = test.edited(chosen.layer, gains)
     pairs = list(zip(test.before, after, strict=True))
-    change = int(_net(pairs).sum())
+    net = _net(pairs)
+    change = int(net.sum())
 
-    found, confirmed = _permuted(choice, test, settings, scores, permutations, rng, progress)
-    learned = [one.learned[chosen.layer] for one in subjects if chosen.layer in one.learned]
-    controls = _others(test, chosen, scores, own, after, learned)
+    # The whole procedure with permuted scores: every permutation selects its own best setting, and
+    # that one is tested. So the comparison allows for the search itself, however large it was.
+    best = np.empty(permutations, np.int64)  # change of the best setting, on the selection's images
+    tested = np.empty(permutations, np.int64)  # and of the same setting on the test's
+    for rows, draws in _permuted(scores, permutations, rng):
+        drawn = rows.stop - rows.start
+        every = [[draw for draw in own for _ in settings] for own in draws]
+        changes = selection.changes(settings * drawn, every).reshape(drawn, -1)
+        best[rows] = changes.max(axis=1)
+        picked = [settings[number] for number in changes.argmax(axis=1)]
+        tested[rows] = best[rows] if test is selection else test.changes(picked, draws)
+        if progress is not None:
+            progress(rows.stop, permutations)
+
+    controls = _controls(test, chosen, subjects, scores, gains, after)
     if masks:
-        drawn = _random_masks(test, chosen, own, masks, rng)
-        controls["random_masks"] = {"draws": masks, "p_value": _p_value(change, drawn)} | _spread(drawn / count)
-    p_scores = _p_value(change, confirmed)
-    controls["permuted_scores"] = {"draws": permutations, "p_value": p_scores} | _spread(confirmed / count)
-    selection = {
-        "images": len(choice.before[0].labels),
-        "name": choice.inputs[0][chosen.layer].name,
-        "settings": len(settings),
-        "change": float(table.max()) / count,
-        "mean_change": float(table.mean()) / count,
-        "p_search": _p_value(table.max(), found),
-        "permutations": permutations,
-        "permuted_change": _spread(found / count),
-        "grid": [{**setting._asdict(), "change": float(c) / count} for setting, c in zip(settings, table, strict=True)],
-    }
-    networks = [
-        {"images": one[chosen.layer].name, "before": _numbers(x), "after": _numbers(y)} | _wins(_net([(x, y)]))
-        for one, (x, y) in zip(test.inputs, pairs, strict=True)
-    ]
-    wins = _wins(_net(pairs))
+        random = _random_masks(test, chosen, gains, masks, rng)
+        p_value = _p_value(change, random)
+        controls["random_masks"] = {"draws": masks, "p_value": p_value} | _spread(random / count)
+    p_scores = _p_value(change, tested)
+    controls["permuted_scores"] = {
+        "draws": permutations,
+        "p_value": p_scores,
+    } | _spread(tested / count)
+    wins = _wins(net)
     return Evidence(
         gained=wins["gained"],
         lost=wins["lost"],
-        total=len(test.before[0].labels),
+        total=test.images,
         alpha=alpha,
         change=change / count,
-        selected_on_test=on_test,
+        selected_on_test=test is selection,
         setting=chosen,
         p_scores=p_scores,
-        selection=selection,
-        networks=networks,
+        selection={
+            "images": selection.images,
+            "name": selection.sweeps[0][chosen.layer].activations.name,
+            "settings": len(settings),
+            "change": float(table.max()) / count,
+            "mean_change": float(table.mean()) / count,
+            "p_search": _p_value(table.max(), best),
+            "permutations": permutations,
+            "permuted_change": _spread(best / count),
+            "grid": [
+                {**setting._asdict(), "change": float(changed) / count}
+                for setting, changed in zip(settings, table, strict=True)
+            ],
+        },
+        networks=_networks(test, chosen.layer, pairs),
         intervals=_intervals(pairs, resamples, 1 - alpha, seed),
         per_class=_per_class(pairs),
         controls=controls,
     )
 
 
+def _float32(scores: Scores) -> dict[str, Float[np.ndarray, " U"]]:
+    return {layer: np.asarray(values, np.float32) for layer, values in scores.items()}
+
+
 def _permuted(
-    choice: _Side,
-    test: _Side,
-    settings: Sequence[Setting],
-    scores: Sequence[Mapping[str, np.ndarray]],
-    permutations: int,
-    rng: np.random.Generator,
-    progress: Callable[[int, int], None] | None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Choice and test with permuted scores [R]: the best change on the choice's images, and its change on the test's."""
-    found, confirmed = np.empty(permutations, np.int64), np.empty(permutations, np.int64)
+    scores: Sequence[Scores], permutations: int, rng: np.random.Generator
+) -> Iterator[tuple[slice, list[list[Scores]]]]:
+    """Permuted scores, `_GROUP` permutations at a time: their numbers, and a list per network.
+
+    Which score belongs to which unit is what the null hypothesis calls arbitrary, so scores change
+    places within their layer and keep their values: thresholds and fractions scale as many units
+    up as before. Networks and layers are permuted independently. They go together in groups
+    because a sweep of thousands of masks is one matrix product.
+    """
     for start in range(0, permutations, _GROUP):
         rows = slice(start, min(start + _GROUP, permutations))
-        count = rows.stop - start
-        draws = [[{k: rng.permutation(s) for k, s in mine.items()} for _ in range(count)] for mine in scores]
-        each = [[draw for draw in mine for _ in settings] for mine in draws]
-        table = choice.changes(list(settings) * count, each).reshape(count, -1)
-        found[rows] = table.max(axis=1)
-        picked = [settings[at] for at in table.argmax(axis=1)]
-        confirmed[rows] = found[rows] if test is choice else test.changes(picked, draws)
-        if progress is not None:
-            progress(rows.stop, permutations)
-    return found, confirmed
+        # The order of the draws fixes the results for a seed: by network, permutation, layer.
+        yield (
+            rows,
+            [
+                [
+                    {layer: rng.permutation(values) for layer, values in own.items()}
+                    for _ in range(rows.stop - rows.start)
+                ]
+                for own in scores
+            ],
+        )
 
 
 def _checked(subjects: Sequence[Subject], search: Search) -> list[Setting]:
+    """The settings to try, after checking that the subjects fit each other."""
     if not subjects:
         raise InputError("no network to assess; give at least one subject")
     first = subjects[0]
     settings = search.settings(list(first.scores))
     if not settings:
-        raise InputError("the search has no setting that edits anything; give a factor other than 1")
+        raise InputError(
+            "the search has no setting that edits anything; give a factor other than 1"
+        )
     for one in subjects:
-        if list(one.scores) != list(first.scores) or (one.confirm is None) != (first.confirm is None):
-            raise InputError("the networks differ in layers or sets; assess those of one experiment together")
-        for name, scores in one.scores.items():
-            for inputs, theirs in ((one.select, first.select), (one.confirm, first.confirm)):
-                if inputs is None:
-                    continue
-                same_classes([first.select[name].classes, inputs[name].classes])
-                if np.shape(scores) != (inputs[name].units,) or not np.isfinite(scores).all():
-                    raise InputError(f"layer {name} needs {inputs[name].units} finite scores, not shape {np.shape(scores)}")
-                if not np.array_equal(inputs[name].labels, theirs[next(iter(theirs))].labels):
-                    raise InputError(f"layer {name} was read on other images than the rest; use the same sets throughout")
+        same_layers = list(one.scores) == list(first.scores)
+        if not same_layers or (one.held_out is None) != (first.held_out is None):
+            raise InputError(
+                "the networks differ in layers or sets; assess those of one experiment together"
+            )
+        for layer, scores in one.scores.items():
+            _check_layer(layer, scores, one.selection, first.selection)
+            if one.held_out is not None and first.held_out is not None:
+                _check_layer(layer, scores, one.held_out, first.held_out)
     return settings
 
 
+def _check_layer(
+    layer: str,
+    scores: np.ndarray,
+    own: Mapping[str, PreBiasActivations],
+    reference: Mapping[str, PreBiasActivations],
+) -> None:
+    """Refuses scores that do not fit a layer, and activations of other images."""
+    activations = own[layer]
+    first = next(iter(reference.values()))
+    same_classes([first.classes, activations.classes])
+    if np.shape(scores) != (activations.units,) or not np.isfinite(scores).all():
+        raise InputError(
+            f"layer {layer} needs {activations.units} finite scores, not shape {np.shape(scores)}"
+        )
+    if not np.array_equal(activations.labels, first.labels):
+        raise InputError(
+            f"layer {layer} was read on other images than the rest; use the same sets throughout"
+        )
+
+
 def _p_value(observed: float, null: np.ndarray) -> float | None:
-    """As `stats.permutation_p_values`, in float64: a p-value of just alpha must compare as such. None without draws."""
+    """As `stats.permutation_p_values`, in float64: a p-value of just alpha must compare as such.
+
+    The observed outcome counts as one of the draws, so no p-value is 0. None without draws.
+    """
     return (1 + int((null >= observed).sum())) / (1 + len(null)) if len(null) else None
 
 
@@ -299,44 +421,88 @@ def _spread(values: np.ndarray) -> dict[str, float]:
     if not len(values):
         return {}
     low, high = np.quantile(values, [0.025, 0.975])
-    return {"mean": float(values.mean()), "low": float(low), "high": float(high), "best": float(values.max())}
+    return {
+        "mean": float(values.mean()),
+        "low": float(low),
+        "high": float(high),
+        "best": float(values.max()),
+    }
 
 
-def _others(
+def _networks(test: _Side, layer: str, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """Every network before and after the edit, with its own wins and losses."""
+    return [
+        {
+            "images": layers[layer].activations.name,
+            "before": _numbers(before),
+            "after": _numbers(after),
+        }
+        | _wins(_net([(before, after)]))
+        for layers, (before, after) in zip(test.sweeps, pairs, strict=True)
+    ]
+
+
+def _controls(
     test: _Side,
     chosen: Setting,
-    scores: Sequence[Mapping[str, np.ndarray]],
-    own: Sequence[np.ndarray],
+    subjects: Sequence[Subject],
+    scores: Sequence[Scores],
+    gains: Sequence[np.ndarray],
     after: Sequence[Evaluation],
-    learned: Sequence[np.ndarray],
 ) -> dict[str, Any]:
-    """What other edits of the layer change on the test's images, and how the edit fares against each, image by image."""
-    layer, count = chosen.layer, len(own)
-    alike = [np.full(len(g), chosen.factor, np.float32) for g in own]
-    heavy = [np.asarray(ops.from_mask(ops.above_mean(one[layer].weight_sums), chosen.factor)) for one in test.inputs]
-    inverted = [chosen.gains(-mine[layer]) for mine in scores] if chosen.kind == "continuous" else [1 / g for g in own]
-    others = {"all_up": alike, "all_down": [1 / g for g in alike], "inverted": inverted, "weight_sum": heavy}
+    """What other edits of the layer change, and how the edit fares against each, by image.
+
+    Each answers a simpler explanation: any scaling of the layer would do, either direction would
+    do, large weights rather than scores say which units matter. Learned gains show the possible.
+    """
+    layer = chosen.layer
+    count = len(subjects)
+    alike = [np.full(len(own), chosen.factor, np.float32) for own in gains]
+    heavy = []
+    for layers in test.sweeps:
+        sums = jnp.asarray(layers[layer].activations.weight_sums)
+        heavy.append(np.asarray(ops.from_mask(ops.above_mean(sums), chosen.factor)))
+    inverted = [1 / own for own in gains]
+    if chosen.kind == "continuous":  # of a gain of 0 there is no inverse
+        inverted = [gains_of(chosen, -own[layer]) for own in scores]
+    edits = {
+        "all_up": alike,
+        "all_down": [1 / own for own in alike],
+        "inverted": inverted,
+        "weight_sum": heavy,
+    }
+    learned = [one.learned[layer] for one in subjects if layer in one.learned]
     if len(learned) == count:
-        others["learned"] = learned
-    found = {}
-    for name, gains in others.items():
-        results = test.under(layer, gains)
-        change = sum(int(_ok(result).sum()) for result in results) - test.correct
+        edits["learned"] = learned
+    controls = {}
+    for name, other in edits.items():
+        results = test.edited(layer, other)
+        change = sum(int(_right(result).sum()) for result in results) - test.correct
         against = _wins(_net(list(zip(results, after, strict=True))))
-        found[name] = {"change": change / count, "edit_against_it": against}
-    return found
+        controls[name] = {"change": change / count, "edit_against_it": against}
+    return controls
 
 
 def _random_masks(
-    test: _Side, chosen: Setting, own: Sequence[np.ndarray], masks: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Changes [S] with the edit's gains on random units: as many of each gain as the edit has."""
-    found = -test.correct
-    for one, gains in zip(test.inputs, own, strict=True):
-        inputs, drawn = one[chosen.layer], rng.permuted(np.tile(gains, (masks, 1)), axis=1)
+    test: _Side,
+    chosen: Setting,
+    gains: Sequence[np.ndarray],
+    masks: int,
+    rng: np.random.Generator,
+) -> Int[np.ndarray, " S"]:
+    """Changes with the edit's gains on random units: as many of each gain as the edit has.
+
+    These keep how strong the edit is and forget which units it chose. They say less than permuted
+    scores, since their setting was not selected.
+    """
+    total = np.full(masks, -test.correct)
+    for layers, own in zip(test.sweeps, gains, strict=True):
+        drawn = rng.permuted(np.tile(own, (masks, 1)), axis=1)
+        sweep = layers[chosen.layer]
         if chosen.kind == "continuous":
-            outcomes = try_gains(inputs, drawn, **test.options)
+            outcomes = sweep.gains(drawn, full=False)
         else:
-            outcomes = try_masks(inputs, drawn == np.float32(chosen.factor), chosen.factor, **test.options)
-        found = found + outcomes.correct
-    return found
+            up = drawn == np.float32(chosen.factor)
+            outcomes = sweep.masks(up, chosen.factor, full=False)
+        total += outcomes.correct
+    return total

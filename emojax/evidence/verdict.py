@@ -1,4 +1,7 @@
-"""What is concluded from an edit's test and its controls, in a word, in plain language and as plain values."""
+"""What is concluded from an edit's test and its controls: a word, plain language, plain values.
+
+`evidence/assess.py` makes an `Evidence`; `evidence.json` holds its `summary`, which the page reads.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -6,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from emojax.editing.edit import Setting
+from emojax.editing.search import Setting
 from emojax.errors import InputError
 from emojax.ops.stats import mcnemar_exact
 
@@ -22,7 +25,7 @@ _HEADLINES = {
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of an edit's effect. Bare counts are enough for a verdict; `assess` fills in the rest.
+    """What is known of an edit's effect. Bare counts are enough for a verdict.
 
     Attributes:
       gained: images of the test that the edit puts right, by more networks than it puts wrong.
@@ -30,15 +33,18 @@ class Evidence:
       total: images of the test.
       alpha: level of the tests.
       change: in correct images, mean over the networks; None takes gained − lost.
-      selected_on_test: whether the setting was chosen on the images of the test.
+      selected_on_test: whether the setting was selected on the images of the test.
       setting: the setting; None when it is not known.
-      p_scores: of the whole procedure's outcome among those with permuted scores; None when not measured.
-      selection: how the setting was chosen: images, settings, change, p_search (the chance that the best setting of
-        permuted scores looks as good on the images of the choice), grid.
+      p_scores: of the whole procedure's outcome among those with permuted scores; None when not
+        measured.
+      selection: how the setting was selected: images, settings, change, grid, and p_search, the
+        chance that the best setting of permuted scores looks as good on the same images.
       networks: for each network, numbers before and after, wins, losses and McNemar's p.
-      intervals: differences of accuracy, macro recall and NLL, with their bootstrap intervals at level 1 − alpha.
+      intervals: differences of accuracy, macro recall and NLL, with their bootstrap intervals at
+        level 1 − alpha.
       per_class: wins and losses by true class.
-      controls: what else changes: all units alike, inverted, weight sums, learned gains, random masks, permuted scores.
+      controls: what else changes: all units alike, inverted, weight sums, learned gains, random
+        masks, permuted scores.
     """
 
     gained: int
@@ -64,6 +70,11 @@ class Evidence:
             object.__setattr__(self, "change", float(self.gained - self.lost))
 
     @property
+    def net_change(self) -> float:
+        """`change`, which is known once the object exists."""
+        return float(self.gained - self.lost) if self.change is None else self.change
+
+    @property
     def p_value(self) -> float:
         """McNemar's exact p, two-sided; over images, by majority of the networks when there are several."""
         return mcnemar_exact(self.gained, self.lost)
@@ -78,14 +89,15 @@ class Evidence:
 
     @property
     def finding(self) -> Finding:
-        """The verdict in a word; see the module's first lines for what each needs."""
+        """The verdict in a word; see `evidence/assess.py` for what each needs."""
         if self.p_value > self.alpha or self.gained == self.lost:
             return "no effect shown"
         if self.gained < self.lost:
             return "harms"
         if self.p_scores is not None and self.p_scores <= self.alpha:
             return "helps"
-        # The best of a search on the test's own images, and nothing that says how good a best of that search would be
+        # The best of a search on the test's own images is expected to look good; without permuted
+        # scores nothing says how good.
         return "no effect shown" if self.selected_on_test else "helps whatever the scores"
 
     @property
@@ -96,9 +108,13 @@ class Evidence:
     def summary(self) -> dict[str, Any]:
         """All of it as plain values, ready for JSON."""
         values = {name: value for name, value in asdict(self).items() if name != "setting"}
-        setting = None if self.setting is None else self.setting._asdict()
-        tests = {"p_value": self.p_value, "p_networks": self.p_networks}
-        return values | tests | {"setting": setting, "finding": self.finding, "verdict": self.verdict}
+        return values | {
+            "p_value": self.p_value,
+            "p_networks": self.p_networks,
+            "setting": None if self.setting is None else self.setting._asdict(),
+            "finding": self.finding,
+            "verdict": self.verdict,
+        }
 
 
 def _signed(value: float) -> str:
@@ -109,71 +125,102 @@ def _p(value: float) -> str:
     return "p < 0.0001" if value < 1e-4 else f"p = {value:.2g}"
 
 
-def _sentences(found: Evidence) -> list[str]:
-    what = "The edit" if found.setting is None else f"The edit ({found.setting})"
-    networks = len(found.networks)
-    shown, share = _signed(found.change), f"{found.change / found.total * 100:+.2f}".replace("-", "−")
-    counts = f"{found.gained:,} images gained and {found.lost:,} lost" + (
-        f" by most of {networks} networks" * (networks > 1)
-    )
-    said = [
-        _HEADLINES[found.finding],
-        f"{what} changes correct predictions by {shown} of {found.total:,} ({share} points): {counts}.",
-        _test(found, shown),
-    ]
+def _sentences(evidence: Evidence) -> list[str]:
+    edit = "The edit" if evidence.setting is None else f"The edit ({evidence.setting})"
+    networks = len(evidence.networks)
+    change = evidence.net_change
+    shown = _signed(change)
+    points = f"{change / evidence.total * 100:+.2f}".replace("-", "−")
+    counts = f"{evidence.gained:,} images gained and {evidence.lost:,} lost"
     if networks > 1:
-        said.append(f"Over the {networks} networks the sign test gives {_p(found.p_networks)}.")
-    if found.selection is not None:
-        choice = found.selection
-        line = f"The setting is the best of {choice['settings']} on {choice['name']} ({_signed(choice['change'])} there"
-        if choice["p_search"] is not None:
-            line += f"; the best of as many with permuted scores does as well with {_p(choice['p_search'])}"
-        said.append(line + ").")
-    if found.p_scores is not None and not found.selected_on_test:
-        said.append(f"Choice and test repeated with permuted scores do as well with {_p(found.p_scores)}.")
-    if found.intervals:
-        said.append(f"Differences with {100 * (1 - found.alpha):g} % intervals: {_differences(found.intervals)}.")
-    if found.controls:
-        said.append(f"For comparison: {_compared(found.controls)}.")
-    return said
+        counts += f" by most of {networks} networks"
+    sentences = [
+        _HEADLINES[evidence.finding],
+        f"{edit} changes correct predictions by {shown} of {evidence.total:,} ({points} points): {counts}.",
+        _test(evidence, shown),
+    ]
+    if evidence.p_networks is not None:
+        sign_test = _p(evidence.p_networks)
+        sentences.append(f"Over the {networks} networks the sign test gives {sign_test}.")
+    if evidence.selection is not None:
+        sentences.append(_selected(evidence.selection))
+    if evidence.p_scores is not None and not evidence.selected_on_test:
+        p_scores = _p(evidence.p_scores)
+        sentences.append(
+            f"Choice and test repeated with permuted scores do as well with {p_scores}."
+        )
+    if evidence.intervals:
+        level = 100 * (1 - evidence.alpha)
+        differences = _differences(evidence.intervals)
+        sentences.append(f"Differences with {level:g} % intervals: {differences}.")
+    if evidence.controls:
+        sentences.append(f"For comparison: {_compared(evidence.controls)}.")
+    return sentences
 
 
-def _test(found: Evidence, shown: str) -> str:
-    """McNemar's test, and what a choice on the same images takes away from it."""
-    test = f"McNemar's exact {_p(found.p_value)}"
+def _selected(selection: Mapping[str, Any]) -> str:
+    """Which of how many settings this is, and how good a best of as many would look by chance."""
+    change = _signed(selection["change"])
+    line = (
+        f"The setting is the best of {selection['settings']} on {selection['name']} ({change} there"
+    )
+    if selection["p_search"] is not None:
+        p_search = _p(selection["p_search"])
+        line += f"; the best of as many with permuted scores does as well with {p_search}"
+    return line + ")."
+
+
+def _test(evidence: Evidence, shown: str) -> str:
+    """McNemar's test, and what a selection on the same images takes away from it."""
+    test = f"McNemar's exact {_p(evidence.p_value)}"
     searched = "the setting was chosen on the very images of the test"
-    if found.p_value > found.alpha:
-        even = f"; and {searched}, which this p-value does not count" if found.selected_on_test else ""
-        return f"{shown} of {found.total:,} is not distinguishable from no effect ({test}{even})."
-    if found.selected_on_test:
-        return f"{test} does not count that {searched}; only the comparison with permuted scores does."
+    if evidence.p_value > evidence.alpha:
+        uncounted = ""
+        if evidence.selected_on_test:
+            uncounted = f"; and {searched}, which this p-value does not count"
+        total = f"{evidence.total:,}"
+        return f"{shown} of {total} is not distinguishable from no effect ({test}{uncounted})."
+    if evidence.selected_on_test:
+        return (
+            f"{test} does not count that {searched}; only the comparison with permuted scores does."
+        )
     return f"That is more than chance would change ({test})."
 
 
 def _differences(intervals: Mapping[str, Any]) -> str:
-    def one(name: str, scale: float, unit: str) -> str:
-        at = intervals[name]
-        low, high = (f"{x * scale:+.3f}" for x in at["interval"])
-        return f"{name.replace('_', ' ')} {at['difference'] * scale:+.3f}{unit} [{low}, {high}]".replace("-", "−")
+    def line(name: str, title: str, scale: float, unit: str) -> str:
+        difference = intervals[name]["difference"] * scale
+        low, high = (f"{edge * scale:+.3f}" for edge in intervals[name]["interval"])
+        return f"{title} {difference:+.3f}{unit} [{low}, {high}]".replace("-", "−")
 
-    return "; ".join(
-        [one("accuracy", 100, " points"), one("macro_recall", 100, " points"), one("nll", 1, "").replace("nll", "NLL")]
-    )
+    lines = [
+        line("accuracy", "accuracy", 100, " points"),
+        line("macro_recall", "macro recall", 100, " points"),
+        line("nll", "NLL", 1, ""),
+    ]
+    return "; ".join(lines)
 
 
 def _compared(controls: Mapping[str, Any]) -> str:
-    names = {
+    texts = {
         "all_up": "all units up {}",
         "all_down": "all units down {}",
         "inverted": "the edit inverted {}",
         "weight_sum": "units of large weights instead {}",
         "learned": "gains learned from labels {}",
     }
-    said = [text.format(_signed(controls[name]["change"])) for name, text in names.items() if name in controls]
+    lines = [
+        text.format(_signed(controls[name]["change"]))
+        for name, text in texts.items()
+        if name in controls
+    ]
     if "random_masks" in controls:
-        at = controls["random_masks"]
-        said.append(
-            f"{at['draws']:,} random choices of units {_signed(at['mean'])} on average, 95 % between {_signed(at['low'])} "
-            f"and {_signed(at['high'])}, as good as the edit with {_p(at['p_value'])}"
+        random = controls["random_masks"]
+        mean = _signed(random["mean"])
+        low = _signed(random["low"])
+        high = _signed(random["high"])
+        lines.append(
+            f"{random['draws']:,} random choices of units {mean} on average, "
+            f"95 % between {low} and {high}, as good as the edit with {_p(random['p_value'])}"
         )
-    return "; ".join(said)
+    return "; ".join(lines)

@@ -15,7 +15,10 @@ from flax import nnx
 
 from emojax.models import convert
 
-_ACTIVATIONS = {"quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x), "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
+_ACTIVATIONS = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+}
 
 
 def _sizes(config: Any, *names: str) -> None:
@@ -38,7 +41,9 @@ class TowerConfig:
 
     def __post_init__(self):
         if self.activation not in _ACTIVATIONS:
-            raise ValueError(f"activation {self.activation!r} is not supported; known: {', '.join(_ACTIVATIONS)}")
+            raise ValueError(
+                f"activation {self.activation!r} is not supported; known: {', '.join(_ACTIVATIONS)}"
+            )
         _sizes(self, "width", "mlp", "depth", "heads")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
@@ -60,9 +65,13 @@ class ClipConfig:
     def __post_init__(self):
         _sizes(self, "image_size", "patch_size", "vocabulary", "context", "embedding")
         if self.patch_size > self.image_size:
-            raise ValueError(f"patches of {self.patch_size} do not fit into images of {self.image_size}")
+            raise ValueError(
+                f"patches of {self.patch_size} do not fit into images of {self.image_size}"
+            )
         if not 0 <= self.end_token < self.vocabulary:
-            raise ValueError(f"eos_token_id {self.end_token} is outside the vocabulary of {self.vocabulary}")
+            raise ValueError(
+                f"eos_token_id {self.end_token} is outside the vocabulary of {self.vocabulary}"
+            )
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "ClipConfig":
@@ -97,12 +106,21 @@ class Attention(nnx.Module):
     def __init__(self, config: TowerConfig, *, causal: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.heads, self.causal = config.heads, causal
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            setattr(self, name, nnx.Linear(config.width, config.width, dtype=dtype, param_dtype=dtype, rngs=rngs))
+            setattr(
+                self,
+                name,
+                nnx.Linear(config.width, config.width, dtype=dtype, param_dtype=dtype, rngs=rngs),
+            )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, L, width] → [B, L, width]."""
-        q, k, v = (getattr(self, n)(x).reshape(*x.shape[:2], self.heads, -1) for n in ("q_proj", "k_proj", "v_proj"))
-        return self.out_proj(jax.nn.dot_product_attention(q, k, v, is_causal=self.causal).reshape(x.shape))
+        q, k, v = (
+            getattr(self, n)(x).reshape(*x.shape[:2], self.heads, -1)
+            for n in ("q_proj", "k_proj", "v_proj")
+        )
+        return self.out_proj(
+            jax.nn.dot_product_attention(q, k, v, is_causal=self.causal).reshape(x.shape)
+        )
 
 
 class Mlp(nnx.Module):
@@ -119,7 +137,9 @@ class Mlp(nnx.Module):
 
 
 def _layer_norm(config: TowerConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(config.width, epsilon=config.epsilon, dtype=dtype, param_dtype=dtype, rngs=rngs)
+    return nnx.LayerNorm(
+        config.width, epsilon=config.epsilon, dtype=dtype, param_dtype=dtype, rngs=rngs
+    )
 
 
 class Block(nnx.Module):
@@ -141,7 +161,9 @@ class Encoder(nnx.Module):
     """A stack of blocks."""
 
     def __init__(self, config: TowerConfig, *, causal: bool, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.layers = nnx.List([Block(config, causal=causal, dtype=dtype, rngs=rngs) for _ in range(config.depth)])
+        self.layers = nnx.List(
+            [Block(config, causal=causal, dtype=dtype, rngs=rngs) for _ in range(config.depth)]
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, L, width] → [B, L, width]."""
@@ -154,15 +176,23 @@ class PatchEmbedding(nnx.Module):
     """Splits an image into patches and projects each; as reshape and matrix product, which beats a strided conv."""
 
     def __init__(self, patch: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (patch, patch, 3, width), dtype))
+        self.kernel = nnx.Param(
+            nnx.initializers.normal(0.02)(rngs.params(), (patch, patch, 3, width), dtype)
+        )
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """[B, H, W, 3] → [B, patches, width]."""
         kernel = self.kernel[...]
         p, width = kernel.shape[0], kernel.shape[-1]
         batch, rows, columns = images.shape[0], images.shape[1] // p, images.shape[2] // p
-        patches = images[:, : rows * p, : columns * p].reshape(batch, rows, p, columns, p, 3).transpose(0, 1, 3, 2, 4, 5)
-        return patches.reshape(batch, rows * columns, -1).astype(kernel.dtype) @ kernel.reshape(-1, width)
+        patches = (
+            images[:, : rows * p, : columns * p]
+            .reshape(batch, rows, p, columns, p, 3)
+            .transpose(0, 1, 3, 2, 4, 5)
+        )
+        return patches.reshape(batch, rows * columns, -1).astype(kernel.dtype) @ kernel.reshape(
+            -1, width
+        )
 
 
 class VisionEmbeddings(nnx.Module):
@@ -173,13 +203,17 @@ class VisionEmbeddings(nnx.Module):
         tokens = (config.image_size // config.patch_size) ** 2 + 1
         self.class_embedding = nnx.Param(normal(rngs.params(), (width,), dtype))
         self.patch_embedding = PatchEmbedding(config.patch_size, width, dtype=dtype, rngs=rngs)
-        self.position_embedding = nnx.Embed(tokens, width, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.position_embedding = nnx.Embed(
+            tokens, width, dtype=dtype, param_dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """[B, H, W, 3] → [B, 1 + patches, width]."""
         patches = self.patch_embedding(images)
         first = jnp.broadcast_to(self.class_embedding[...], (patches.shape[0], 1, patches.shape[2]))
-        return jnp.concatenate([first, patches], axis=1) + self.position_embedding.embedding[...][None]
+        return (
+            jnp.concatenate([first, patches], axis=1) + self.position_embedding.embedding[...][None]
+        )
 
 
 class VisionTower(nnx.Module):
@@ -187,7 +221,9 @@ class VisionTower(nnx.Module):
 
     def __init__(self, config: ClipConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.embeddings = VisionEmbeddings(config, dtype=dtype, rngs=rngs)
-        self.pre_layrnorm = _layer_norm(config.vision, dtype, rngs)  # spelled so in the published files
+        self.pre_layrnorm = _layer_norm(
+            config.vision, dtype, rngs
+        )  # spelled so in the published files
         self.encoder = Encoder(config.vision, causal=False, dtype=dtype, rngs=rngs)
         self.post_layernorm = _layer_norm(config.vision, dtype, rngs)
 
@@ -201,12 +237,19 @@ class TextEmbeddings(nnx.Module):
 
     def __init__(self, config: ClipConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         width = config.text.width
-        self.token_embedding = nnx.Embed(config.vocabulary, width, dtype=dtype, param_dtype=dtype, rngs=rngs)
-        self.position_embedding = nnx.Embed(config.context, width, dtype=dtype, param_dtype=dtype, rngs=rngs)
+        self.token_embedding = nnx.Embed(
+            config.vocabulary, width, dtype=dtype, param_dtype=dtype, rngs=rngs
+        )
+        self.position_embedding = nnx.Embed(
+            config.context, width, dtype=dtype, param_dtype=dtype, rngs=rngs
+        )
 
     def __call__(self, token_ids: jax.Array) -> jax.Array:
         """[B, L] → [B, L, width]."""
-        return self.token_embedding(token_ids) + self.position_embedding.embedding[...][None, : token_ids.shape[1]]
+        return (
+            self.token_embedding(token_ids)
+            + self.position_embedding.embedding[...][None, : token_ids.shape[1]]
+        )
 
 
 class TextTower(nnx.Module):
@@ -254,7 +297,9 @@ def _hf_name(path: convert.Path) -> str:
     return ".".join([*module, leaf])
 
 
-def from_hf_state_dict(arrays: Mapping[str, np.ndarray], config: ClipConfig, *, dtype: jnp.dtype = jnp.float32) -> Clip:
+def from_hf_state_dict(
+    arrays: Mapping[str, np.ndarray], config: ClipConfig, *, dtype: jnp.dtype = jnp.float32
+) -> Clip:
     """The network from arrays under Hugging Face's names; computes in `dtype` (float32 or bfloat16).
 
     Raises:

@@ -16,7 +16,13 @@ Path = tuple[str | int, ...]
 # PyTorch's kernels are [out, in] and [out, in, height, width]; ours are [in, out] and [height, width, in, out].
 AXES = {2: (1, 0), 4: (2, 3, 1, 0)}
 # Leaves of flax's convolutions, dense layers and BatchNorms under PyTorch's names.
-LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
 
 
 def _torch_axes(path: Path, ndim: int) -> tuple[int, ...]:

@@ -43,7 +43,9 @@ class DeepEmotionConfig:
 
     def __post_init__(self):
         if self.channels not in (1, 3):
-            raise ValueError(f"Deep-Emotion takes images of 1 channel (gray) or 3 (RGB), not {self.channels}")
+            raise ValueError(
+                f"Deep-Emotion takes images of 1 channel (gray) or 3 (RGB), not {self.channels}"
+            )
 
     def units(self) -> dict[str, int]:
         """Units of every layer, in order."""
@@ -61,14 +63,20 @@ class DeepEmotion(nnx.Module):
         self.config = config
 
         def conv(inputs: int, outputs: int, side: int = 3) -> nnx.Conv:
-            return nnx.Conv(inputs, outputs, (side, side), padding="VALID", kernel_init=_KERNEL, rngs=rngs)
+            return nnx.Conv(
+                inputs, outputs, (side, side), padding="VALID", kernel_init=_KERNEL, rngs=rngs
+            )
 
         def dense(inputs: int, outputs: int) -> nnx.Linear:
             return nnx.Linear(inputs, outputs, kernel_init=_KERNEL, rngs=rngs)
 
         # Positions in the two sequences are PyTorch's, and so part of its parameter names (`localization.3.weight`).
-        self.localization = nnx.Sequential(conv(config.channels, 8, 7), _halve, nnx.relu, conv(8, 10, 5), _halve, nnx.relu)
-        still = nnx.Linear(32, 6, kernel_init=nnx.initializers.zeros, bias_init=_identity, rngs=rngs)
+        self.localization = nnx.Sequential(
+            conv(config.channels, 8, 7), _halve, nnx.relu, conv(8, 10, 5), _halve, nnx.relu
+        )
+        still = nnx.Linear(
+            32, 6, kernel_init=nnx.initializers.zeros, bias_init=_identity, rngs=rngs
+        )
         self.fc_loc = nnx.Sequential(dense(640, 32), nnx.relu, still)
         inputs = config.channels
         for name in CONVS:
@@ -99,7 +107,9 @@ class DeepEmotion(nnx.Module):
         """The affine map [B, 2, 3] that the transformer chooses for images [B, 48, 48, C] (see `image.affine_grid`)."""
         return self.fc_loc(_flatten(self.localization(images))).reshape(-1, 2, 3)
 
-    def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self, images: jax.Array, *, rngs: nnx.Rngs | None = None
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Images [B, 48, 48, C] in [-1, 1] → logits [B, classes] and every layer's raw output, convolutions NHWC.
 
         Raw is before pooling, BatchNorm and ReLU; fc2's tap is the logits. `rngs` feeds dropout while training. (The
@@ -140,7 +150,9 @@ def _flatten(x: jax.Array) -> jax.Array:
 
 
 def _torch_name(path: convert.Path) -> str:
-    *module, leaf = (str(part) for part in path if part != "layers")  # `layers` is how flax's Sequential holds its parts
+    *module, leaf = (
+        str(part) for part in path if part != "layers"
+    )  # `layers` is how flax's Sequential holds its parts
     return ".".join([*module, convert.LEAVES[leaf]])
 
 
@@ -153,7 +165,9 @@ def from_torch_state_dict(arrays: Mapping[str, np.ndarray]) -> DeepEmotion:
     try:
         config = DeepEmotionConfig(arrays["conv1.weight"].shape[1], arrays["fc2.weight"].shape[0])
     except (KeyError, IndexError) as error:
-        raise ValueError(f"this is not a Deep-Emotion state dict: {error} is missing or has no shape") from None
+        raise ValueError(
+            f"this is not a Deep-Emotion state dict: {error} is missing or has no shape"
+        ) from None
     model = convert.fill(
         lambda: DeepEmotion(config, rngs=nnx.Rngs(0)),
         arrays,
@@ -166,4 +180,6 @@ def from_torch_state_dict(arrays: Mapping[str, np.ndarray]) -> DeepEmotion:
 
 def to_torch_state_dict(model: DeepEmotion) -> dict[str, np.ndarray]:
     """The parameters under PyTorch's names and layouts, loadable there with `strict=True`."""
-    return convert.to_torch(model, _torch_name) | {"norm.num_batches_tracked": np.zeros((), np.int64)}
+    return convert.to_torch(model, _torch_name) | {
+        "norm.num_batches_tracked": np.zeros((), np.int64)
+    }

@@ -63,19 +63,25 @@ class Conv(nnx.Module):
     """3×3 convolution, padding 1, whose bias is added apart, so that a gain can come between."""
 
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs):
-        self.kernel = nnx.Param(nnx.initializers.he_normal()(rngs.params(), (3, 3, inputs, outputs)))
+        self.kernel = nnx.Param(
+            nnx.initializers.he_normal()(rngs.params(), (3, 3, inputs, outputs))
+        )
         self.bias = nnx.Param(jnp.zeros(outputs))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, inputs] → [B, H, W, U] without the bias."""
         kernel = self.kernel[...]
         x = x.astype(kernel.dtype)  # trained in bfloat16, BatchNorm still hands on float32
-        if kernel.shape[2] == 1:  # nine shifted copies and one matrix product: several times faster than a thin conv
+        if (
+            kernel.shape[2] == 1
+        ):  # nine shifted copies and one matrix product: several times faster than a thin conv
             padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
             height, width = x.shape[1:3]
             shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
             return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(9, -1)
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
 
 
 class Linear(nnx.Module):
@@ -144,18 +150,28 @@ class VggNet(nnx.Module):
             before_bias = getattr(self, name)(x)
             if name == layer:
                 return before_bias
-            x = self._to_next(name, self._activate(name, self._with_bias(name, before_bias, None)), None)
+            x = self._to_next(
+                name, self._activate(name, self._with_bias(name, before_bias, None)), None
+            )
         raise ValueError(f"no layer {layer!r}; layers: {', '.join(LAYERS)}")
 
     def after(self, before_bias: jax.Array, layer: str, gain: Gain | None = None) -> jax.Array:
         """Logits [B, classes] from `until`'s output, with a gain on that layer."""
         gains = None if gain is None else {layer: gain}
-        x = self._to_next(layer, self._activate(layer, self._with_bias(layer, before_bias, gains)), None)
+        x = self._to_next(
+            layer, self._activate(layer, self._with_bias(layer, before_bias, gains)), None
+        )
         for name in LAYERS[LAYERS.index(layer) + 1 :]:
-            x = self._to_next(name, self._activate(name, self._with_bias(name, getattr(self, name)(x), None)), None)
+            x = self._to_next(
+                name,
+                self._activate(name, self._with_bias(name, getattr(self, name)(x), None)),
+                None,
+            )
         return x
 
-    def _with_bias(self, name: str, before_bias: jax.Array, gains: Mapping[str, Gain] | None) -> jax.Array:
+    def _with_bias(
+        self, name: str, before_bias: jax.Array, gains: Mapping[str, Gain] | None
+    ) -> jax.Array:
         bias = getattr(self, name).bias[...]
         if gains is not None and name in gains:
             return before_bias * gains[name].weight + bias * gains[name].bias
@@ -172,7 +188,9 @@ class VggNet(nnx.Module):
             return active if rngs is None else self.drop(active, rngs=rngs)
         if name.endswith("b"):
             active = nnx.max_pool(active, (2, 2), strides=(2, 2))
-        if name == CONVS[-1]:  # channel-major, as PyTorch flattens, so lin1 keeps PyTorch's column order
+        if (
+            name == CONVS[-1]
+        ):  # channel-major, as PyTorch flattens, so lin1 keeps PyTorch's column order
             active = active.transpose(0, 3, 1, 2).reshape(active.shape[0], -1)
         return active
 
@@ -186,7 +204,9 @@ def _torch_name(path: convert.Path) -> str:
     return f"{layer}.{convert.LEAVES[leaf]}"
 
 
-def from_torch_state_dict(arrays: Mapping[str, np.ndarray], *, input_size: int | None = None) -> VggNet:
+def from_torch_state_dict(
+    arrays: Mapping[str, np.ndarray], *, input_size: int | None = None
+) -> VggNet:
     """The network in eval mode from arrays under PyTorch's names; widths and head are read off the shapes.
 
     `input_size` is 40 unless lin1's shape rules it out (then the smallest side that fits).
@@ -194,7 +214,9 @@ def from_torch_state_dict(arrays: Mapping[str, np.ndarray], *, input_size: int |
     Raises:
       ValueError: names are missing or unknown, shapes disagree, or values are not finite.
     """
-    arrays = {name: array for name, array in arrays.items() if not name.endswith("num_batches_tracked")}
+    arrays = {
+        name: array for name, array in arrays.items() if not name.endswith("num_batches_tracked")
+    }
     try:
         widths = tuple(arrays[f"{name}.weight"].shape[0] for name in CONVS)
         lin1, lin2, lin3 = (arrays[f"{name}.weight"].shape for name in (*HIDDEN, "lin3"))
@@ -202,7 +224,9 @@ def from_torch_state_dict(arrays: Mapping[str, np.ndarray], *, input_size: int |
     except KeyError as error:
         raise ValueError(f"this is not a VGGNet state dict: {error} is missing") from None
     except (IndexError, ZeroDivisionError):
-        raise ValueError("this is not a VGGNet state dict: a weight has no units or too few axes") from None
+        raise ValueError(
+            "this is not a VGGNet state dict: a weight has no units or too few axes"
+        ) from None
     if not all((*widths, *lin1, *lin2, *lin3)):
         raise ValueError("this is not a VGGNet state dict: a layer has no units")
     if input_size is None:
@@ -235,5 +259,8 @@ def with_gains(model: VggNet, gains: Mapping[str, Gain]) -> VggNet:
         if gain.weight.shape != bias.shape:
             raise ValueError(f"layer {layer} has {bias.shape[0]} units, not {gain.weight.shape[0]}")
         new_kernel, new_bias = scale_kernel(kernel[...], bias[...], gain)
-        leaves[layer, "kernel"], leaves[layer, "bias"] = kernel.replace(new_kernel), bias.replace(new_bias)
+        leaves[layer, "kernel"], leaves[layer, "bias"] = (
+            kernel.replace(new_kernel),
+            bias.replace(new_bias),
+        )
     return nnx.merge(graphdef, nnx.from_flat_state(leaves))

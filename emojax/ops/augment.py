@@ -57,8 +57,14 @@ def random_boxes(
     tries that fits is taken, corners are uniform. A box that was not found is the whole image.
     """
     area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
-    area = jax.random.uniform(area_key, (count, tries), minval=scale[0], maxval=scale[1]) * (size[0] * size[1])
-    shape = jnp.exp(jax.random.uniform(ratio_key, (count, tries), minval=math.log(ratio[0]), maxval=math.log(ratio[1])))
+    area = jax.random.uniform(area_key, (count, tries), minval=scale[0], maxval=scale[1]) * (
+        size[0] * size[1]
+    )
+    shape = jnp.exp(
+        jax.random.uniform(
+            ratio_key, (count, tries), minval=math.log(ratio[0]), maxval=math.log(ratio[1])
+        )
+    )
     height, width = jnp.round(jnp.sqrt(area * shape)), jnp.round(jnp.sqrt(area / shape))
     fits = (height >= 1) & (width >= 1) & (height <= size[0]) & (width <= size[1])
     first, found = fits.argmax(axis=1)[:, None], fits.any(axis=1)
@@ -78,7 +84,9 @@ def draw(key: jax.Array, count: int, size: tuple[int, int], canvas: int, side: i
     return Draw(
         random_boxes(keys[4], count, size, (0.8, 1.2), (3 / 4, 4 / 3)),
         jnp.where(sometimes[0][:, None], shift, 0.0),
-        jnp.where(sometimes[1], jax.random.uniform(keys[5], (count,), minval=-turn, maxval=turn), 0.0),
+        jnp.where(
+            sometimes[1], jax.random.uniform(keys[5], (count,), minval=-turn, maxval=turn), 0.0
+        ),
         sometimes[2],
         jax.random.randint(keys[6], (count, 2), 0, canvas - side + 1).astype(jnp.float32),
     )
@@ -93,7 +101,10 @@ def view(images: jax.Array, drawn: Draw, canvas: int, side: int) -> jax.Array:
     one = lambda x: x[:, None, None]  # noqa: E731
     # From a pixel of the view back to the image; canvas coordinates have their origin at the canvas's centre.
     pixels = jnp.arange(side) + 0.5 - canvas / 2
-    x, y = one(drawn.corner[:, 0]) + pixels[None, None, :], one(drawn.corner[:, 1]) + pixels[None, :, None]
+    x, y = (
+        one(drawn.corner[:, 0]) + pixels[None, None, :],
+        one(drawn.corner[:, 1]) + pixels[None, :, None],
+    )
     cosine, sine = one(jnp.cos(drawn.angle)), one(jnp.sin(drawn.angle))
     x, y = cosine * x - sine * y, sine * x + cosine * y
     seen = (jnp.abs(x) <= canvas / 2) & (jnp.abs(y) <= canvas / 2)
@@ -124,7 +135,9 @@ def erase(key: jax.Array, views: jax.Array) -> jax.Array:
     chosen = jax.random.bernoulli(chance_key, shape=(count,)) & boxes.found
     inside = [
         (jnp.arange(n) >= start[:, None]) & (jnp.arange(n) < (start + length)[:, None])
-        for n, start, length in zip(size, (boxes.top, boxes.left), (boxes.height, boxes.width), strict=True)
+        for n, start, length in zip(
+            size, (boxes.top, boxes.left), (boxes.height, boxes.width), strict=True
+        )
     ]
     gone = chosen[:, None, None] & inside[0][:, :, None] & inside[1][:, None, :]
     return jnp.where(gone[..., None], 0.0, views)
@@ -132,7 +145,9 @@ def erase(key: jax.Array, views: jax.Array) -> jax.Array:
 
 def mirror(key: jax.Array, images: jax.Array) -> jax.Array:
     """Mirrors every other image [B, H, W, C] at random."""
-    return jnp.where(jax.random.bernoulli(key, shape=(len(images), 1, 1, 1)), images[:, :, ::-1], images)
+    return jnp.where(
+        jax.random.bernoulli(key, shape=(len(images), 1, 1, 1)), images[:, :, ::-1], images
+    )
 
 
 def augment(kind: Augment, key: jax.Array, images: jax.Array, side: int) -> jax.Array:
@@ -144,7 +159,9 @@ def augment(kind: Augment, key: jax.Array, images: jax.Array, side: int) -> jax.
     canvas = side if kind == "affine" else round(CANVAS * side)
     shown = canvas if kind == "ten_crop" else side
     draw_key, erase_key = jax.random.split(key)
-    views = view(images, draw(draw_key, len(images), images.shape[1:3], canvas, shown), canvas, shown)
+    views = view(
+        images, draw(draw_key, len(images), images.shape[1:3], canvas, shown), canvas, shown
+    )
     if kind == "ten_crop":
         views = ten_crop(views, side).reshape(-1, side, side, images.shape[-1])
     return erase(erase_key, views)

@@ -40,7 +40,9 @@ def continuous(scores: jax.Array, factor: jax.Array | float) -> jax.Array:
     """
     scores = jnp.asarray(scores, jnp.float32)
     low, high = scores.min(), scores.max()
-    return jnp.where(high > low, factor * (scores - low) / jnp.where(high > low, high - low, 1.0), 1.0)
+    return jnp.where(
+        high > low, factor * (scores - low) / jnp.where(high > low, high - low, 1.0), 1.0
+    )
 
 
 def top_fraction(scores: jax.Array, fraction: float) -> jax.Array:

@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_PRECISION_BITS = 22  # Pillow's fixed point for 8-bit images: 32 bits less 8 for the pixel and 2 of headroom
+_PRECISION_BITS = (
+    22  # Pillow's fixed point for 8-bit images: 32 bits less 8 for the pixel and 2 of headroom
+)
 
 
 def _bicubic(x: np.ndarray) -> np.ndarray:
@@ -101,11 +103,15 @@ def resize_bicubic_pil(images: jax.Array, size: tuple[int, int]) -> jax.Array:
     return pixels.astype(jnp.uint8)
 
 
-def resize_bilinear(images: jax.Array, size: tuple[int, int], *, antialias: bool = False) -> jax.Array:
+def resize_bilinear(
+    images: jax.Array, size: tuple[int, int], *, antialias: bool = False
+) -> jax.Array:
     """Resizes float images [I, H, W, C] to (height, width) as torchvision does on tensors (corners not aligned)."""
     rows = jnp.asarray(_weights(images.shape[1], size[0], "bilinear", antialias), images.dtype)
     columns = jnp.asarray(_weights(images.shape[2], size[1], "bilinear", antialias), images.dtype)
-    return jnp.einsum("ph,qw,ihwc->ipqc", rows, columns, images, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum(
+        "ph,qw,ihwc->ipqc", rows, columns, images, precision=jax.lax.Precision.HIGHEST
+    )
 
 
 def to_unit(images: jax.Array) -> jax.Array:
@@ -144,7 +150,12 @@ def ten_crop(images: jax.Array, size: int) -> jax.Array:
 
 
 def clip_preprocess(
-    images: jax.Array, *, resize: int, crop: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
+    images: jax.Array,
+    *,
+    resize: int,
+    crop: tuple[int, int],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
 ) -> jax.Array:
     """CLIP's preprocessing: short side to `resize` (bicubic), centre crop, to [0, 1], normalise; uint8 → float32 RGB.
 
@@ -152,10 +163,15 @@ def clip_preprocess(
     """
     height, width = images.shape[1:3]
     short = min(height, width)
-    resized = resize_bicubic_pil(images, (int(resize * height / short), int(resize * width / short)))
+    resized = resize_bicubic_pil(
+        images, (int(resize * height / short), int(resize * width / short))
+    )
     unit = to_unit(center_crop(resized, crop))
     shape = (1, 1, 1, len(mean))
-    mean_c, std_c = jnp.reshape(jnp.asarray(mean, jnp.float32), shape), jnp.reshape(jnp.asarray(std, jnp.float32), shape)
+    mean_c, std_c = (
+        jnp.reshape(jnp.asarray(mean, jnp.float32), shape),
+        jnp.reshape(jnp.asarray(std, jnp.float32), shape),
+    )
     return (jnp.broadcast_to(unit, (*unit.shape[:-1], len(mean))) - mean_c) / std_c
 
 
@@ -177,14 +193,19 @@ def grid_sample(images: jax.Array, grid: jax.Array) -> jax.Array:
     where a point falls on a pixel's centre, the slope is the one towards the next pixel.
     """
     height, width = images.shape[1:3]
-    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))  # the border of zeros stands for all that is outside
+    padded = jnp.pad(
+        images, ((0, 0), (1, 1), (1, 1), (0, 0))
+    )  # the border of zeros stands for all that is outside
 
     def neighbours(points: jax.Array, length: int) -> list[tuple[jax.Array, jax.Array]]:
         """Index into `padded` and weight of the two nearest pixels along one axis."""
         at = jnp.clip(((points + 1) * length - 1) / 2, -2, length + 1)
         first, far = jnp.floor(at), at - jnp.floor(at)
         index = first.astype(jnp.int32) + 1
-        return [(jnp.clip(index, 0, length + 1), 1 - far), (jnp.clip(index + 1, 0, length + 1), far)]
+        return [
+            (jnp.clip(index, 0, length + 1), 1 - far),
+            (jnp.clip(index + 1, 0, length + 1), far),
+        ]
 
     read = jax.vmap(lambda image, row, column: image[row, column])
     columns = neighbours(grid[..., 0], width)

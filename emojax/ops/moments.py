@@ -29,10 +29,14 @@ class Running(NamedTuple):
 def init(units: int, embedding: int) -> Running:
     """All zero, float32."""
     shapes = ((units,), (units,), (units, embedding), (embedding, embedding))
-    return Running(*(Moments(*(jnp.zeros(shape, jnp.float32) for shape in shapes)) for _ in range(2)))
+    return Running(
+        *(Moments(*(jnp.zeros(shape, jnp.float32) for shape in shapes)) for _ in range(2))
+    )
 
 
-def update(state: Running, activations: jax.Array, embeddings: jax.Array, valid: jax.Array) -> Running:
+def update(
+    state: Running, activations: jax.Array, embeddings: jax.Array, valid: jax.Array
+) -> Running:
     """Adds a batch: `activations` [B, U], `embeddings` [B, D], `valid` [B] bool (False marks padding)."""
     a = jnp.where(valid[:, None], activations.astype(jnp.float32), 0.0)
     e = jnp.where(valid[:, None], embeddings.astype(jnp.float32), 0.0)
@@ -41,5 +45,7 @@ def update(state: Running, activations: jax.Array, embeddings: jax.Array, valid:
     batch = Moments(a.sum(0), jnp.square(a).sum(0), cross, gram)
 
     sums = jax.tree.map(lambda s, lost, new: s + (new - lost), state.sums, state.lost, batch)
-    lost = jax.tree.map(lambda now, s, lost, new: (now - s) - (new - lost), sums, state.sums, state.lost, batch)
+    lost = jax.tree.map(
+        lambda now, s, lost, new: (now - s) - (new - lost), sums, state.sums, state.lost, batch
+    )
     return Running(sums, lost)

@@ -22,4 +22,6 @@ def pool(outputs: jax.Array, how: Pool = "avg") -> jax.Array:
         case 4:
             return jnp.max(outputs, axis=(1, 2)) if how == "max" else jnp.mean(outputs, axis=(1, 2))
         case _:
-            raise ValueError(f"a layer's output has 2, 3 or 4 axes ([I, U], [I, L, U], [I, H, W, U]); got {outputs.shape}")
+            raise ValueError(
+                f"a layer's output has 2, 3 or 4 axes ([I, U], [I, L, U], [I, H, W, U]); got {outputs.shape}"
+            )

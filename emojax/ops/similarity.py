@@ -24,7 +24,10 @@ CONCEPT_TILE = 64  # concepts at a time: a CPU's cache nearly holds 10,000 image
 def cos_similarity(clip_feats: jax.Array, target_feats: jax.Array) -> jax.Array:
     """Cosine over images, not centred: [I, C], [I, U] → [U, C]."""
     cross = jnp.matmul(target_feats.T, clip_feats, precision=_HIGHEST)
-    norms = jnp.linalg.norm(target_feats, axis=0)[:, None] * jnp.linalg.norm(clip_feats, axis=0)[None, :]
+    norms = (
+        jnp.linalg.norm(target_feats, axis=0)[:, None]
+        * jnp.linalg.norm(clip_feats, axis=0)[None, :]
+    )
     return cross / norms
 
 
@@ -37,7 +40,9 @@ def cos_similarity_from_moments(
     return against / (jnp.sqrt(square)[:, None] * jnp.sqrt(spread)[None, :])
 
 
-def cos_similarity_cubed(clip_feats: jax.Array, target_feats: jax.Array, *, min_norm: float = 1e-3) -> jax.Array:
+def cos_similarity_cubed(
+    clip_feats: jax.Array, target_feats: jax.Array, *, min_norm: float = 1e-3
+) -> jax.Array:
     """Cosine of the centred, cubed columns, norms clipped at `min_norm`: [I, C], [I, U] → [U, C]."""
 
     def cubed(x: jax.Array) -> jax.Array:
@@ -89,7 +94,9 @@ def layer_sizes(segment_ids: jax.Array | np.ndarray | None, units: int) -> tuple
         return (units,)
     ids = np.asarray(segment_ids)
     if ids.shape != (units,) or ids[0] != 0 or not np.isin(np.diff(ids), (0, 1)).all():
-        raise ValueError(f"segment_ids must be {units} layer numbers, ascending from 0 without gaps")
+        raise ValueError(
+            f"segment_ids must be {units} layer numbers, ascending from 0 without gaps"
+        )
     return tuple(int(n) for n in np.bincount(ids))
 
 
@@ -102,7 +109,9 @@ def layer_prior(loglik: jax.Array, sizes: Sequence[int]) -> jax.Array:
 
 def subtract_layer_prior(loglik: jax.Array, lam: float, sizes: Sequence[int]) -> jax.Array:
     """loglik − λ·prior of the unit's layer: [U, C] → [U, C]."""
-    prior = jnp.repeat(layer_prior(loglik, sizes), np.asarray(sizes), axis=0, total_repeat_length=len(loglik))
+    prior = jnp.repeat(
+        layer_prior(loglik, sizes), np.asarray(sizes), axis=0, total_repeat_length=len(loglik)
+    )
     return loglik - lam * prior
 
 
@@ -122,11 +131,15 @@ def weighted_loglik(
     the product of all factors 1 at S = 1/concepts. Factors are multiplied in groups before the logarithm: in so few that
     no product can fall below float32's range whatever S is, and if one then rises above it, in as many as are safe.
     """
-    odds = ((1.0 - weights) + min_prob) / weights  # in float64: 1 - 0.998 would cost float32 four digits
+    odds = (
+        (1.0 - weights) + min_prob
+    ) / weights  # in float64: 1 - 0.998 would cost float32 four digits
     log_scale = -np.log(odds + 1.0 / concepts).mean()
     lowest, highest = np.log(odds) + log_scale, np.log(odds + 1.0) + log_scale
     odds, probs = jnp.asarray(np.exp(lowest), probs.dtype), probs * float(np.exp(log_scale))
-    images = indices.T.astype(jnp.uint32)  # without a sign there are no negative indices to look for
+    images = indices.T.astype(
+        jnp.uint32
+    )  # without a sign there are no negative indices to look for
 
     def multiply(product: jax.Array, ranks: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         rows = (probs.at[image].get(mode="promise_in_bounds") for image in ranks[1])
@@ -140,9 +153,16 @@ def weighted_loglik(
             total += jnp.log(jax.lax.scan(multiply, product, (odds[steps], images[steps]))[0])
         return total
 
-    few, safe = _groups_within_range(lowest, np.zeros_like(lowest)), _groups_within_range(lowest, highest)
+    few, safe = (
+        _groups_within_range(lowest, np.zeros_like(lowest)),
+        _groups_within_range(lowest, highest),
+    )
     quick = in_groups(few)
-    total = quick if few == safe else jax.lax.cond(jnp.isfinite(quick).all(), lambda: quick, lambda: in_groups(safe))
+    total = (
+        quick
+        if few == safe
+        else jax.lax.cond(jnp.isfinite(quick).all(), lambda: quick, lambda: in_groups(safe))
+    )
     return total, float(np.log(weights).sum() - len(weights) * log_scale)
 
 
@@ -166,14 +186,23 @@ def _groups_within_range(lowest: np.ndarray, highest: np.ndarray) -> int:
     """
     room = 85.0  # e^85 = 8e36
     for groups in range(1, len(lowest)):
-        orders = [np.concatenate([first, steps.ravel()]) for first, steps in _groups_of_ranks(len(lowest), groups)]
-        if all(lowest[ranks].cumsum().min() > -room and highest[ranks].cumsum().max() < room for ranks in orders):
+        orders = [
+            np.concatenate([first, steps.ravel()])
+            for first, steps in _groups_of_ranks(len(lowest), groups)
+        ]
+        if all(
+            lowest[ranks].cumsum().min() > -room and highest[ranks].cumsum().max() < room
+            for ranks in orders
+        ):
             return groups
     return len(lowest)
 
 
 def log_normaliser(
-    rows: jax.Array, logits: Callable[[jax.Array], jax.Array], axis_name: str | None = None, block: int = 64
+    rows: jax.Array,
+    logits: Callable[[jax.Array], jax.Array],
+    axis_name: str | None = None,
+    block: int = 64,
 ) -> jax.Array:
     """logsumexp over concepts of each image's logits [I], a block of images at a time: `logits` maps rows [b, …] → [b, C].
 
@@ -242,7 +271,9 @@ def _wpmi_scores(
         part = subtract_layer_prior(loglik, lam, sizes) + (1.0 - lam) * constant
         return jax.lax.dynamic_update_slice_in_dim(scores, part, start, axis=1)
 
-    return jax.lax.fori_loop(0, -(-concepts // width), tile, jnp.zeros((units, concepts), clip_feats.dtype))
+    return jax.lax.fori_loop(
+        0, -(-concepts // width), tile, jnp.zeros((units, concepts), clip_feats.dtype)
+    )
 
 
 def wpmi(
@@ -257,7 +288,9 @@ def wpmi(
     axis_name: str | None = None,
 ) -> jax.Array:
     """Weighted pointwise mutual information: [I, C], [I, U] → [U, C] (equation 4 of the CLIP-Dissect paper)."""
-    return _wpmi_scores(clip_feats, target_feats, np.ones(top_k), a, lam, min_prob, segment_ids, axis_name)
+    return _wpmi_scores(
+        clip_feats, target_feats, np.ones(top_k), a, lam, min_prob, segment_ids, axis_name
+    )
 
 
 def soft_wpmi(
@@ -278,7 +311,9 @@ def soft_wpmi(
     return _wpmi_scores(clip_feats, target_feats, weights, a, lam, min_prob, segment_ids, axis_name)
 
 
-def rank_reorder_baseline(activations: jax.Array, permutations: jax.Array, p: float = 3.0) -> jax.Array:
+def rank_reorder_baseline(
+    activations: jax.Array, permutations: jax.Array, p: float = 3.0
+) -> jax.Array:
     """Mean |a[π] − a|^p over random orders: `activations` [U, N], descending, `permutations` [U, R, N] → [U].
 
     The permutations count from the smallest activation, as in the official code.
@@ -305,15 +340,24 @@ def descending_order(values: jax.Array) -> jax.Array:
         return jnp.argsort(-values, axis=1).astype(jnp.int32)
     bits = jax.lax.bitcast_convert_type(-values + 0.0, jnp.int32)  # + 0.0 makes -0 and 0 equal
     bits = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # as integers in the order of the floats
-    rank = jax.vmap(lambda row, sought: jnp.searchsorted(row, sought, method="scan_unrolled"))(jnp.sort(bits, axis=1), bits)
+    rank = jax.vmap(lambda row, sought: jnp.searchsorted(row, sought, method="scan_unrolled"))(
+        jnp.sort(bits, axis=1), bits
+    )
     return jnp.sort(rank.astype(jnp.int32) * n + jnp.arange(n, dtype=jnp.int32), axis=1) % n
 
 
 def rank_reorder_from_topk(
-    activations: jax.Array, clip_rows: jax.Array, baseline: jax.Array, *, p: float = 3.0, scale_p: float = 0.5
+    activations: jax.Array,
+    clip_rows: jax.Array,
+    baseline: jax.Array,
+    *,
+    p: float = 3.0,
+    scale_p: float = 0.5,
 ) -> jax.Array:
     """One unit: its N largest `activations` [N], descending, the same images' `clip_rows` [N, C], its baseline [] → [C]."""
-    reordered = activations[descending_order(clip_rows.T)]  # [C, N]; image r of the concept's ranking against the r-th
+    reordered = activations[
+        descending_order(clip_rows.T)
+    ]  # [C, N]; image r of the concept's ranking against the r-th
     error = jnp.mean(jnp.abs(reordered - activations) ** p, axis=1) / baseline
     return -error / clip_rows.mean(axis=0) ** scale_p
 
@@ -336,10 +380,14 @@ def rank_reorder(
     n = rank_reorder_size(target_feats.shape[0], top_fraction)
     values, indices = jax.lax.top_k(target_feats.T, n)
     if permutations is None:
-        permutations = random_permutations(jax.random.key(0) if key is None else key, values.shape[0], n)
+        permutations = random_permutations(
+            jax.random.key(0) if key is None else key, values.shape[0], n
+        )
     baseline = rank_reorder_baseline(values, permutations, p)
     one = functools.partial(rank_reorder_from_topk, p=p, scale_p=scale_p)
-    return jax.lax.map(lambda unit: one(unit[0], clip_feats[unit[1]], unit[2]), (values, indices, baseline))
+    return jax.lax.map(
+        lambda unit: one(unit[0], clip_feats[unit[1]], unit[2]), (values, indices, baseline)
+    )
 
 
 def rank_reorder_size(images: int, top_fraction: float = 0.05) -> int:

@@ -34,7 +34,10 @@ def mcnemar_exact(gained: int, lost: int) -> float:
     if 2 * fewer == trials:
         return 1.0
     of_all = math.lgamma(trials + 1) - trials * math.log(2)
-    terms = (math.exp(of_all - math.lgamma(k + 1) - math.lgamma(trials - k + 1)) for k in range(fewer + 1))
+    terms = (
+        math.exp(of_all - math.lgamma(k + 1) - math.lgamma(trials - k + 1))
+        for k in range(fewer + 1)
+    )
     return min(1.0, 2 * math.fsum(terms))
 
 

@@ -31,7 +31,9 @@ def update(state: TopK, activations: jax.Array, indices: jax.Array) -> TopK:
     """
     values = jnp.where(indices[None, :] == EMPTY, -jnp.inf, activations.T.astype(jnp.float32))
     all_values = jnp.concatenate([state.values, values], axis=1)
-    all_indices = jnp.concatenate([state.indices, jnp.broadcast_to(indices[None, :], values.shape)], axis=1)
+    all_indices = jnp.concatenate(
+        [state.indices, jnp.broadcast_to(indices[None, :], values.shape)], axis=1
+    )
     best, where = jax.lax.top_k(all_values, state.values.shape[1])
     return TopK(best, jnp.take_along_axis(all_indices, where, axis=1))
 

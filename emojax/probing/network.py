@@ -51,7 +51,9 @@ class Network:
             order.extend(found)  # the network's own order: jax would sort the names
             return found
 
-        shapes = jax.eval_shape(taps, self.params, jax.ShapeDtypeStruct((1, *image_shape), np.uint8))
+        shapes = jax.eval_shape(
+            taps, self.params, jax.ShapeDtypeStruct((1, *image_shape), np.uint8)
+        )
         return {name: shapes[name].shape for name in order}
 
 
@@ -73,8 +75,12 @@ def as_network(
     options = {"taps": taps} if isinstance(model, VggNet) else {}
     key = None
     if preprocess is None:  # what somebody's function does to the images cannot be known
-        key = content_key([type(model).__name__, repr(getattr(model, "config", "")), taps, parameters(state)])
-    return Network(lambda params, images: nnx.merge(graphdef, params)(images, **options), state, chosen, key)
+        key = content_key(
+            [type(model).__name__, repr(getattr(model, "config", "")), taps, parameters(state)]
+        )
+    return Network(
+        lambda params, images: nnx.merge(graphdef, params)(images, **options), state, chosen, key
+    )
 
 
 def parameters(state: nnx.State) -> dict[str, jax.Array]:

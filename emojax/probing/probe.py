@@ -59,7 +59,9 @@ def _forward(
     def forward(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         target_params, clip_params = params
         _, taps = network.apply(target_params, network.preprocess(images))
-        activations = jnp.concatenate([pooling.pool(taps[name], how).astype(jnp.float32) for name in layers], axis=1)
+        activations = jnp.concatenate(
+            [pooling.pool(taps[name], how).astype(jnp.float32) for name in layers], axis=1
+        )
         features = nnx.merge(clip_graph, clip_params).image_features(preprocess(images))
         return activations, unit_rows(features)
 
@@ -67,12 +69,23 @@ def _forward(
 
 
 def _local_step(
-    forward: Callable, tile: int, keep: bool, params: Any, state: _State, images: jax.Array, indices: jax.Array
+    forward: Callable,
+    tile: int,
+    keep: bool,
+    params: Any,
+    state: _State,
+    images: jax.Array,
+    indices: jax.Array,
 ) -> tuple[_State, dict[str, jax.Array]]:
     """One batch on one device: images [B, H, W, C], indices [B], both with even and odd image numbers taking turns."""
     state = jax.tree.map(lambda x: x[0], state)
     activations, embeddings = in_tiles(functools.partial(forward, params), tile, images)
-    halves = [topk.update(TopK(state.top.values[h], state.top.indices[h]), activations[h::2], indices[h::2]) for h in (0, 1)]
+    halves = [
+        topk.update(
+            TopK(state.top.values[h], state.top.indices[h]), activations[h::2], indices[h::2]
+        )
+        for h in (0, 1)
+    ]
     top = TopK(*(jnp.stack(pair) for pair in zip(*halves, strict=True)))
     state = _State(top, moments_op.update(state.moments, activations, embeddings, indices != EMPTY))
     kept = {"embeddings": embeddings} | ({"activations": activations} if keep else {})
@@ -121,7 +134,9 @@ def probe(
     Raises:
       InputError: no such layer, or activations that are not finite.
     """
-    network = model if isinstance(model, Network) else as_network(model, preprocess=preprocess, taps=taps)
+    network = (
+        model if isinstance(model, Network) else as_network(model, preprocess=preprocess, taps=taps)
+    )
     images = images if isinstance(images, ImageSet) else ImageSet.from_arrays(images)
     mesh = mesh or make_mesh()
     tile = tile or default_tile()
@@ -132,24 +147,44 @@ def probe(
 
     key = record_key(network, images, clip, names, pool, top_k, tile, keep_activations)
     check_same_everywhere([key, images.key], "images, weights or settings")
-    kept_at = None if cache is None or key is None or not is_main_process() else Path(cache).expanduser() / key
-    blank = ProbeRecord(sizes, None, None, None, images.labels, images.classes, images.ids, key, clip.key, clip=clip)
+    kept_at = (
+        None
+        if cache is None or key is None or not is_main_process()
+        else Path(cache).expanduser() / key
+    )
+    blank = ProbeRecord(
+        sizes, None, None, None, images.labels, images.classes, images.ids, key, clip.key, clip=clip
+    )
     found = in_every_process(lambda: None if kept_at is None else find(kept_at, key), blank)
     if found is not None:
         return found
     widths = {"embeddings": dimension} | ({"activations": units} if keep_activations else {})
-    partial = None if kept_at is None else Partial(kept_at.with_name(f"{key}.partial"), total, widths)
-    rows = partial.rows if partial is not None else Rows(total, widths) if is_main_process() else None
+    partial = (
+        None if kept_at is None else Partial(kept_at.with_name(f"{key}.partial"), total, widths)
+    )
+    rows = (
+        partial.rows if partial is not None else Rows(total, widths) if is_main_process() else None
+    )
 
     grain = mesh.size * (tile if tile % 2 == 0 else 2 * tile)
     batch = -(-min(batch, total) // grain) * grain
     clip_graph, clip_params = nnx.split(clip.model)
-    step = _compile_step(_forward(network, clip_graph, clip.preprocess, names, pool), tile, keep_activations, mesh)
+    step = _compile_step(
+        _forward(network, clip_graph, clip.preprocess, names, pool), tile, keep_activations, mesh
+    )
     params = put_replicated(mesh, (network.params, clip_params))
     with contextlib.closing(rows) if rows is not None else contextlib.nullcontext():
-        done, state = _start(broadcast_from_main(lambda: partial and partial.restore()), units, top_k, dimension, mesh)
+        done, state = _start(
+            broadcast_from_main(lambda: partial and partial.restore()),
+            units,
+            top_k,
+            dimension,
+            mesh,
+        )
         keeps = None if cache is None or key is None else save_every
-        state = _stream(step, params, state, images, batch, done, rows, mesh, partial, keeps, progress)
+        state = _stream(
+            step, params, state, images, batch, done, rows, mesh, partial, keeps, progress
+        )
         host = fetch_to_main(mesh, state)
 
         def finish() -> ProbeRecord:
@@ -199,7 +234,9 @@ def _stream(
         if due.after_a_batch() and start + batch < total:
             done, waiting, host = take(*waiting), None, fetch_to_main(mesh, state)
             if partial is not None:
-                partial.save(done, {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(host))})
+                partial.save(
+                    done, {str(number): leaf for number, leaf in enumerate(jax.tree.leaves(host))}
+                )
     if waiting is not None:
         take(*waiting)
     return state
@@ -225,7 +262,9 @@ class _Due:
         now = time.monotonic()
         if self._since is not None:
             pace = (now - self._since) / self._batches
-            agreed = broadcast_from_main(lambda: {"away": np.int32(np.clip(self._seconds / max(pace, 1e-9), 1, 2**30))})
+            agreed = broadcast_from_main(
+                lambda: {"away": np.int32(np.clip(self._seconds / max(pace, 1e-9), 1, 2**30))}
+            )
             self._away = int(agreed["away"])
         self._since, self._batches = now, 0
         return True
@@ -243,21 +282,31 @@ def _compile_step(forward: Callable, tile: int, keep_activations: bool, mesh: Me
     )
 
 
-def _start(restored: dict[str, np.ndarray] | None, units: int, top_k: int, dimension: int, mesh: Mesh) -> tuple[int, _State]:
+def _start(
+    restored: dict[str, np.ndarray] | None, units: int, top_k: int, dimension: int, mesh: Mesh
+) -> tuple[int, _State]:
     """Images done and the state [devices, …] to go on from; a snapshot of another number of devices is merged first."""
-    empty = _State(TopK(*(jnp.stack([x, x]) for x in topk.init(units, top_k))), moments_op.init(units, dimension))
+    empty = _State(
+        TopK(*(jnp.stack([x, x]) for x in topk.init(units, top_k))),
+        moments_op.init(units, dimension),
+    )
     leaves, structure = jax.tree.flatten(empty)
     if restored is None:
         done, host = 0, [np.broadcast_to(leaf, (mesh.size, *leaf.shape)) for leaf in leaves]
     else:
-        done, host = int(restored["images_done"]), [restored[str(number)] for number in range(len(leaves))]
+        done, host = (
+            int(restored["images_done"]),
+            [restored[str(number)] for number in range(len(leaves))],
+        )
         if len(host[0]) != mesh.size:
             top, sums = _finish(jax.tree.unflatten(structure, host))
             rounded = jax.tree.map(np.float32, sums)
             lost = jax.tree.map(lambda exact, near: np.float32(near - exact), sums, rounded)
             merged = jax.tree.leaves(_State(top, moments_op.Running(rounded, lost)))
             others = [np.broadcast_to(leaf, (mesh.size - 1, *leaf.shape)) for leaf in leaves]
-            host = [np.concatenate([one[None], rest]) for one, rest in zip(merged, others, strict=True)]
+            host = [
+                np.concatenate([one[None], rest]) for one, rest in zip(merged, others, strict=True)
+            ]
     return done, put_sharded(mesh, jax.tree.unflatten(structure, host))
 
 
@@ -265,7 +314,9 @@ def _finish(state: _State) -> tuple[TopK, moments_op.Moments]:
     """States of all devices [devices, …] → lists of either half [2, U, K] and sums in float64."""
     top = TopK(*(np.moveaxis(x, 0, 1) for x in state.top))
     merged = jax.jit(jax.vmap(topk.merge))(top)
-    sums = jax.tree.map(lambda s, lost: (s.astype(np.float64) - lost).sum(0), state.moments.sums, state.moments.lost)
+    sums = jax.tree.map(
+        lambda s, lost: (s.astype(np.float64) - lost).sum(0), state.moments.sums, state.moments.lost
+    )
     return TopK(*map(np.asarray, merged)), sums
 
 

@@ -100,8 +100,12 @@ class ProbeRecord:
         """
         have = min(self.top.values.shape[2], self.images)
         if k > have:
-            cure = f"--probe.top-k {k}" if k <= self.images else f"a probe set of at least {k} images"
-            raise InputError(f"the top {k} images of each unit are needed, the record holds {have}; use {cure}")
+            cure = (
+                f"--probe.top-k {k}" if k <= self.images else f"a probe set of at least {k} images"
+            )
+            raise InputError(
+                f"the top {k} images of each unit are needed, the record holds {have}; use {cure}"
+            )
         return TopK(self.merged.values[:, :k], self.merged.indices[:, :k])
 
 
@@ -122,7 +126,9 @@ def record_key(
     return content_key([_FORMAT, network.key, images.key, clip.key, settings])
 
 
-def in_every_process(make: Callable[[], ProbeRecord | None], blank: ProbeRecord) -> ProbeRecord | None:
+def in_every_process(
+    make: Callable[[], ProbeRecord | None], blank: ProbeRecord
+) -> ProbeRecord | None:
     """The record that the first process alone makes, in every process; `blank` has what all of them know of it.
 
     What another process gets lies in its memory: I × D × 4 bytes of embeddings, and the activations if they were kept.
@@ -133,7 +139,12 @@ def in_every_process(make: Callable[[], ProbeRecord | None], blank: ProbeRecord)
         if record is None:
             return None
         rows = {name: getattr(record, name) for name in ("embeddings", "activations")}
-        found = {**record.top._asdict(), **record.moments._asdict(), **rows, "done_before": np.int64(record.done_before)}
+        found = {
+            **record.top._asdict(),
+            **record.moments._asdict(),
+            **rows,
+            "done_before": np.int64(record.done_before),
+        }
         return {name: array for name, array in found.items() if array is not None}
 
     got = broadcast_from_main(arrays)
@@ -161,14 +172,28 @@ def save(record: ProbeRecord, folder: Path) -> None:
 
 def _save_small(record: ProbeRecord, folder: Path) -> None:
     """All of a record but its row files and checksums."""
-    arrays = {"top_values": record.top.values, "top_indices": record.top.indices, **record.moments._asdict()}
+    arrays = {
+        "top_values": record.top.values,
+        "top_indices": record.top.indices,
+        **record.moments._asdict(),
+    }
     if record.labels is not None:
         arrays["labels"] = record.labels
-    save_arrays({name: np.ascontiguousarray(array) for name, array in arrays.items()}, folder / "statistics.safetensors")
+    save_arrays(
+        {name: np.ascontiguousarray(array) for name, array in arrays.items()},
+        folder / "statistics.safetensors",
+    )
     with open(folder / "ids.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(record.ids[i]) + "\n" for i in range(record.images))
-    about = {"format": _FORMAT, "key": record.key, "clip_key": record.clip_key, "classes": record.classes}
-    write_json(folder / "record.json", about | {"layers": [[k, v] for k, v in record.layers.items()]})
+    about = {
+        "format": _FORMAT,
+        "key": record.key,
+        "clip_key": record.clip_key,
+        "classes": record.classes,
+    }
+    write_json(
+        folder / "record.json", about | {"layers": [[k, v] for k, v in record.layers.items()]}
+    )
 
 
 def find(folder: Path, key: str) -> ProbeRecord | None:
@@ -195,7 +220,9 @@ def load(folder: Path, key: str | None = None) -> ProbeRecord:
     try:
         about = json.loads((folder / "record.json").read_text("utf-8"))
         if about["format"] != _FORMAT:
-            raise InputError(f"{folder} is a probe record of format {about['format']}, not {_FORMAT}; probe again")
+            raise InputError(
+                f"{folder} is a probe record of format {about['format']}, not {_FORMAT}; probe again"
+            )
         wrong = fault(folder, key)
         if wrong is not None:
             raise ValueError(wrong)
@@ -211,7 +238,9 @@ def load(folder: Path, key: str | None = None) -> ProbeRecord:
             embeddings=embeddings,
             labels=arrays.get("labels"),
             classes=tuple(about["classes"]),
-            ids=[json.loads(line) for line in (folder / "ids.jsonl").read_text("utf-8").splitlines()],
+            ids=[
+                json.loads(line) for line in (folder / "ids.jsonl").read_text("utf-8").splitlines()
+            ],
             key=about["key"],
             clip_key=about["clip_key"],
             activations=read_npy(kept, mapped=True) if kept.exists() else None,
@@ -219,10 +248,21 @@ def load(folder: Path, key: str | None = None) -> ProbeRecord:
         )
         _refuse_misfit(record)
         return record
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        EOFError,
+        SafetensorError,
+    ) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{folder}: not a readable probe record ({error}); delete it and probe again") from None
+        raise InputError(
+            f"{folder}: not a readable probe record ({error}); delete it and probe again"
+        ) from None
 
 
 def _refuse_misfit(record: ProbeRecord) -> None:
@@ -230,12 +270,17 @@ def _refuse_misfit(record: ProbeRecord) -> None:
     (images, width), (_, units, _) = record.embeddings.shape, record.top.values.shape
     indices, labels, moments = record.top.indices, record.labels, record.moments
     fits = {
-        "layers": sum(record.layers.values()) == units and min(record.layers.values(), default=0) > 0,
+        "layers": sum(record.layers.values()) == units
+        and min(record.layers.values(), default=0) > 0,
         "top images": indices.shape == record.top.values.shape
         and bool((((indices >= 0) & (indices < images)) | (indices == topk.EMPTY)).all()),
-        "sums": [array.shape for array in moments] == [(units,), (units,), (units, width), (width, width)],
+        "sums": [array.shape for array in moments]
+        == [(units,), (units,), (units, width), (width, width)],
         "labels": labels is None
-        or (labels.shape == (images,) and bool(((labels >= 0) & (labels < len(record.classes))).all())),
+        or (
+            labels.shape == (images,)
+            and bool(((labels >= 0) & (labels < len(record.classes))).all())
+        ),
         "names": len(record.ids) == images,
         "activations": record.activations is None or record.activations.shape == (images, units),
     }
@@ -375,4 +420,6 @@ class Partial:
         (self.folder / "lock").unlink(missing_ok=True)
         move_into_place(self.folder, folder)
         self.rows.close()
-        return replace(record, **{name: read_npy(folder / f"{name}.npy", mapped=True) for name in rows})
+        return replace(
+            record, **{name: read_npy(folder / f"{name}.npy", mapped=True) for name in rows}
+        )

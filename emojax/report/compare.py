@@ -157,20 +157,15 @@ def _changed(runs: Sequence[Results]) -> list[list[Any]]:
 def _accuracy(runs: Sequence[Results], names: Sequence[str]) -> list[list[Any]]:
     lines = []
     for run, name in zip(runs, names, strict=True):
-        edit = run.summary.get("edit") or {}
-        for split, before in (edit.get("baseline") or {}).items():
-            after = edit["edited"][split]["top1"]
-            lines.append(
-                [
-                    name,
-                    split,
-                    before["images"],
-                    before["correct"],
-                    before["top1"],
-                    after,
-                    edit.get("finding", ""),
-                ]
-            )
+        study = run.study
+        if study is None or study.baseline is None:
+            continue
+        for split, before in study.baseline.items():
+            if split not in study.edited:
+                continue
+            after = study.edited[split].top1
+            accuracy = [before.images, before.correct, before.top1, after]
+            lines.append([name, split, *accuracy, study.finding or ""])
     return lines
 
 

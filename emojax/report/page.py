@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 
 from emojax.data.classes import meaning
 from emojax.data.image_set import ImageSet
+from emojax.editing.study import SplitResult, StudySummary
 from emojax.errors import InputError
 from emojax.report import figures, sprites
 from emojax.report.results import Results
@@ -57,7 +58,7 @@ def p_text(value: float | None) -> str:
     )
 
 
-def pooled(splits: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+def pooled(splits: Mapping[str, SplitResult] | None) -> SplitResult | None:
     """Results on all test splits together, or on the only one."""
     return splits.get("all", next(iter(splits.values()))) if splits else None
 
@@ -70,8 +71,8 @@ def draw(run: Results, images: ImageSet | None = None) -> dict[str, Shown]:
     images.
     """
     found: dict[str, tuple[Figure | None, str]] = {}
-    setting = (run.summary.get("edit") or {}).get("setting") or {}
-    layer, factor = setting.get("layer"), setting.get("factor")
+    layer = None if run.study is None else run.study.setting.layer
+    factor = None if run.study is None else run.study.setting.factor
     if run.details is not None:
         network = dict(
             zip(run.details.network.tolist(), run.details.network_units.tolist(), strict=True)
@@ -116,8 +117,8 @@ def draw(run: Results, images: ImageSet | None = None) -> dict[str, Shown]:
     if run.thresholds and factor:
         caption = f"Accuracy of {layer} at every threshold, all test splits."
         caption += " Band: as many random units instead." if run.bands else ""
-        baseline = pooled(run.summary["edit"].get("baseline"))
-        unedited = baseline and baseline["top1"]
+        baseline = None if run.study is None else pooled(run.study.baseline)
+        unedited = None if baseline is None else baseline.top1
         found["thresholds"] = (
             figures.plot_thresholds(run.thresholds, layer, factor, run.bands, unedited),
             caption,
@@ -264,10 +265,10 @@ def build(
 
 
 def _context(run: Results) -> dict[str, Any]:
-    edit = run.summary.get("edit")
+    study = run.study
     sections = [("summary", "Summary"), ("run", "What was run")]
     sections += [("labels", "Labels"), ("explorer", "Neurons")] if run.labels is not None else []
-    sections += [("edit", "The edit")] if edit else []
+    sections += [("edit", "The edit")] if study else []
     sections += [("truth", "Truth")] if run.summary.get("truth") else []
     versions = run.manifest.get("versions", {})
     timings = [
@@ -281,8 +282,8 @@ def _context(run: Results) -> dict[str, Any]:
         "sections": sections,
         "words": _words(run),
         "cards": _cards(run),
-        "verdict": edit and edit.get("verdict"),
-        "finding": edit and edit.get("finding"),
+        "verdict": study and study.verdict,
+        "finding": study and study.finding,
         "what": _what(run),
         "settings": list(_flat(run.settings)),
         "versions": [*versions.items(), ("devices", devices), *timings],
@@ -290,7 +291,7 @@ def _context(run: Results) -> dict[str, Any]:
         "flagged": _flagged(run),
         "table1": _table1(run),
         "explorer": None if run.labels is None else _filters(run),
-        "edit": edit and _edit(run, edit),
+        "edit": study and _edit(run, study),
         "truth": [_truth(title, rows) for title, rows in (run.summary.get("truth") or {}).items()],
     }
 
@@ -334,11 +335,10 @@ def _words(run: Results) -> list[str]:
                 " images is one that its label speaks for, where chance gives "
                 f"{best.chance_overall:.0%}."
             )
-    edit = summary.get("edit")
-    if edit and not edit.get("verdict"):
-        said.append("An edit was tried; its evidence was not assessed.")
-    elif not edit:
+    if run.study is None:
         said.append("No edit was tried.")
+    elif not run.study.verdict:
+        said.append("An edit was tried; its evidence was not assessed.")
     return said
 
 
@@ -349,12 +349,9 @@ def _cards(run: Results) -> list[tuple[str, str]]:
     cards = [(f"{units:,}", "units"), (f"{above:,}", "interpretable")]
     sure = run.summary.get("confidence")
     cards += [(f"{sure['significant_at_q05']:,}", "labels above chance")] if sure else []
-    before = pooled((run.summary.get("edit") or {}).get("baseline"))
-    cards += (
-        [(f"{before['top1']:.1%}", f"correct of {before['images']:,} test images, unedited")]
-        if before
-        else []
-    )
+    before = None if run.study is None else pooled(run.study.baseline)
+    if before is not None:
+        cards.append((f"{before.top1:.1%}", f"correct of {before.images:,} test images, unedited"))
     return cards
 
 
@@ -374,7 +371,7 @@ def _what(run: Results) -> list[tuple[str, str]]:
             "probe split",
             "rendered for the demo" if demo else str(data.get("probe_split", "unknown")),
         ),
-        ("test splits", ", ".join(map(str, tests)) if run.summary.get("edit") else "none"),
+        ("test splits", ", ".join(map(str, tests)) if run.study else "none"),
         (
             "network",
             "the demo's small VGGNet"
@@ -433,29 +430,24 @@ def _table1(run: Results) -> list[list[str]]:
     return rows
 
 
-def _edit(run: Results, edit: Mapping[str, Any]) -> dict[str, Any]:
+def _edit(run: Results, study: StudySummary) -> dict[str, Any]:
     """What the page says of the edit, as text."""
-    setting, found = edit["setting"], run.evidence
+    setting = study.setting
+    found = run.evidence
+    numbers = {"tau": setting.tau, "factor": setting.factor}
     parts = [
-        f"{name} {setting[name]:g}".replace("-", "−")
-        for name in ("tau", "factor")
-        if setting.get(name) is not None
+        f"{name} {value:g}".replace("-", "−")
+        for name, value in numbers.items()
+        if value is not None
     ]
-    chosen = [
-        f"Layer {setting['layer']}",
-        str(setting["kind"]).replace("_", " "),
-        *parts,
-        f"gains on {edit['scope']}",
-    ]
-    said = ", ".join(chosen) + "."
-    if edit.get("tested"):
-        said += f" Tested on {', '.join(map(str, edit['tested']['on']))}"
-        said += (
-            ", where it was chosen."
-            if edit["selected_on_test"]
-            else ", which took no part in its choice."
-        )
-    before, after = edit.get("baseline") or {}, edit.get("edited") or {}
+    kind = setting.kind.replace("_", " ")
+    said = ", ".join([f"Layer {setting.layer}", kind, *parts, f"gains on {study.scope}"]) + "."
+    if study.tested is not None:
+        said += f" Tested on {', '.join(study.tested.on)}"
+        where_chosen = ", where it was chosen."
+        said += where_chosen if study.selected_on_test else ", which took no part in its choice."
+    before = study.baseline or {}
+    after = study.edited
     return {
         "setting": said,
         "accuracy": [
@@ -483,11 +475,11 @@ def _signed(value: float) -> str:
     return "±0" if not value else f"{value:+,.4g}".replace("-", "−")
 
 
-def _accuracy(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    cells = [name, f"{before['images']:,}", f"{before['correct']:,}", f"{after['correct']:,}"]
-    for key in ("top1", "macro_recall"):
-        cells += [f"{before[key]:.2%}", f"{after[key]:.2%}"]
-    return [*cells, number(before["nll"], 4), number(after["nll"], 4)]
+def _accuracy(name: str, before: SplitResult, after: SplitResult) -> list[str]:
+    cells = [name, f"{before.images:,}", f"{before.correct:,}", f"{after.correct:,}"]
+    cells += [f"{before.top1:.2%}", f"{after.top1:.2%}"]
+    cells += [f"{before.macro_recall:.2%}", f"{after.macro_recall:.2%}"]
+    return [*cells, number(before.nll, 4), number(after.nll, 4)]
 
 
 _CONTROLS = {

@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from emojax.dissection.dissect import Dissection, LayerSummary
+from emojax.editing.study import StudySummary
 from emojax.errors import InputError
 from emojax.evidence.verdict import Evidence
 from emojax.report import schema, units
@@ -85,8 +86,8 @@ class Results:
     Attributes:
       folder: where it was read.
       manifest: settings, versions, keys; `summary` the results as numbers.
-      units: `dissection.csv` by column; `labels` what figures need of it; `details` what
-        `units.npz` adds.
+      study: the summary's part on the edit.
+      units: `dissection.csv` by column; `labels` what figures need of it; `details` what `units.npz` adds.
       table1: the rows of Table 1.
       sweep: `sweep.csv` by column; so are `thresholds`, `bands` (random units) and `audit` (flagged
         images).
@@ -96,6 +97,7 @@ class Results:
     folder: Path
     manifest: dict[str, Any]
     summary: dict[str, Any]
+    study: StudySummary | None
     units: Table
     labels: Labels | None
     details: units.Details | None
@@ -138,11 +140,11 @@ def read_run(folder: Path, audit: Path | None = None) -> Results:
             f"{folder} is half a run: {', '.join(lacking)} missing; run `emojax {command}` again"
         )
     summary = _json(folder / "summary.json")
-    _valid(
-        folder / "summary.json",
-        schema.Summary if "dissection.csv" in NEEDED[command] else schema.EditOnly,
-        summary,
-    )
+    dissected = "dissection.csv" in NEEDED[command]
+    if dissected:
+        _valid(folder / "summary.json", schema.Summary, summary)
+    edited = schema.MaybeEdit if dissected else schema.EditOnly
+    study = _valid(folder / "summary.json", edited, summary).edit
     flagged = (
         folder / "audit.csv" if audit is None else audit / "audit.csv" if audit.is_dir() else audit
     )
@@ -173,6 +175,7 @@ def read_run(folder: Path, audit: Path | None = None) -> Results:
         folder=folder,
         manifest=manifest,
         summary=summary,
+        study=study,
         units=table["dissection"],
         labels=labels,
         details=details if labels is not None else None,

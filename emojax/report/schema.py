@@ -2,9 +2,12 @@
 hands may hold anything.
 """
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from emojax.editing.study import StudySummary
 
 
 class _Part(BaseModel):
@@ -33,36 +36,6 @@ class Manifest(_Part):
     inputs: dict[str, str] = {}
 
 
-class _Setting(_Part):
-    layer: str
-    kind: str
-    tau: float | None = None
-    factor: float | None = None
-
-
-class _Scores(_Part):
-    images: int
-    correct: int
-    top1: float
-    macro_recall: float
-    nll: float
-
-
-class _Tested(_Part):
-    on: list[str]
-
-
-class _Edit(_Part):
-    setting: _Setting
-    scope: str
-    selected_on_test: bool = False
-    tested: _Tested | None = None
-    baseline: dict[str, _Scores] = {}
-    edited: dict[str, _Scores] = {}
-    verdict: str | None = None
-    finding: str | None = None
-
-
 class _Confidence(_Part):
     significant_at_q05: int
     halves_agree: int | None = None
@@ -79,10 +52,18 @@ class _Agreement(_Part):
     rank_correlation: float
 
 
-class EditOnly(_Part):
-    """`summary.json` of a sweep."""
+@dataclass(frozen=True)
+class EditOnly:
+    """The study in the `summary.json` of a sweep."""
 
-    edit: _Edit
+    edit: StudySummary
+
+
+@dataclass(frozen=True)
+class MaybeEdit:
+    """The study in the `summary.json` of a dissection, or of a run that edits."""
+
+    edit: StudySummary | None = None
 
 
 class Summary(_Part):
@@ -93,5 +74,4 @@ class Summary(_Part):
     similarity: str
     tau: float
     confidence: _Confidence | None = None
-    edit: _Edit | None = None
     truth: dict[str, dict[str, _Agreement]] | None = None

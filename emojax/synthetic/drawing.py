@@ -31,7 +31,11 @@ def _cover(distance: jax.Array, soft: jax.Array | float) -> jax.Array:
 
 
 def _ellipse(
-    x: jax.Array, y: jax.Array, rx: jax.Array | float, ry: jax.Array | float, square: jax.Array | float = 0.0
+    x: jax.Array,
+    y: jax.Array,
+    rx: jax.Array | float,
+    ry: jax.Array | float,
+    square: jax.Array | float = 0.0,
 ) -> jax.Array:
     """Approximate signed distance to an ellipse or, with `square` 1, to a box with round corners (fourth powers)."""
     across, down = (x / rx) ** 2, (y / ry) ** 2
@@ -43,7 +47,11 @@ def _ellipse(
 
 
 def _stroke(
-    x: jax.Array, y: jax.Array, width: jax.Array | float, bend: jax.Array | float, thick: jax.Array | float
+    x: jax.Array,
+    y: jax.Array,
+    width: jax.Array | float,
+    bend: jax.Array | float,
+    thick: jax.Array | float,
 ) -> jax.Array:
     """Signed distance to a bent stroke from −width to width: y = bend·(1 − (x/width)²), tapering to its ends."""
     along = x / width
@@ -109,7 +117,9 @@ def _face(p: Numbers, seed: jax.Array, side: int) -> jax.Array:
 # The parts. Both halves of a face are drawn at once: `away` is the distance from its middle line, `sign` the half.
 
 
-def _brows(image: jax.Array, shade: Shade, p: Numbers, x: jax.Array, y: jax.Array, soft: jax.Array) -> jax.Array:
+def _brows(
+    image: jax.Array, shade: Shade, p: Numbers, x: jax.Array, y: jax.Array, soft: jax.Array
+) -> jax.Array:
     """Brows with their height, slant and furrow; lines on the forehead and between the brows."""
     away, sign = jnp.abs(x), jnp.where(x < 0, -1.0, 1.0)
     height = -0.40 - 0.155 * p["brow_raise"] + 0.03 * p["furrow"] - 0.05 * p["asymmetry"] * sign
@@ -120,11 +130,17 @@ def _brows(image: jax.Array, shade: Shade, p: Numbers, x: jax.Array, y: jax.Arra
     image = _over(image, _cover(brow, soft) * 0.92, p["brow_tone"] * image)
     crease = _stroke(away - 0.065, (y + 0.40) * 0.2, 0.022, 0.0, 0.035)
     image = shade(image, _cover(crease, soft * 0.8), 0.62 * p["furrow"])
-    fold = _stroke(x, jnp.abs(y + 0.77) - 0.05, 0.42, -0.02, 0.012)  # raised brows fold the forehead
-    return shade(image, _cover(fold, soft), 0.42 * jnp.clip(p["brow_raise"], 0.0, 1.0) * p["wrinkles"])
+    fold = _stroke(
+        x, jnp.abs(y + 0.77) - 0.05, 0.42, -0.02, 0.012
+    )  # raised brows fold the forehead
+    return shade(
+        image, _cover(fold, soft), 0.42 * jnp.clip(p["brow_raise"], 0.0, 1.0) * p["wrinkles"]
+    )
 
 
-def _eyes(image: jax.Array, shade: Shade, p: Numbers, x: jax.Array, y: jax.Array, soft: jax.Array) -> jax.Array:
+def _eyes(
+    image: jax.Array, shade: Shade, p: Numbers, x: jax.Array, y: jax.Array, soft: jax.Array
+) -> jax.Array:
     """Sockets, whites, irises, lids, crow's feet and tears."""
     opening = jnp.clip(p["eye_open"], 0.0, 1.6)
     half = p["eye_size"] * (0.018 + 0.085 * opening)
@@ -140,8 +156,14 @@ def _eyes(image: jax.Array, shade: Shade, p: Numbers, x: jax.Array, y: jax.Array
     white = _cover(ball, soft * 0.7) * jnp.clip(opening * 6.0, 0.0, 1.0)
     image = _over(image, white, jnp.minimum(0.52 + 0.38 * p["skin"], 0.92))
     centre = x - sign * p["eye_gap"] - 0.05 * p["gaze"]
-    image = _over(image, white * _cover(_ellipse(centre, ey + 0.006, 0.073, 0.073), soft * 0.7), p["iris"])
-    image = _over(image, white * _cover(_ellipse(centre + 0.025, ey + 0.03, 0.02, 0.02), soft * 0.6) * 0.8, 0.95)
+    image = _over(
+        image, white * _cover(_ellipse(centre, ey + 0.006, 0.073, 0.073), soft * 0.7), p["iris"]
+    )
+    image = _over(
+        image,
+        white * _cover(_ellipse(centre + 0.025, ey + 0.03, 0.02, 0.02), soft * 0.6) * 0.8,
+        0.95,
+    )
     lid = jnp.maximum(jnp.abs(ey - upper) - 0.013, jnp.abs(ex) - 0.18)
     image = shade(image, _cover(lid, soft * 0.9), 0.75)
     lash = _stroke(ex, ey - 0.005, 0.17, 0.05, 0.022)  # a closed eye: the lid's edge curves down
@@ -150,19 +172,29 @@ def _eyes(image: jax.Array, shade: Shade, p: Numbers, x: jax.Array, y: jax.Array
     image = shade(image, _cover(crease, soft), 0.28 * (1.0 - 0.8 * p["lids"]))
     pouch = _stroke(ex, ey - half_low - 0.05, 0.16, 0.035, 0.014)
     image = shade(image, _cover(pouch, soft), 0.16 + 0.42 * p["squint"])
-    fan = jnp.minimum(jnp.abs(ey - 0.01), jnp.abs(jnp.abs(ey - 0.01) - 0.45 * (ex - 0.16)))  # three crow's feet
+    fan = jnp.minimum(
+        jnp.abs(ey - 0.01), jnp.abs(jnp.abs(ey - 0.01) - 0.45 * (ex - 0.16))
+    )  # three crow's feet
     feet = _stroke(ex - 0.265, fan, 0.075, 0.0, 0.014)
     image = shade(image, _cover(feet, soft), 0.62 * p["squint"])
     trail = _stroke(ey - 0.26, ex - 0.03 * jnp.sin(9.0 * ey), 0.18, 0.0, 0.024)
     wet = jnp.minimum(p["skin"] * 1.5 + 0.16, 1.0)
     image = _over(image, _cover(trail, soft) * p["tears"] * 0.75, wet)
-    image = shade(image, _cover(_ellipse(ex - 0.01, ey - 0.43, 0.062, 0.078), soft), 0.35 * p["tears"])
-    image = _over(image, _cover(_ellipse(ex - 0.01, ey - 0.42, 0.045, 0.062), soft) * p["tears"], wet)
+    image = shade(
+        image, _cover(_ellipse(ex - 0.01, ey - 0.43, 0.062, 0.078), soft), 0.35 * p["tears"]
+    )
+    image = _over(
+        image, _cover(_ellipse(ex - 0.01, ey - 0.42, 0.045, 0.062), soft) * p["tears"], wet
+    )
     brim = _ellipse(ex, ey - half_low * 0.8, 0.12, 0.02)
-    return _over(image, _cover(brim, soft) * p["tears"] * 0.7 * jnp.clip(opening * 4.0, 0.0, 1.0), 0.95)
+    return _over(
+        image, _cover(brim, soft) * p["tears"] * 0.7 * jnp.clip(opening * 4.0, 0.0, 1.0), 0.95
+    )
 
 
-def _nose(image: jax.Array, shade: Shade, p: Numbers, x: jax.Array, y: jax.Array, soft: jax.Array) -> jax.Array:
+def _nose(
+    image: jax.Array, shade: Shade, p: Numbers, x: jax.Array, y: jax.Array, soft: jax.Array
+) -> jax.Array:
     """Ridge, tip, nostrils and the wrinkle beside a flared nose."""
     flare, away = p["nostrils"], jnp.abs(x)
     tip = 0.20 + 0.10 * (p["nose_long"] - 1.0)
@@ -171,16 +203,24 @@ def _nose(image: jax.Array, shade: Shade, p: Numbers, x: jax.Array, y: jax.Array
     image = image * (1.0 + 0.10 * jnp.exp(-((x / 0.06) ** 2) - ((y - tip + 0.06) / 0.09) ** 2))
     image = shade(image, jnp.exp(-((x / 0.13) ** 2) - ((y - tip - 0.075) / 0.035) ** 2), 0.26)
     hole = _ellipse(
-        away - 0.075 - 0.055 * flare, y - tip + 0.005 + 0.03 * flare, 0.030 + 0.034 * flare, 0.022 + 0.030 * flare
+        away - 0.075 - 0.055 * flare,
+        y - tip + 0.005 + 0.03 * flare,
+        0.030 + 0.034 * flare,
+        0.022 + 0.030 * flare,
     )
     image = shade(image, _cover(hole, soft), 0.62 + 0.2 * flare)
-    wing = jnp.abs(_ellipse(away - 0.095, y - tip + 0.03, 0.075 + 0.055 * flare, 0.07 + 0.03 * flare)) - 0.008
+    wing = (
+        jnp.abs(_ellipse(away - 0.095, y - tip + 0.03, 0.075 + 0.055 * flare, 0.07 + 0.03 * flare))
+        - 0.008
+    )
     image = shade(image, _cover(jnp.maximum(wing, 0.095 - away), soft), 0.30 + 0.35 * flare)
     wrinkle = _stroke((y - 0.02) * 0.5 + away * 0.2, away - 0.10 - 0.2 * y, 0.05, 0.0, 0.012)
     return shade(image, _cover(wrinkle, soft), 0.55 * flare * p["wrinkles"])
 
 
-def _mouth(image: jax.Array, shade: Shade, p: Numbers, x: jax.Array, y: jax.Array, soft: jax.Array) -> jax.Array:
+def _mouth(
+    image: jax.Array, shade: Shade, p: Numbers, x: jax.Array, y: jax.Array, soft: jax.Array
+) -> jax.Array:
     """Lips, teeth, the open mouth, folds beside it, tense jaw, raised chin."""
     curve, opening, press, tension = p["mouth_curve"], p["opening"], p["press"], p["tension"]
     smile, down, away = jnp.maximum(curve, 0.0), jnp.maximum(-curve, 0.0), jnp.abs(x)
@@ -201,35 +241,61 @@ def _mouth(image: jax.Array, shade: Shade, p: Numbers, x: jax.Array, y: jax.Arra
     image = _over(image, _cover(hole, soft * 0.8) * apart, 0.07)
     bared = jnp.clip(curve + tension, 0.0, 1.0)
     teeth = jnp.maximum(hole, y - top - (0.055 + 0.06 * tension) * (0.35 + bared) * shape)
-    image = _over(image, _cover(teeth, soft * 0.8) * apart * jnp.clip(0.25 + curve + tension, 0.0, 1.0), 0.86)
+    image = _over(
+        image, _cover(teeth, soft * 0.8) * apart * jnp.clip(0.25 + curve + tension, 0.0, 1.0), 0.86
+    )
     seam = jnp.maximum(jnp.abs(y - line) - (0.012 + 0.012 * press), edge)
     image = shade(image, _cover(seam, soft) * (1.0 - 0.7 * apart), 0.60 + 0.25 * press)
-    pale = jnp.maximum(jnp.abs(jnp.abs(y - line) - 0.065) - 0.018, edge * 0.9)  # pressed lips whiten their rim
+    pale = jnp.maximum(
+        jnp.abs(jnp.abs(y - line) - 0.065) - 0.018, edge * 0.9
+    )  # pressed lips whiten their rim
     image = _over(image, _cover(pale, soft) * press * 0.45, p["skin"] * 1.12)
     below = _stroke(x, y - (base + 0.135 + gap + 0.05 * p["jaw"]), 0.16, -0.02, 0.02)
     image = shade(image, _cover(below, soft * 1.6), 0.20)
     corner = _ellipse(away - width, y - line, 0.035, 0.03 + 0.03 * press)
-    image = shade(image, _cover(corner, soft * 1.3), 0.28 + 0.35 * jnp.maximum(jnp.abs(curve), press))
+    image = shade(
+        image, _cover(corner, soft * 1.3), 0.28 + 0.35 * jnp.maximum(jnp.abs(curve), press)
+    )
     # Folds from the nose to the corners: a smile bows them outward, tension draws them straight and deep.
-    fold = _stroke((y - 0.36) * 0.9, away - width * 0.98 - 0.02 - 0.03 * (y - 0.2), 0.17, 0.04 * curve + 0.03, 0.014)
-    image = shade(image, _cover(fold, soft * 1.2), jnp.clip(0.14 + 0.40 * smile + 0.42 * tension, 0.0, 0.75))
-    sunk = _stroke(y - base - 0.14, away - width - 0.02 - 0.12 * (y - base), 0.11, 0.0, 0.016)  # corners pulled down
+    fold = _stroke(
+        (y - 0.36) * 0.9,
+        away - width * 0.98 - 0.02 - 0.03 * (y - 0.2),
+        0.17,
+        0.04 * curve + 0.03,
+        0.014,
+    )
+    image = shade(
+        image, _cover(fold, soft * 1.2), jnp.clip(0.14 + 0.40 * smile + 0.42 * tension, 0.0, 0.75)
+    )
+    sunk = _stroke(
+        y - base - 0.14, away - width - 0.02 - 0.12 * (y - base), 0.11, 0.0, 0.016
+    )  # corners pulled down
     image = shade(image, _cover(sunk, soft * 1.1), 0.50 * down)
     jaw = _ellipse(away - 0.78 * p["face_width"], y - 0.46, 0.10, 0.16)
     image = image * (1.0 + 0.24 * tension * _cover(jaw, soft * 2.5))
     cord = _stroke(y - 0.46, away - 0.58 * p["face_width"], 0.19, 0.02, 0.020)
     image = shade(image, _cover(cord, soft * 1.3), 0.58 * tension)
-    image = image * (1.0 + 0.14 * smile * _cover(_ellipse(away - 0.42, y - 0.16, 0.17, 0.13), soft * 3.0))
+    image = image * (
+        1.0 + 0.14 * smile * _cover(_ellipse(away - 0.42, y - 0.16, 0.17, 0.13), soft * 3.0)
+    )
     # A raised chin bunches up: a bright ball with a dark arc above it and pits in it.
     chin_y = 0.78 + 0.10 * p["jaw"] + 0.08 * opening - 0.06 * p["chin"]
     ball = _cover(_ellipse(x, y - chin_y, 0.20, 0.12), soft * 2.0)
     image = image * (1.0 + (0.06 + 0.22 * p["chin"]) * ball)
-    image = shade(image, _cover(_stroke(x, y - chin_y + 0.13, 0.20, -0.05, 0.022), soft), 0.62 * p["chin"])
+    image = shade(
+        image, _cover(_stroke(x, y - chin_y + 0.13, 0.20, -0.05, 0.022), soft), 0.62 * p["chin"]
+    )
     return image * (1.0 + 0.16 * p["chin"] * ball * jnp.sin(46.0 * x) * jnp.sin(46.0 * y))
 
 
 def _hair_and_things(
-    image: jax.Array, p: Numbers, x: jax.Array, y: jax.Array, fx: jax.Array, fy: jax.Array, soft: jax.Array
+    image: jax.Array,
+    p: Numbers,
+    x: jax.Array,
+    y: jax.Array,
+    fx: jax.Array,
+    fy: jax.Array,
+    soft: jax.Array,
 ) -> jax.Array:
     """Hair over the forehead, beard shadow, glasses, and a hand before the face."""
     width, away = p["face_width"], jnp.abs(fx)
@@ -250,7 +316,11 @@ def _hair_and_things(
     along = hx - 0.10 - 0.05 * (finger - 1.5) ** 2
     fingers = _ellipse(along, hy + 0.20 - 0.15 * finger, 0.36, 0.072, 0.6)
     hand = jnp.minimum(palm, fingers)
-    tone = 1.0 - 0.45 * _cover(jnp.abs(fingers) - 0.02, 0.03) - 0.2 * _cover(jnp.abs(hand) - 0.02, 0.04)
+    tone = (
+        1.0
+        - 0.45 * _cover(jnp.abs(fingers) - 0.02, 0.03)
+        - 0.2 * _cover(jnp.abs(hand) - 0.02, 0.04)
+    )
     return _over(image, _cover(hand, soft) * p["hand"], 0.95 * p["skin"] * tone)
 
 
@@ -259,5 +329,7 @@ def _blur(image: jax.Array, amount: jax.Array) -> jax.Array:
     side = image.shape[0]
     near = np.eye(side, k=1) + np.eye(side, k=-1)
     near[0, 0] = near[-1, -1] = 1.0  # the border repeats
-    blur = (np.eye(side, dtype=np.float32) + amount * near.astype(np.float32)) / (1.0 + 2.0 * amount)
+    blur = (np.eye(side, dtype=np.float32) + amount * near.astype(np.float32)) / (
+        1.0 + 2.0 * amount
+    )
     return jnp.matmul(jnp.matmul(blur, image, precision="highest"), blur.T, precision="highest")

@@ -19,7 +19,13 @@ from emojax.errors import InputError, did_you_mean
 from emojax.store import content_key
 
 PRESENT, ABSENT, UNCLEAR = 1, 0, -1
-DISTRACTORS = ("Glasses", "Dark Lighting", "Hand Before The Face", "Beard", "Long Hair")  # of no emotion
+DISTRACTORS = (
+    "Glasses",
+    "Dark Lighting",
+    "Hand Before The Face",
+    "Beard",
+    "Long Hair",
+)  # of no emotion
 
 # What a part of the face may do besides nothing, by the concept that names it.
 _PARTS = {
@@ -50,7 +56,12 @@ _AT_REST = {
 # What faces show beyond the paper's map, which names two concepts for fear and gives disgust nothing of its own.
 _ALSO = {
     "angry": {"Wide Open Mouth": 0.5, "Downturned Mouth": 0.7},
-    "disgust": {"Narrowed Eyes": 1.2, "Downturned Mouth": 1.0, "Lowered Brows": 0.5, "Slight Chin Raise": 0.7},
+    "disgust": {
+        "Narrowed Eyes": 1.2,
+        "Downturned Mouth": 1.0,
+        "Lowered Brows": 0.5,
+        "Slight Chin Raise": 0.7,
+    },
     "fear": {
         "Wide Open Eyes": 1.6,
         "Raised Brows": 1.2,
@@ -98,21 +109,35 @@ _RULES: dict[str, _Rule] = {
     "Tearful Eyes": (lambda p: p["tears"], 0.1, 0.5),
     "Closed Eyes": (lambda p: -p["eye_open"], -0.2, -0.08),
     "Relaxed Eyes": (
-        lambda p: -np.maximum(2 * np.abs(p["eye_open"] - 0.82), _most(p, "squint", "tears", "lids")),
+        lambda p: (
+            -np.maximum(2 * np.abs(p["eye_open"] - 0.82), _most(p, "squint", "tears", "lids"))
+        ),
         -0.45,
         -0.35,
     ),
     "Tense Mouth and Jaw": (lambda p: p["tension"], 0.3, 0.45),
-    "Relaxed Mouth and Jaw": (lambda p: -_most(p, "tension", "press", "opening", "jaw", "mouth_curve"), -0.42, -0.3),
+    "Relaxed Mouth and Jaw": (
+        lambda p: -_most(p, "tension", "press", "opening", "jaw", "mouth_curve"),
+        -0.42,
+        -0.3,
+    ),
     "Smile": (lambda p: p["mouth_curve"], 0.25, 0.45),
-    "Frown": (lambda p: np.minimum(-p["mouth_curve"], np.maximum(p["furrow"], p["brow_slant"])), 0.25, 0.45),
+    "Frown": (
+        lambda p: np.minimum(-p["mouth_curve"], np.maximum(p["furrow"], p["brow_slant"])),
+        0.25,
+        0.45,
+    ),
     "Downturned Mouth": (lambda p: -p["mouth_curve"], 0.25, 0.45),
     "Slightly Open Mouth": (lambda p: -np.abs(p["opening"] - 0.31), -0.25, -0.14),
     "Wide Open Mouth": (lambda p: p["opening"], 0.5, 0.65),
     "Slight Chin Raise": (lambda p: p["chin"], 0.25, 0.45),
     "Slightly Dropped Jaw": (lambda p: p["jaw"], 0.25, 0.4),
     "Flared Nostrils": (lambda p: p["nostrils"], 0.3, 0.45),
-    "Tightened Facial Muscles": (lambda p: _second(p, "furrow", "tension", "press", "nostrils"), 0.3, 0.45),
+    "Tightened Facial Muscles": (
+        lambda p: _second(p, "furrow", "tension", "press", "nostrils"),
+        0.3,
+        0.45,
+    ),
     "Compressed Lips": (lambda p: p["press"], 0.25, 0.45),
     "Elevated Upper Eyelids": (lambda p: p["lids"], 0.25, 0.45),
     "Relaxed Facial Muscles": (
@@ -154,7 +179,9 @@ class Faces:
     @cached_property
     def strengths(self) -> np.ndarray:
         """How strongly each face shows each of `ATTRIBUTES`, in that rule's own units: float32 [N, A]."""
-        return np.stack([strength(self.numbers) for strength, _, _ in _RULES.values()], axis=1).astype(np.float32)
+        return np.stack(
+            [strength(self.numbers) for strength, _, _ in _RULES.values()], axis=1
+        ).astype(np.float32)
 
     @cached_property
     def attributes(self) -> np.ndarray:
@@ -162,10 +189,16 @@ class Faces:
 
         A hand may hide any part of the face, so what the face does is unclear behind one.
         """
-        absent, present = (np.array([rule[at] for rule in _RULES.values()], np.float32) for at in (1, 2))
-        shown = np.where(self.strengths > present, PRESENT, np.where(self.strengths < absent, ABSENT, UNCLEAR))
+        absent, present = (
+            np.array([rule[at] for rule in _RULES.values()], np.float32) for at in (1, 2)
+        )
+        shown = np.where(
+            self.strengths > present, PRESENT, np.where(self.strengths < absent, ABSENT, UNCLEAR)
+        )
         expressions = [name not in DISTRACTORS for name in ATTRIBUTES]
-        return np.where((self.numbers["hand"] > 0)[:, None] & expressions, UNCLEAR, shown).astype(np.int8)
+        return np.where((self.numbers["hand"] > 0)[:, None] & expressions, UNCLEAR, shown).astype(
+            np.int8
+        )
 
     def render(self, batch: int = 512) -> np.ndarray:
         """The pictures: uint8 [N, 48, 48, 1]. The same numbers give the same bytes on the same kind of device."""
@@ -173,8 +206,14 @@ class Faces:
 
         pictures = []
         for start in range(0, len(self), batch):
-            rows = np.arange(start, start + batch) % len(self)  # one shape: the last batch goes round
-            pictures.append(np.asarray(drawing.draw({k: v[rows] for k, v in self.numbers.items()}, self.seeds[rows])))
+            rows = np.arange(start, start + batch) % len(
+                self
+            )  # one shape: the last batch goes round
+            pictures.append(
+                np.asarray(
+                    drawing.draw({k: v[rows] for k, v in self.numbers.items()}, self.seeds[rows])
+                )
+            )
         return np.concatenate(pictures)[: len(self), :, :, None]
 
     def image_set(self, name: str) -> ImageSet:
@@ -186,10 +225,16 @@ def random_faces(count: int, seed: int) -> Faces:
     """Faces of random people in random emotions, all seven alike often."""
     rng = np.random.default_rng([seed, 48])
     emotions = rng.permutation(np.arange(count) % len(CLASSES)).astype(np.int32)
-    return Faces(draw_numbers(rng, emotions), emotions, rng.integers(0, 2**32, count, dtype=np.uint32))
+    return Faces(
+        draw_numbers(rng, emotions), emotions, rng.integers(0, 2**32, count, dtype=np.uint32)
+    )
 
 
-SPLITS = {"training": (1, 40_000), "public_test": (2, 4_000), "private_test": (3, 4_000)}  # seed and size
+SPLITS = {
+    "training": (1, 40_000),
+    "public_test": (2, 4_000),
+    "private_test": (3, 4_000),
+}  # seed and size
 
 
 def split(name: str, count: int | None = None) -> Faces:
@@ -254,7 +299,9 @@ def draw_numbers(rng: np.random.Generator, emotions: np.ndarray) -> dict[str, np
     p["lids"] = np.where(p["eye_open"] < 0.6, 0.0, p["lids"])  # a lid that is down is not up
     p["opening"] = np.where(p["press"] > 0.3, 0.0, p["opening"])
     angry_slant = 0.7 * np.clip(-p["brow_raise"], 0, 1) + 0.25 * (p["furrow"] > 0.4)
-    p["brow_slant"] = np.where(p["brow_slant"] < 0.4, p["brow_slant"] - angry_slant * uniform(0.0, 0.35), p["brow_slant"])
+    p["brow_slant"] = np.where(
+        p["brow_slant"] < 0.4, p["brow_slant"] - angry_slant * uniform(0.0, 0.35), p["brow_slant"]
+    )
 
     skin = uniform(0.36, 0.92)
     dark = sometimes(0.12)
@@ -324,12 +371,20 @@ class Captions:
 
     def true_of(self, faces: Faces, rows: np.ndarray) -> np.ndarray:
         """Whether caption i is true of face j, both among these rows [B]: bool [B, B]."""
-        lacking = self.said[rows].astype(np.float32) @ (faces.attributes[rows] != PRESENT).T.astype(np.float32)
+        lacking = self.said[rows].astype(np.float32) @ (faces.attributes[rows] != PRESENT).T.astype(
+            np.float32
+        )
         named = self.emotions[rows][:, None]
         return (lacking == 0) & ((named < 0) | (named == faces.emotions[rows][None, :]))
 
 
-_FRAMES = ("{}", "a face with {}", "a photo of a person with {}", "{} in a gray picture", "someone with {}")
+_FRAMES = (
+    "{}",
+    "a face with {}",
+    "a photo of a person with {}",
+    "{} in a gray picture",
+    "someone with {}",
+)
 _FEELING = ("{e}", "{e} face", "a person who looks {e}", "{e} expression")
 _BOTH = ("{e}, {}", "{e} face with {}", "a person who looks {e} with {}")
 
@@ -337,7 +392,11 @@ _BOTH = ("{e}, {}", "{e} face with {}", "a person who looks {e} with {}")
 def random_captions(faces: Faces, seed: int) -> Captions:
     """One caption per face from a small grammar: its emotion, some attributes that are present, or both."""
     rng = np.random.default_rng([seed, 25])
-    texts, said, emotions = [], np.zeros(faces.attributes.shape, bool), np.full(len(faces), -1, np.int32)
+    texts, said, emotions = (
+        [],
+        np.zeros(faces.attributes.shape, bool),
+        np.full(len(faces), -1, np.int32),
+    )
     for row, present in enumerate(faces.attributes == PRESENT):
         shown = rng.permutation(np.flatnonzero(present))[: rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2])]
         feeling = rng.random() < 0.25 or not len(shown)

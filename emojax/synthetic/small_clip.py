@@ -25,11 +25,16 @@ def train_tokenizer(texts: Iterable[str], merges: int = 512) -> Any:
 
     letters = sorted(ByteLevel.alphabet())
     pieces = [*letters, *(letter + "</w>" for letter in letters)]
-    plain = CLIPTokenizer(vocab={piece: i for i, piece in enumerate([*pieces, START, END])}, merges=[]).backend_tokenizer
+    plain = CLIPTokenizer(
+        vocab={piece: i for i, piece in enumerate([*pieces, START, END])}, merges=[]
+    ).backend_tokenizer
     learner = Tokenizer(BPE(end_of_word_suffix="</w>"))
     learner.normalizer, learner.pre_tokenizer = plain.normalizer, plain.pre_tokenizer
     trainer = BpeTrainer(
-        vocab_size=len(pieces) + merges, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=len(pieces) + merges,
+        initial_alphabet=letters,
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
     learner.train_from_iterator(texts, trainer)
     model = json.loads(learner.to_str())["model"]
@@ -55,16 +60,33 @@ def small_clip(texts: Sequence[str], seed: int) -> NewClip:
 
     tokenizer = train_tokenizer(texts)
     words = len(tokenizer)
-    special = {"vocab_size": words, "bos_token_id": words - 2, "eos_token_id": words - 1, "pad_token_id": words - 1}
-    text = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
-    vision = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4}
+    special = {
+        "vocab_size": words,
+        "bos_token_id": words - 2,
+        "eos_token_id": words - 1,
+        "pad_token_id": words - 1,
+    }
+    text = {
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    vision = {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+    }
     hf_config = CLIPConfig(
         text_config=text | special | {"max_position_embeddings": 40},
         vision_config=vision | {"image_size": 48, "patch_size": 12},
         projection_dim=64,
     )
     config = ClipConfig.from_hf(hf_config.to_dict())
-    model = nnx.jit(lambda: Clip(config, rngs=nnx.Rngs(seed)))()  # jitted: eager drawing takes ten times as long
+    model = nnx.jit(
+        lambda: Clip(config, rngs=nnx.Rngs(seed))
+    )()  # jitted: eager drawing takes ten times as long
     preprocess = Preprocess(resize=48, crop=(48, 48), mean=CLIP_MEAN, std=CLIP_STD)
     encoder = ClipEncoder(model, preprocess, HfTokenizer(tokenizer), "new CLIP")
     return NewClip(encoder, hf_config, tokenizer)

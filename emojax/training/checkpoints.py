@@ -41,11 +41,15 @@ class Checkpoints:
                     options=ocp.CheckpointManagerOptions(
                         max_to_keep=2,
                         cleanup_tmp_directories=True,
-                        async_options=ocp.AsyncOptions(post_finalization_callback=self._add_checksums),
+                        async_options=ocp.AsyncOptions(
+                            post_finalization_callback=self._add_checksums
+                        ),
                     ),
                 )
             except OSError as error:
-                raise InputError(f"cannot write checkpoints to {folder}: {error.strerror}; choose another --cache") from None
+                raise InputError(
+                    f"cannot write checkpoints to {folder}: {error.strerror}; choose another --cache"
+                ) from None
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -95,8 +99,12 @@ class Checkpoints:
         if self._manager is None or (step := self._manager.latest_step()) is None:
             return None
         ocp = self._orbax
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
-        wanted = ocp.args.Composite(state=ocp.args.StandardRestore(shapes), notes=ocp.args.JsonRestore())
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
+        )
+        wanted = ocp.args.Composite(
+            state=ocp.args.StandardRestore(shapes), notes=ocp.args.JsonRestore()
+        )
         try:
             found = self._manager.restore(step, args=wanted)
         except (ValueError, KeyError, TypeError, OSError) as error:
@@ -112,5 +120,8 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._saving = step
             self._manager.save(
-                step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes))
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes)
+                ),
             )

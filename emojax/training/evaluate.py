@@ -56,7 +56,9 @@ class Evaluation:
     def confusion(self) -> np.ndarray:
         """Counts [classes, classes]: true class by row, predicted by column."""
         classes = len(self.classes)
-        return np.bincount(self.labels * classes + self.predictions, minlength=classes**2).reshape(classes, classes)
+        return np.bincount(self.labels * classes + self.predictions, minlength=classes**2).reshape(
+            classes, classes
+        )
 
     def losses(self) -> np.ndarray:
         """Negative log-likelihood of each image [I], natural logarithm; float64."""
@@ -73,7 +75,10 @@ class Evaluation:
         """All of it as plain numbers, ready for JSON; recall is None for a class without images."""
         confusion = self.confusion()
         counts = confusion.sum(axis=1)
-        recall = {c: float(confusion[i, i] / counts[i]) if counts[i] else None for i, c in enumerate(self.classes)}
+        recall = {
+            c: float(confusion[i, i] / counts[i]) if counts[i] else None
+            for i, c in enumerate(self.classes)
+        }
         present = [r for r in recall.values() if r is not None]
         return {
             "images": len(self.labels),
@@ -96,7 +101,11 @@ def join(*parts: Evaluation) -> Evaluation:
       InputError: the splits' classes differ, or stand in another order.
     """
     same_classes([part.classes for part in parts])
-    return Evaluation(np.concatenate([p.logits for p in parts]), np.concatenate([p.labels for p in parts]), parts[0].classes)
+    return Evaluation(
+        np.concatenate([p.logits for p in parts]),
+        np.concatenate([p.labels for p in parts]),
+        parts[0].classes,
+    )
 
 
 def same_classes(classes: Sequence[tuple[str, ...]]) -> None:
@@ -153,8 +162,12 @@ def better_order(confusion: np.ndarray, classes: Sequence[str]) -> BetterOrder |
     gained = int(confusion[given[moved], output[moved]].sum())
     lost = int(confusion[given[moved], given[moved]].sum())
     p_value = mcnemar_exact(gained, lost)
-    significant = p_value == 0 or math.log(p_value) + math.lgamma(len(classes) + 1) <= math.log(0.01)
-    margin = recall[given[moved], output[moved]].sum() >= 2 * recall[given[moved], given[moved]].sum()
+    significant = p_value == 0 or math.log(p_value) + math.lgamma(len(classes) + 1) <= math.log(
+        0.01
+    )
+    margin = (
+        recall[given[moved], output[moved]].sum() >= 2 * recall[given[moved], given[moved]].sum()
+    )
     if gained <= lost or not significant or not margin:
         return None
     names = [""] * len(classes)
@@ -240,7 +253,9 @@ def evaluate(
       InputError: the set has no labels, or the classes do not match.
     """
     if protocol == "tencrop" and not isinstance(model, VggNet):
-        raise InputError("the tencrop protocol crops to a VGGNet's input size; pass a VggNet or use resize40")
+        raise InputError(
+            "the tencrop protocol crops to a VGGNet's input size; pass a VggNet or use resize40"
+        )
     if isinstance(model, nnx.Module):
         graphdef, params = nnx.split(model)
         forward = _logits_of(graphdef, protocol)
@@ -252,8 +267,12 @@ def evaluate(
 
     one = jax.ShapeDtypeStruct((1, *images.images.shape[1:]), np.uint8)
     images = labelled(images, model, jax.eval_shape(forward, params, one).shape[-1])
-    keep = isinstance(model, nnx.Module)  # another of its kind may follow, as after each epoch of training
-    logits = map_images(forward, params, images, batch=batch, tile=tile, progress=progress, keep=keep)
+    keep = isinstance(
+        model, nnx.Module
+    )  # another of its kind may follow, as after each epoch of training
+    logits = map_images(
+        forward, params, images, batch=batch, tile=tile, progress=progress, keep=keep
+    )
     return Evaluation(logits, images.labels, images.classes)
 
 

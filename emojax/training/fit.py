@@ -59,7 +59,9 @@ class Task:
 
     start: Callable[[int], tuple[Any, Any]]
     data: Any
-    loss: Callable[[Any, Any, Any, Any, jax.Array], tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]]
+    loss: Callable[
+        [Any, Any, Any, Any, jax.Array], tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]
+    ]
     batches: Callable[[int, int, int], Iterator[Any]]
     steps: int
     batch: int
@@ -77,7 +79,9 @@ class Plateau:
         self._rule = optax.contrib.reduce_on_plateau(factor=0.75, patience=6, rtol=0.0, atol=1e-7)
         state = self._rule.init({})
         if numbers is not None:
-            state = type(state)(*(jnp.asarray(x, like.dtype) for x, like in zip(numbers, state, strict=True)))
+            state = type(state)(
+                *(jnp.asarray(x, like.dtype) for x, like in zip(numbers, state, strict=True))
+            )
         self._state = state
 
     def scale(self, value: float) -> float:
@@ -117,14 +121,20 @@ def make_step(task: Task, recipe: Recipe, mesh: Mesh, placement: State) -> Calla
     """
     transform = recipe.transform()
 
-    def one(state: State, data: Any, batch: Any, rate: jax.Array, key: jax.Array, at: jax.Array) -> Any:
+    def one(
+        state: State, data: Any, batch: Any, rate: jax.Array, key: jax.Array, at: jax.Array
+    ) -> Any:
         key = jax.random.fold_in(key, at)
-        value, grads = jax.value_and_grad(task.loss, has_aux=True)(state.params, state.rest, data, batch, key)
+        value, grads = jax.value_and_grad(task.loss, has_aux=True)(
+            state.params, state.rest, data, batch, key
+        )
         loss, (rest, metrics) = value
         updates, optimizer = transform.update(grads, state.optimizer, state.params)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
         average = state.average
-        if recipe.average:  # the first steps count more, or the average would remember the random start
+        if (
+            recipe.average
+        ):  # the first steps count more, or the average would remember the random start
             decay = jnp.minimum(recipe.average, (1.0 + at) / (10.0 + at))
             average = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, params)
         return State(params, rest, optimizer, average), {"loss": loss, **metrics}
@@ -137,8 +147,13 @@ def make_step(task: Task, recipe: Recipe, mesh: Mesh, placement: State) -> Calla
         donate_argnums=0,
     )
 
-    def in_turn(states: Sequence[State], data: Any, batches: Any, rates: Any, keys: Any, at: Any) -> Any:
-        found = [step(*own, at) for own in zip(states, [data] * len(states), batches, rates, keys, strict=True)]
+    def in_turn(
+        states: Sequence[State], data: Any, batches: Any, rates: Any, keys: Any, at: Any
+    ) -> Any:
+        found = [
+            step(*own, at)
+            for own in zip(states, [data] * len(states), batches, rates, keys, strict=True)
+        ]
         return [state for state, _ in found], [metrics for _, metrics in found]
 
     return in_turn
@@ -173,18 +188,32 @@ def fit(
     mesh, recipe = mesh or make_mesh(), recipes[0]
     same = {"seed": 0, "learning_rate": 1.0}
     if any(each.model_copy(update=same) != recipe.model_copy(update=same) for each in recipes):
-        raise InputError("recipes that run in one program may differ in seed and learning rate only")
+        raise InputError(
+            "recipes that run in one program may differ in seed and learning rate only"
+        )
     if task.batch % mesh.size:
         raise InputError(
             f"a batch of {task.batch} does not divide over {mesh.size} devices; choose a multiple of {mesh.size}"
         )
     total, notes = recipe.epochs * task.steps, _Notes(len(recipes))
     states = [start(task, each) for each in recipes]
-    placement = parameter_shardings(mesh, states[0]) if shard else jax.tree.map(lambda _: replicated(mesh), states[0])
-    states, data = [put(mesh, state, placement) for state in states], put_replicated(mesh, task.data)
+    placement = (
+        parameter_shardings(mesh, states[0])
+        if shard
+        else jax.tree.map(lambda _: replicated(mesh), states[0])
+    )
+    states, data = (
+        [put(mesh, state, placement) for state in states],
+        put_replicated(mesh, task.data),
+    )
     best = [_copy(_shown(state)) for state in states]
-    whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh)) if shard else lambda tree: tree
-    keys, rates = [jax.random.key(each.seed) for each in recipes], [each.rates(total) for each in recipes]
+    whole = (
+        jax.jit(lambda tree: tree, out_shardings=replicated(mesh)) if shard else lambda tree: tree
+    )
+    keys, rates = (
+        [jax.random.key(each.seed) for each in recipes],
+        [each.rates(total) for each in recipes],
+    )
     with Checkpoints(checkpoints) as store:
         found = store.restore((states, best))
         if found is not None:
@@ -196,9 +225,13 @@ def fit(
             now = [own * np.float32(scale) for own, scale in zip(rates, notes.scales, strict=True)]
             waiting = None
             notes.start()
-            for batches in zip(*(task.batches(epoch, each.seed, at) for each in recipes), strict=True):
+            for batches in zip(
+                *(task.batches(epoch, each.seed, at) for each in recipes), strict=True
+            ):
                 here = put_sharded(mesh, list(batches))
-                states, metrics = step(states, data, here, [own[notes.done] for own in now], keys, np.int32(notes.done))
+                states, metrics = step(
+                    states, data, here, [own[notes.done] for own in now], keys, np.int32(notes.done)
+                )
                 notes.add(waiting)
                 notes.done, waiting = notes.done + 1, metrics
                 if progress is not None:
@@ -224,14 +257,21 @@ def fit(
                 report(({"member": member} if len(recipes) > 1 else {}) | row)
     last = [whole(_shown(state)) for state in states]
     best = [whole(each) for each in best]
-    return [Result(*each) for each in zip(*zip(*best, strict=True), last, notes.history, notes.best_epoch, strict=True)]
+    return [
+        Result(*each)
+        for each in zip(
+            *zip(*best, strict=True), last, notes.history, notes.best_epoch, strict=True
+        )
+    ]
 
 
 def start(task: Task, recipe: Recipe) -> State:
     """The first state of a member."""
     params, rest = task.start(recipe.seed)
     # Copies: the step reuses the buffers of its state, and the network that was given keeps its own.
-    return _copy(State(params, rest, recipe.transform().init(params), params if recipe.average else None))
+    return _copy(
+        State(params, rest, recipe.transform().init(params), params if recipe.average else None)
+    )
 
 
 def _shown(state: State) -> tuple[Any, Any]:
@@ -277,7 +317,9 @@ class _Notes:
     def line(self, steps: int) -> str:
         """Means of the running epoch, over the members, for the bar."""
         counted = max(1, (self.done - 1) % steps)
-        return ", ".join(f"{name} {np.mean(values) / counted:.3f}" for name, values in self.sums.items())
+        return ", ".join(
+            f"{name} {np.mean(values) / counted:.3f}" for name, values in self.sums.items()
+        )
 
     def rows(self, task: Task, rates: Sequence[float], epoch: int) -> list[Row]:
         """The finished epoch's row of every member; empties the sums."""

@@ -26,7 +26,9 @@ Start = Callable[[int], tuple[Any, Any]]
 RESIDENT = 2 << 30  # bytes of images that a device is asked to hold; larger sets are streamed
 
 
-def epoch_rows(images: int, batch: int, seed: int, epoch: int, first: int = 0) -> Iterator[np.ndarray]:
+def epoch_rows(
+    images: int, batch: int, seed: int, epoch: int, first: int = 0
+) -> Iterator[np.ndarray]:
     """Shuffled batches [B] int32 of image indices, from batch `first` on.
 
     The last images that fill no batch wait for another epoch's order.
@@ -75,18 +77,26 @@ def classifier(
     if resident is None:
         resident = int(np.prod(faces.shape)) <= RESIDENT
 
-    def loss(params: Any, rest: Any, data: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, tuple[Any, Any]]:
+    def loss(
+        params: Any, rest: Any, data: Any, batch: Any, key: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, Any]]:
         if precision == "bfloat16":
             params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
-        network = nnx.merge(graphdef, params, rest, copy=True)  # a copy: BatchNorm's statistics are written inside
+        network = nnx.merge(
+            graphdef, params, rest, copy=True
+        )  # a copy: BatchNorm's statistics are written inside
         view_key, drop_key = jax.random.split(key)
         pixels, own = (data[0][batch], data[1][batch]) if resident else batch
         if augment == "flip":
             x = network.preprocess(views.mirror(view_key, pixels))
         else:
             pixels = to_gray(pixels) if network.config.channels == 1 else pixels
-            x = network.normalize(views.augment(augment, view_key, to_unit(pixels), network.config.input_size))
-        logits = network(x.astype(precision), rngs=nnx.Rngs(dropout=drop_key))[0].astype(jnp.float32)
+            x = network.normalize(
+                views.augment(augment, view_key, to_unit(pixels), network.config.input_size)
+            )
+        logits = network(x.astype(precision), rngs=nnx.Rngs(dropout=drop_key))[0].astype(
+            jnp.float32
+        )
         own = jnp.repeat(own, len(logits) // len(own))
         target = optax.smooth_labels(jax.nn.one_hot(own, logits.shape[-1]), label_smoothing)
         rest = nnx.state(network, nnx.Not(nnx.Param))
@@ -100,7 +110,9 @@ def classifier(
         return rows if resident else stream(faces, np.asarray(labels), rows)
 
     data = (np.asarray(faces[: len(images)]), np.asarray(labels)) if resident else None
-    return Task(start or (lambda seed: (params, rest)), data, loss, batches, len(images) // batch, batch)
+    return Task(
+        start or (lambda seed: (params, rest)), data, loss, batches, len(images) // batch, batch
+    )
 
 
 def trained(model: VggNet | DeepEmotion, params: Any, rest: Any) -> VggNet | DeepEmotion:
@@ -117,7 +129,9 @@ def _with(model: Any, params: Any, rest: Any) -> Any:
 
 def _enough(images: ImageSet, batch: int) -> None:
     if len(images) < batch:
-        raise InputError(f"{images.name} has {len(images)} images, fewer than a batch; --train.batch {batch} is too many")
+        raise InputError(
+            f"{images.name} has {len(images)} images, fewer than a batch; --train.batch {batch} is too many"
+        )
 
 
 # Contrast of images and texts
@@ -169,24 +183,43 @@ def contrastive(encoder: ClipEncoder, pairs: Pairs, *, batch: int) -> Task:
     _enough(images, batch)
     graphdef, params, rest = nnx.split(encoder.model, nnx.Param, ...)
 
-    def loss(params: Any, rest: Any, data: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, tuple[Any, Any]]:
+    def loss(
+        params: Any, rest: Any, data: Any, batch: Any, key: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, Any]]:
         rows, tokens, matches = batch
         network = nnx.merge(graphdef, params, rest, copy=True)
         faces = encoder.preprocess(views.mirror(key, data[rows]))
         image, text = network.image_features(faces), network.text_features(tokens)
         cosines = unit_rows(text) @ unit_rows(image).T
-        scale = jnp.exp(jnp.minimum(network.logit_scale[...], jnp.log(100.0)))  # the paper's ceiling
+        scale = jnp.exp(
+            jnp.minimum(network.logit_scale[...], jnp.log(100.0))
+        )  # the paper's ceiling
         below = jnp.maximum(_LEAST_COSINE - cosines, 0.0)
-        return contrastive_loss(cosines, scale, matches) + 10.0 * (below**2).mean(), (rest, {"scale": scale})
+        return contrastive_loss(cosines, scale, matches) + 10.0 * (below**2).mean(), (
+            rest,
+            {"scale": scale},
+        )
 
     def batches(epoch: int, seed: int, first: int) -> Iterator[Any]:
         tokens = pairs.tokens(epoch)
         for rows in epoch_rows(len(images), batch, seed, epoch, first):
-            same = np.eye(len(rows), dtype=bool) if pairs.matches is None else pairs.matches(epoch, rows)
+            same = (
+                np.eye(len(rows), dtype=bool)
+                if pairs.matches is None
+                else pairs.matches(epoch, rows)
+            )
             yield rows, tokens[rows], same
 
     steps = len(images) // batch
-    return Task(lambda seed: (params, rest), images.images, loss, batches, steps, batch, "validation_pair_accuracy")
+    return Task(
+        lambda seed: (params, rest),
+        images.images,
+        loss,
+        batches,
+        steps,
+        batch,
+        "validation_pair_accuracy",
+    )
 
 
 def trained_clip(encoder: ClipEncoder, params: Any, rest: Any) -> ClipEncoder:

@@ -1,4 +1,4 @@
-"""The procedure of choice, confirmation and controls against plain loops; its verdicts; its error rates."""
+"""The procedure of selection, held-out test and controls against plain loops; its verdicts; its error rates."""
 
 import dataclasses
 import json
@@ -7,21 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_edit import float64_logits, random_layer
+from layers import float64_logits, random_layer
 
 from emojax.data.image_set import ImageSet
-from emojax.editing import activations as inputs
-from emojax.editing import edit, sweep
-from emojax.editing.edit import Search, Setting
+from emojax.editing import edit
+from emojax.editing.activations import pre_bias_activations
+from emojax.editing.search import Search
+from emojax.editing.sweep import Sweep
 from emojax.errors import InputError
 from emojax.evidence import assess as evidence
 from emojax.evidence import verdict
-from emojax.ops import gains as ops
 from emojax.ops import stats
 
-SEARCH = Search(taus=(-0.5, 0.0, 0.5), factors=(1.0, 1.5, 3.0), fractions=(0.25,), continuous=(2.0,))
+SEARCH = Search(
+    tau=(-0.5, 0.0, 0.5), factor=(1.0, 1.5, 3.0), top_fraction=(0.25,), continuous=(2.0,)
+)
 SMALL = {"permutations": 9, "masks": 30, "resamples": 500}
-SIMULATION = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "simulate_evidence.py"))
+SIMULATION = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "simulate_evidence.py"))
 
 
 def halves(seed, units=40, images=300):
@@ -29,7 +31,9 @@ def halves(seed, units=40, images=300):
     whole = random_layer(np.random.default_rng(seed), images=2 * images, units=units, classes=5)
     parts = (slice(0, images), slice(images, None))
     return [
-        dataclasses.replace(whole, values=whole.values[p], labels=whole.labels[p], key=f"{seed} {n}", name=n)
+        dataclasses.replace(
+            whole, values=whole.values[p], labels=whole.labels[p], key=f"{seed} {n}", name=n
+        )
         for p, n in zip(parts, ("publictest", "privatetest"), strict=True)
     ]
 
@@ -43,13 +47,21 @@ def make_subject(seed, **options):
 @pytest.fixture(scope="module")
 def subjects():
     """Two networks on the same labels."""
-    first, second = make_subject(1, learned={"lin2": np.full(40, 1.1)}), make_subject(2, learned={"lin2": np.full(40, 0.9)})
+    first, second = (
+        make_subject(1, learned={"lin2": np.full(40, 1.1)}),
+        make_subject(2, learned={"lin2": np.full(40, 0.9)}),
+    )
 
     def relabelled(part):
         theirs = getattr(first, part)["lin2"]
         return {"lin2": dataclasses.replace(getattr(second, part)["lin2"], labels=theirs.labels)}
 
-    return [first, dataclasses.replace(second, select=relabelled("select"), confirm=relabelled("confirm"))]
+    return [
+        first,
+        dataclasses.replace(
+            second, selection=relabelled("selection"), held_out=relabelled("held_out")
+        ),
+    ]
 
 
 def ok(layer, gains):
@@ -60,7 +72,11 @@ def plain_gains(setting, scores):
     if setting.kind == "continuous":
         return setting.factor * (scores - scores.min()) / (scores.max() - scores.min())
     rank = np.argsort(np.argsort(-scores, kind="stable"))
-    mask = scores > setting.tau if setting.kind == "threshold" else rank < round(setting.tau * len(scores))
+    mask = (
+        scores > setting.tau
+        if setting.kind == "threshold"
+        else rank < round(setting.tau * len(scores))
+    )
     return np.where(mask, np.float32(setting.factor), np.float32(1) / np.float32(setting.factor))
 
 
@@ -69,8 +85,10 @@ def plain_choice(subjects, all_scores):
     settings = SEARCH.settings(["lin2"])
     table = np.zeros(len(settings), int)
     for one, scores in zip(subjects, all_scores, strict=True):
-        layer = one.select["lin2"]
-        table += [ok(layer, plain_gains(s, scores)).sum() - ok(layer, np.ones(40)).sum() for s in settings]
+        layer = one.selection["lin2"]
+        table += [
+            ok(layer, plain_gains(s, scores)).sum() - ok(layer, np.ones(40)).sum() for s in settings
+        ]
     return settings[int(table.argmax())], table
 
 
@@ -81,12 +99,17 @@ def test_procedure_equals_plain_loops(subjects, count):
     scores = [one.scores["lin2"] for one in mine]
     setting, table = plain_choice(mine, scores)
     assert found.setting == setting
-    assert [row["change"] * count for row in found.selection["grid"]] == pytest.approx(table.tolist())
+    assert [row["change"] * count for row in found.selection["grid"]] == pytest.approx(
+        table.tolist()
+    )
     assert found.selection["mean_change"] * count == pytest.approx(table.mean())
 
     def on_test(setting, all_scores):
-        layers = [one.confirm["lin2"] for one in mine]
-        after = [ok(layer, plain_gains(setting, s)).astype(int) for layer, s in zip(layers, all_scores, strict=True)]
+        layers = [one.held_out["lin2"] for one in mine]
+        after = [
+            ok(layer, plain_gains(setting, s)).astype(int)
+            for layer, s in zip(layers, all_scores, strict=True)
+        ]
         return sum(after) - sum(ok(layer, np.ones(40)).astype(int) for layer in layers)
 
     net = on_test(setting, scores)
@@ -100,12 +123,16 @@ def test_procedure_equals_plain_loops(subjects, count):
         picked, table_r = plain_choice(mine, shuffled)
         best.append(table_r.max())
         tested.append(on_test(picked, shuffled).sum())
-    assert found.selection["p_search"] == pytest.approx((1 + (np.array(best) >= table.max()).sum()) / 10)
+    assert found.selection["p_search"] == pytest.approx(
+        (1 + (np.array(best) >= table.max()).sum()) / 10
+    )
     assert found.p_scores == pytest.approx((1 + (np.array(tested) >= net.sum()).sum()) / 10)
     assert found.controls["permuted_scores"]["mean"] * count == pytest.approx(np.mean(tested))
 
     own = [plain_gains(setting, s) for s in scores]
-    heavy = [one.confirm["lin2"].weight_sums > one.confirm["lin2"].weight_sums.mean() for one in mine]
+    heavy = [
+        one.held_out["lin2"].weight_sums > one.held_out["lin2"].weight_sums.mean() for one in mine
+    ]
     controls = {
         "all_up": [np.full(40, setting.factor)] * count,
         "all_down": [np.full(40, 1 / setting.factor)] * count,
@@ -116,7 +143,7 @@ def test_procedure_equals_plain_loops(subjects, count):
     assert set(found.controls) == {*controls, "random_masks", "permuted_scores"}
     for name, gains in controls.items():
         change = sum(
-            ok(one.confirm["lin2"], g).sum() - ok(one.confirm["lin2"], np.ones(40)).sum()
+            ok(one.held_out["lin2"], g).sum() - ok(one.held_out["lin2"], np.ones(40)).sum()
             for one, g in zip(mine, gains, strict=True)
         )
         assert found.controls[name]["change"] * count == change, name
@@ -129,13 +156,21 @@ def test_procedure_equals_plain_loops(subjects, count):
 
 def test_numbers_of_a_network(subjects):
     found = evidence.assess(subjects[:1], SEARCH, seed=3, **SMALL)
-    layer = subjects[0].confirm["lin2"]
-    for when, gains in (("before", np.ones(40)), ("after", plain_gains(found.setting, subjects[0].scores["lin2"]))):
+    layer = subjects[0].held_out["lin2"]
+    for when, gains in (
+        ("before", np.ones(40)),
+        ("after", plain_gains(found.setting, subjects[0].scores["lin2"])),
+    ):
         numbers, right = found.networks[0][when], ok(layer, gains)
         logits = float64_logits(layer, gains, "weights")
         p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        assert (numbers["correct"], numbers["accuracy"]) == (right.sum(), pytest.approx(right.mean()))
-        assert numbers["nll"] == pytest.approx(-np.log(p[np.arange(300), layer.labels]).mean(), rel=1e-5)
+        assert (numbers["correct"], numbers["accuracy"]) == (
+            right.sum(),
+            pytest.approx(right.mean()),
+        )
+        assert numbers["nll"] == pytest.approx(
+            -np.log(p[np.arange(300), layer.labels]).mean(), rel=1e-5
+        )
         ece = stats.calibration_error(np.float32(p.max(1)), right)
         assert numbers["ece"] == pytest.approx(float(ece), abs=1e-5)
     both = found.networks[0]["before"], found.networks[0]["after"]
@@ -151,44 +186,50 @@ def test_bootstrap_intervals_equal_plain_resampling(subjects):
     """Resampled by hand from the same counts: each statistic computed from the images themselves."""
     import jax
 
-    layer = subjects[0].confirm["lin2"]
-    pair = [sweep.evaluate_gains(layer, g) for g in (np.ones(40), np.linspace(0.5, 2, 40))]
+    layer = subjects[0].held_out["lin2"]
+    pair = [Sweep(layer).evaluate(g) for g in (np.ones(40), np.linspace(0.5, 2, 40))]
     got = evidence._intervals([tuple(pair)], 200, 0.9, seed=5)
     keys = jax.random.split(jax.random.key(5), 256)[:200]
     rows = []
     for key in keys:
         at = np.asarray(jax.random.randint(key, (300,), 0, 300))
-        parts = [dataclasses.replace(x, logits=x.logits[at], labels=x.labels[at]).summary() for x in pair]
+        parts = [
+            dataclasses.replace(x, logits=x.logits[at], labels=x.labels[at]).summary() for x in pair
+        ]
         rows.append([parts[1][name] - parts[0][name] for name in ("top1", "macro_recall", "nll")])
     for name, column in zip(("accuracy", "macro_recall", "nll"), np.transpose(rows), strict=True):
-        np.testing.assert_allclose(got[name]["interval"], np.quantile(column, [0.05, 0.95]), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            got[name]["interval"], np.quantile(column, [0.05, 0.95]), rtol=1e-4, atol=1e-6
+        )
 
 
 def test_same_seed_same_evidence(subjects):
-    one, two, other = (evidence.assess(subjects[:1], SEARCH, seed=s, **SMALL).summary() for s in (3, 3, 4))
+    one, two, other = (
+        evidence.assess(subjects[:1], SEARCH, seed=s, **SMALL).summary() for s in (3, 3, 4)
+    )
     assert one == two
     assert one["controls"]["random_masks"] != other["controls"]["random_masks"]
     assert one["gained"] == other["gained"]
     assert json.loads(json.dumps(one, allow_nan=False))["finding"] == one["finding"]
 
 
-def test_stopped_evidence_goes_on(subjects, tmp_path, monkeypatch):
-    want = evidence.assess(subjects[:1], SEARCH, seed=3, store=tmp_path, **SMALL).summary()
-    monkeypatch.setattr(sweep, "_count", lambda *_: pytest.fail("computed again"))
-    assert evidence.assess(subjects[:1], SEARCH, seed=3, store=tmp_path, **SMALL).summary() == want
+def test_stopped_evidence_resumes(subjects, tmp_path, monkeypatch):
+    want = evidence.assess(subjects[:1], SEARCH, seed=3, cache=tmp_path, **SMALL).summary()
+    monkeypatch.setattr(Sweep, "_count", lambda *_: pytest.fail("computed again"))
+    assert evidence.assess(subjects[:1], SEARCH, seed=3, cache=tmp_path, **SMALL).summary() == want
 
 
 def test_settings_of_many_kinds_keep_their_order(subjects):
-    layer, scores = subjects[0].select["lin2"], subjects[0].scores["lin2"]
+    layer, scores = subjects[0].selection["lin2"], subjects[0].scores["lin2"]
     settings = SEARCH.settings(["lin2"])[::-1]
-    found = sweep.try_settings({"lin2": layer}, [(setting, scores) for setting in settings])
+    found = Sweep(layer).settings(settings, [scores] * len(settings))
     for at, setting in enumerate(settings):
         want = float64_logits(layer, plain_gains(setting, scores), "weights").argmax(1)
         np.testing.assert_array_equal(found.predictions[at], want)
 
 
 def test_without_a_second_set_the_search_decides(subjects):
-    alone = dataclasses.replace(subjects[0], confirm=None)
+    alone = dataclasses.replace(subjects[0], held_out=None)
     found = evidence.assess([alone], SEARCH, seed=3, **SMALL)
     assert found.selected_on_test
     assert found.p_scores == found.selection["p_search"]
@@ -198,71 +239,40 @@ def test_without_a_second_set_the_search_decides(subjects):
 
 def test_a_network_from_images(tiny_vgg, blobs):
     """Layers of every kind in one search, down from the pixels."""
-    first, second = blobs.first(60), ImageSet.from_arrays(blobs.images[60:130], blobs.labels[60:130], blobs.classes)
+    first, second = (
+        blobs.first(60),
+        ImageSet.from_arrays(blobs.images[60:130], blobs.labels[60:130], blobs.classes),
+    )
     rng = np.random.default_rng(0)
     scores = {"conv4b": rng.standard_normal(10), "lin2": rng.standard_normal(20)}
     one = evidence.subject(tiny_vgg, scores, first, [second, first], tile=4)
-    search = Search(taus=(0.0,), factors=(2.0,), continuous=(1.5,), scope="weights_and_bias")
+    search = Search(tau=(0.0,), factor=(2.0,), continuous=(1.5,), scope="weights_and_bias")
     found = evidence.assess([one], search, permutations=3, masks=5, resamples=64)
     assert found.total == 130
     assert found.networks[0]["images"] == "images + blobs"
     settings = search.settings(list(scores))
     assert [row["layer"] for row in found.selection["grid"]] == ["conv4b", "conv4b", "lin2", "lin2"]
-    base = sweep.evaluate_gains(one.select["lin2"], np.ones(20)).summary()["correct"]
+    base = Sweep(one.selection["lin2"]).evaluate(np.ones(20)).summary()["correct"]
     for setting, row in zip(settings, found.selection["grid"], strict=True):
-        gains = setting.gains(np.float32(scores[setting.layer]))
+        gains = edit.gains_of(setting, np.float32(scores[setting.layer]))
         edited = edit.edit(tiny_vgg, setting.layer, gains, scope="weights_and_bias")
-        layer = inputs.layer_inputs(edited, first, "lin3", tile=4)
-        assert row["change"] == sweep.evaluate_gains(layer, np.ones(7)).summary()["correct"] - base
-
-
-def test_settings():
-    scores = np.array([0.1, 0.9, -0.4, 0.5], np.float32)
-    np.testing.assert_allclose(Setting("lin2", "threshold", 0.3, 2.0).gains(scores), [0.5, 2, 0.5, 2])
-    np.testing.assert_allclose(Setting("lin2", "top_fraction", 0.25, 2.0).gains(scores), [0.5, 2, 0.5, 0.5])
-    np.testing.assert_allclose(Setting("lin2", "continuous", None, 2.0).gains(scores), ops.continuous(scores, 2.0))
-    assert str(Setting("lin2", "threshold", 0.25, 1.5)) == "lin2, threshold, tau 0.25, factor 1.5"
-    assert str(Setting("lin2", "top_fraction", 0.25, 1.5)) == "lin2, top fraction, best 25 %, factor 1.5"
-    assert len(Search().settings(["lin1", "lin2"])) == 2 * 60  # the paper's grid without its factor 1
-
-
-def test_verdict_on_the_papers_counts():
-    found = verdict.Evidence(48, 33, 7178, selected_on_test=True)
-    assert found.p_value == pytest.approx(0.119, abs=5e-4)
-    assert found.finding == "no effect shown"
-    assert "+15 of 7,178 is not distinguishable from no effect (McNemar's exact p = 0.12" in found.verdict
-    assert "which this p-value does not count" in found.verdict
-    assert found.summary()["change"] == 15
-
-
-@pytest.mark.parametrize(
-    ("gained", "lost", "p_scores", "on_test", "finding"),
-    [
-        (80, 20, 0.01, False, "helps"),
-        (80, 20, 0.3, False, "helps whatever the scores"),
-        (80, 20, None, False, "helps whatever the scores"),
-        (80, 20, 0.01, True, "helps"),
-        (80, 20, 0.3, True, "no effect shown"),
-        (80, 20, None, True, "no effect shown"),
-        (20, 80, 0.01, False, "harms"),
-        (50, 48, 0.01, False, "no effect shown"),
-        (0, 0, None, False, "no effect shown"),
-    ],
-)
-def test_findings(gained, lost, p_scores, on_test, finding):
-    found = verdict.Evidence(gained, lost, 1000, p_scores=p_scores, selected_on_test=on_test)
-    assert found.finding == finding
-    assert found.verdict.startswith(verdict._HEADLINES[finding])
-    assert ("not distinguishable" in found.verdict) == (found.p_value > 0.05)
+        layer = pre_bias_activations(edited, first, "lin3", tile=4)
+        assert row["change"] == Sweep(layer).evaluate(np.ones(7)).summary()["correct"] - base
 
 
 def test_refusals(subjects):
     one = subjects[0]
     for call, message in (
         (lambda: evidence.assess([]), "no network to assess"),
-        (lambda: evidence.assess([one], Search(factors=(1.0,))), "a factor other than 1"),
-        (lambda: evidence.assess([one, dataclasses.replace(one, confirm=None)]), "differ in layers or sets"),
-        (lambda: evidence.assess([dataclasses.replace(one, scores={"lin2": np.ones(3)})]), "layer lin2 needs 40 finite"),
+        (lambda: evidence.assess([one], Search(factor=(1.0,))), "a factor other than 1"),
+        (
+            lambda: evidence.assess([one, dataclasses.replace(one, held_out=None)]),
+            "differ in layers or sets",
+        ),
+        (
+            lambda: evidence.assess([dataclasses.replace(one, scores={"lin2": np.ones(3)})]),
+            "layer lin2 needs 40 finite",
+        ),
         (lambda: evidence.assess([one, make_subject(2)]), "read on other images"),
         (lambda: verdict.Evidence(48, 33, 50), "48 gained and 33 lost of 50 images cannot be"),
     ):

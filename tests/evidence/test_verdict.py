@@ -1,0 +1,38 @@
+"""What is concluded from counts and p-values."""
+
+import pytest
+
+from emojax.evidence import verdict
+
+
+def test_verdict_on_the_papers_counts():
+    found = verdict.Evidence(48, 33, 7178, selected_on_test=True)
+    assert found.p_value == pytest.approx(0.119, abs=5e-4)
+    assert found.finding == "no effect shown"
+    assert (
+        "+15 of 7,178 is not distinguishable from no effect (McNemar's exact p = 0.12"
+        in found.verdict
+    )
+    assert "which this p-value does not count" in found.verdict
+    assert found.summary()["change"] == 15
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "p_scores", "on_test", "finding"),
+    [
+        (80, 20, 0.01, False, "helps"),
+        (80, 20, 0.3, False, "helps whatever the scores"),
+        (80, 20, None, False, "helps whatever the scores"),
+        (80, 20, 0.01, True, "helps"),
+        (80, 20, 0.3, True, "no effect shown"),
+        (80, 20, None, True, "no effect shown"),
+        (20, 80, 0.01, False, "harms"),
+        (50, 48, 0.01, False, "no effect shown"),
+        (0, 0, None, False, "no effect shown"),
+    ],
+)
+def test_findings(gained, lost, p_scores, on_test, finding):
+    found = verdict.Evidence(gained, lost, 1000, p_scores=p_scores, selected_on_test=on_test)
+    assert found.finding == finding
+    assert found.verdict.startswith(verdict._HEADLINES[finding])
+    assert ("not distinguishable" in found.verdict) == (found.p_value > 0.05)
