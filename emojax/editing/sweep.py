@@ -14,7 +14,7 @@ Shapes: I images, U units, C classes, S settings, T tile.
 
 import functools
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from itertools import starmap
 from pathlib import Path
@@ -205,7 +205,7 @@ def _two_outputs(
     scope: Scope, head: Head, factor: Float[Array, ""], values: Float[Array, "T U"]
 ) -> _TwoOutputs:
     # Predictions, losses and near ties depend on differences of logits only.
-    weight = head.weight[:, 1:] - head.weight[:, :1]
+    weight = jnp.asarray(head.weight[:, 1:] - head.weight[:, :1])
     offset = head.offset[1:] - head.offset[:1]
     inside = unit_outputs(head, values, ops.with_scope(factor, scope))
     outside = unit_outputs(head, values, ops.with_scope(1.0 / factor, scope))
@@ -221,14 +221,14 @@ class _Masks(NamedTuple):
     """Masks [S, U] of the units that `factor` multiplies; it divides the others."""
 
     rows: jax.Array | np.ndarray
-    factor: jax.Array | np.ndarray
+    factor: jax.Array | np.float32
 
 
 class _Order(NamedTuple):
     """An order of units [U]; cut k multiplies the first k by `factor` and divides the others."""
 
     units: jax.Array | np.ndarray
-    factor: jax.Array | np.ndarray
+    factor: jax.Array | np.float32
 
 
 def _by_masks(
@@ -240,9 +240,9 @@ def _by_masks(
     labels: Int[Array, " T"],
 ) -> _Tally:
     """logits = base + mask · (change × weight): one matrix product for all masks and classes."""
-    weight, base, change = _two_outputs(scope, head, masks.factor, values)
+    weight, base, change = _two_outputs(scope, head, jnp.asarray(masks.factor), values)
     terms = change[None] * weight.T[:, None]  # [C − 1, T, U]
-    sums = masks.rows.astype(terms.dtype) @ terms.reshape(-1, terms.shape[-1]).T
+    sums = jnp.asarray(masks.rows).astype(terms.dtype) @ terms.reshape(-1, terms.shape[-1]).T
     return count(_with_first_class(sums.reshape(-1, *base.T.shape) + base.T), labels)
 
 
@@ -260,7 +260,7 @@ def _by_cuts(
     sums within a block are one product with a triangle of ones, and a scan carries the logits from
     block to block.
     """
-    weight, base, change = _two_outputs(scope, head, order.factor, values)
+    weight, base, change = _two_outputs(scope, head, jnp.asarray(order.factor), values)
     units = len(order.units)
     # To whole blocks, with at least one unit of no weight: the cut after the last unit is its row.
     pad = -(units + 1) % _BLOCK + 1
@@ -329,10 +329,16 @@ class _Chunk(NamedTuple):
     """Settings computed together: the content key of their outcomes, and what counts them."""
 
     key: str
-    count: Callable[[], dict[str, np.ndarray]]
+    compute: Callable[[], dict[str, np.ndarray]]
 
 
-def _joined(chunks: Iterable[dict[str, np.ndarray]], settings: int) -> Outcomes:
+def _row(setting: Setting, scores: np.ndarray) -> np.ndarray:
+    """The mask that a setting makes of scores [U], or its gains where they are continuous."""
+    mask = mask_of(setting, scores)
+    return gains_of(setting, scores) if mask is None else mask
+
+
+def _joined(chunks: Sequence[dict[str, np.ndarray]], settings: int) -> Outcomes:
     """The outcomes of so many settings from the arrays of their chunks, the last one padded."""
     return Outcomes.join([Outcomes(**arrays) for arrays in chunks]).select(slice(settings))
 
@@ -374,7 +380,7 @@ class Sweep:
         if not np.isfinite(rows).all():
             raise InputError(f"the gains for layer {self.activations.layer} are not all finite")
         chunks = self._chunks(rows, None, full, progress)
-        return _joined(starmap(self._cached, chunks), len(rows))
+        return _joined(list(starmap(self._cached, chunks)), len(rows))
 
     def masks(
         self,
@@ -393,7 +399,7 @@ class Sweep:
         self._check("masks", rows)
         _check_factor(factor)
         chunks = self._chunks(rows, float(factor), full, progress)
-        return _joined(starmap(self._cached, chunks), len(rows))
+        return _joined(list(starmap(self._cached, chunks)), len(rows))
 
     def thresholds(
         self,
@@ -425,7 +431,7 @@ class Sweep:
                 chunks = [self._cuts(order, float(factor), full)]
             else:
                 chunks = self._chunks(masks, float(factor), full)
-            outcomes = _joined(starmap(self._cached, chunks), settings)
+            outcomes = _joined(list(starmap(self._cached, chunks)), settings)
             thresholds.append(Thresholds(factor, scores[order], outcomes))
             if progress is not None:
                 progress(done, len(factors))
@@ -444,11 +450,10 @@ class Sweep:
             groups.setdefault(factor, []).append(number)
         outcomes = []
         for factor, numbers in groups.items():
-            make = gains_of if factor is None else mask_of
-            rows = np.stack([make(settings[number], scores[number]) for number in numbers])
+            rows = np.stack([_row(settings[number], scores[number]) for number in numbers])
             self._check("scores", rows)
             chunks = self._chunks(rows, factor, full)
-            outcomes.append(_joined(starmap(self._cached, chunks), len(rows)))
+            outcomes.append(_joined(list(starmap(self._cached, chunks)), len(rows)))
         back = np.argsort(np.concatenate(list(groups.values())))
         return Outcomes.join(outcomes).select(back)
 
@@ -523,7 +528,9 @@ class Sweep:
         program = _program(kernel, fixed, 2, mesh, tile)
         params = layer.params_on(mesh)
         settings = put_replicated(mesh, settings)
-        tallies = [program(params, settings, *batch) for batch in layer.batches(mesh, tile)]
+        tallies: list[_Tally] = []
+        for values, labels in layer.batches(mesh, tile):
+            tallies.append(program(params, settings, values, labels))
         fields = [field for field in _Tally._fields if getattr(tallies[0], field) is not None]
         joined = {
             field: np.concatenate([np.asarray(getattr(tally, field)) for tally in tallies])
@@ -565,7 +572,9 @@ class Sweep:
         if arrays is None:
             arrays = count()
             if is_main_process():
-                write_binary(path, lambda file: np.savez(file, **arrays))
+                # pyright takes the arrays for options of savez.
+                save = functools.partial(np.savez, **arrays)  # pyright: ignore
+                write_binary(path, save)
         return arrays
 
     def _check(self, name: str, rows: np.ndarray) -> None:
