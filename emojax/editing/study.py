@@ -476,7 +476,7 @@ def _cropped(
         )
         activations = pre_bias_activations(model, part, layer, protocol="tencrop", batch=batch)
         sweep = Sweep(activations, scope=scope)
-        logits.append([sweep.evaluate(gain).logits for gain in gains])
+        logits.append([result.logits for result in sweep.evaluate_each(gains)])
         if progress is not None:
             progress(rows.stop, total)
     return [

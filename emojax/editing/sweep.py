@@ -170,6 +170,17 @@ def _logits(
     return after(params, values, ops.with_scope(gain, scope))
 
 
+def _each_logits(
+    after: After, scope: Scope, params: PyTree, gains: Float[Array, "S U"], values: jax.Array
+) -> Float[Array, "T S C"]:
+    """Logits of several settings of gains."""
+
+    def one(gain: Float[Array, " U"]) -> Float[Array, "T C"]:
+        return after(params, values, ops.with_scope(gain, scope))
+
+    return jax.lax.map(one, gains).swapaxes(0, 1)
+
+
 def _by_gains(
     after: After,
     scope: Scope,
@@ -289,7 +300,7 @@ def _by_cuts(
 
 
 # × the tile of an evaluation: rows that keep a device busy
-_TILES = {_by_gains: 1, _by_masks: 4, _by_cuts: 8, _logits: 1}
+_TILES = {_by_gains: 1, _by_masks: 4, _by_cuts: 8, _logits: 1, _each_logits: 1}
 
 
 @functools.lru_cache(maxsize=64)
@@ -463,18 +474,38 @@ class Sweep:
         Raises:
           InputError: the gains do not fit the layer.
         """
-        layer = self.activations
         gains = np.asarray(gains, np.float32)
         self._check("gains", gains[None])
-        mesh = self.mesh or make_mesh()
-        tile = default_tile() * _TILES[_logits]
-        program = _program(_logits, (layer.after, self.scope), 1, mesh, tile)
-        params = layer.params_on(mesh)
-        gain = put_replicated(mesh, gains)
-        logits = [
-            np.asarray(program(params, gain, values)) for values, _ in layer.batches(mesh, tile)
+        layer = self.activations
+        return Evaluation(self._run_logits(_logits, gains), layer.labels, layer.classes)
+
+    def evaluate_each(self, gains: np.ndarray | jax.Array) -> list[Evaluation]:
+        """Several settings of gains [S, U] by the plain arithmetic, with their logits [I, C] each.
+
+        Raises:
+          InputError: the gains do not fit the layer.
+        """
+        gains = np.asarray(gains, np.float32)
+        self._check("gains", gains)
+        layer = self.activations
+        logits = self._run_logits(_each_logits, gains)
+        return [
+            Evaluation(logits[:, number], layer.labels, layer.classes)
+            for number in range(len(gains))
         ]
-        return Evaluation(np.concatenate(logits)[: len(layer.labels)], layer.labels, layer.classes)
+
+    def _run_logits(self, kernel: Callable[..., jax.Array], gains: np.ndarray) -> np.ndarray:
+        """The logits of all images, which come first."""
+        layer = self.activations
+        mesh = self.mesh or make_mesh()
+        tile = default_tile() * _TILES[kernel]
+        program = _program(kernel, (layer.after, self.scope), 1, mesh, tile)
+        params = layer.params_on(mesh)
+        settings = put_replicated(mesh, gains)
+        logits = []
+        for values, _ in layer.batches(mesh, tile):
+            logits.append(np.asarray(program(params, settings, values)))
+        return np.concatenate(logits)[: len(layer.labels)]
 
     def _chunks(
         self,

@@ -279,7 +279,7 @@ def test_ten_crops_are_averaged(tiny_vgg, blobs):
         plain = Sweep(views).evaluate(np.ones(views.units))
         unedited = evaluate.evaluate(tiny_vgg, few, protocol="tencrop", tile=4)
         np.testing.assert_allclose(plain.logits, unedited.logits, rtol=1e-4, atol=1e-5)
-    edited = Sweep(views).evaluate(gains)
+    edited = Sweep(views).evaluate_each(np.stack([np.ones_like(gains), gains]))[1]
     np.testing.assert_allclose(edited.logits, want.logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(Sweep(views).gains(gains[None]).predictions[0], want.predictions)
 
