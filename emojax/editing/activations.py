@@ -240,11 +240,13 @@ def pre_bias_activations(
 
 
 def _head_of(model: VggNet, layer: str) -> Head:
-    if layer == "lin2":
-        return Head(model.lin2.bias[...], model.lin3.kernel[...], model.lin3.bias[...])
-    classes = model.config.classes
-    identity = np.eye(classes, dtype=np.float32)
-    return Head(model.lin3.bias[...], identity, np.zeros(classes, np.float32), floor=-np.inf)
+    own = getattr(model, layer)
+    if layer == "lin3":
+        classes = model.config.classes
+        identity = np.eye(classes, dtype=np.float32)
+        return Head(own.bias[...], identity, np.zeros(classes, np.float32), floor=-np.inf)
+    last = getattr(model, "lin3")  # noqa: B009 - VggNet sets its layers by name
+    return Head(own.bias[...], last.kernel[...], last.bias[...])
 
 
 def _labels_of(images: ImageSet) -> Int[np.ndarray, " I"]:

@@ -55,7 +55,8 @@ def _step(
         with jax.default_matmul_precision("highest"):
             gradient = jax.grad(loss)(state.logs, params, values, labels)
         change, moments = optimizer.update(gradient, state.moments)
-        return _State(optax.apply_updates(state.logs, change), moments)
+        logs = jnp.asarray(optax.apply_updates(state.logs, change))
+        return _State(logs, moments)
 
     whole = replicated(mesh)
     rows = batch_sharded(mesh)

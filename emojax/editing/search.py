@@ -44,18 +44,20 @@ class Setting(NamedTuple):
 class Search(Section):
     """The settings that one is chosen from, for every layer; by default the paper's grid."""
 
-    scope: Scope = Field("weights", description="what the gain scales")
+    scope: Scope = Field(default="weights", description="what the gain scales")
     tau: tuple[float, ...] = Field(
-        tuple(x / 4 for x in range(-4, 8)), description="thresholds of the grid", min_length=1
+        default=tuple(x / 4 for x in range(-4, 8)),
+        description="thresholds of the grid",
+        min_length=1,
     )
     factor: Factors = Field(
-        (1.0, 1.5, 2.0, 2.5, 3.0, 3.5), description="factors of the grid", min_length=1
+        default=(1.0, 1.5, 2.0, 2.5, 3.0, 3.5), description="factors of the grid", min_length=1
     )
     top_fraction: Fractions = Field(
-        (), description="also ×factor for these shares of the units, the highest scores"
+        default=(), description="also ×factor for these shares of the units, the highest scores"
     )
     continuous: Factors = Field(
-        (), description="also factor·(s − min)/(max − min), for these factors"
+        default=(), description="also factor·(s − min)/(max − min), for these factors"
     )
 
     def settings(self, layers: Sequence[str]) -> list[Setting]:
@@ -87,24 +89,31 @@ class Edit(Search):
     """Edits by labels: the settings that are tried, how one is chosen, and the evidence for it."""
 
     layers: tuple[str, ...] = Field(
-        (AUTO,),
-        description="layers to edit, by name or pattern; auto takes the one with the most interpretable units",
+        default=(AUTO,),
+        description="layers to edit, by name or pattern; auto takes the one with the most "
+        "interpretable units",
     )
     gains: UserPath | None = Field(
-        None,
-        description="instead of a search, test these gains of one layer: a file of one number per unit (.npy or text)",
+        default=None,
+        description="instead of a search, test these gains of one layer: a file of one number per "
+        "unit (.npy or text)",
     )
     choose_on: Literal["first_split", "all_splits"] = Field(
-        "first_split",
-        description="choose on the first test split and test on the others; or choose and test on all",
+        default="first_split",
+        description="choose on the first test split and test on the others; or choose and test on "
+        "all",
     )
-    alpha: float = Field(0.05, gt=0, lt=1, description="level of the tests and the intervals")
+    alpha: float = Field(
+        default=0.05, gt=0, lt=1, description="level of the tests and the intervals"
+    )
     permutations: int = Field(
-        199, ge=0, description="permuted scores that choice and test are repeated with"
+        default=199, ge=0, description="permuted scores that choice and test are repeated with"
     )
-    masks: int = Field(1000, ge=0, description="random choices of as many units to compare with")
+    masks: int = Field(
+        default=1000, ge=0, description="random choices of as many units to compare with"
+    )
     learned: bool = Field(
-        False, description="also fit gains on the probe split by gradient, as a yardstick"
+        default=False, description="also fit gains on the probe split by gradient, as a yardstick"
     )
 
 

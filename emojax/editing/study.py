@@ -180,7 +180,7 @@ def check_study(
     one_view = protocol == "resize40"
     other_kinds = options.top_fraction or options.continuous
     if options.gains is not None:
-        if layers == (AUTO,) or len(layers) > 1:
+        if len(layers) != 1 or layers[0] == AUTO:
             raise InputError("--edit.gains are those of one layer; name it with --edit.layers")
         read_gains(options.gains, units[layers[0]])
     elif not options.settings([AUTO]):
@@ -476,7 +476,7 @@ def _cropped(
         )
         activations = pre_bias_activations(model, part, layer, protocol="tencrop", batch=batch)
         sweep = Sweep(activations, scope=scope)
-        logits.append([sweep.evaluate(gain).logits for gain in gains])
+        logits.append([result.logits for result in sweep.evaluate_each(gains)])
         if progress is not None:
             progress(rows.stop, total)
     return [
@@ -555,6 +555,7 @@ def _threshold_table(
             correct = outcomes.correct
             accuracy = outcomes.accuracy
             recall = outcomes.macro_recall
+            nll = np.asarray(outcomes.nll)
             # At the next score tau leaves that unit out: a score is not above itself.
             taus = np.append(thresholds.scores, -np.inf)
             for cut in np.flatnonzero(thresholds.reachable()):
@@ -566,7 +567,7 @@ def _threshold_table(
                     "correct": correct[cut],
                     "accuracy": accuracy[cut],
                     "macro_recall": recall[cut],
-                    "nll": outcomes.nll[cut],
+                    "nll": nll[cut],
                 })  # fmt: skip
     return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
 

@@ -13,7 +13,7 @@ Shapes: I images, U units, C classes, S settings, T tile.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from itertools import starmap
 from pathlib import Path
@@ -168,6 +168,17 @@ def _logits(
     return after(params, values, ops.with_scope(gain, scope))
 
 
+def _each_logits(
+    after: After, scope: Scope, params: PyTree, gains: Float[Array, "S U"], values: jax.Array
+) -> Float[Array, "T S C"]:
+    """Logits of several settings of gains."""
+
+    def one(gain: Float[Array, " U"]) -> Float[Array, "T C"]:
+        return after(params, values, ops.with_scope(gain, scope))
+
+    return jax.lax.map(one, gains).swapaxes(0, 1)
+
+
 def _by_gains(
     after: After,
     scope: Scope,
@@ -203,7 +214,7 @@ def _two_outputs(
     scope: Scope, head: Head, factor: Float[Array, ""], values: Float[Array, "T U"]
 ) -> _TwoOutputs:
     # Predictions, losses and near ties depend on differences of logits only.
-    weight = head.weight[:, 1:] - head.weight[:, :1]
+    weight = jnp.asarray(head.weight[:, 1:] - head.weight[:, :1])
     offset = head.offset[1:] - head.offset[:1]
     inside = unit_outputs(head, values, ops.with_scope(factor, scope))
     outside = unit_outputs(head, values, ops.with_scope(1.0 / factor, scope))
@@ -219,14 +230,14 @@ class _Masks(NamedTuple):
     """Masks [S, U] of the units that `factor` multiplies; it divides the others."""
 
     rows: jax.Array | np.ndarray
-    factor: jax.Array | np.ndarray
+    factor: jax.Array | np.float32
 
 
 class _Order(NamedTuple):
     """An order of units [U]; cut k multiplies the first k by `factor` and divides the others."""
 
     units: jax.Array | np.ndarray
-    factor: jax.Array | np.ndarray
+    factor: jax.Array | np.float32
 
 
 def _by_masks(
@@ -238,9 +249,9 @@ def _by_masks(
     labels: Int[Array, " T"],
 ) -> _Tally:
     """logits = base + mask · (change × weight): one matrix product for all masks and classes."""
-    weight, base, change = _two_outputs(scope, head, masks.factor, values)
+    weight, base, change = _two_outputs(scope, head, jnp.asarray(masks.factor), values)
     terms = change[None] * weight.T[:, None]  # [C − 1, T, U]
-    sums = masks.rows.astype(terms.dtype) @ terms.reshape(-1, terms.shape[-1]).T
+    sums = jnp.asarray(masks.rows).astype(terms.dtype) @ terms.reshape(-1, terms.shape[-1]).T
     return count(_with_first_class(sums.reshape(-1, *base.T.shape) + base.T), labels)
 
 
@@ -258,7 +269,7 @@ def _by_cuts(
     sums within a block are one product with a triangle of ones, and a scan carries the logits from
     block to block.
     """
-    weight, base, change = _two_outputs(scope, head, order.factor, values)
+    weight, base, change = _two_outputs(scope, head, jnp.asarray(order.factor), values)
     units = len(order.units)
     # To whole blocks, with at least one unit of no weight: the cut after the last unit is its row.
     pad = -(units + 1) % _BLOCK + 1
@@ -287,7 +298,7 @@ def _by_cuts(
 
 
 # × the tile of an evaluation: rows that keep a device busy
-_TILES = {_by_gains: 1, _by_masks: 4, _by_cuts: 8, _logits: 1}
+_TILES = {_by_gains: 1, _by_masks: 4, _by_cuts: 8, _logits: 1, _each_logits: 1}
 
 
 @functools.lru_cache(maxsize=64)
@@ -327,10 +338,16 @@ class _Chunk(NamedTuple):
     """Settings computed together: the content key of their outcomes, and what counts them."""
 
     key: str
-    count: Callable[[], dict[str, np.ndarray]]
+    compute: Callable[[], dict[str, np.ndarray]]
 
 
-def _joined(chunks: Iterable[dict[str, np.ndarray]], settings: int) -> Outcomes:
+def _row(setting: Setting, scores: np.ndarray) -> np.ndarray:
+    """The mask that a setting makes of scores [U], or its gains where they are continuous."""
+    mask = mask_of(setting, scores)
+    return gains_of(setting, scores) if mask is None else mask
+
+
+def _joined(chunks: Sequence[dict[str, np.ndarray]], settings: int) -> Outcomes:
     """The outcomes of so many settings from the arrays of their chunks, the last one padded."""
     return Outcomes.join([Outcomes(**arrays) for arrays in chunks]).select(slice(settings))
 
@@ -372,7 +389,7 @@ class Sweep:
         if not np.isfinite(rows).all():
             raise InputError(f"the gains for layer {self.activations.layer} are not all finite")
         chunks = self._chunks(rows, None, full, progress)
-        return _joined(starmap(self._cached, chunks), len(rows))
+        return _joined(list(starmap(self._cached, chunks)), len(rows))
 
     def masks(
         self,
@@ -391,7 +408,7 @@ class Sweep:
         self._check("masks", rows)
         _check_factor(factor)
         chunks = self._chunks(rows, float(factor), full, progress)
-        return _joined(starmap(self._cached, chunks), len(rows))
+        return _joined(list(starmap(self._cached, chunks)), len(rows))
 
     def thresholds(
         self,
@@ -423,7 +440,7 @@ class Sweep:
                 chunks = [self._cuts(order, float(factor), full)]
             else:
                 chunks = self._chunks(masks, float(factor), full)
-            outcomes = _joined(starmap(self._cached, chunks), settings)
+            outcomes = _joined(list(starmap(self._cached, chunks)), settings)
             thresholds.append(Thresholds(factor, scores[order], outcomes))
             if progress is not None:
                 progress(done, len(factors))
@@ -442,11 +459,10 @@ class Sweep:
             groups.setdefault(factor, []).append(number)
         outcomes = []
         for factor, numbers in groups.items():
-            make = gains_of if factor is None else mask_of
-            rows = np.stack([make(settings[number], scores[number]) for number in numbers])
+            rows = np.stack([_row(settings[number], scores[number]) for number in numbers])
             self._check("scores", rows)
             chunks = self._chunks(rows, factor, full)
-            outcomes.append(_joined(starmap(self._cached, chunks), len(rows)))
+            outcomes.append(_joined(list(starmap(self._cached, chunks)), len(rows)))
         back = np.argsort(np.concatenate(list(groups.values())))
         return Outcomes.join(outcomes).select(back)
 
@@ -456,18 +472,38 @@ class Sweep:
         Raises:
           InputError: the gains do not fit the layer.
         """
-        layer = self.activations
         gains = np.asarray(gains, np.float32)
         self._check("gains", gains[None])
-        mesh = self.mesh or make_mesh()
-        tile = default_tile() * _TILES[_logits]
-        program = _program(_logits, (layer.after, self.scope), 1, mesh, tile)
-        params = layer.params_on(mesh)
-        gain = put_replicated(mesh, gains)
-        logits = [
-            np.asarray(program(params, gain, values)) for values, _ in layer.batches(mesh, tile)
+        layer = self.activations
+        return Evaluation(self._run_logits(_logits, gains), layer.labels, layer.classes)
+
+    def evaluate_each(self, gains: np.ndarray | jax.Array) -> list[Evaluation]:
+        """Several settings of gains [S, U] by the plain arithmetic, with their logits [I, C] each.
+
+        Raises:
+          InputError: the gains do not fit the layer.
+        """
+        gains = np.asarray(gains, np.float32)
+        self._check("gains", gains)
+        layer = self.activations
+        logits = self._run_logits(_each_logits, gains)
+        return [
+            Evaluation(logits[:, number], layer.labels, layer.classes)
+            for number in range(len(gains))
         ]
-        return Evaluation(np.concatenate(logits)[: len(layer.labels)], layer.labels, layer.classes)
+
+    def _run_logits(self, kernel: Callable[..., jax.Array], gains: np.ndarray) -> np.ndarray:
+        """The logits of all images, which come first."""
+        layer = self.activations
+        mesh = self.mesh or make_mesh()
+        tile = default_tile() * _TILES[kernel]
+        program = _program(kernel, (layer.after, self.scope), 1, mesh, tile)
+        params = layer.params_on(mesh)
+        settings = put_replicated(mesh, gains)
+        logits = []
+        for values, _ in layer.batches(mesh, tile):
+            logits.append(np.asarray(program(params, settings, values)))
+        return np.concatenate(logits)[: len(layer.labels)]
 
     def _chunks(
         self,
@@ -521,7 +557,9 @@ class Sweep:
         program = _program(kernel, fixed, 2, mesh, tile)
         params = layer.params_on(mesh)
         settings = put_replicated(mesh, settings)
-        tallies = [program(params, settings, *batch) for batch in layer.batches(mesh, tile)]
+        tallies: list[_Tally] = []
+        for values, labels in layer.batches(mesh, tile):
+            tallies.append(program(params, settings, values, labels))
         fields = [field for field in _Tally._fields if getattr(tallies[0], field) is not None]
         joined = {
             field: np.concatenate([np.asarray(getattr(tally, field)) for tally in tallies])

@@ -136,7 +136,7 @@ class _Side:
     def changes(
         self, settings: Sequence[Setting], scores: Sequence[Sequence[Scores]]
     ) -> Int[np.ndarray, " S"]:
-        """Correct images above the unedited networks', setting s with each network's s-th scores."""
+        """Correct images above the unedited networks'; setting s has each network's s-th."""
         total = np.full(len(settings), -self.correct)
         for layers, draws in zip(self.sweeps, scores, strict=True):
             for layer, sweep in layers.items():
@@ -208,7 +208,7 @@ def _intervals(pairs: Sequence[Pair], resamples: int, level: float, seed: int) -
         }
 
     observed = differences(columns.sum(axis=0)[None])
-    spread = differences(np.float64(drawn))
+    spread = differences(np.asarray(drawn, np.float64))
     edges = [(1 - level) / 2, (1 + level) / 2]
     return {
         name: {
@@ -462,9 +462,10 @@ def _controls(
     for layers in test.sweeps:
         sums = jnp.asarray(layers[layer].activations.weight_sums)
         heavy.append(np.asarray(ops.from_mask(ops.above_mean(sums), chosen.factor)))
-    inverted = [1 / own for own in gains]
     if chosen.kind == "continuous":  # of a gain of 0 there is no inverse
         inverted = [gains_of(chosen, -own[layer]) for own in scores]
+    else:
+        inverted = [1 / own for own in gains]
     edits = {
         "all_up": alike,
         "all_down": [1 / own for own in alike],

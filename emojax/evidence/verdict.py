@@ -76,7 +76,7 @@ class Evidence:
 
     @property
     def p_value(self) -> float:
-        """McNemar's exact p, two-sided; over images, by majority of the networks when there are several."""
+        """McNemar's exact p over images, two-sided; of several networks the majority counts."""
         return mcnemar_exact(self.gained, self.lost)
 
     @property

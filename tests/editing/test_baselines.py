@@ -34,7 +34,7 @@ def test_learned_gains_lower_the_loss_and_are_pulled_to_one(read, layer):
 
 
 def test_learned_gains_find_what_was_hidden():
-    """A layer whose logits were made by known gains: fitting them back on its own predictions comes close."""
+    """Gains that made a layer's logits are found again, nearly, from its own predictions."""
     rng = np.random.default_rng(0)
     layer = random_layer(rng, images=4000, units=6, classes=4)
     true = np.array([0.4, 3.0, 1.0, 1.0, 2.0, 0.5], np.float32)

@@ -41,6 +41,7 @@ def test_a_study_is_a_search_and_shares_its_fields():
 
 
 def test_importing_options_loads_no_jax():
-    code = "import sys, emojax.editing.search; print([m for m in ('jax', 'numpy') if m in sys.modules])"
+    code = "import sys, emojax.editing.search; "
+    code += "print([m for m in ('jax', 'numpy') if m in sys.modules])"
     got = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert got.stdout.strip() == "[]"

@@ -1,4 +1,4 @@
-"""Sweeps over thousands of settings: against evaluating edited parameters, against float64, and on any device count."""
+"""Sweeps against evaluating edited parameters, against float64, and on any device count."""
 
 import functools
 import traceback
@@ -43,7 +43,7 @@ def forward(tiny_vgg, few):
 
 @pytest.fixture(scope="module")
 def dense():
-    """A dense layer with more units than a block and more images than a tile; some scores are equal."""
+    """A dense layer of more units than a block and more images than a tile; scores with ties."""
     return random_layer(np.random.default_rng(0), images=300, units=70, classes=5)
 
 
@@ -134,12 +134,13 @@ def test_thresholds_and_masks_equal_float64(dense, scope, factor):
 
 
 def test_near_ties_are_counted(dense):
-    """Two classes with the same weights tie on every image that prefers them; plain arithmetic picks the lower one."""
+    """Two classes with the same weights tie on every image that prefers them."""
     head = dense.params
     weight, offset = head.weight.copy(), head.offset.copy()
     weight[:, 3], offset[3] = weight[:, 1], offset[1]
     twin = PreBiasActivations(
-        "lin2", dense.values, dense.labels, dense.classes, head._replace(weight=weight, offset=offset),
+        "lin2", dense.values, dense.labels, dense.classes,
+        head._replace(weight=weight, offset=offset),
         dense.weight_sums, "twin", "twin",
     )  # fmt: skip
     outcomes = Sweep(twin).masks(np.ones((1, 70), bool), 2.0)
@@ -278,7 +279,7 @@ def test_ten_crops_are_averaged(tiny_vgg, blobs):
         plain = Sweep(views).evaluate(np.ones(views.units))
         unedited = evaluate.evaluate(tiny_vgg, few, protocol="tencrop", tile=4)
         np.testing.assert_allclose(plain.logits, unedited.logits, rtol=1e-4, atol=1e-5)
-    edited = Sweep(views).evaluate(gains)
+    edited = Sweep(views).evaluate_each(np.stack([np.ones_like(gains), gains]))[1]
     np.testing.assert_allclose(edited.logits, want.logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(Sweep(views).gains(gains[None]).predictions[0], want.predictions)
 
@@ -324,7 +325,7 @@ def test_few_frames_between_a_sweep_and_its_kernel(dense, monkeypatch, tmp_path)
 
 
 def test_lin2_of_the_published_network(blobs):
-    """4,096 units: thresholds and masks against the forward pass of edited parameters, a few hundred images."""
+    """4,096 units: thresholds and masks against the forward pass of edited parameters."""
     model = nnx.jit(lambda: vgg.VggNet(vgg.VggConfig.paper(), rngs=nnx.Rngs(0)))()
     rng = np.random.default_rng(0)
     model.lin2.bias = nnx.Param(jax.numpy.asarray(rng.normal(0, 0.3, 4096), jax.numpy.float32))

@@ -1,4 +1,4 @@
-"""The procedure of selection, held-out test and controls against plain loops; its verdicts; its error rates."""
+"""The procedure of selection, held-out test and controls against plain loops; error rates."""
 
 import dataclasses
 import json
@@ -183,7 +183,7 @@ def test_numbers_of_a_network(subjects):
 
 
 def test_bootstrap_intervals_equal_plain_resampling(subjects):
-    """Resampled by hand from the same counts: each statistic computed from the images themselves."""
+    """Resampled by hand: each statistic computed from the images themselves."""
     import jax
 
     layer = subjects[0].held_out["lin2"]
@@ -281,7 +281,7 @@ def test_refusals(subjects):
 
 
 def test_simulated_studies():
-    """40 studies of each kind; 200 by `scripts/simulate_evidence.py`. At most 5 of 40 false findings: P(more) is 1.4 %."""
+    """40 studies of each kind. At most 5 of 40 false findings: P(more) is 1.4 %."""
     options = SIMULATION["Options"](studies=40, permutations=39, masks=20)
     for kind in SIMULATION["KINDS"]:
         rates = SIMULATION["simulate"](options, kind)
