@@ -18,13 +18,10 @@ from emojax.commands.console import console, progress, say
 from emojax.data.concepts import ConceptSet
 from emojax.data.image_set import ImageSet
 from emojax.data.weights import ClipEncoder
-from emojax.dissection.dissect import (
-    Dissection,
-    LayerSummary,
-    embed_concepts,
-    interpretability,
-)
 from emojax.dissection.dissect import dissect as dissect_record
+from emojax.dissection.dissect import embed_concepts
+from emojax.dissection.labels import Dissection
+from emojax.dissection.table import LayerSummary, interpretability
 from emojax.errors import InputError
 from emojax.models.deep_emotion import DeepEmotion
 from emojax.models.vgg import VggNet

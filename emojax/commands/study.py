@@ -13,8 +13,8 @@ from emojax.commands.console import progress, say
 from emojax.data import seen
 from emojax.data.image_set import ImageSet
 from emojax.data.weights import save_vgg, with_classes
-from emojax.dissection import dissect as dissect_engine
-from emojax.dissection.dissect import Dissection, LayerSummary
+from emojax.dissection.labels import Dissection
+from emojax.dissection.table import LayerSummary, most_interpretable_layer
 from emojax.editing import edit as edit_engine
 from emojax.editing.activations import LayerInputs, join_inputs, layer_inputs
 from emojax.editing.baselines import learn_gains
@@ -102,7 +102,7 @@ def edit(
     layers = chosen_layers(settings, model)
     automatic = layers == (AUTO,)
     if automatic:
-        layers = (dissect_engine.most_interpretable_layer(table1),)
+        layers = (most_interpretable_layer(table1),)
     scores = {layer: found.layer_scores(layer) for layer in layers}
     search = search_of(options)
     if options.gains is not None:

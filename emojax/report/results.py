@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from emojax.dissection.dissect import Dissection, LayerSummary
+from emojax.dissection.labels import Dissection
+from emojax.dissection.table import LayerSummary
 from emojax.errors import InputError
 from emojax.evidence.verdict import Evidence
 from emojax.report import schema, units

@@ -1,4 +1,4 @@
-"""Affinities against plain references, agreement on small examples, and planted detectors that must be named."""
+"""Affinities against plain references, agreement on small examples, planted detectors named."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +30,9 @@ def test_affinity_equals_plain_references(example):
             known = presence[:, at] >= 0
             values, shown = np.float64(responses[known, unit]), presence[known, at] == 1
             u = stats.mannwhitneyu(values[shown], values[~shown]).statistic
-            np.testing.assert_allclose(found.auroc[unit, at], u / (shown.sum() * (~shown).sum()), atol=2e-6)
+            np.testing.assert_allclose(
+                found.auroc[unit, at], u / (shown.sum() * (~shown).sum()), atol=2e-6
+            )
             precision = [shown[values >= value].mean() for value in values[shown]]
             np.testing.assert_allclose(found.auprc[unit, at], np.mean(precision), atol=2e-6)
             want = 0.0 if unit == 5 else stats.pearsonr(values, shown).statistic
@@ -55,7 +57,10 @@ def test_affinity_is_that_of_units_in_any_order_and_place(example):
 
 
 def test_agreement():
-    auroc = np.array([[0.9, 0.6, 0.5, 0.4, 0.3], [0.5, 0.52, 0.6, 0.5, 0.5], [0.2, 0.3, 0.4, 0.5, 0.8]], np.float32)
+    auroc = np.array(
+        [[0.9, 0.6, 0.5, 0.4, 0.3], [0.5, 0.52, 0.6, 0.5, 0.5], [0.2, 0.3, 0.4, 0.5, 0.8]],
+        np.float32,
+    )
     scores = np.array([[5, 4, 3, 2, 1], [0, 3, 2, 0, 0], [0, 1, 2, 3, -1]], np.float32)
     found = truth.agreement(scores, auroc)
     assert found.units == 3
@@ -77,14 +82,19 @@ def test_agreement():
 
 
 def test_activations_are_those_of_the_record(tiny_vgg, tiny_clip, blobs):
-    record = probe.probe(tiny_vgg, blobs, tiny_clip, layers=["conv4b", "lin2"], keep_activations=True, top_k=20)
+    record = probe.probe(
+        tiny_vgg, blobs, tiny_clip, layers=["conv4b", "lin2"], keep_activations=True, top_k=20
+    )
     got = truth.activations(as_network(tiny_vgg), blobs, ["conv4b", "lin2"])
     np.testing.assert_allclose(got, record.activations, rtol=2e-5, atol=2e-6)
 
 
 @pytest.fixture(scope="module")
 def planted():
-    """A network whose units are detectors: it finds the face by its pixels and gives what is known of it, with noise."""
+    """A network whose units are detectors.
+
+    It finds the face by its pixels and gives what is known of it, with noise.
+    """
     people = faces.random_faces(2500, 21)
     pictures = people.image_set("planted")
     project = np.random.default_rng(1).standard_normal(48 * 48).astype(np.float32) / 48
@@ -92,7 +102,9 @@ def planted():
     assert len(np.unique(np.asarray(code))) == len(people)
     strength = people.strengths / people.strengths.std(axis=0)
     noise = np.random.default_rng(2).standard_normal(strength.shape)
-    detectors = jnp.asarray(np.where(people.numbers["hand"][:, None] > 0, strength.min(axis=0), strength) + 0.2 * noise)
+    detectors = jnp.asarray(
+        np.where(people.numbers["hand"][:, None] > 0, strength.min(axis=0), strength) + 0.2 * noise
+    )
 
     def network(images):
         flat = (images.reshape(len(images), -1) * project).sum(axis=1)
@@ -101,13 +113,19 @@ def planted():
 
     _, clip = load_demo()
     record = probe.probe(
-        network, pictures, clip, preprocess=lambda x: x.astype(jnp.float32), top_k=125, keep_activations=True
+        network,
+        pictures,
+        clip,
+        preprocess=lambda x: x.astype(jnp.float32),
+        top_k=125,
+        keep_activations=True,
     )
     return people, record
 
 
+@pytest.mark.slow
 def test_planted_detectors_are_named(planted, capsys):
-    """Units that detect one attribute each: soft_wpmi names at least nine in ten, every function beats chance by far."""
+    """Units that detect one attribute each: soft_wpmi names at least nine in ten."""
     people, record = planted
     known = truth.affinity(record.activations, people.attributes)
     assert (known.auroc.argmax(axis=1) == np.arange(30)).mean() > 0.9  # the detectors detect
