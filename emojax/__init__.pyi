@@ -30,15 +30,9 @@ from emojax.data.weights import (
 from emojax.data.weights import (
     save_vgg as save_vgg,
 )
-from emojax.dissection.dissect import (
-    Dissection as Dissection,
-)
-from emojax.dissection.dissect import (
-    dissect as dissect,
-)
-from emojax.dissection.dissect import (
-    interpretability as interpretability,
-)
+from emojax.dissection.dissect import dissect as dissect
+from emojax.dissection.labels import Dissection as Dissection
+from emojax.dissection.table import interpretability as interpretability
 from emojax.editing.activations import (
     PreBiasActivations as PreBiasActivations,
 )

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
+from emojax.dissection.options import Similarity
 from emojax.editing.search import Edit
 from emojax.errors import InputError, did_you_mean
 from emojax.section import NAME_OR_PATH, Factors, Positive, Section, Seed, UserPath
@@ -110,9 +111,7 @@ class Dissect(Section):
     function.
     """
 
-    similarity: Literal[
-        "soft_wpmi", "wpmi", "rank_reorder", "cos_similarity", "cos_similarity_cubed"
-    ] = Field("soft_wpmi", description="similarity function of CLIP-Dissect")
+    similarity: Similarity = Field("soft_wpmi", description="similarity function of CLIP-Dissect")
     top_k: Positive | None = Field(None, description="images per unit (wpmi, soft_wpmi)")
     a: float | None = Field(None, description="temperature factor on cosines (wpmi, soft_wpmi)")
     lam: float | None = Field(None, description="weight of the layer's prior (wpmi, soft_wpmi)")

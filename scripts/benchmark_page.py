@@ -17,7 +17,8 @@ import tyro
 
 from emojax import write_report
 from emojax.data.concepts import load_concepts
-from emojax.dissection.dissect import Dissection, dissect
+from emojax.dissection.dissect import dissect
+from emojax.dissection.labels import Dissection
 from emojax.models.vgg import VggConfig
 from emojax.ops.moments import Moments
 from emojax.ops.topk import TopK

@@ -104,8 +104,8 @@ def compiled_step(
     from emojax.distributed import mesh as meshes
     from emojax.models.clip import Clip
     from emojax.models.vgg import VggNet
-    from emojax.probing import probe
-    from emojax.probing.network import Network, resolve_layers
+    from emojax.probing import step as steps
+    from emojax.probing.network import Network, pooled_taps, resolve_layers
 
     def network() -> VggNet:
         model = VggNet(vgg, rngs=nnx.Rngs(0))
@@ -120,19 +120,15 @@ def compiled_step(
     layers = resolve_layers(("conv*", "lin1", "lin2"), list(vgg.units()))
     preprocess = Preprocess(clip.image_size, (clip.image_size,) * 2, CLIP_MEAN, CLIP_STD)
     mesh, split = meshes.make_mesh(devices), meshes.batch_sharded
-    readable = probe.host_readable
+    forward = steps.Forward(pooled_taps(named, layers, "avg"), clip_graph, preprocess)
+    readable = steps.host_readable
     try:
-        probe.host_readable = meshes.replicated if shared else readable
-        step = probe._compile_step(
-            probe._forward(named, clip_graph, preprocess, layers, "avg"), tile, keep, mesh
-        )
+        steps.host_readable = meshes.replicated if shared else readable
+        step = steps.make_step(forward, tile, keep, mesh)
     finally:
-        probe.host_readable = readable
+        steps.host_readable = readable
     units = sum(vgg.units()[name] for name in layers)
-    empty = probe._State(
-        probe.TopK(*(jnp.zeros((2, units, top_k), kind) for kind in (jnp.float32, jnp.int32))),
-        probe.moments_op.init(units, clip.embedding),
-    )
+    empty = steps.empty_state(units, top_k, clip.embedding)
 
     def placed(shape: tuple[int, ...], kind: Any, where: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, kind, sharding=where(mesh))

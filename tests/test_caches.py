@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_probe_record import Stopped, stop_after
+from interruptions import Stopped, stop_after
 from test_recipes import fit
 
 from emojax import cli, store
@@ -22,9 +22,9 @@ from emojax.data.concepts import ConceptSet
 from emojax.data.weights import load_clip, save_vgg
 from emojax.dissection import dissect
 from emojax.distributed.mesh import make_mesh
-from emojax.editing import edit, sweep
+from emojax.editing import activations, edit, sweep
 from emojax.errors import InputError
-from emojax.probing import probe, record
+from emojax.probing import partial, probe, record
 from emojax.synthetic import faces
 
 CONCEPTS = ConceptSet(("Smile", "Frown", "Raised Brows", "Closed Eyes", "Jaw"))
@@ -87,7 +87,7 @@ def warm(parts, tmp_path_factory) -> tuple[Path, dict[str, list[np.ndarray]]]:
     # The partial record was finished; another one is stopped and left.
     shutil.rmtree(folder / "partial")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(record.Partial, "finish", stopped)
+        patch.setattr(partial.Partial, "finish", stopped)
         with pytest.raises(Stopped):
             parts["partial"](folder / "partial")
     assert [path.suffix for path in (folder / "partial").iterdir()] == [".partial"]

@@ -26,6 +26,7 @@ from emojax.data.decode import read_image
 from emojax.data.exclude import Excluded
 from emojax.data.weights import read_arrays
 from emojax.errors import InputError, one_line
+from emojax.probing import partial
 from emojax.probing import probe as probe_engine
 from emojax.probing import record as records
 from emojax.settings import Settings, read_settings
@@ -274,7 +275,7 @@ def test_no_permission(capsys, tmp_path, sound, monkeypatch):
 
 
 def test_interrupted_from_the_keyboard(capsys, tmp_path, sound, monkeypatch):
-    """Nothing half-written is kept but the partial record, from which tests/test_probe_record.py goes on."""
+    """Nothing half-written is kept but the partial record, from which tests/probing/test_probe.py resumes."""
 
     def interrupted(*args, **kwargs):
         signal.raise_signal(signal.SIGINT)
@@ -309,11 +310,11 @@ def test_interrupted_from_the_keyboard(capsys, tmp_path, sound, monkeypatch):
 
 
 def test_two_processes_on_one_record(tmp_path):
-    first = records.Partial(tmp_path / "key.partial", 4, {"embeddings": 3})
+    first = partial.Partial(tmp_path / "key.partial", 4, {"embeddings": 3})
     with pytest.raises(
         InputError,
         match=r"another process is making .*key\.partial; wait for it, or choose another --cache",
     ):
-        records.Partial(tmp_path / "key.partial", 4, {"embeddings": 3})
+        partial.Partial(tmp_path / "key.partial", 4, {"embeddings": 3})
     first.rows.close()
-    records.Partial(tmp_path / "key.partial", 4, {"embeddings": 3}).rows.close()
+    partial.Partial(tmp_path / "key.partial", 4, {"embeddings": 3}).rows.close()

@@ -17,7 +17,7 @@ from emojax.section import UserPath
 
 if TYPE_CHECKING:
     from emojax.data.image_set import ImageSet
-    from emojax.dissection.dissect import Dissection
+    from emojax.dissection.labels import Dissection
     from emojax.dissection.truth import Affinity, Agreement
     from emojax.models.vgg import VggNet
     from emojax.probing.record import ProbeRecord
@@ -105,7 +105,8 @@ def _compare_with_truth(
 
     from emojax.data.concepts import ConceptSet
     from emojax.dissection import truth
-    from emojax.dissection.dissect import Similarity, dissect
+    from emojax.dissection.dissect import dissect
+    from emojax.dissection.options import Similarity
     from emojax.probing.network import as_network
     from emojax.synthetic.faces import ATTRIBUTES
 

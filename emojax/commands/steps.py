@@ -19,15 +19,12 @@ from emojax.commands.study import study_edits
 from emojax.data.concepts import ConceptSet
 from emojax.data.image_set import ImageSet
 from emojax.data.weights import ClipEncoder
-from emojax.dissection.dissect import (
-    Dissection,
-    LayerSummary,
-    embed_concepts,
-    interpretability,
-)
 from emojax.dissection.dissect import dissect as dissect_record
+from emojax.dissection.dissect import embed_concepts
+from emojax.dissection.labels import Dissection
+from emojax.dissection.options import wpmi_options
+from emojax.dissection.table import LayerSummary, interpretability
 from emojax.editing.study import check_study
-from emojax.errors import InputError
 from emojax.models.deep_emotion import DeepEmotion
 from emojax.models.vgg import VggNet
 from emojax.ops.similarity import rank_reorder_size
@@ -48,7 +45,8 @@ def check(
     images: ImageSet,
 ) -> None:
     """Refuses before the probe what the labelling would refuse after it."""
-    hyperparameters(settings.dissect)
+    scoring = settings.dissect
+    wpmi_options(scoring.similarity, scoring.top_k, scoring.a, scoring.lam)
     clip.tokenize(concepts.concepts)
     if images.labels is not None:
         concepts.class_mask(images.classes)
@@ -67,20 +65,6 @@ def check_edits(
         probed=settings.probe.layers,
         protocol=settings.evaluate.protocol,
     )
-
-
-def hyperparameters(options: Dissect) -> dict[str, Any]:
-    """Those of the similarity function that were set.
-
-    Raises:
-      InputError: one was set that the function does not have.
-    """
-    names = ("top_k", "a", "lam")
-    chosen = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    if chosen and options.similarity not in ("wpmi", "soft_wpmi"):
-        flag = next(iter(chosen)).replace("_", "-")
-        raise InputError(f"--dissect.{flag} is not a setting of {options.similarity}")
-    return chosen
 
 
 def probe(
@@ -141,6 +125,9 @@ def dissect(
 ) -> Dissection:
     """Scores and labels of all units."""
     options = settings.dissect
+    wpmi_options(
+        options.similarity, options.top_k, options.a, options.lam
+    )  # refuses what is no setting of it
     with run.timed("embed concepts"):
         texts = embed_concepts(clip, concepts, settings.cache)
     with run.timed("dissect"):
@@ -151,7 +138,9 @@ def dissect(
             clip=clip,
             text_embeddings=texts,
             null_sets=options.null_sets,
-            **hyperparameters(options),
+            top_k=options.top_k,
+            a=options.a,
+            lam=options.lam,
         )
     emotions = concepts.emotions and [list(names) for names in concepts.emotions]
     run.inputs["concepts"] = store.content_key([list(concepts.concepts), emotions])

@@ -9,7 +9,8 @@ from emojax.commands.base import Studying
 from emojax.commands.console import progress, say
 from emojax.data.image_set import ImageSet
 from emojax.data.seen import Seen
-from emojax.dissection.dissect import Dissection, LayerSummary
+from emojax.dissection.labels import Dissection
+from emojax.dissection.table import LayerSummary
 from emojax.editing.activations import FEEDS_LOGITS, Progress
 from emojax.editing.search import Edit
 from emojax.editing.study import Stage, Study, layers_to_edit, run_study

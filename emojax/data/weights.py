@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -274,27 +274,50 @@ class ClipEncoder:
 
     def embed_images(self, images: Any, *, batch: int = 512) -> np.ndarray:
         """Unit embeddings [I, D] float32 of uint8 images [I, H, W, C], a batch at a time."""
-        return self._embed(
-            lambda model, chunk: model.image_features(self.preprocess(chunk)), images, batch
-        )
+        return self._embed(_ImageFeatures(self.preprocess), images, batch)
 
     def _embed(
-        self, features: Callable[[clip_model.Clip, jax.Array], jax.Array], rows: Any, batch: int
+        self,
+        features: Callable[[clip_model.Clip, jax.Array], jax.Array],
+        rows: Any,
+        batch: int,
     ) -> np.ndarray:
-        """Unit rows of what a tower gives, in batches of one shape; the last is filled with copies of its last row."""
+        """Unit rows of what a tower gives, in batches of one shape.
+
+        The last batch is filled with copies of its last row.
+        """
         graphdef, state = nnx.split(self.model)
-
-        @jax.jit
-        def embed(state: Any, chunk: jax.Array) -> jax.Array:
-            with jax.default_matmul_precision("highest"):
-                return unit_rows(features(nnx.merge(graphdef, state), chunk))
-
+        embed = _embedder(graphdef, features)
         parts = []
         for start in range(0, rows.shape[0], batch):
             chunk = np.asarray(rows[start : start + batch])
             fill = [(0, batch - len(chunk))] + [(0, 0)] * (chunk.ndim - 1)
             parts.append(np.asarray(embed(state, np.pad(chunk, fill, mode="edge")))[: len(chunk)])
         return np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class _ImageFeatures:
+    """CLIP's features of raw images; equal for equal preprocessing."""
+
+    preprocess: Preprocess
+
+    def __call__(self, model: clip_model.Clip, images: jax.Array) -> jax.Array:
+        return model.image_features(self.preprocess(images))
+
+
+@lru_cache(maxsize=8)
+def _embedder(
+    graphdef: nnx.GraphDef, features: Callable[[clip_model.Clip, jax.Array], jax.Array]
+) -> Callable[[nnx.State, np.ndarray], jax.Array]:
+    """The jitted tower, (parameters, rows) → unit rows: compiled once for an architecture."""
+
+    @jax.jit
+    def embed(state: nnx.State, rows: jax.Array) -> jax.Array:
+        with jax.default_matmul_precision("highest"):
+            return unit_rows(features(nnx.merge(graphdef, state), rows))
+
+    return embed
 
 
 def unit_rows(features: jax.Array) -> jax.Array:

@@ -1,19 +1,20 @@
-"""What is in a concept set and what is wrong with it, and how its concepts agree with the class names.
+"""What is wrong with a concept set, and how its concepts agree with the class names.
 
-Shapes: C concepts, D embedding.
+The command `concepts` shows it before a set is used. Shapes: C concepts, D embedding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from emojax.data.concepts import Entry
 from emojax.data.weights import ClipEncoder
 
 
 class Problem(NamedTuple):
-    """A complaint about a line of a concept file: `blank`, `duplicate`, `too_long` or `near_synonym`."""
+    """A line of a concept file that is `blank`, `duplicate`, `too_long` or `near_synonym`."""
 
     line: int
     concept: str
@@ -22,48 +23,58 @@ class Problem(NamedTuple):
 
 
 def review(
-    found: Sequence[Entry], clip: ClipEncoder | None = None, *, synonym: float = 0.95
+    entries: Sequence[Entry], clip: ClipEncoder | None = None, *, synonym: float = 0.95
 ) -> list[Problem]:
-    """Blank and repeated lines and, with a CLIP, texts over its context and pairs with a cosine of at least `synonym`.
+    """Complaints about the lines of a concept file, in their order.
 
-    The last blank lines of a file are not complained about.
+    Blank and repeated lines and, with a CLIP, texts over its context and pairs with a cosine of at
+    least `synonym`. The last blank lines of a file are not complained about.
     """
-    last = max((entry.line for entry in found if entry.concept), default=0)
-    first: dict[str, int] = {}
+    last_line = max((entry.line for entry in entries if entry.concept), default=0)
+    first_line: dict[str, int] = {}  # of every concept
     problems = []
-    for entry in found:
-        if not entry.concept and entry.line < last:
+    for entry in entries:
+        if not entry.concept and entry.line < last_line:
             problems.append(Problem(entry.line, "", "blank", "dropped"))
-        elif entry.concept in first:
-            problems.append(
-                Problem(
-                    entry.line, entry.concept, "duplicate", f"first on line {first[entry.concept]}"
-                )
-            )
+        elif entry.concept in first_line:
+            detail = f"first on line {first_line[entry.concept]}"
+            problems.append(Problem(entry.line, entry.concept, "duplicate", detail))
         elif entry.concept:
-            first[entry.concept] = entry.line
-    if clip is None:
-        return problems
-
-    context, short = clip.model.config.context, []
-    for concept, tokens in zip(first, clip.tokenizer(list(first)) if first else [], strict=True):
-        if len(tokens) > context:
-            problems.append(
-                Problem(first[concept], concept, "too_long", f"{len(tokens)} tokens, {context} fit")
-            )
-        else:
-            short.append(concept)
-    if len(short) > 1:
-        texts = clip.embed_texts(short)
-        for at, concept in enumerate(short[1:], 1):
-            cosines = texts[:at] @ texts[at]
-            closest = int(cosines.argmax())
-            if cosines[closest] >= synonym:
-                detail = f"cosine {cosines[closest]:.3f} with {short[closest]!r} on line {first[short[closest]]}"
-                problems.append(Problem(first[concept], concept, "near_synonym", detail))
+            first_line[entry.concept] = entry.line
+    if clip is not None and first_line:
+        problems += _problems_of_texts(first_line, clip, synonym)
     return sorted(problems)
 
 
-def agreement(concepts: Sequence[str], classes: Sequence[str], clip: ClipEncoder) -> np.ndarray:
-    """CLIP text cosine of every concept with every class name [C, classes], as the seed compared its labels."""
+def _problems_of_texts(
+    lines: Mapping[str, int], clip: ClipEncoder, synonym: float
+) -> list[Problem]:
+    """What CLIP makes a problem, of different concepts and their lines."""
+    problems = []
+    context = clip.model.config.context
+    fitting = []
+    for concept, tokens in zip(lines, clip.tokenizer(list(lines)), strict=True):
+        if len(tokens) > context:
+            detail = f"{len(tokens)} tokens, {context} fit"
+            problems.append(Problem(lines[concept], concept, "too_long", detail))
+        else:
+            fitting.append(concept)
+    if len(fitting) < 2:
+        return problems
+    texts = clip.embed_texts(fitting)
+    # Of a pair, the later line is the problem.
+    for number, concept in enumerate(fitting[1:], 1):
+        cosines = texts[:number] @ texts[number]
+        closest = int(cosines.argmax())
+        if cosines[closest] >= synonym:
+            other = fitting[closest]
+            detail = f"cosine {cosines[closest]:.3f} with {other!r} on line {lines[other]}"
+            problems.append(Problem(lines[concept], concept, "near_synonym", detail))
+    return problems
+
+
+def agreement(
+    concepts: Sequence[str], classes: Sequence[str], clip: ClipEncoder
+) -> Float[np.ndarray, "C classes"]:
+    """CLIP text cosine of every concept with every class name."""
     return clip.embed_texts(concepts) @ clip.embed_texts(classes).T

@@ -1,19 +1,22 @@
-"""Scores of the two WPMI functions from a probe record, a tile of concepts at a time, and how far to trust the labels.
+"""Scores of the two WPMI functions from a probe record, and whether the labels can be trusted.
 
-The product of image and text embeddings is never held whole. Concepts are split over the mesh: beyond the softmax's
-normaliser, no score needs another device's. Shapes: I images in some list, U units of all layers in a row, C concepts,
-K top-k, R random lists, D embedding.
+The product of image and text embeddings is never held whole: concepts come in tiles, split over the
+mesh, and beyond the softmax's normaliser no score needs another device's. Shapes: I images in some
+list, U units of all layers side by side, C concepts, K top-k, R random lists, D embedding.
 """
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
+from emojax.dissection.labels import Confidence
+from emojax.dissection.options import SoftWpmi, Wpmi
 from emojax.distributed.data_parallel import data_parallel
 from emojax.distributed.mesh import AXIS, put_replicated, put_sharded
 from emojax.ops import similarity as ops
@@ -21,154 +24,175 @@ from emojax.ops import stats
 from emojax.probing.record import ProbeRecord
 
 
-@dataclass(frozen=True)
-class SoftWpmi:
-    """Hyperparameters of soft-WPMI, with the official names and defaults."""
-
-    top_k: int = 100
-    a: float = 10.0
-    lam: float = 1.0
-    min_prob: float = 1e-7
-    p_start: float = 0.998
-    p_end: float = 0.97
-
-    @property
-    def weights(self) -> np.ndarray:
-        """Of an image by its rank [K]."""
-        return ops.soft_weights(self.top_k, self.p_start, self.p_end)
-
-
-@dataclass(frozen=True)
-class Wpmi:
-    """Hyperparameters of WPMI, with the official names and defaults."""
-
-    top_k: int = 28
-    a: float = 2.0
-    lam: float = 0.6
-    min_prob: float = 1e-7
-
-    @property
-    def weights(self) -> np.ndarray:
-        """Of an image by its rank [K]: all belong."""
-        return np.ones(self.top_k)
-
-
-@dataclass(frozen=True)
-class Confidence:
-    """Whether the labels are more than chance, and whether they hold on either half of the images.
+class _Lists(NamedTuple):
+    """All lists of images to score, one under the other.
 
     Attributes:
-      p_value: chance [U] that a random list of as many images scores this high with its own best concept.
-      q_value: p_value [U] adjusted over all units (Benjamini–Hochberg).
-      half_labels: labels [2, U] from even and from odd images alone; None when a half has too few images.
+      images: the probe images [I] that are in some list.
+      rows: lists [blocks · U + R, K] of positions in `images`: every unit's; with `halves`, every
+        unit's of even and of odd images; then R random ones.
+      halves: whether the halves' lists are there, so that blocks is 3, not 1.
     """
 
-    p_value: np.ndarray
-    q_value: np.ndarray
-    half_labels: np.ndarray | None
+    images: np.ndarray
+    rows: np.ndarray
+    halves: bool
 
-    def holds(self, labels: np.ndarray) -> np.ndarray | None:
-        """Where both halves give the unit's label [U] bool."""
-        return None if self.half_labels is None else (self.half_labels == labels).all(axis=0)
+
+class _Tiles(NamedTuple):
+    """Unit text embeddings in tiles [tiles, width, D], and which are concepts, not filling."""
+
+    texts: np.ndarray
+    is_concept: np.ndarray
+
+    @property
+    def width(self) -> int:
+        """Concepts in a tile."""
+        return self.is_concept.shape[1]
 
 
 def score(
-    record: ProbeRecord, texts: np.ndarray, kind: SoftWpmi | Wpmi, null_sets: int, mesh: Mesh
-) -> tuple[np.ndarray, Confidence | None]:
-    """Scores [U, C] of a record with unit text embeddings [C, D]; with `null_sets`, the labels' confidence too.
+    record: ProbeRecord,
+    texts: Float[Array, "C D"],
+    options: SoftWpmi | Wpmi,
+    null_sets: int,
+    mesh: Mesh,
+) -> tuple[Float[np.ndarray, "U C"], Confidence | None]:
+    """Scores of a record with unit text embeddings; with `null_sets` random lists, confidence too.
 
-    One long axis of image lists holds every unit's, then (for confidence) every unit's of even and of odd images, then
-    random ones. Each layer's prior is taken off the first three blocks per block, and off the random lists per layer, so
-    one set of random lists serves all layers.
+    Each layer's prior is taken off per block of lists, and off the random lists per layer, so one
+    set of random lists serves all layers.
     """
-    lists = [record.top_k(kind.top_k).indices]
-    units, concepts = len(lists[0]), len(texts)
-    halves = null_sets > 0 and record.images // 2 >= kind.top_k
-    if halves:
-        lists += [half[:, : kind.top_k] for half in record.top.indices]
-    blocks = len(lists)
-    if null_sets:
-        rng = np.random.default_rng(0)
-        lists.append(
-            np.stack(
-                [rng.choice(record.images, kind.top_k, replace=False) for _ in range(null_sets)]
-            )
-        )
-    used, rows = np.unique(
-        np.concatenate(lists), return_inverse=True
-    )  # only images in some list matter
-    rows = np.int32(rows.reshape(-1, kind.top_k))
+    units = int(sum(record.layers.values()))
+    concepts = len(texts)
+    lists = _lists(record, options.top_k, null_sets)
+    tiles = _tiles(np.asarray(texts), mesh)
 
-    # Tiles do not depend on the devices, or near ties would be decided by how many there are.
-    width = min(ops.CONCEPT_TILE, concepts)
-    tiles = -(-concepts // (width * mesh.size)) * mesh.size
-    tiled = np.zeros((tiles * width, texts.shape[1]), np.float32)
-    tiled[:concepts] = texts
-    real = np.arange(tiles * width).reshape(tiles, width) < concepts
+    blocks = 3 if lists.halves else 1
+    program = _program(mesh, options, tuple(record.layers.values()), blocks, concepts)
+    whole = put_replicated(mesh, (record.embeddings[lists.images], lists.rows))
+    sharded = put_sharded(mesh, tuple(tiles))
+    by_tile, half_best, half_concept, null = map(np.asarray, program(*whole, *sharded))
 
-    program = _program(mesh, kind, tuple(record.layers.values()), blocks, concepts)
-    whole = put_replicated(mesh, (record.embeddings[used], rows))
-    parts = put_sharded(mesh, (tiled.reshape(tiles, width, -1), real))
-    scores, half_best, half_at, null = map(np.asarray, program(*whole, *parts))
-    scores = np.moveaxis(scores, 0, 1).reshape(units, -1)[:, :concepts]
+    scores = np.moveaxis(by_tile, 0, 1).reshape(units, -1)[:, :concepts]
     if not null_sets:
         return scores, None
+    half_labels = None
+    if lists.halves:
+        half_labels = _half_labels(half_best, half_concept, tiles.width)
+    p_value, q_value = _significance(scores, null.max(axis=0), record.segment_ids)
+    return scores, Confidence(p_value, q_value, half_labels)
 
-    best, null = jnp.asarray(scores.max(axis=1)), jnp.asarray(null.max(axis=0))
-    layer_of = record.segment_ids
-    p_values = jnp.concatenate(
-        [stats.permutation_p_values(best[layer_of == at], row) for at, row in enumerate(null)]
-    )
-    labels = None
+
+def _lists(record: ProbeRecord, top_k: int, null_sets: int) -> _Lists:
+    """The image lists of a record's units, and `null_sets` random ones."""
+    lists = [np.asarray(record.top_k(top_k).indices)]
+    halves = null_sets > 0 and record.images // 2 >= top_k
     if halves:
-        tile = half_best.argmax(axis=0)
-        labels = (tile * width + np.take_along_axis(half_at, tile[None], axis=0)[0]).reshape(
-            2, units
-        )
-    return scores, Confidence(
-        np.asarray(p_values), np.asarray(stats.benjamini_hochberg(p_values)), labels
-    )
+        lists += [np.asarray(half[:, :top_k]) for half in record.top.indices]
+    if null_sets:
+        rng = np.random.default_rng(0)
+        draws = [rng.choice(record.images, top_k, replace=False) for _ in range(null_sets)]
+        lists.append(np.stack(draws))
+    # Only images in some list matter: the others' embeddings never leave the host.
+    images, rows = np.unique(np.concatenate(lists), return_inverse=True)
+    return _Lists(images, rows.reshape(-1, top_k).astype(np.int32), halves)
+
+
+def _tiles(texts: np.ndarray, mesh: Mesh) -> _Tiles:
+    """Concepts [C, D] dealt into equal tiles, as many for every device."""
+    concepts, dimension = texts.shape
+    # The width does not depend on the devices, or near ties would be decided by how many there are.
+    width = min(ops.CONCEPT_TILE, concepts)
+    tiles = -(-concepts // (width * mesh.size)) * mesh.size
+    filled = np.zeros((tiles * width, dimension), np.float32)
+    filled[:concepts] = texts
+    is_concept = np.arange(tiles * width).reshape(tiles, width) < concepts
+    return _Tiles(filled.reshape(tiles, width, dimension), is_concept)
+
+
+def _half_labels(best: np.ndarray, concept: np.ndarray, width: int) -> np.ndarray:
+    """Labels [2, U] of the halves, from each tile's best score and its place there [tiles, 2U]."""
+    tile = best.argmax(axis=0)
+    in_tile = np.take_along_axis(concept, tile[None], axis=0)[0]
+    return (tile * width + in_tile).reshape(2, -1)
+
+
+def _significance(
+    scores: np.ndarray, null: np.ndarray, segment_ids: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """p- and q-values [U] of best scores, from random lists' best scores by layer [layers, R]."""
+    best = scores.max(axis=1)
+    p_values = []
+    for layer, draws in enumerate(null):
+        observed = jnp.asarray(best[segment_ids == layer])
+        p_values.append(stats.permutation_p_values(observed, jnp.asarray(draws)))
+    p_value = jnp.concatenate(p_values)
+    return np.asarray(p_value), np.asarray(stats.benjamini_hochberg(p_value))
+
+
+def _rank_weights(options: SoftWpmi | Wpmi) -> np.ndarray:
+    """The chance [K] that the image of a rank belongs to the activating set; in WPMI all do."""
+    if isinstance(options, SoftWpmi):
+        return ops.soft_weights(options.top_k, options.p_start, options.p_end)
+    return np.ones(options.top_k)
 
 
 @functools.lru_cache(maxsize=16)
 def _program(
-    mesh: Mesh, kind: SoftWpmi | Wpmi, sizes: tuple[int, ...], blocks: int, concepts: int
+    mesh: Mesh, options: SoftWpmi | Wpmi, sizes: tuple[int, ...], blocks: int, concepts: int
 ) -> Callable:
-    """The jitted scoring of all tiles: compiled once for a record's layers and a number of concepts.
+    """The jitted scoring of all tiles: compiled once for given layers and number of concepts.
 
-    Takes embeddings [I, D], image lists [blocks·U + R, K], texts [tiles, width, D] and which of them are real
-    [tiles, width]. Gives, by tile: the units' scores [U, width], the halves' best scores and where they are
-    [(blocks − 1)·U], and the random lists' best scores by layer [layers, R].
+    Takes embeddings [I, D], image lists [blocks·U + R, K], texts [tiles, width, D] and which of
+    them are concepts [tiles, width]. Gives, by tile: the units' scores [U, width], the halves' best
+    scores and their places in the tile [(blocks − 1)·U], and the random lists' best scores by layer
+    [layers, R].
     """
-    units, product = sum(sizes), functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    units = sum(sizes)
+    layers = len(sizes)
+    weights = _rank_weights(options)
+    # The halves' blocks repeat the layers: each block of a layer's units has a prior of its own.
+    groups = sizes * blocks
+
+    def logits(images: jax.Array, texts: jax.Array) -> jax.Array:
+        return options.a * jnp.matmul(images, texts.T, precision=jax.lax.Precision.HIGHEST)
 
     def local(
-        images: jax.Array, lists: jax.Array, texts: jax.Array, real: jax.Array
+        images: jax.Array, lists: jax.Array, texts: jax.Array, is_concept: jax.Array
     ) -> tuple[jax.Array, ...]:
+        # First pass over the tiles: the softmax's normaliser of each image, over all concepts.
+        # Filling counts for nothing in it, being −∞.
         def log_sum(tile: tuple[jax.Array, jax.Array]) -> jax.Array:
             text, exists = tile
-            return ops.log_normaliser(
-                images, lambda rows: jnp.where(exists, kind.a * product(rows, text.T), -jnp.inf)
-            )
+            masked = lambda rows: jnp.where(exists, logits(rows, text), -jnp.inf)  # noqa: E731
+            return ops.log_normaliser(images, masked)
 
-        sums = jax.lax.all_gather(jax.lax.map(log_sum, (texts, real)), AXIS, tiled=True)
+        sums = jax.lax.all_gather(jax.lax.map(log_sum, (texts, is_concept)), AXIS, tiled=True)
+        # Tiles of nothing but filling, which only some numbers of devices need, are left out: the
+        # sum has the same terms on any mesh.
         normaliser = jax.nn.logsumexp(sums[: -(-concepts // texts.shape[1])], axis=0)
 
-        def score(tile: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+        # Second pass: a tile's probabilities, and from them the scores of all lists.
+        def score_tile(tile: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
             text, exists = tile
-            probs = jnp.exp(kind.a * product(images, text.T) - normaliser[:, None])
-            total, constant = ops.weighted_loglik(
-                probs, lists, kind.weights, kind.min_prob, concepts
+            probs = jnp.exp(logits(images, text) - normaliser[:, None])
+            loglik, constant = ops.weighted_loglik(
+                probs, lists, weights, options.min_prob, concepts
             )
-            prior = ops.layer_prior(total[: blocks * units], sizes * blocks)
-            scores = total[: blocks * units] - kind.lam * jnp.repeat(
-                prior, np.asarray(sizes * blocks), axis=0
-            )
-            null = total[None, blocks * units :] - kind.lam * prior[: len(sizes), None]
-            shifted = (x + (1.0 - kind.lam) * constant for x in (scores, null))
-            scores, null = (jnp.where(exists, x, -jnp.inf) for x in shifted)
-            return scores[:units], scores[units:].max(1), scores[units:].argmax(1), null.max(2)
+            # The prior is a layer's own expectation over its units, here of each block.
+            prior = ops.layer_prior(loglik[: blocks * units], groups)
+            own_prior = jnp.repeat(prior, np.asarray(groups), axis=0)
+            scores = loglik[: blocks * units] - options.lam * own_prior
+            # A random list has no layer: it is scored as a unit of each, [layers, R, width].
+            null = loglik[None, blocks * units :] - options.lam * prior[:layers, None]
+            # What `weighted_loglik` took off as a constant stays where the prior is weighed less.
+            shift = (1.0 - options.lam) * constant
+            scores = jnp.where(exists, scores + shift, -jnp.inf)
+            null = jnp.where(exists, null + shift, -jnp.inf)
+            halves = scores[units:]
+            return scores[:units], halves.max(1), halves.argmax(1), null.max(2)
 
-        return jax.lax.map(score, (texts, real))
+        return jax.lax.map(score_tile, (texts, is_concept))
 
     return data_parallel(local, mesh, replicated=2, sharded=2)

@@ -20,7 +20,8 @@ from flax import nnx
 from jaxtyping import Float
 
 from emojax.data.image_set import ImageSet
-from emojax.dissection.dissect import Dissection, LayerSummary, most_interpretable_layer
+from emojax.dissection.labels import Dissection
+from emojax.dissection.table import LayerSummary, most_interpretable_layer
 from emojax.editing.activations import (
     PreBiasActivations,
     Progress,

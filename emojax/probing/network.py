@@ -1,28 +1,42 @@
-"""The network under study, whoever wrote it: a pure function of parameters and images that returns `(logits, taps)`.
+"""The network under study, whoever wrote it, as a pure function of parameters and images.
 
-Shapes: B batch, T tile.
+Probe, evaluation and ground truth all run a model through `Network`: its forward pass returns
+`(logits, taps)`, where a tap is the output of one layer. Shapes: B batch, U units of the layers.
 """
 
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+import functools
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, PyTree, UInt8
 
 from emojax.errors import InputError, did_you_mean
 from emojax.models.vgg import VggNet
 from emojax.ops.image import to_unit
+from emojax.ops.pooling import Pool, pool
 from emojax.store import content_key
 
+Taps = Mapping[str, jax.Array]
+Apply = Callable[[PyTree, jax.Array], tuple[jax.Array, Taps]]
+Preprocess = Callable[[jax.Array], jax.Array]
 
+
+@runtime_checkable
 class ReturnsTaps(Protocol):
-    """`logits, taps = model(images)`: taps maps layer names to outputs [B, U], [B, L, U] or [B, H, W, U]."""
+    """`logits, taps = model(images)`: taps maps layer names to outputs.
 
-    def __call__(self, images: jax.Array, /) -> tuple[jax.Array, Mapping[str, jax.Array]]:
+    An output is [B, U] (dense), [B, tokens, U] (transformer) or [B, H, W, U] (convolution).
+    """
+
+    def __call__(self, images: jax.Array, /) -> tuple[jax.Array, Taps]:
         """Preprocessed images [B, …] → logits [B, classes] and taps."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -33,54 +47,140 @@ class Network:
       apply: (params, preprocessed images) → (logits [B, classes], taps).
       params: pytree of arrays.
       preprocess: uint8 images [B, H, W, C] → the network's input, on the device.
-      key: content key of parameters and settings, or None where it cannot be known (a plain function, or
-        a module with somebody's `preprocess`).
+      key: content key of parameters and settings, or None where it cannot be known (a plain
+        function, or a module with somebody's `preprocess`).
+      reusable: `apply` and `preprocess` hold no arrays and are equal where they compute the same,
+        so that programs made of them may be kept for the next network of this architecture.
     """
 
-    apply: Callable[[Any, jax.Array], tuple[jax.Array, Mapping[str, jax.Array]]]
-    params: Any
-    preprocess: Callable[[jax.Array], jax.Array]
+    apply: Apply
+    params: PyTree
+    preprocess: Preprocess
     key: str | None
+    reusable: bool = False
 
     def tap_shapes(self, image_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
-        """Shape of every tap for one image of this uint8 shape [H, W, C], in the network's order; nothing is computed."""
-        order = []
+        """Shape of every tap for one image of uint8 [H, W, C], in the network's order.
 
-        def taps(params: Any, image: jax.Array) -> Mapping[str, jax.Array]:
-            found = self.apply(params, self.preprocess(image))[1]
-            order.extend(found)  # the network's own order: jax would sort the names
-            return found
-
-        shapes = jax.eval_shape(
-            taps, self.params, jax.ShapeDtypeStruct((1, *image_shape), np.uint8)
+        Nothing is computed.
+        """
+        leaves, structure = jax.tree.flatten(self.params)
+        find_shapes = _tap_shapes.__wrapped__
+        if self.reusable:
+            find_shapes = _tap_shapes
+            leaves = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
+        return dict(
+            find_shapes(self.apply, self.preprocess, tuple(leaves), structure, tuple(image_shape))
         )
-        return {name: shapes[name].shape for name in order}
+
+
+@functools.lru_cache(maxsize=32)
+def _tap_shapes(
+    apply: Apply,
+    preprocess: Preprocess,
+    leaves: tuple[jax.Array | jax.ShapeDtypeStruct, ...],
+    structure: Hashable,  # a PyTreeDef, which is no type
+    image_shape: tuple[int, ...],
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """(name, shape) of every tap; parameters may be given by their shapes."""
+    order = []
+
+    def taps(params: PyTree, image: jax.Array) -> Taps:
+        outputs = apply(params, preprocess(image))[1]
+        order.extend(outputs)  # the network's own order: JAX would sort the names
+        return outputs
+
+    params = jax.tree.unflatten(cast(Any, structure), leaves)
+    shapes = jax.eval_shape(taps, params, jax.ShapeDtypeStruct((1, *image_shape), np.uint8))
+    return tuple((name, shapes[name].shape) for name in order)
+
+
+@dataclass(frozen=True)
+class PooledTaps:
+    """The pooled activations of some layers, as a pure function of parameters and uint8 images.
+
+    Equal for networks that differ in nothing but their parameters, if these are `reusable`.
+    """
+
+    apply: Apply
+    preprocess: Preprocess
+    layers: tuple[str, ...]
+    pool: Pool
+
+    def __call__(
+        self, params: PyTree, images: UInt8[Array, "B H W channels"]
+    ) -> Float[Array, "B U"]:
+        """Pooled activations of all layers, side by side, float32."""
+        taps = self.apply(params, self.preprocess(images))[1]
+        pooled = [pool(taps[name], self.pool).astype(jnp.float32) for name in self.layers]
+        return jnp.concatenate(pooled, axis=1)
+
+
+def pooled_taps(network: Network, layers: Sequence[str], pool: Pool) -> PooledTaps:
+    """The pooled activations of a network's layers, as a function of its parameters."""
+    return PooledTaps(network.apply, network.preprocess, tuple(layers), pool)
 
 
 def as_network(
     model: ReturnsTaps | nnx.Module,
     *,
-    preprocess: Callable[[jax.Array], jax.Array] | None = None,
+    preprocess: Preprocess | None = None,
     taps: str = "raw",
 ) -> Network:
     """Wraps a flax.nnx module or any function that returns `(logits, taps)`.
 
-    `preprocess` turns uint8 images into the model's input; None takes the model's own `preprocess`, or division by 255.
-    `taps="relu"` asks a VGGNet for outputs after BatchNorm and ReLU.
+    Args:
+      model: the module or function.
+      preprocess: uint8 images → the model's input; None takes the model's own `preprocess`, which
+        for a module may depend on its settings but not on its parameters, or division by 255.
+      taps: `relu` asks a VGGNet for outputs after BatchNorm and ReLU, `raw` for those before.
     """
-    chosen = preprocess or getattr(model, "preprocess", to_unit)
     if not isinstance(model, nnx.Module):
-        return Network(lambda params, images: model(images), {}, chosen, None)
+        own = preprocess or getattr(model, "preprocess", to_unit)
+        return Network(lambda params, images: model(images), {}, own, None)
     graphdef, state = nnx.split(model)
-    options = {"taps": taps} if isinstance(model, VggNet) else {}
-    key = None
-    if preprocess is None:  # what somebody's function does to the images cannot be known
-        key = content_key(
-            [type(model).__name__, repr(getattr(model, "config", "")), taps, parameters(state)]
-        )
-    return Network(
-        lambda params, images: nnx.merge(graphdef, params)(images, **options), state, chosen, key
-    )
+    apply = _ModuleApply(graphdef, taps if isinstance(model, VggNet) else None)
+    if preprocess is not None:  # what somebody's function does to the images cannot be known
+        return Network(apply, state, preprocess, None)
+    own = to_unit
+    if hasattr(model, "preprocess"):
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
+        own = _ModulePreprocess(graphdef, nnx.merge(graphdef, shapes))
+    settings = [type(model).__name__, repr(getattr(model, "config", "")), taps]
+    key = content_key([*settings, parameters(state)])
+    return Network(apply, state, own, key, reusable=_is_hashable(graphdef))
+
+
+@dataclass(frozen=True)
+class _ModuleApply:
+    """A module's forward pass; equal for modules that differ in nothing but their parameters."""
+
+    graphdef: nnx.GraphDef
+    taps: str | None  # None for a module without this choice
+
+    def __call__(self, params: PyTree, images: jax.Array) -> tuple[jax.Array, Taps]:
+        choice = {} if self.taps is None else {"taps": self.taps}
+        return nnx.merge(self.graphdef, params)(images, **choice)
+
+
+@dataclass(frozen=True)
+class _ModulePreprocess:
+    """A module's own preprocessing; holds the module with shapes in place of its parameters."""
+
+    graphdef: nnx.GraphDef
+    module: nnx.Module = field(compare=False, repr=False)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return getattr(self.module, "preprocess")(images)  # noqa: B009 - no type knows of it
+
+
+def _is_hashable(graphdef: Hashable) -> bool:
+    """Whether a module's settings can be a key of a cache; a dict among them cannot."""
+    try:
+        hash(graphdef)
+    except TypeError:
+        return False
+    return True
 
 
 def parameters(state: nnx.State) -> dict[str, jax.Array]:
@@ -96,8 +196,8 @@ def resolve_layers(patterns: Sequence[str], available: Sequence[str]) -> tuple[s
     """
     chosen = set()
     for pattern in patterns:
-        matched = fnmatch.filter(available, pattern)
-        if not matched:
+        matches = fnmatch.filter(available, pattern)
+        if not matches:
             raise InputError(f"no layer {pattern!r}{did_you_mean(pattern, available)}")
-        chosen.update(matched)
+        chosen.update(matches)
     return tuple(name for name in available if name in chosen)

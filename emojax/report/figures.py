@@ -16,7 +16,8 @@ import numpy as np
 from matplotlib import patches, ticker
 from matplotlib.figure import Figure
 
-from emojax.dissection.dissect import Dissection, LayerSummary
+from emojax.dissection.labels import Dissection
+from emojax.dissection.table import LayerSummary
 from emojax.errors import InputError
 from emojax.evidence.verdict import Evidence
 from emojax.report.results import Labels, Table

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from emojax.dissection.dissect import Dissection, LayerSummary
+from emojax.dissection.labels import Dissection
+from emojax.dissection.table import LayerSummary
 from emojax.editing.study import StudySummary
 from emojax.errors import InputError
 from emojax.evidence.verdict import Evidence

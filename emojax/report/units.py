@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from emojax.dissection.dissect import Dissection
+from emojax.dissection.labels import Dissection
 from emojax.errors import InputError
 from emojax.store import write_binary
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from emojax import outputs, store
 from emojax.data.image_set import ImageSet
-from emojax.dissection.dissect import Dissection, LayerSummary, interpretability
+from emojax.dissection.labels import Dissection
+from emojax.dissection.table import LayerSummary, interpretability
 from emojax.errors import InputError
 from emojax.report import results, units
 

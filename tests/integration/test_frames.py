@@ -50,8 +50,16 @@ def test_few_frames_between_command_and_kernel(command, sound, tmp_path):
         "probe": probing,
         "dissect": [*probing, "--dissect.top-k", 5],
         "sweep": [*probing, "--dissect.top-k", 5, "--edit.permutations", 19, "--edit.masks", 9],
-        "train": ["--data.kind", "faces", "--data.limit", 64, "--train.epochs", 1]
-        + ["--train.batch", 32],
+        "train": [
+            "--data.kind",
+            "faces",
+            "--data.limit",
+            "64",
+            "--train.epochs",
+            "1",
+            "--train.batch",
+            "32",
+        ],
     }[command]
     folders = ["--out", tmp_path / "out", "--cache", tmp_path / "cache"]
     root = str(Path(emojax.__file__).parent) + os.sep

@@ -1,4 +1,4 @@
-"""Affinities against plain references, agreement on small examples, and planted detectors that must be named."""
+"""Affinities against plain references, agreement on small examples, planted detectors named."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -91,7 +91,10 @@ def test_activations_are_those_of_the_record(tiny_vgg, tiny_clip, blobs):
 
 @pytest.fixture(scope="module")
 def planted():
-    """A network whose units are detectors: it finds the face by its pixels and gives what is known of it, with noise."""
+    """A network whose units are detectors.
+
+    It finds the face by its pixels and gives what is known of it, with noise.
+    """
     people = faces.random_faces(2500, 21)
     pictures = people.image_set("planted")
     project = np.random.default_rng(1).standard_normal(48 * 48).astype(np.float32) / 48
@@ -120,8 +123,9 @@ def planted():
     return people, record
 
 
+@pytest.mark.slow
 def test_planted_detectors_are_named(planted, capsys):
-    """Units that detect one attribute each: soft_wpmi names at least nine in ten, every function beats chance by far."""
+    """Units that detect one attribute each: soft_wpmi names at least nine in ten."""
     people, record = planted
     known = truth.affinity(record.activations, people.attributes)
     assert (known.auroc.argmax(axis=1) == np.arange(30)).mean() > 0.9  # the detectors detect

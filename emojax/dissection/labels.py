@@ -1,0 +1,116 @@
+"""What a dissection gives: every unit's label, how sure it is, and how well it describes the unit.
+
+A column of trust more is a field of `Confidence` (what scoring knows) or a property of `Dissection`
+(what follows from scores and record). Shapes: U units of all layers side by side, C concepts.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from emojax.data.concepts import ConceptSet
+from emojax.dissection.options import Similarity
+from emojax.errors import InputError
+from emojax.probing.record import ProbeRecord
+
+DESCRIBED_BY = 10  # top images that decide whether a label describes a unit (the paper's Table 1)
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Whether the labels are more than chance, and whether they hold on either half of the images.
+
+    Attributes:
+      p_value: chance that a random list of as many images scores this high with its own best
+        concept.
+      q_value: p_value adjusted over all units (Benjamini–Hochberg).
+      half_labels: labels from even and from odd images alone; None when a half has too few images.
+    """
+
+    p_value: Float[np.ndarray, " U"]
+    q_value: Float[np.ndarray, " U"]
+    half_labels: Int[np.ndarray, "2 U"] | None
+
+    def holds(self, labels: Int[np.ndarray, " U"]) -> Bool[np.ndarray, " U"] | None:
+        """Where both halves give the unit's label."""
+        return None if self.half_labels is None else (self.half_labels == labels).all(axis=0)
+
+
+@dataclass(frozen=True)
+class Description:
+    """How well labels describe units.
+
+    Attributes:
+      accuracy: share of each unit's top 10 images whose class its label speaks for.
+      chance: that share for random images.
+    """
+
+    accuracy: Float[np.ndarray, " U"]
+    chance: Float[np.ndarray, " U"]
+
+
+@dataclass
+class Dissection:
+    """Scores of every unit with every concept, and the record and concepts they came from.
+
+    Attributes:
+      record: the probe record.
+      concepts: the concept set.
+      similarity: name of the similarity function.
+      scores: float32; comparable only within a layer, probe set and concept set.
+      confidence: of the labels, for the two WPMI functions; None otherwise.
+    """
+
+    record: ProbeRecord
+    concepts: ConceptSet
+    similarity: Similarity
+    scores: Float[np.ndarray, "U C"]
+    confidence: Confidence | None = None
+
+    @cached_property
+    def labels(self) -> Int[np.ndarray, " U"]:
+        """Index of each unit's best concept; ties to the earlier concept."""
+        return self.scores.argmax(axis=1)
+
+    @cached_property
+    def best(self) -> Float[np.ndarray, " U"]:
+        """Each unit's maximum similarity."""
+        return self.scores.max(axis=1)
+
+    @cached_property
+    def runner_up(self) -> Int[np.ndarray, " U"] | None:
+        """Index of each unit's second-best concept; None with a single concept."""
+        if len(self.concepts) < 2:
+            return None
+        others = self.scores.copy()
+        others[np.arange(len(others)), self.labels] = -np.inf
+        return others.argmax(axis=1)
+
+    def layer_scores(self, layer: str) -> Float[np.ndarray, " units"]:
+        """Maximum similarity of the units of one layer.
+
+        Raises:
+          InputError: the layer was not probed.
+        """
+        layers = list(self.record.layers)
+        if layer not in layers:
+            raise InputError(f"layer {layer!r} was not probed; probed: {', '.join(layers)}")
+        return self.best[self.record.segment_ids == layers.index(layer)]
+
+    @cached_property
+    def description(self) -> Description | None:
+        """How well the labels describe the units; None without class labels or emotions."""
+        classes = self.record.labels
+        if classes is None:
+            return None
+        mask = self.concepts.class_mask(self.record.classes)
+        if mask is None:
+            return None
+        described = mask[self.labels]  # [U, classes]: those that the unit's label speaks for
+        top = self.record.top_k(min(DESCRIBED_BY, self.record.images)).indices
+        hits = np.take_along_axis(described, classes[top], axis=1)
+        # Random images show each class as often as the probe set does.
+        share = np.bincount(classes, minlength=len(self.record.classes)) / self.record.images
+        return Description(hits.mean(axis=1), described @ share)

@@ -1,0 +1,63 @@
+"""Table 1 against a plain count."""
+
+import numpy as np
+import pytest
+
+from emojax.data.concepts import ConceptSet
+from emojax.dissection import dissect, table
+from emojax.distributed.mesh import make_mesh
+from emojax.probing import probe
+
+CONCEPTS = ConceptSet(
+    ("Smile", "Frown", "Raised Brows", "Closed Eyes", "Jaw"),
+    (("happy",), ("sad", "angry"), ("surprise",), ("sad",), ("fear",)),
+)
+
+
+LAYERS = ("conv*", "lin1", "lin2")
+
+
+@pytest.fixture(scope="module")
+def found(tiny_vgg, blobs, tiny_clip):
+    """A record with activations, its own tile of 8."""
+    return probe.probe(
+        tiny_vgg,
+        blobs,
+        tiny_clip,
+        layers=LAYERS,
+        batch=64,
+        tile=8,
+        keep_activations=True,
+        mesh=make_mesh(1),
+    )
+
+
+def test_table_1_equals_a_plain_count(found, blobs):
+    result = dissect.dissect(found, CONCEPTS)
+    rows = table.interpretability(result, tau=0.5)
+    assert [row.layer for row in rows] == list(found.layers)
+    order = np.argsort(-found.activations, axis=0, kind="stable")[:10]
+    for number, row in enumerate(rows):
+        accuracy, chance = {True: [], False: []}, []
+        for u in np.flatnonzero(found.segment_ids == number):
+            emotions = CONCEPTS.emotions[result.scores[u].argmax()]
+            mine = [blobs.classes[blobs.labels[i]] in emotions for i in order[:, u]]
+            accuracy[bool(result.scores[u].max() > 0.5)].append(np.mean(mine))
+            chance.append(np.mean([blobs.classes[y] in emotions for y in blobs.labels]))
+        both = accuracy[True] + accuracy[False]
+        assert (row.interpretable, row.not_interpretable) == (
+            len(accuracy[True]),
+            len(accuracy[False]),
+        )
+        assert row.share == pytest.approx(len(accuracy[True]) / len(both))
+        assert row.overall_acc == pytest.approx(np.mean(both))
+        for value, part in ((row.interp_acc, accuracy[True]), (row.uninterp_acc, accuracy[False])):
+            assert value == (pytest.approx(np.mean(part)) if part else None)
+        assert row.chance_overall == pytest.approx(np.mean(chance))
+        assert row.adjusted_overall == pytest.approx(
+            (np.mean(both) - np.mean(chance)) / (1 - np.mean(chance))
+        )
+    assert (
+        table.most_interpretable_layer(rows)
+        == max(rows, key=lambda r: (r.interpretable, rows.index(r))).layer
+    )
