@@ -6,10 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from flax import nnx
 
 import emojax
-from emojax.data import map_images
 from emojax.data.concepts import ConceptSet
 from emojax.data.image_set import ImageSet
 from emojax.dissection import dissect
@@ -219,41 +217,6 @@ def test_table_1_equals_a_plain_count(found, blobs):
     assert dissect.most_interpretable_layer(rows) == max(rows, key=lambda r: (r.interpretable, rows.index(r))).layer
 
 
-def test_evaluation_numbers():
-    logits = np.array([[3.0, 1, 0], [0, 2, 1], [1, 1, 0], [0, 5, 1]], np.float32)
-    result = evaluate.Evaluation(logits, np.array([0, 2, 1, 1]), ("a", "b", "c"))
-    assert result.predictions.tolist() == [0, 1, 0, 1]  # a tie goes to the lower class
-    assert (result.top(1), result.top(2)) == (0.5, 1.0)
-    assert result.confusion().tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 0]]
-    e = np.exp(np.float64(logits))
-    assert result.nll() == pytest.approx(-np.log((e / e.sum(1, keepdims=True))[np.arange(4), [0, 2, 1, 1]]).mean())
-    summary = result.summary()
-    assert summary["macro_recall"] == pytest.approx((1 + 0.5 + 0) / 3)
-    assert summary["correct_per_class"] == {"a": 1, "b": 1, "c": 0}
-
-
-@pytest.mark.parametrize("protocol", ["resize40", "tencrop"])
-def test_evaluate_equals_a_direct_call(tiny_vgg, blobs, protocol):
-    few = blobs.first(50)
-    x = jnp.asarray(few.images[0:50])
-    if protocol == "resize40":
-        want = tiny_vgg(tiny_vgg.preprocess(x))[0]
-    else:
-        crops = evaluate.tencrop_views(40)(x)
-        want = jnp.stack([tiny_vgg(crops[:, i])[0] for i in range(10)]).mean(0)
-    results = [evaluate.evaluate(tiny_vgg, few, protocol=protocol, batch=batch, tile=4) for batch in (7, 64)]
-    np.testing.assert_allclose(results[0].logits, want, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(results[0].logits, results[1].logits)
-
-
-def test_evaluate_refusals(tiny_vgg, blobs):
-    images = blobs.images[0:20]
-    with pytest.raises(InputError, match="has no labels"):
-        evaluate.evaluate(tiny_vgg, ImageSet.from_arrays(images))
-    with pytest.raises(InputError, match="has 2 classes, the network 7"):
-        evaluate.evaluate(tiny_vgg, ImageSet.from_arrays(images, [0] * 20, ("a", "b")))
-
-
 @pytest.mark.parametrize("scope", ["weights", "weights_and_bias"])
 @pytest.mark.parametrize("layer", vgg.LAYERS)
 def test_sweep_equals_evaluating_edited_parameters(tiny_vgg, blobs, layer, scope):
@@ -310,15 +273,3 @@ def test_one_compilation_per_probe(tiny_vgg, blobs, tiny_clip):
     shapes = {shape for shape in traced if shape[0] == 8}
     assert shapes == {(8, 40, 40, 1)}
     assert len([s for s in traced if s[0] == 8]) <= 2  # lax.map traces its body once or twice, never per batch
-
-
-def test_networks_of_one_architecture_are_compiled_once(tiny_vgg, blobs):
-    """As after each epoch of training: another network object, other weights, the same program."""
-    few = blobs.first(30)
-    edited = edit.edit(tiny_vgg, "lin2", np.linspace(0.5, 2, 20))
-    map_images._cached_program.cache_clear()
-    plain, other = (evaluate.evaluate(model, few, tile=4) for model in (tiny_vgg, edited))
-    assert np.abs(plain.logits - other.logits).max() > 0.01
-    graphdef = nnx.split(edited)[0]
-    program = map_images._cached_program(evaluate._logits_of(graphdef, "resize40"), make_mesh(), 4)
-    assert (map_images._cached_program.cache_info().misses, program._cache_size()) == (1, 1)

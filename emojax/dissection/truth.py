@@ -7,7 +7,7 @@ from faces without. Shapes: I images, U units, A attributes (the concepts), pres
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,21 +15,9 @@ import numpy as np
 
 from emojax.data.image_set import ImageSet
 from emojax.data.map_images import map_images
+from emojax.ops.affinity import Affinity, affinity  # noqa: F401 - used as truth.affinity
 from emojax.ops.pooling import Pool, pool
 from emojax.probing.network import Network
-
-
-class Affinity(NamedTuple):
-    """How each unit responds to each attribute, float32 [U, A]; NaN where an attribute is never present or never absent.
-
-    `auroc`: the chance that a face with the attribute activates the unit more than one without (ties half).
-    `auprc`: average precision of finding the faces with the attribute by activation.
-    `correlation`: Pearson's, of activation and presence.
-    """
-
-    auroc: np.ndarray
-    auprc: np.ndarray
-    correlation: np.ndarray
 
 
 def activations(network: Network, images: ImageSet, layers: Sequence[str], how: Pool = "avg") -> np.ndarray:
@@ -40,48 +28,6 @@ def activations(network: Network, images: ImageSet, layers: Sequence[str], how: 
         return jnp.concatenate([pool(taps[name], how) for name in layers], axis=1)
 
     return map_images(forward, network.params, images, batch=256)
-
-
-def affinity(responses: np.ndarray, presence: np.ndarray) -> Affinity:
-    """Affinities [U, A] of responses, usually activations, [I, U] with what the images show, presence [I, A] in {1, 0, −1}.
-
-    Raises:
-      ValueError: the shapes do not fit.
-    """
-    if responses.ndim != 2 or presence.ndim != 2 or len(responses) != len(presence):
-        raise ValueError(f"responses {responses.shape} and presence {presence.shape} are not of the same images")
-    present, absent = (jnp.asarray(presence == value, jnp.float32) for value in (1, 0))
-    return Affinity(*map(np.asarray, _affinity(jnp.asarray(responses, jnp.float32), present, absent)))
-
-
-@jax.jit
-def _affinity(responses: jax.Array, present: jax.Array, absent: jax.Array) -> tuple[jax.Array, ...]:
-    positives, negatives = present.sum(axis=0), absent.sum(axis=0)
-
-    def unit(values: jax.Array) -> tuple[jax.Array, jax.Array]:
-        order = jnp.argsort(values)
-        sorted_values, yes, no = values[order], present[order], absent[order]
-        first = jnp.searchsorted(sorted_values, sorted_values, side="left")  # equal values make a group
-        last = jnp.searchsorted(sorted_values, sorted_values, side="right")
-        yes_before, no_before = (jnp.pad(x.cumsum(axis=0), ((1, 0), (0, 0))) for x in (yes, no))
-        beaten = (no_before[first] + no_before[last]) / 2
-        auroc = (yes * beaten).sum(axis=0) / (positives * negatives)
-        found, wrong = positives - yes_before[first], negatives - no_before[first]  # at this threshold or above
-        precision = found / jnp.maximum(found + wrong, 1.0)
-        return auroc, (yes * precision).sum(axis=0) / positives
-
-    auroc, auprc = jax.lax.map(unit, responses.T)
-    known, count = present + absent, positives + negatives
-    product = lambda x, y: jnp.matmul(x.T, y, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
-    centred = responses - responses.mean(axis=0)  # float32 keeps the variance of what is centred
-    mean, mean_yes = product(centred, known) / count, positives / count
-    covariance = product(centred, present) / count - mean * mean_yes
-    spread = jnp.sqrt((product(centred**2, known) / count - mean**2) * (mean_yes * (1 - mean_yes)))
-    usable = (positives > 0) & (negatives > 0)
-    auroc, auprc, correlation = (
-        jnp.where(usable, x, jnp.nan) for x in (auroc, auprc, jnp.where(spread > 0, covariance / spread, 0.0))
-    )
-    return auroc, auprc, correlation
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ Schedule = Literal["cosine", "one_cycle", "plateau", "constant"]
 class Recipe(Section):
     """How a network is trained.
 
-    `optimizer`: `sgd` with Nesterov momentum, where the decay is added to the gradient as in PyTorch;
-    or `adamw`, which decays kernels only. `schedule`: `cosine` falls to zero after the warmup;
-    `one_cycle` (Smith and Topin 2018) rises and falls far along cosines; `plateau` is PyTorch's
-    ReduceLROnPlateau(max, factor 0.75, patience 5) on the watched metric; `constant`. The last two
-    begin at the peak.
+    `optimizer`: `sgd` with Nesterov momentum, where the decay is added to the gradient as in
+    PyTorch; or `adamw`, which decays kernels only. `schedule`: `cosine` falls to zero after the
+    warmup; `one_cycle` (Smith and Topin 2018) rises and falls far along cosines; `plateau` is
+    PyTorch's ReduceLROnPlateau(max, factor 0.75, patience 5) on the watched metric; `constant`. The
+    last two begin at the peak.
     """
 
     epochs: Positive = Field(20, description="passes over the training split")
@@ -78,7 +78,9 @@ class Recipe(Section):
             schedule = optax.cosine_onecycle_schedule(steps, self.learning_rate, rise)
         elif self.schedule == "cosine":
             rise = int(self.warmup * steps)
-            schedule = optax.warmup_cosine_decay_schedule(0.0, self.learning_rate, rise, max(steps, rise + 1))
+            schedule = optax.warmup_cosine_decay_schedule(
+                0.0, self.learning_rate, rise, max(steps, rise + 1)
+            )
             first = int(rise > 0)  # a first step at rate 0 would be lost
         else:
             return np.full(steps, self.learning_rate, np.float32)

@@ -44,7 +44,9 @@ def test_what_a_hand_hides_is_unclear(people):
 
 
 def test_rules_exclude_each_other(people):
-    present = {name: people.attributes[:, at] == faces.PRESENT for at, name in enumerate(faces.ATTRIBUTES)}
+    present = {
+        name: people.attributes[:, at] == faces.PRESENT for at, name in enumerate(faces.ATTRIBUTES)
+    }
     for one, other in (
         ("Raised Brows", "Lowered Brows"),
         ("Wide Open Eyes", "Closed Eyes"),
@@ -110,25 +112,38 @@ def test_captions_are_true(people):
     for row in range(50):
         said = [name for at, name in enumerate(faces.ATTRIBUTES) if captions.said[row, at]]
         assert all(name.lower() in captions.texts[row] for name in said)
-        named = [emotion for emotion in CLASSES if emotion in captions.texts[row].replace(",", " ").split()]
+        named = [
+            emotion
+            for emotion in CLASSES
+            if emotion in captions.texts[row].replace(",", " ").split()
+        ]
         assert named == ([] if captions.emotions[row] < 0 else [CLASSES[people.emotions[row]]])
         for other in range(0, 700, 50):
-            plain = all(people.attributes[other, faces.ATTRIBUTES.index(name)] == faces.PRESENT for name in said)
+            plain = all(
+                people.attributes[other, faces.ATTRIBUTES.index(name)] == faces.PRESENT
+                for name in said
+            )
             plain &= captions.emotions[row] in (-1, people.emotions[other])
             assert true[row, other] == plain
 
 
 def test_linear_classifier_does_not_solve_it():
     train, test = faces.random_faces(6000, 1), faces.random_faces(1500, 2)
-    rows, held = (np.c_[f.render().reshape(len(f), -1) / 255.0, np.ones(len(f))] for f in (train, test))
-    weights = np.linalg.solve(rows.T @ rows + 10 * np.eye(rows.shape[1]), rows.T @ np.eye(7)[train.emotions])
+    rows, held = (
+        np.c_[f.render().reshape(len(f), -1) / 255.0, np.ones(len(f))] for f in (train, test)
+    )
+    weights = np.linalg.solve(
+        rows.T @ rows + 10 * np.eye(rows.shape[1]), rows.T @ np.eye(7)[train.emotions]
+    )
     accuracy = ((held @ weights).argmax(axis=1) == test.emotions).mean()
     assert 0.2 < accuracy < 0.6
 
 
 def test_splits():
     assert len(faces.split("public_test", 10)) == 10
-    assert not np.array_equal(faces.split("training", 10).seeds, faces.split("public_test", 10).seeds)
+    assert not np.array_equal(
+        faces.split("training", 10).seeds, faces.split("public_test", 10).seeds
+    )
     with pytest.raises(InputError, match="no split 'public'; did you mean 'public_test'"):
         faces.split("public")
 
