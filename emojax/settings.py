@@ -23,28 +23,29 @@ class Data(Section):
     """The images: a prepared FER2013, an image folder, or rendered faces."""
 
     path: Path | None = Field(
-        None, description="prepared FER2013, or folder of <class>/ or <split>/<class>/ images"
+        default=None,
+        description="prepared FER2013, or folder of <class>/ or <split>/<class>/ images",
     )
     kind: Literal["auto", "fer2013", "tfds", "folder", "faces"] = Field(
-        "auto",
+        default="auto",
         description="what the path is; tfds: prepared by TFDS as array_record; faces renders them, without a path",
     )
     probe_split: str = Field(
-        "training", description="split that the probe runs over; 'all' without splits"
+        default="training", description="split that the probe runs over; 'all' without splits"
     )
     test_splits: tuple[str, ...] = Field(
-        ("public_test", "private_test"), description="splits to test on", min_length=1
+        default=("public_test", "private_test"), description="splits to test on", min_length=1
     )
     limit: Positive | None = Field(
-        None,
+        default=None,
         description="take only the first images of each split; of rendered faces, how many to render",
     )
     exclude: UserPath | None = Field(
-        None,
+        default=None,
         description="images to leave out: a csv with a column file, as emojax audit --exclude writes",
     )
     size: Positive | None = Field(
-        None, description="side that folder images are brought to; None keeps a common size"
+        default=None, description="side that folder images are brought to; None keeps a common size"
     )
 
 
@@ -52,11 +53,11 @@ class Target(Section):
     """The network under study."""
 
     weights: UserPath | None = Field(
-        None,
+        default=None,
         description="VGGNet or Deep-Emotion weights: .safetensors, or a PyTorch checkpoint such as the published one",
     )
     classes: tuple[str, ...] = Field(
-        (),
+        default=(),
         description="class names in the order of the outputs, for a weights file that names none",
     )
 
@@ -65,17 +66,19 @@ class Clip(Section):
     """The CLIP that concepts and images are compared in."""
 
     path: Annotated[str | None, NAME_OR_PATH] = Field(
-        None,
+        default=None,
         description="Hugging Face CLIP folder, or hub name such as openai/clip-vit-base-patch16",
     )
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="what it computes in")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="what it computes in"
+    )
 
 
 class Concepts(Section):
     """The concept set."""
 
     path: Annotated[str, NAME_OR_PATH] = Field(
-        "paper25",
+        default="paper25",
         description="paper25, classes7, or a file: a concept a line, or csv concept,emotions",
     )
 
@@ -84,25 +87,27 @@ class Probe(Section):
     """The pass over the images."""
 
     layers: tuple[str, ...] = Field(
-        (),
+        default=(),
         description="names or patterns of layers; without any, all of the network but a VGGNet's logits",
     )
     pool: Literal["avg", "max"] = Field(
-        "avg", description="how convolutions become one number per unit"
+        default="avg", description="how convolutions become one number per unit"
     )
     taps: Literal["raw", "relu"] = Field(
-        "raw", description="raw outputs, or after BatchNorm and ReLU"
+        default="raw", description="raw outputs, or after BatchNorm and ReLU"
     )
-    top_k: Positive = Field(100, description="most activating images kept per unit")
-    batch: Positive = Field(256, description="images per step; does not change results")
+    top_k: Positive = Field(default=100, description="most activating images kept per unit")
+    batch: Positive = Field(default=256, description="images per step; does not change results")
     tile: Positive | None = Field(
-        None, description="images computed together; None suits the device"
+        default=None, description="images computed together; None suits the device"
     )
     save_every: float = Field(
-        60.0, ge=0, description="seconds between snapshots that a stopped probe resumes from"
+        default=60.0,
+        ge=0,
+        description="seconds between snapshots that a stopped probe resumes from",
     )
     keep_activations: bool = Field(
-        False, description="also keep pooled activations, for cos_similarity_cubed"
+        default=False, description="also keep pooled activations, for cos_similarity_cubed"
     )
 
 
@@ -111,17 +116,23 @@ class Dissect(Section):
     function.
     """
 
-    similarity: Similarity = Field("soft_wpmi", description="similarity function of CLIP-Dissect")
-    top_k: Positive | None = Field(None, description="images per unit (wpmi, soft_wpmi)")
-    a: float | None = Field(None, description="temperature factor on cosines (wpmi, soft_wpmi)")
-    lam: float | None = Field(None, description="weight of the layer's prior (wpmi, soft_wpmi)")
+    similarity: Similarity = Field(
+        default="soft_wpmi", description="similarity function of CLIP-Dissect"
+    )
+    top_k: Positive | None = Field(default=None, description="images per unit (wpmi, soft_wpmi)")
+    a: float | None = Field(
+        default=None, description="temperature factor on cosines (wpmi, soft_wpmi)"
+    )
+    lam: float | None = Field(
+        default=None, description="weight of the layer's prior (wpmi, soft_wpmi)"
+    )
     null_sets: int = Field(
-        1000,
+        default=1000,
         ge=0,
         description="random image sets that labels are tested against (wpmi, soft_wpmi); 0 leaves it out",
     )
     tau: float = Field(
-        0.0, description="a unit is interpretable when its maximum similarity exceeds this"
+        default=0.0, description="a unit is interpretable when its maximum similarity exceeds this"
     )
 
 
@@ -129,54 +140,60 @@ class Evaluate(Section):
     """The test."""
 
     protocol: Literal["resize40", "tencrop"] = Field(
-        "resize40", description="one view, or the mean over ten crops"
+        default="resize40", description="one view, or the mean over ten crops"
     )
-    batch: Positive = Field(256, description="images per step; does not change results")
+    batch: Positive = Field(default=256, description="images per step; does not change results")
 
 
 class Train(Recipe):
     """Training: what, on what, and how."""
 
     task: Literal["vgg", "deep_emotion", "clip"] = Field(
-        "vgg",
+        default="vgg",
         description="a VGGNet or a Deep-Emotion on labelled images, or a CLIP on rendered faces",
     )
     size: Literal["paper", "small"] = Field(
-        "small", description="the published VGGNet, or 0.2 M parameters"
+        default="small", description="the published VGGNet, or 0.2 M parameters"
     )
     start: UserPath | None = Field(
-        None, description="weights to begin with, instead of random ones (vgg, deep_emotion)"
+        default=None,
+        description="weights to begin with, instead of random ones (vgg, deep_emotion)",
     )
-    split: str = Field("training", description="split to train on")
+    split: str = Field(default="training", description="split to train on")
     validation: str = Field(
-        "public_test", description="split to choose the epoch on, never trained on"
+        default="public_test", description="split to choose the epoch on, never trained on"
     )
     test: str | None = Field(
-        None, description="split to test on once, at the end, with the best epoch's weights"
+        default=None, description="split to test on once, at the end, with the best epoch's weights"
     )
-    batch: Positive = Field(128, description="images per step")
+    batch: Positive = Field(default=128, description="images per step")
     augment: Literal["flip", "affine", "one_crop", "ten_crop"] = Field(
-        "flip",
+        default="flip",
         description="mirror only; mirror, crop, shift, rotation and erasing of the whole face; the "
         "same and one crop "
         "of it; or its ten crops, as published (vgg, deep_emotion)",
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="what the network computes in while it learns"
+        default="float32", description="what the network computes in while it learns"
     )
     label_smoothing: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         lt=1,
         description="share of the target spread over all classes (vgg, deep_emotion)",
     )
-    seeds: tuple[Seed, ...] = Field((), description="train one network for each; also an ensemble")
-    learning_rates: Factors = Field((), description="train one network for each, and each seed")
+    seeds: tuple[Seed, ...] = Field(
+        default=(), description="train one network for each; also an ensemble"
+    )
+    learning_rates: Factors = Field(
+        default=(), description="train one network for each, and each seed"
+    )
     shard: bool = Field(
-        False, description="split parameters and optimizer over the devices instead of copying them"
+        default=False,
+        description="split parameters and optimizer over the devices instead of copying them",
     )
     save_every: float = Field(
-        300.0, ge=0, description="seconds between checkpoints within an epoch"
+        default=300.0, ge=0, description="seconds between checkpoints within an epoch"
     )
 
 
@@ -184,16 +201,16 @@ class Report(Section):
     """The page that a run ends with."""
 
     images: Literal["auto", "none", "thumbnails"] = Field(
-        "auto",
+        default="auto",
         description="whether the page shows the images; auto shows rendered faces and no people",
     )
     size: float = Field(
-        25.0, gt=0, description="bound of the page in MB; thumbnails shrink to fit it"
+        default=25.0, gt=0, description="bound of the page in MB; thumbnails shrink to fit it"
     )
 
 
 CACHE = Field(
-    Path("~/.cache/emojax"),
+    default=Path("~/.cache/emojax"),
     validate_default=True,
     description="where probe records are kept between runs",
 )

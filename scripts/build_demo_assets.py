@@ -7,6 +7,7 @@ trained on, the settings and the time it took.
 """
 
 import dataclasses
+import functools
 import json
 import shutil
 import tempfile
@@ -33,44 +34,40 @@ class Options:
 def main(options: Options) -> None:
     """Trains both and writes the folder."""
     from emojax import outputs, store
-    from emojax import settings as config
-    from emojax.commands import train_steps
+    from emojax.commands.train import epoch_reporter
     from emojax.data import seen
-    from emojax.data.weights import load_clip, save_vgg
+    from emojax.data.weights import load_clip, save_clip, save_vgg
     from emojax.synthetic import faces
+    from emojax.training.classifiers import new_network, train_classifiers
+    from emojax.training.contrastive import pair_accuracy, train_clip
     from emojax.training.evaluate import evaluate
+    from emojax.training.recipe import Recipe
 
     started = time.perf_counter()
     # The assets that ship are replaced, no other folder is.
     check = (lambda _: None) if options.out == ASSETS else outputs.check_empty
     with store.atomic_folder(options.out, check) as folder, tempfile.TemporaryDirectory() as log:
-        train = config.Train(
-            task="clip",
-            epochs=options.clip_epochs,
-            batch=128,
-            learning_rate=1e-3,
-            weight_decay=0.05,
-            average=0.999,
+        recipe = Recipe(
+            epochs=options.clip_epochs, learning_rate=1e-3, weight_decay=0.05, average=0.999
         )
-        people, watched = (
-            faces.split("training", options.clip_faces),
-            faces.split("public_test", options.test_faces),
-        )
-        report = train_steps.metrics_writer(Path(log) / "clip.jsonl")
-        train_steps.train_clip(train, people, watched, folder / "clip", report)
+        people = faces.split("training", options.clip_faces)
+        watched = faces.split("public_test", options.test_faces)
+        report = epoch_reporter(Path(log) / "clip.jsonl")
+        clip = train_clip(recipe, people, watched, batch=128, report=report).clip
+        save_clip(folder / "clip", clip.encoder.model, clip.hf_config, clip.tokenizer)
         seconds_clip = time.perf_counter() - started
 
-        train_vgg = config.Train(
-            epochs=options.vgg_epochs,
-            batch=64,
-            learning_rate=3e-3,
-            weight_decay=0.01,
-            average=0.998,
+        recipe_vgg = Recipe(
+            epochs=options.vgg_epochs, learning_rate=3e-3, weight_decay=0.01, average=0.998
         )
         images = faces.split("training", options.vgg_faces).image_set("faces/training")
         validation = watched.image_set("faces/public_test")
-        report = train_steps.metrics_writer(Path(log) / "vgg.jsonl")
-        model, _ = train_steps.train_classifiers(train_vgg, images, validation, report)[0]
+        report = epoch_reporter(Path(log) / "vgg.jsonl")
+        build = functools.partial(new_network, "vgg", images)
+        (trained,) = train_classifiers(
+            build, recipe_vgg, images, validation, batch=64, report=report
+        )
+        model = trained.model
         save_vgg(
             model,
             folder / "vgg.safetensors",
@@ -79,7 +76,7 @@ def main(options: Options) -> None:
 
         held_out = faces.split("private_test", options.test_faces)  # not looked at while training
         pictures = held_out.render()
-        pairs = train_steps.pair_accuracy(load_clip(folder / "clip"), held_out, pictures)
+        pairs = pair_accuracy(load_clip(folder / "clip"), held_out, pictures)
         tested = evaluate(model, held_out.image_set("faces/private_test")).summary()
         assert None not in pairs.values(), "too few test faces to see every attribute"
         concepts = [value for name, value in pairs.items() if name not in faces.DISTRACTORS]
@@ -87,14 +84,14 @@ def main(options: Options) -> None:
             "clip": {
                 "mean_pair_accuracy_of_the_25_concepts": sum(concepts) / len(concepts),
                 "pair_accuracy": pairs,
-                "settings": train.model_dump(mode="json"),
+                "settings": recipe.model_dump(mode="json") | {"batch": 128},
                 "faces": options.clip_faces,
                 "seconds": round(seconds_clip),
             },
             "vgg": {
                 "test_accuracy": tested["top1"],
                 "recall": tested["recall"],
-                "settings": train_vgg.model_dump(mode="json"),
+                "settings": recipe_vgg.model_dump(mode="json") | {"batch": 64},
                 "faces": options.vgg_faces,
                 "seconds": round(time.perf_counter() - started - seconds_clip),
             },

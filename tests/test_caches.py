@@ -17,7 +17,7 @@ from interruptions import Stopped, stop_after
 from test_recipes import fit
 
 from emojax import cli, store
-from emojax.commands import train_steps
+from emojax.commands import train as train_command
 from emojax.data.concepts import ConceptSet
 from emojax.data.weights import load_clip, save_vgg
 from emojax.dissection import dissect
@@ -244,7 +244,7 @@ def test_every_piece_of_a_large_file_is_verified(tmp_path, monkeypatch):
 
 
 def test_two_trainings_on_one_cache(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train_steps, "_key", lambda *_: "key")
+    monkeypatch.setattr(train_command, "_key", lambda *_: "key")
     args = [
         "train",
         "--data.kind",

@@ -26,14 +26,19 @@ class AuditSettings(WritesRun):
     """Settings of an audit."""
 
     data: settings.Data = settings.Data()
-    reasons: tuple[Reason, ...] = Field(REASONS, description="what to look for", min_length=1)
+    reasons: tuple[Reason, ...] = Field(
+        default=REASONS, description="what to look for", min_length=1
+    )
     near: int = Field(
-        12, ge=0, le=24, description="bits of 120 by which near duplicates may differ"
+        default=12, ge=0, le=24, description="bits of 120 by which near duplicates may differ"
     )
     exclude: bool = Field(
-        False, description="also write exclude.csv, for --data.exclude of the other commands"
+        default=False,
+        description="also write exclude.csv, for --data.exclude of the other commands",
     )
-    sheet: bool = Field(False, description="also write sheet.png, the images found, to look at")
+    sheet: bool = Field(
+        default=False, description="also write sheet.png, the images found, to look at"
+    )
     out: UserPath = out_folder("audit")
 
 

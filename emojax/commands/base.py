@@ -39,9 +39,9 @@ class Command(NamedTuple):
 class WritesRun(Section):
     """Settings of a command that writes a run folder."""
 
-    out: UserPath = Field(Path("runs"), description="run folder to write")
+    out: UserPath = Field(default=Path("runs"), description="run folder to write")
     overwrite: bool = Field(
-        False, description="replace the run that --out holds, if it holds nothing else"
+        default=False, description="replace the run that --out holds, if it holds nothing else"
     )
 
 
@@ -71,4 +71,4 @@ class Studying(Dissecting):
 
 def out_folder(name: str) -> Any:
     """The setting `out` with the usual folder of a command."""
-    return Field(Path("runs") / name, description="run folder to write")
+    return Field(default=Path("runs") / name, description="run folder to write")

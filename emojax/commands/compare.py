@@ -15,7 +15,7 @@ class CompareSettings(WritesRun):
     """Settings of a comparison."""
 
     runs: tuple[UserPath, ...] = Field(
-        (), description="run folders; the first is what others are compared with"
+        default=(), description="run folders; the first is what others are compared with"
     )
     out: UserPath = out_folder("compare")
 

@@ -23,16 +23,16 @@ class ConceptsSettings(WritesRun):
     concepts: settings.Concepts = settings.Concepts()
     clip: settings.Clip = settings.Clip()
     classes: tuple[str, ...] = Field(
-        _EMOTIONS, description="class names that concepts are compared with", min_length=1
+        default=_EMOTIONS, description="class names that concepts are compared with", min_length=1
     )
     synonym: float = Field(
-        0.95, description="text cosine from which two concepts are near-synonyms"
+        default=0.95, description="text cosine from which two concepts are near-synonyms"
     )
     prompt: bool = Field(
-        False, description="print what to ask a language model, and do nothing else"
+        default=False, description="print what to ask a language model, and do nothing else"
     )
     answer: Path | None = Field(
-        None, description="a language model's answer to import as a concept file"
+        default=None, description="a language model's answer to import as a concept file"
     )
     out: UserPath = out_folder("concepts")
 

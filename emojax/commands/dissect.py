@@ -14,7 +14,8 @@ class DissectSettings(Dissecting):
     """Settings of a dissection."""
 
     record: Path | None = Field(
-        None, description="record folder of a probe run to score, instead of data and network"
+        default=None,
+        description="record folder of a probe run to score, instead of data and network",
     )
     out: UserPath = out_folder("dissect")
 

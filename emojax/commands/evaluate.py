@@ -19,7 +19,7 @@ class EvaluateSettings(WritesRun):
     target: settings.Target = settings.Target()
     evaluate: settings.Evaluate = settings.Evaluate()
     copies_of: str | None = Field(
-        None,
+        default=None,
         description="test also without the images that occur in this split, pixel for pixel",
     )
     out: UserPath = out_folder("evaluate")
@@ -54,7 +54,7 @@ def evaluate(settings: EvaluateSettings) -> None:
             source = opening.open_split_of(settings.data, settings.copies_of)
             for images in tests:
                 name = f"{images.name}, no copies of {settings.copies_of}"
-                results[name] = testing.without_copies(results[images.name], images, source)
+                results[name] = testing.without_duplicates(results[images.name], images, source)
         splits = {name: result.summary() for name, result in results.items()}
         summary = {"protocol": options.protocol, "splits": splits}
         store.write_json(run.folder / "summary.json", summary)

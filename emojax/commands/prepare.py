@@ -16,7 +16,7 @@ class PrepareSettings(WritesRun):
     """Settings of the preparation."""
 
     source: Path | None = Field(
-        None, description="fer2013.csv, or the folder with train/ and test/"
+        default=None, description="fer2013.csv, or the folder with train/ and test/"
     )
     out: UserPath = out_folder("prepare")
 

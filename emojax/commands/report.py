@@ -19,8 +19,10 @@ class ReportSettings(Section):
     """Settings of a page."""
 
     report: settings.Report = settings.Report()
-    run: UserPath | None = Field(None, description="run folder")
-    audit: UserPath | None = Field(None, description="audit.csv whose flagged images to show")
+    run: UserPath | None = Field(default=None, description="run folder")
+    audit: UserPath | None = Field(
+        default=None, description="audit.csv whose flagged images to show"
+    )
 
 
 def report(settings: ReportSettings) -> None:

@@ -8,32 +8,14 @@ activation tells faces with an attribute from faces without. Shapes: I images, U
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float
 
 from emojax.data.image_set import ImageSet
 from emojax.data.map_images import map_images
 from emojax.ops.pooling import Pool
 from emojax.probing.network import Network, pooled_taps
-
-
-class Affinity(NamedTuple):
-    """How each unit responds to each attribute, float32 [U, A].
-
-    NaN where an attribute is never present or never absent.
-
-    `auroc`: the chance that a face with the attribute activates the unit more than one without
-    (ties half). `auprc`: average precision of finding the faces with the attribute by activation.
-    `correlation`: Pearson's, of activation and presence.
-    """
-
-    auroc: np.ndarray
-    auprc: np.ndarray
-    correlation: np.ndarray
 
 
 def activations(
@@ -42,83 +24,6 @@ def activations(
     """Pooled activations of the layers, side by side, for every image."""
     forward = pooled_taps(network, layers, pool)
     return map_images(forward, network.params, images, batch=256, keep=network.reusable)
-
-
-def affinity(responses: Float[np.ndarray, "..."], presence: Int[np.ndarray, "..."]) -> Affinity:
-    """Affinities [U, A] of responses, usually activations, [I, U] with presence [I, A].
-
-    Raises:
-      ValueError: the shapes do not fit.
-    """
-    if responses.ndim != 2 or presence.ndim != 2 or len(responses) != len(presence):
-        raise ValueError(
-            f"responses {responses.shape} and presence {presence.shape} are not of the same images"
-        )
-    values = jnp.asarray(responses, jnp.float32)
-    present = jnp.asarray(presence == 1, jnp.float32)
-    absent = jnp.asarray(presence == 0, jnp.float32)
-    return Affinity(*map(np.asarray, _affinity(values, present, absent)))
-
-
-@jax.jit
-def _affinity(
-    responses: Float[Array, "I U"], present: Float[Array, "I A"], absent: Float[Array, "I A"]
-) -> tuple[Float[Array, "U A"], Float[Array, "U A"], Float[Array, "U A"]]:
-    # A unit at a time: its sorted order is shared by all attributes.
-    auroc, auprc = jax.lax.map(
-        lambda values: _ranking_quality(values, present, absent), responses.T
-    )
-    correlation = _correlation(responses, present, absent)
-    usable = (present.sum(axis=0) > 0) & (absent.sum(axis=0) > 0)
-    known = [jnp.where(usable, value, jnp.nan) for value in (auroc, auprc, correlation)]
-    return known[0], known[1], known[2]
-
-
-def _ranking_quality(
-    values: Float[Array, " I"], present: Float[Array, "I A"], absent: Float[Array, "I A"]
-) -> tuple[Float[Array, " A"], Float[Array, " A"]]:
-    """AUROC and average precision of one unit's activations for every attribute."""
-    positives = present.sum(axis=0)
-    negatives = absent.sum(axis=0)
-    order = jnp.argsort(values)
-    ascending = values[order]
-    yes = present[order]
-    no = absent[order]
-    # Equal values make a group, from its first place up to the one after its last.
-    first = jnp.searchsorted(ascending, ascending, side="left")
-    last = jnp.searchsorted(ascending, ascending, side="right")
-    yes_before = jnp.pad(yes.cumsum(axis=0), ((1, 0), (0, 0)))
-    no_before = jnp.pad(no.cumsum(axis=0), ((1, 0), (0, 0)))
-
-    # Mann–Whitney: a positive beats the negatives before its group and half of those in it.
-    beaten = (no_before[first] + no_before[last]) / 2
-    auroc = (yes * beaten).sum(axis=0) / (positives * negatives)
-
-    # Precision at each positive's threshold: all images of its value or above are called positive.
-    true = positives - yes_before[first]
-    false = negatives - no_before[first]
-    precision = true / jnp.maximum(true + false, 1.0)
-    return auroc, (yes * precision).sum(axis=0) / positives
-
-
-def _correlation(
-    responses: Float[Array, "I U"], present: Float[Array, "I A"], absent: Float[Array, "I A"]
-) -> Float[Array, "U A"]:
-    """Pearson's correlation over the images where presence is known; 0 for a constant unit."""
-    known = present + absent
-    positives = present.sum(axis=0)
-    count = positives + absent.sum(axis=0)
-
-    def product(left: jax.Array, right: jax.Array) -> jax.Array:
-        return jnp.matmul(left.T, right, precision=jax.lax.Precision.HIGHEST)
-
-    centred = responses - responses.mean(axis=0)  # float32 keeps the variance of what is centred
-    mean = product(centred, known) / count
-    mean_yes = positives / count
-    covariance = product(centred, present) / count - mean * mean_yes
-    variance = product(centred**2, known) / count - mean**2
-    spread = jnp.sqrt(variance * (mean_yes * (1 - mean_yes)))
-    return jnp.where(spread > 0, covariance / spread, 0.0)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""Rendered faces with known expressions: the embedded world, in which a neuron's label can be checked against the truth.
+"""Rendered faces with known expressions: with them a unit's label can be compared with the truth.
 
-A face is some fifty numbers (`drawing.py` draws them). An emotion picks what each part of the face does through the
-paper's concept → emotion map, loosely: parts disagree, emotions share parts, and pose, identity, light and things in
-the way change everything else. Each concept has a rule on the numbers that says present, absent or unclear.
-Shapes: N faces, A attributes.
+A face is some fifty numbers, which `drawing` draws. An emotion picks what each part of the face
+does through the paper's concept → emotion map, loosely: parts disagree, emotions share parts, and
+pose, identity, light and what hides a face vary freely. A rule for each concept says from the
+numbers whether it is present, absent or unclear. Shapes: N faces, A attributes, S side in pixels, B
+batch.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Int8, UInt8, UInt32
 
 from emojax.data.concepts import load_concepts
 from emojax.data.fer2013 import CLASSES
@@ -18,14 +20,11 @@ from emojax.data.image_set import ImageSet
 from emojax.errors import InputError, did_you_mean
 from emojax.store import content_key
 
-PRESENT, ABSENT, UNCLEAR = 1, 0, -1
-DISTRACTORS = (
-    "Glasses",
-    "Dark Lighting",
-    "Hand Before The Face",
-    "Beard",
-    "Long Hair",
-)  # of no emotion
+PRESENT = 1
+ABSENT = 0
+UNCLEAR = -1
+# Attributes of no emotion.
+DISTRACTORS = ("Glasses", "Dark Lighting", "Hand Before The Face", "Beard", "Long Hair")
 
 # What a part of the face may do besides nothing, by the concept that names it.
 _PARTS = {
@@ -43,7 +42,7 @@ _PARTS = {
     "chin": ("Slight Chin Raise",),
     "nostrils": ("Flared Nostrils",),
 }
-# Nothing is what these concepts ask of a part, so their emotions leave it alone more often.
+# These concepts ask a part to do nothing, so their emotions leave it at rest more often.
 _AT_REST = {
     "brow_raise": "Relaxed Brows",
     "brow_slant": "Relaxed Brows",
@@ -53,7 +52,8 @@ _AT_REST = {
     "tension": "Relaxed Mouth and Jaw",
     "nostrils": "Relaxed Facial Muscles",
 }
-# What faces show beyond the paper's map, which names two concepts for fear and gives disgust nothing of its own.
+# What faces show beyond the paper's map, which names two concepts for fear and gives disgust
+# nothing of its own.
 _ALSO = {
     "angry": {"Wide Open Mouth": 0.5, "Downturned Mouth": 0.7},
     "disgust": {
@@ -85,18 +85,23 @@ _AMOUNT = {
     "Tearful Eyes": (0.7, 1.0),
 }
 
-_Rule = tuple[Callable[[Mapping[str, np.ndarray]], np.ndarray], float, float]
+# `p` are a face's parameters: its numbers by name.
+Numbers = Mapping[str, Float[np.ndarray, " N"]]
+_Rule = tuple[Callable[[Numbers], np.ndarray], float, float]
 
 
-def _most(p: Mapping[str, np.ndarray], *names: str) -> np.ndarray:
+def _most(p: Numbers, *names: str) -> Float[np.ndarray, " N"]:
+    """The largest of several numbers, by size."""
     return np.max([np.abs(p[name]) for name in names], axis=0)
 
 
-def _second(p: Mapping[str, np.ndarray], *names: str) -> np.ndarray:
+def _second(p: Numbers, *names: str) -> Float[np.ndarray, " N"]:
+    """The second largest of several numbers: at least two parts are at it."""
     return np.sort([p[name] for name in names], axis=0)[-2]
 
 
-# Strength of every attribute; absent below the first bound, present above the second, unclear between.
+# Strength of every attribute; absent below the first bound, present above the second, unclear
+# between.
 _RULES: dict[str, _Rule] = {
     "Furrowed Brows": (lambda p: p["furrow"], 0.3, 0.45),
     "Raised Brows": (lambda p: p["brow_raise"], 0.25, 0.45),
@@ -159,14 +164,14 @@ class Faces:
     """Faces as numbers.
 
     Attributes:
-      numbers: float32 [N] by name; see `draw_numbers`.
-      emotions: class index [N] int32, an index of `fer2013.CLASSES`.
-      seeds: seeds of each face's noise, uint32 [N].
+      numbers: by name; see `draw_numbers`.
+      emotions: class of each face, an index of `fer2013.CLASSES`.
+      seeds: of each face's noise.
     """
 
-    numbers: dict[str, np.ndarray]
-    emotions: np.ndarray
-    seeds: np.ndarray
+    numbers: dict[str, Float[np.ndarray, " N"]]
+    emotions: Int[np.ndarray, " N"]
+    seeds: UInt32[np.ndarray, " N"]
 
     def __len__(self) -> int:
         return len(self.emotions)
@@ -177,43 +182,35 @@ class Faces:
         return content_key([self.numbers, self.emotions, self.seeds])
 
     @cached_property
-    def strengths(self) -> np.ndarray:
-        """How strongly each face shows each of `ATTRIBUTES`, in that rule's own units: float32 [N, A]."""
-        return np.stack(
-            [strength(self.numbers) for strength, _, _ in _RULES.values()], axis=1
-        ).astype(np.float32)
+    def strengths(self) -> Float[np.ndarray, "N A"]:
+        """How strongly each face shows each of `ATTRIBUTES`, in units of that attribute's rule."""
+        strengths = [strength(self.numbers) for strength, _, _ in _RULES.values()]
+        return np.stack(strengths, axis=1).astype(np.float32)
 
     @cached_property
-    def attributes(self) -> np.ndarray:
-        """PRESENT, ABSENT or UNCLEAR for each of `ATTRIBUTES`: int8 [N, A].
+    def attributes(self) -> Int8[np.ndarray, "N A"]:
+        """PRESENT, ABSENT or UNCLEAR for each of `ATTRIBUTES`.
 
         A hand may hide any part of the face, so what the face does is unclear behind one.
         """
-        absent, present = (
-            np.array([rule[at] for rule in _RULES.values()], np.float32) for at in (1, 2)
-        )
-        shown = np.where(
-            self.strengths > present, PRESENT, np.where(self.strengths < absent, ABSENT, UNCLEAR)
-        )
-        expressions = [name not in DISTRACTORS for name in ATTRIBUTES]
-        return np.where((self.numbers["hand"] > 0)[:, None] & expressions, UNCLEAR, shown).astype(
-            np.int8
-        )
+        bounds = np.array([(absent, present) for _, absent, present in _RULES.values()], np.float32)
+        shown = np.full(self.strengths.shape, UNCLEAR, np.int8)
+        shown[self.strengths < bounds[:, 0]] = ABSENT
+        shown[self.strengths > bounds[:, 1]] = PRESENT
+        expressions = np.array([name not in DISTRACTORS for name in ATTRIBUTES])
+        shown[(self.numbers["hand"] > 0)[:, None] & expressions] = UNCLEAR
+        return shown
 
-    def render(self, batch: int = 512) -> np.ndarray:
-        """The pictures: uint8 [N, 48, 48, 1]. The same numbers give the same bytes on the same kind of device."""
+    def render(self, batch: int = 512) -> UInt8[np.ndarray, "N 48 48 1"]:
+        """The pictures. The same numbers give the same bytes on the same kind of device."""
         from emojax.synthetic import drawing
 
         pictures = []
         for start in range(0, len(self), batch):
-            rows = np.arange(start, start + batch) % len(
-                self
-            )  # one shape: the last batch goes round
-            pictures.append(
-                np.asarray(
-                    drawing.draw({k: v[rows] for k, v in self.numbers.items()}, self.seeds[rows])
-                )
-            )
+            # Batches have one shape, for one program: the last is filled with the first faces.
+            rows = np.arange(start, start + batch) % len(self)
+            numbers = {name: values[rows] for name, values in self.numbers.items()}
+            pictures.append(np.asarray(drawing.draw(numbers, self.seeds[rows])))
         return np.concatenate(pictures)[: len(self), :, :, None]
 
     def image_set(self, name: str) -> ImageSet:
@@ -222,23 +219,19 @@ class Faces:
 
 
 def random_faces(count: int, seed: int) -> Faces:
-    """Faces of random people in random emotions, all seven alike often."""
+    """Faces of random people in random order, with all seven emotions equally often."""
     rng = np.random.default_rng([seed, 48])
     emotions = rng.permutation(np.arange(count) % len(CLASSES)).astype(np.int32)
-    return Faces(
-        draw_numbers(rng, emotions), emotions, rng.integers(0, 2**32, count, dtype=np.uint32)
-    )
+    numbers = draw_numbers(rng, emotions)
+    return Faces(numbers, emotions, rng.integers(0, 2**32, count, dtype=np.uint32))
 
 
-SPLITS = {
-    "training": (1, 40_000),
-    "public_test": (2, 4_000),
-    "private_test": (3, 4_000),
-}  # seed and size
+# Seed and size of each split.
+SPLITS = {"training": (1, 40_000), "public_test": (2, 4_000), "private_test": (3, 4_000)}
 
 
 def split(name: str, count: int | None = None) -> Faces:
-    """The faces of a split, of their usual number or of `count`: `training`, `public_test` or `private_test`.
+    """The faces of a split (`SPLITS`), of their usual number or of `count`.
 
     Raises:
       InputError: no such split.
@@ -249,33 +242,44 @@ def split(name: str, count: int | None = None) -> Faces:
     return random_faces(size if count is None else count, seed)
 
 
-def _part_chances() -> dict[str, np.ndarray]:
-    """For every part the chances [classes, options] of nothing and of each thing it may do, by emotion."""
+def _part_probabilities() -> dict[str, Float[np.ndarray, "classes options"]]:
+    """For every part, by emotion: the probabilities of rest and of each concept it may show."""
     paper = load_concepts("paper25")
     mask = paper.class_mask(CLASSES)
-    chances = {}
-    for part, options in _PARTS.items():
-        nothing = np.full(len(CLASSES), 0.8)
+    assert mask is not None, "the paper's concepts have a map"
+    probabilities = {}
+    for part, concepts in _PARTS.items():
+        rest = np.full(len(CLASSES), 0.8)
         if part in _AT_REST:
-            nothing += 2.0 * mask[paper.by_name[_AT_REST[part]]]
-        weights = [nothing]
-        for concept in options:
+            rest += 2.0 * mask[paper.by_name[_AT_REST[part]]]
+        weights = [rest]
+        for concept in concepts:
             also = np.array([_ALSO.get(emotion, {}).get(concept, 0.0) for emotion in CLASSES])
             weights.append(0.06 + 4.0 * mask[paper.by_name[concept]] + also)
         table = np.stack(weights, axis=1)
-        chances[part] = table / table.sum(axis=1, keepdims=True)
-    return chances
+        probabilities[part] = table / table.sum(axis=1, keepdims=True)
+    return probabilities
 
 
-def draw_numbers(rng: np.random.Generator, emotions: np.ndarray) -> dict[str, np.ndarray]:
-    """The numbers of one face per emotion: what each part does, then who it is, and how the picture was taken."""
+def draw_numbers(
+    rng: np.random.Generator, emotions: Int[np.ndarray, " N"]
+) -> dict[str, Float[np.ndarray, " N"]]:
+    """The numbers of one face per emotion, float32: expression, identity, picture.
+
+    The order of the draws is part of the data set: another one gives other faces for the same seed.
+    """
+    p = _expressions(rng, emotions) | _identities_and_pictures(rng, len(emotions))
+    return {name: value.astype(np.float32) for name, value in p.items()}
+
+
+def _expressions(
+    rng: np.random.Generator, emotions: Int[np.ndarray, " N"]
+) -> dict[str, Float[np.ndarray, " N"]]:
+    """What each part of the face does."""
     count = len(emotions)
 
-    def uniform(low: float, high: float) -> np.ndarray:
+    def uniform(low: float, high: float) -> Float[np.ndarray, " N"]:
         return rng.uniform(low, high, count)
-
-    def sometimes(chance: float) -> np.ndarray:
-        return (rng.random(count) < chance).astype(float)
 
     p: dict[str, np.ndarray] = {"press": uniform(0.0, 0.15)}
     rest = {
@@ -285,28 +289,45 @@ def draw_numbers(rng: np.random.Generator, emotions: np.ndarray) -> dict[str, np
         "mouth_curve": rng.normal(0, 0.1, count),
         "opening": uniform(0.0, 0.05),
     }
-    for part, chances in _part_chances().items():
-        chosen = (rng.random(count)[:, None] > chances[emotions].cumsum(axis=1)).sum(axis=1)
+    for part, probabilities in _part_probabilities().items():
+        # Inverse of the cumulative distribution: 0 is rest, then the part's concepts in order.
+        drawn = (rng.random(count)[:, None] > probabilities[emotions].cumsum(axis=1)).sum(axis=1)
+        # `uniform` draws for every part, also for those of `rest`: the draws' order is fixed.
         value = rest.get(part, uniform(0.0, 0.2))
-        for at, concept in enumerate(_PARTS[part], 1):
+        for option, concept in enumerate(_PARTS[part], 1):
             amount = uniform(*_AMOUNT.get(concept, (0.5, 1.0)))
             if concept == "Compressed Lips":
-                p["press"] = np.where(chosen == at, amount, p["press"])
+                p["press"] = np.where(drawn == option, amount, p["press"])
             else:
-                value = np.where(chosen == at, amount, value)
+                value = np.where(drawn == option, amount, value)
         p[part] = value
+    # What cannot be at once: tears are there or not, a lid that is down is not up, pressed lips are
+    # closed.
     p["tears"] = np.where(p["tears"] < 0.5, 0.0, p["tears"])
-    p["lids"] = np.where(p["eye_open"] < 0.6, 0.0, p["lids"])  # a lid that is down is not up
+    p["lids"] = np.where(p["eye_open"] < 0.6, 0.0, p["lids"])
     p["opening"] = np.where(p["press"] > 0.3, 0.0, p["opening"])
+    # Lowered and furrowed brows slant towards the nose, unless they droop.
     angry_slant = 0.7 * np.clip(-p["brow_raise"], 0, 1) + 0.25 * (p["furrow"] > 0.4)
-    p["brow_slant"] = np.where(
-        p["brow_slant"] < 0.4, p["brow_slant"] - angry_slant * uniform(0.0, 0.35), p["brow_slant"]
-    )
+    slanted = p["brow_slant"] - angry_slant * uniform(0.0, 0.35)
+    p["brow_slant"] = np.where(p["brow_slant"] < 0.4, slanted, p["brow_slant"])
+    return p
+
+
+def _identities_and_pictures(
+    rng: np.random.Generator, count: int
+) -> dict[str, Float[np.ndarray, " N"]]:
+    """Who each face is, and how its picture was taken: the same for all emotions."""
+
+    def uniform(low: float, high: float) -> Float[np.ndarray, " N"]:
+        return rng.uniform(low, high, count)
+
+    def sometimes(probability: float) -> Float[np.ndarray, " N"]:
+        return (rng.random(count) < probability).astype(float)
 
     skin = uniform(0.36, 0.92)
     dark = sometimes(0.12)
-    p |= {
-        # who
+    return {
+        # identity
         "face_width": uniform(0.64, 0.78),
         "face_height": uniform(0.92, 1.04),
         "square_jaw": uniform(0.0, 1.0),
@@ -329,7 +350,7 @@ def draw_numbers(rng: np.random.Generator, emotions: np.ndarray) -> dict[str, np
         "parting": uniform(-1.0, 1.0),
         "beard": sometimes(0.2) * uniform(0.7, 1.0),
         "glasses": sometimes(0.2),
-        # how
+        # pose, light, camera, a hand before the face
         "shift_x": rng.normal(0, 0.05, count),
         "shift_y": rng.normal(0.02, 0.05, count),
         "scale": uniform(0.78, 0.98),
@@ -349,7 +370,6 @@ def draw_numbers(rng: np.random.Generator, emotions: np.ndarray) -> dict[str, np
         "hand_x": uniform(-0.1, 0.3),
         "hand_y": uniform(-0.1, 0.5),
     }
-    return {name: value.astype(np.float32) for name, value in p.items()}
 
 
 # Captions
@@ -357,23 +377,24 @@ def draw_numbers(rng: np.random.Generator, emotions: np.ndarray) -> dict[str, np
 
 @dataclass(frozen=True)
 class Captions:
-    """What captions say, so that one knows which other faces they are true of.
+    """Captions and what they say, so that one knows which other faces they are true of.
 
     Attributes:
       texts: a caption for each face.
-      said: attributes that it names [N, A] bool.
-      emotions: the class it names [N] int32, −1 for none.
+      said: the attributes that it names.
+      emotions: the class that it names, −1 for none.
     """
 
     texts: tuple[str, ...]
-    said: np.ndarray
-    emotions: np.ndarray
+    said: Bool[np.ndarray, "N A"]
+    emotions: Int[np.ndarray, " N"]
 
-    def true_of(self, faces: Faces, rows: np.ndarray) -> np.ndarray:
-        """Whether caption i is true of face j, both among these rows [B]: bool [B, B]."""
-        lacking = self.said[rows].astype(np.float32) @ (faces.attributes[rows] != PRESENT).T.astype(
-            np.float32
-        )
+    def true_of(self, faces: Faces, rows: Int[np.ndarray, " B"]) -> Bool[np.ndarray, "B B"]:
+        """Whether caption i is true of face j, both among these rows."""
+        absent = (faces.attributes[rows] != PRESENT).astype(np.float32)
+        # How many of the attributes that caption i names face j does not show; a product of
+        # matrices, in floats, for which there are fast ones.
+        lacking = self.said[rows].astype(np.float32) @ absent.T
         named = self.emotions[rows][:, None]
         return (lacking == 0) & ((named < 0) | (named == faces.emotions[rows][None, :]))
 
@@ -390,21 +411,21 @@ _BOTH = ("{e}, {}", "{e} face with {}", "a person who looks {e} with {}")
 
 
 def random_captions(faces: Faces, seed: int) -> Captions:
-    """One caption per face from a small grammar: its emotion, some attributes that are present, or both."""
+    """A caption for each face from a small grammar: its emotion, attributes of it, or both."""
     rng = np.random.default_rng([seed, 25])
-    texts, said, emotions = (
-        [],
-        np.zeros(faces.attributes.shape, bool),
-        np.full(len(faces), -1, np.int32),
-    )
+    texts = []
+    said = np.zeros(faces.attributes.shape, bool)
+    emotions = np.full(len(faces), -1, np.int32)
     for row, present in enumerate(faces.attributes == PRESENT):
-        shown = rng.permutation(np.flatnonzero(present))[: rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2])]
+        shown = rng.permutation(np.flatnonzero(present))
+        shown = shown[: rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2])]
         feeling = rng.random() < 0.25 or not len(shown)
         if feeling and rng.random() < 0.4:
             shown = shown[:0]
-        names = [ATTRIBUTES[at].lower() for at in shown]
+        names = [ATTRIBUTES[attribute].lower() for attribute in shown]
         listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-        frames = (_BOTH if len(shown) else _FEELING) if feeling else _FRAMES
+        named = _BOTH if len(shown) else _FEELING
+        frames = named if feeling else _FRAMES
         texts.append(str(rng.choice(frames)).format(listed, e=CLASSES[faces.emotions[row]]))
         said[row, shown] = True
         if feeling:
@@ -412,11 +433,16 @@ def random_captions(faces: Faces, seed: int) -> Captions:
     return Captions(tuple(texts), said, emotions)
 
 
-def sheet(pictures: np.ndarray, columns: int) -> np.ndarray:
-    """Faces [N, S, S, 1] side by side as one gray picture [rows·(S+2), columns·(S+2)] uint8."""
-    side, rows = pictures.shape[1] + 2, -(-len(pictures) // columns)
-    page = np.full((rows * side, columns * side), 255, np.uint8)
-    for at, picture in enumerate(pictures[..., 0]):
-        row, column = divmod(at, columns)
-        page[row * side : row * side + side - 2, column * side : column * side + side - 2] = picture
+def sheet(
+    pictures: UInt8[np.ndarray, "N S S 1"], columns: int
+) -> UInt8[np.ndarray, "height width"]:
+    """Pictures side by side as one gray picture [rows·(S+2), columns·(S+2)]."""
+    side = pictures.shape[1]
+    cell = side + 2
+    rows = -(-len(pictures) // columns)
+    page = np.full((rows * cell, columns * cell), 255, np.uint8)
+    for number, picture in enumerate(pictures[..., 0]):
+        top = number // columns * cell
+        left = number % columns * cell
+        page[top : top + side, left : left + side] = picture
     return page

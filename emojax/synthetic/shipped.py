@@ -1,4 +1,7 @@
-"""The two networks that ship with emojax, trained on rendered faces by `scripts/build_demo_assets.py`."""
+"""The two networks that ship with emojax, trained on rendered faces.
+
+`scripts/build_demo_assets.py` makes them; `emojax demo` and the tests use them.
+"""
 
 from pathlib import Path
 
@@ -10,7 +13,7 @@ ASSETS = Path(__file__).parent / "assets"
 
 
 def load_demo() -> tuple[VggNet, ClipEncoder]:
-    """The small VGGNet and the small CLIP, by the same code that loads anybody's."""
+    """The small VGGNet and the small CLIP, read as any other network is."""
     return load_vgg(ASSETS / "vgg.safetensors"), load_clip(ASSETS / "clip")
 
 

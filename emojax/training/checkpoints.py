@@ -1,55 +1,73 @@
-"""Training states on disk, by Orbax: written in the background, whole or not at all, the last two kept.
+"""Where a training resumes: checkpoints on disk, by Orbax.
 
-Each carries checksums, written before Orbax renames it into place. One that fails verification is
-deleted, and the training resumes from the one before it, or starts.
+They are written in the background, and the last two are kept. Each carries checksums, written
+before Orbax renames it into place. One that fails verification is deleted, and the training resumes
+from the one before it, or starts.
 """
 
 import shutil
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
+from jaxtyping import PyTree
 
 from emojax.distributed.processes import broadcast_from_main, is_main_process
 from emojax.errors import InputError
 from emojax.store import CHECKSUMS, fault, report_damage, write_checksums, write_text
+from emojax.training.training_log import TrainingLog
 
-# Orbax adds the time of the commit to the first of these after the checksums are written, so it cannot
-# be verified. The second is a copy of it from before, which takes its place when it is read.
-_UNVERIFIED, _VERIFIED = "_CHECKPOINT_METADATA", "metadata.json"
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
+
+# Orbax adds the time of the commit to the first of these after the checksums are written, so it
+# cannot be verified. The second is a copy of it from before, which takes its place when it is read.
+_UNVERIFIED = "_CHECKPOINT_METADATA"
+_VERIFIED = "metadata.json"
 
 
 class Checkpoints:
-    """The checkpoints of one training in a folder; without a folder nothing is kept. A context: leaving it waits for disk.
+    """The checkpoints of one training in a folder; without a folder, nothing is saved.
 
-    Each holds a pytree of arrays (the last state and the best variables) and a JSON value. Arrays come back with the
-    shardings of the pytree that they are restored into, so the number of devices may change. The
-    folder's name is the key of the training: a checkpoint copied from another folder is not used.
+    Each holds a pytree of arrays (the states and the best variables) and the training log. Arrays
+    come back with the shardings of the pytree that they are restored into, so the number of devices
+    may change. The folder's name is the key of the training: a checkpoint copied from another
+    folder is not used. Leaving the context waits for the disk.
+
+    Args:
+      folder: where they lie.
+      save_every: seconds after which one is `due` within an epoch.
+
+    Raises:
+      InputError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path | None):
-        self._manager = None
+    def __init__(self, folder: Path | None, save_every: float = 300.0):
+        self._save_every = save_every
+        self._saved_at = time.monotonic()
+        self._manager: ocp.CheckpointManager | None = None
+        self._saving = 0  # the step of the checkpoint that is being written
         if folder is not None:
-            import orbax.checkpoint as ocp
-
-            self._orbax, self._folder = ocp, Path(folder)
-            self._saving = 0
+            self._folder = Path(folder)
             broadcast_from_main(self._drop_damaged)
-            try:
-                self._manager = ocp.CheckpointManager(
-                    self._folder.absolute(),
-                    options=ocp.CheckpointManagerOptions(
-                        max_to_keep=2,
-                        cleanup_tmp_directories=True,
-                        async_options=ocp.AsyncOptions(
-                            post_finalization_callback=self._add_checksums
-                        ),
-                    ),
-                )
-            except OSError as error:
-                raise InputError(
-                    f"cannot write checkpoints to {folder}: {error.strerror}; choose another --cache"
-                ) from None
+            self._manager = self._open_manager()
+
+    def _open_manager(self) -> "ocp.CheckpointManager":
+        import orbax.checkpoint as ocp
+
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2,
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._add_checksums),
+        )
+        try:
+            return ocp.CheckpointManager(self._folder.absolute(), options=options)
+        except OSError as error:
+            raise InputError(
+                f"cannot write checkpoints to {self._folder}: {error.strerror}; "
+                "choose another --cache"
+            ) from None
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -58,6 +76,62 @@ class Checkpoints:
         if self._manager is not None:
             self._manager.wait_until_finished()
             self._manager.close()
+
+    def restore(self, start: PyTree, log: TrainingLog) -> PyTree:
+        """Restores the newest checkpoint: its arrays, and its log into `log`; else gives `start`.
+
+        Args:
+          start: arrays of the same shapes; the restored ones take over their shardings.
+          log: a new one.
+
+        Raises:
+          InputError: the checkpoint holds another network, or another kind of training.
+        """
+        if self._manager is None or (step := self._manager.latest_step()) is None:
+            return start
+        import orbax.checkpoint as ocp
+
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), start
+        )
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(shapes), log=ocp.args.JsonRestore()
+        )
+        try:
+            checkpoint = self._manager.restore(step, args=items)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{self._folder}: checkpoint {step} cannot be read ({reason}); delete the folder"
+            ) from None
+        log.restore(checkpoint["log"])
+        return checkpoint["state"]
+
+    def due(self) -> bool:
+        """Whether a checkpoint should be saved within an epoch.
+
+        Never where there are several processes: all must save together, and they would not agree on
+        the time.
+        """
+        if self._manager is None or jax.process_count() > 1:
+            return False
+        return time.monotonic() - self._saved_at > self._save_every
+
+    def save(self, state: PyTree, log: TrainingLog) -> None:
+        """Starts to write a checkpoint; the arrays are copied first, and training may continue."""
+        if self._manager is None:
+            return
+        import orbax.checkpoint as ocp
+
+        self._manager.wait_until_finished()
+        self._saving = log.steps
+        self._manager.save(
+            log.steps,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), log=ocp.args.JsonSave(log.to_json())
+            ),
+        )
+        self._saved_at = time.monotonic()
 
     def _drop_damaged(self) -> None:
         """Deletes the newest checkpoints up to the first that passes verification."""
@@ -84,44 +158,8 @@ class Checkpoints:
         shutil.copyfile(folder / _UNVERIFIED, folder / _VERIFIED)
         files = (path for path in folder.rglob("*") if path.is_file())
         names = (path.relative_to(folder).as_posix() for path in files)
-        names = [name for name in names if name not in (_UNVERIFIED, CHECKSUMS)]
-        write_checksums(folder, self._key(final.name), names)
+        verified = [name for name in names if name not in (_UNVERIFIED, CHECKSUMS)]
+        write_checksums(folder, self._key(final.name), verified)
 
     def _key(self, step: str) -> str:
         return f"{self._folder.name}/{step}"
-
-    def restore(self, like: Any) -> tuple[Any, Any] | None:
-        """The newest checkpoint's arrays, shaped and placed as `like`, and its JSON value; None where there is none.
-
-        Raises:
-          InputError: it holds another network.
-        """
-        if self._manager is None or (step := self._manager.latest_step()) is None:
-            return None
-        ocp = self._orbax
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
-        )
-        wanted = ocp.args.Composite(
-            state=ocp.args.StandardRestore(shapes), notes=ocp.args.JsonRestore()
-        )
-        try:
-            found = self._manager.restore(step, args=wanted)
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise InputError(
-                f"{self._folder}: checkpoint {step} cannot be read ({' '.join(str(error).split())[:200]}); delete the folder"
-            ) from None
-        return found.state, found.notes
-
-    def save(self, step: int, state: Any, notes: Any) -> None:
-        """Starts to write a checkpoint; the arrays are copied first, so training may go on at once."""
-        if self._manager is not None:
-            ocp = self._orbax
-            self._manager.wait_until_finished()
-            self._saving = step
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), notes=ocp.args.JsonSave(notes)
-                ),
-            )

@@ -1,6 +1,8 @@
-"""Accuracy of a network on a labelled set, by either protocol of the seed: `resize40` (one view) or `tencrop`.
+"""Tests of a network on labelled sets: accuracy, recall, NLL, and a check of its class order.
 
-Shapes: I images, B batch.
+The protocols are the reference implementation's: `resize40` tests one view of an image, `tencrop`
+the mean over ten. Training validates with it; the edit study compares its results. Shapes: I
+images, B batch, T tile, C classes.
 """
 
 import functools
@@ -13,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, Int, Integer, PyTree, UInt8
 
 from emojax.data import classes as class_names
 from emojax.data.image_set import ImageSet, copies
@@ -32,36 +35,36 @@ class Evaluation:
     """Results on a labelled set.
 
     Attributes:
-      logits: [I, classes] float32; the mean over crops for `tencrop`.
-      labels: [I] int32.
-      classes: class names.
+      logits: float32; the mean over crops for `tencrop`.
+      labels: true classes, int32.
+      classes: class names, in the order of the logits.
     """
 
-    logits: np.ndarray
-    labels: np.ndarray
+    logits: Float[np.ndarray, "I C"]
+    labels: Int[np.ndarray, " I"]
     classes: tuple[str, ...]
 
     @property
-    def predictions(self) -> np.ndarray:
-        """Predicted class [I]; ties to the lower class."""
+    def predictions(self) -> Int[np.ndarray, " I"]:
+        """Predicted classes; ties go to the lower one."""
         return self.logits.argmax(axis=1)
 
     def top(self, k: int) -> float:
         """Share of images whose class is among the k best."""
         own = np.take_along_axis(self.logits, self.labels[:, None], axis=1)
-        earlier = np.arange(self.logits.shape[1])[None, :] < self.labels[:, None]
-        rank = ((self.logits > own) | ((self.logits == own) & earlier)).sum(axis=1)
+        # A class of the same logit ranks before the true one if it is lower, as in `predictions`.
+        lower = np.arange(self.logits.shape[1])[None, :] < self.labels[:, None]
+        rank = ((self.logits > own) | ((self.logits == own) & lower)).sum(axis=1)
         return float((rank < k).mean())
 
-    def confusion(self) -> np.ndarray:
-        """Counts [classes, classes]: true class by row, predicted by column."""
+    def confusion(self) -> Int[np.ndarray, "C C"]:
+        """Counts of images: true class by row, predicted by column."""
         classes = len(self.classes)
-        return np.bincount(self.labels * classes + self.predictions, minlength=classes**2).reshape(
-            classes, classes
-        )
+        cells = self.labels * classes + self.predictions
+        return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
-    def losses(self) -> np.ndarray:
-        """Negative log-likelihood of each image [I], natural logarithm; float64."""
+    def losses(self) -> Float[np.ndarray, " I"]:
+        """Negative log-likelihood of each image, natural logarithm; float64."""
         logits = self.logits.astype(np.float64)
         logits -= logits.max(axis=1, keepdims=True)
         own = np.take_along_axis(logits, self.labels[:, None], axis=1)[:, 0]
@@ -76,49 +79,49 @@ class Evaluation:
         confusion = self.confusion()
         counts = confusion.sum(axis=1)
         recall = {
-            c: float(confusion[i, i] / counts[i]) if counts[i] else None
-            for i, c in enumerate(self.classes)
+            name: float(confusion[row, row] / counts[row]) if counts[row] else None
+            for row, name in enumerate(self.classes)
         }
-        present = [r for r in recall.values() if r is not None]
+        known = [share for share in recall.values() if share is not None]
         return {
             "images": len(self.labels),
             "correct": int(np.trace(confusion)),
             "top1": self.top(1),
             "top2": self.top(2),
-            "macro_recall": float(np.mean(present)),
+            "macro_recall": float(np.mean(known)),
             "nll": self.nll(),
             "recall": recall,
-            "correct_per_class": {c: int(confusion[i, i]) for i, c in enumerate(self.classes)},
+            "correct_per_class": {
+                name: int(confusion[row, row]) for row, name in enumerate(self.classes)
+            },
             "confusion": confusion.tolist(),
             "classes": list(self.classes),  # of the confusion's rows and columns
         }
 
 
-def join(*parts: Evaluation) -> Evaluation:
+def join(*splits: Evaluation) -> Evaluation:
     """Evaluations of several splits as one, as the paper pooled both test splits.
 
     Raises:
-      InputError: the splits' classes differ, or stand in another order.
+      InputError: the splits' classes differ, or are in another order.
     """
-    same_classes([part.classes for part in parts])
-    return Evaluation(
-        np.concatenate([p.logits for p in parts]),
-        np.concatenate([p.labels for p in parts]),
-        parts[0].classes,
-    )
+    same_classes([split.classes for split in splits])
+    logits = np.concatenate([split.logits for split in splits])
+    labels = np.concatenate([split.labels for split in splits])
+    return Evaluation(logits, labels, splits[0].classes)
 
 
 def same_classes(classes: Sequence[tuple[str, ...]]) -> None:
-    """Refuses to pool labels that count in different orders.
+    """Refuses to pool labels that count in different orders; takes the class names of each split.
 
     Raises:
-      InputError: the classes differ, or stand in another order.
+      InputError: the classes differ, or are in another order.
     """
-    for each in classes:
-        if each != classes[0]:
+    for names in classes:
+        if names != classes[0]:
             raise InputError(
                 f"splits with the classes {class_names.listed(classes[0])} and "
-                f"{class_names.listed(each)} cannot be pooled; bring them into one order "
+                f"{class_names.listed(names)} cannot be pooled; bring them into one order "
                 "(ImageSet.in_order)"
             )
 
@@ -129,7 +132,8 @@ class BetterOrder:
 
     Attributes:
       names: of the outputs, in order.
-      correct: images right under these names, and `given_correct` under the given ones.
+      correct: images that are right under these names.
+      given_correct: images that are right under the given names.
     """
 
     names: tuple[str, ...]
@@ -137,11 +141,14 @@ class BetterOrder:
     given_correct: int
 
 
-def better_order(confusion: np.ndarray, classes: Sequence[str]) -> BetterOrder | None:
+def better_order(
+    confusion: Integer[np.ndarray, "C C"], classes: Sequence[str]
+) -> BetterOrder | None:
     """The order of class names that fits a confusion matrix far better than the given one, if any.
 
-    The candidate has the highest mean recall of all C! orders (a linear assignment); recall, because
-    a network that gives everyone the commonest class fits any order equally well by it. It counts if
+    The candidate has the highest mean recall of all C! orders (a linear assignment); recall,
+    because a network that gives everyone the commonest class fits any order equally well by it. It
+    counts if
     - McNemar's exact test between the two orders, image by image, holds at 1 % after Bonferroni's
       correction for the C! orders that the candidate was chosen from, and
     - over the classes that it renames, recall is at least twice that under the given order: a right
@@ -153,7 +160,7 @@ def better_order(confusion: np.ndarray, classes: Sequence[str]) -> BetterOrder |
     sizes = confusion.sum(axis=1)
     recall = confusion / np.maximum(sizes, 1)[:, None]
     given = np.arange(len(classes))
-    # Equals, such as the classes without images, stay where they are.
+    # The small term breaks ties: equals, such as the classes without images, stay where they are.
     _, output = linear_sum_assignment(recall + 1e-9 * np.eye(len(classes)), maximize=True)
     moved = (output != given) & (sizes > 0)
     if not moved.any():
@@ -162,17 +169,16 @@ def better_order(confusion: np.ndarray, classes: Sequence[str]) -> BetterOrder |
     gained = int(confusion[given[moved], output[moved]].sum())
     lost = int(confusion[given[moved], given[moved]].sum())
     p_value = mcnemar_exact(gained, lost)
-    significant = p_value == 0 or math.log(p_value) + math.lgamma(len(classes) + 1) <= math.log(
-        0.01
-    )
-    margin = (
-        recall[given[moved], output[moved]].sum() >= 2 * recall[given[moved], given[moved]].sum()
-    )
-    if gained <= lost or not significant or not margin:
+    # Bonferroni over C! orders, in logarithms: lgamma(C + 1) is log(C!).
+    orders = math.lgamma(len(classes) + 1)
+    significant = p_value == 0 or math.log(p_value) + orders <= math.log(0.01)
+    recall_before = recall[given[moved], given[moved]].sum()
+    doubled = recall[given[moved], output[moved]].sum() >= 2 * recall_before
+    if gained <= lost or not significant or not doubled:
         return None
     names = [""] * len(classes)
-    for name, at in zip(classes, output, strict=True):
-        names[at] = name
+    for name, position in zip(classes, output, strict=True):
+        names[position] = name
     correct = int(np.trace(confusion))
     return BetterOrder(tuple(names), correct + gained - lost, correct)
 
@@ -184,8 +190,8 @@ def average(*members: Evaluation) -> Evaluation:
     return Evaluation(np.asarray(mean), members[0].labels, members[0].classes)
 
 
-def without_copies(result: Evaluation, images: ImageSet, of: ImageSet) -> Evaluation:
-    """The result on those images of a set that do not also occur in another, pixel for pixel.
+def without_duplicates(result: Evaluation, images: ImageSet, of: ImageSet) -> Evaluation:
+    """A result on the images of a set that do not also occur in the set `of`, pixel for pixel.
 
     Raises:
       InputError: all of them do.
@@ -196,16 +202,20 @@ def without_copies(result: Evaluation, images: ImageSet, of: ImageSet) -> Evalua
     return Evaluation(result.logits[new], result.labels[new], result.classes)
 
 
-def tencrop_views(size: int) -> Callable[[jax.Array], jax.Array]:
-    """Preprocessing for `tencrop`: uint8 [B, H, W, C] → ten gray crops in [0, 1], [B, 10, size, size, 1]."""
-    return lambda images: image.ten_crop(image.to_unit(image.to_gray(images)), size)
+def tencrop_views(size: int) -> Callable[[Array], Array]:
+    """Preprocessing for `tencrop`: images → their ten gray crops of this size, in [0, 1]."""
+
+    def views(images: UInt8[Array, "B H W C"]) -> Float[Array, "B 10 S S 1"]:
+        return image.ten_crop(image.to_unit(image.to_gray(images)), size)
+
+    return views
 
 
-def class_order(model: Any, classes: Sequence[str]) -> tuple[str, ...]:
+def class_order(model: nnx.Module | Network, classes: Sequence[str]) -> tuple[str, ...]:
     """Class names of a network's outputs, in order, for images with these classes.
 
-    Those that it carries; else FER2013's numbering, where the network is one of ours and FER2013's
-    names are the images' (in any order, by any alias); else the images' own.
+    Those of its configuration; else FER2013's numbering, where the network is one of ours and the
+    images' names are FER2013's (in any order, by any alias); else the images' own.
     """
     names = getattr(getattr(model, "config", None), "class_names", None)
     if names is not None:
@@ -215,19 +225,20 @@ def class_order(model: Any, classes: Sequence[str]) -> tuple[str, ...]:
     return class_names.FER2013 if fer2013 else tuple(classes)
 
 
-def labelled(images: ImageSet, model: Any, outputs: int | None = None) -> ImageSet:
+def labelled(images: ImageSet, model: nnx.Module | Network, outputs: int | None = None) -> ImageSet:
     """A set that can be tested on a network, its labels in the order of the network's outputs.
 
-    `outputs` is their number where the network has no `config.classes`.
+    `outputs` is their number; None takes it from the configuration of one of our networks.
 
     Raises:
       InputError: there are no labels, or other classes than the network's.
     """
     if images.labels is None:
         raise InputError(f"{images.name} has no labels to test against")
-    count = model.config.classes if outputs is None else outputs
+    config = getattr(model, "config", None)
+    count = getattr(config, "classes", None) if outputs is None else outputs
     if len(images.classes) != count:
-        known = getattr(getattr(model, "config", None), "class_names", None)
+        known = getattr(config, "class_names", None)
         theirs = f" ({class_names.listed(known)})" if known else ""
         raise InputError(
             f"{images.name} has {len(images.classes)} classes, the network {count}{theirs}; "
@@ -245,9 +256,17 @@ def evaluate(
     tile: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Runs the network over a labelled set.
+    """Tests a network on a labelled set.
 
-    `tencrop` averages the logits of ten crops of the network's input size (VGGNet only).
+    Args:
+      model: a flax.nnx module that returns `(logits, taps)`, or any network that `as_network`
+        wrapped.
+      images: the set.
+      protocol: `tencrop` averages the logits of ten crops of the network's input size (VGGNet
+        only).
+      batch: images that travel at once; results do not depend on it.
+      tile: images computed together; None suits the device.
+      progress: called with (images done, images in all) after every batch.
 
     Raises:
       InputError: the set has no labels, or the classes do not match.
@@ -256,35 +275,57 @@ def evaluate(
         raise InputError(
             "the tencrop protocol crops to a VGGNet's input size; pass a VggNet or use resize40"
         )
+    # Programs are cached: another network of the same kind may follow, as after each epoch of
+    # training.
+    # A plain function may hold its weights itself, and is not cached: it would hold their memory.
+    keep = isinstance(model, nnx.Module) or bool(jax.tree.leaves(model.params))
     if isinstance(model, nnx.Module):
         graphdef, params = nnx.split(model)
-        forward = _logits_of(graphdef, protocol)
+        logits_of = _module_logits(graphdef, protocol)
     else:
         params = model.params
-
-        def forward(params: Any, chunk: jax.Array) -> jax.Array:
-            return model.apply(params, model.preprocess(chunk))[0]
-
-    one = jax.ShapeDtypeStruct((1, *images.images.shape[1:]), np.uint8)
-    images = labelled(images, model, jax.eval_shape(forward, params, one).shape[-1])
-    keep = isinstance(
-        model, nnx.Module
-    )  # another of its kind may follow, as after each epoch of training
+        build = _cached_network_logits if keep else _network_logits
+        logits_of = build(model.apply, model.preprocess)
+    sample = jax.ShapeDtypeStruct((1, *images.images.shape[1:]), np.uint8)
+    outputs = jax.eval_shape(logits_of, params, sample).shape[-1]
+    images = labelled(images, model, outputs)
     logits = map_images(
-        forward, params, images, batch=batch, tile=tile, progress=progress, keep=keep
+        logits_of, params, images, batch=batch, tile=tile, progress=progress, keep=keep
     )
-    return Evaluation(logits, images.labels, images.classes)
+    return Evaluation(logits, np.asarray(images.labels), images.classes)
+
+
+_Logits = Callable[[PyTree, Array], Array]  # (variables, uint8 images [T, H, W, C]) → logits [T, C]
 
 
 @functools.lru_cache(maxsize=8)
-def _logits_of(graphdef: Any, protocol: Protocol) -> Callable[[Any, jax.Array], jax.Array]:
-    """(state, uint8 images [B, H, W, C]) → logits [B, classes]; one object per architecture, so that it compiles once."""
+def _module_logits(graphdef: nnx.GraphDef, protocol: Protocol) -> _Logits:
+    """A module's logits; one object for one architecture, so that it compiles once."""
 
-    def forward(state: Any, chunk: jax.Array) -> jax.Array:
+    def logits_of(
+        state: PyTree, pixels: UInt8[Array, "T H W channels"]
+    ) -> Float[Array, "T classes"]:
         model = nnx.merge(graphdef, state)
         if protocol == "resize40":
-            return model(getattr(model, "preprocess", image.to_unit)(chunk))[0]
-        x = tencrop_views(model.config.input_size)(chunk)
-        return model(x.reshape(-1, *x.shape[2:]))[0].reshape(*x.shape[:2], -1).mean(axis=1)
+            return model(getattr(model, "preprocess", image.to_unit)(pixels))[0]
+        crops = tencrop_views(model.config.input_size)(pixels)  # [T, 10, S, S, 1]
+        logits = model(crops.reshape(-1, *crops.shape[2:]))[0]
+        return logits.reshape(*crops.shape[:2], -1).mean(axis=1)
 
-    return forward
+    return logits_of
+
+
+def _network_logits(
+    apply: Callable[[Any, Array], tuple[Array, Any]], preprocess: Callable[[Array], Array]
+) -> _Logits:
+    """A wrapped network's logits."""
+
+    def logits_of(
+        params: PyTree, pixels: UInt8[Array, "T H W channels"]
+    ) -> Float[Array, "T classes"]:
+        return apply(params, preprocess(pixels))[0]
+
+    return logits_of
+
+
+_cached_network_logits = functools.lru_cache(maxsize=8)(_network_logits)

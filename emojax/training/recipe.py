@@ -29,28 +29,32 @@ class Recipe(Section):
     last two begin at the peak.
     """
 
-    epochs: Positive = Field(20, description="passes over the training split")
-    optimizer: Optimizer = Field("adamw", description="sgd with Nesterov momentum, or adamw")
+    epochs: Positive = Field(default=20, description="passes over the training split")
+    optimizer: Optimizer = Field(
+        default="adamw", description="sgd with Nesterov momentum, or adamw"
+    )
     schedule: Schedule = Field(
-        "cosine",
+        default="cosine",
         description="of the learning rate; plateau lowers it when validation no longer improves",
     )
-    learning_rate: float = Field(1e-3, gt=0, description="its peak")
+    learning_rate: float = Field(default=1e-3, gt=0, description="its peak")
     warmup: float = Field(
-        0.05,
+        default=0.05,
         ge=0,
         lt=1,
         description="share of the steps over which it rises (cosine, one_cycle)",
     )
-    weight_decay: float = Field(1e-4, ge=0, description="weight decay")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum (sgd)")
+    weight_decay: float = Field(default=1e-4, ge=0, description="weight decay")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum (sgd)")
     average: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         lt=1,
         description="decay of the moving average of weights that is kept; 0 keeps them as they are",
     )
-    seed: Seed = Field(0, description="of the first weights, data order, augmentation and dropout")
+    seed: Seed = Field(
+        default=0, description="of the first weights, data order, augmentation and dropout"
+    )
 
     def transform(self) -> "optax.GradientTransformation":
         """Gradients to descent directions; the step scales them by the learning rate."""

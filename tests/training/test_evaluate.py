@@ -1,4 +1,6 @@
-"""Evaluate and edit: against plain references, and the same on every batch and device."""
+"""Tests of networks: counts, a direct call, ensembles, refusals, compilations."""
+
+import dataclasses
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +12,9 @@ from emojax.data.image_set import ImageSet
 from emojax.distributed.mesh import make_mesh
 from emojax.editing import edit
 from emojax.errors import InputError
-from emojax.models import vgg
+from emojax.probing.network import as_network
 from emojax.training import evaluate
+from emojax.training.evaluate import Evaluation, average
 
 
 def test_evaluation_numbers():
@@ -54,50 +57,14 @@ def test_evaluate_refusals(tiny_vgg, blobs):
         evaluate.evaluate(tiny_vgg, ImageSet.from_arrays(images, [0] * 20, ("a", "b")))
 
 
-@pytest.mark.parametrize("scope", ["weights", "weights_and_bias"])
-@pytest.mark.parametrize("layer", vgg.LAYERS)
-def test_sweep_equals_evaluating_edited_parameters(tiny_vgg, blobs, layer, scope):
-    few, units = blobs.first(60), tiny_vgg.config.units()[layer]
-    gains = np.random.default_rng(0).uniform(0.5, 2, (3, units)).astype(np.float32)
-    gains[0] = 1.0
-    swept = edit.sweep(tiny_vgg, few, layer, gains, scope=scope, tile=4)
-    plain = evaluate.evaluate(tiny_vgg, few, tile=4)
-    np.testing.assert_array_equal(swept[0].predictions, plain.predictions)
-    for setting in range(3):
-        want = evaluate.evaluate(
-            edit.edit(tiny_vgg, layer, gains[setting], scope=scope), few, tile=4
-        )
-        np.testing.assert_array_equal(swept[setting].predictions, want.predictions)
-        np.testing.assert_allclose(swept[setting].logits, want.logits, rtol=1e-4, atol=1e-5)
-
-
-def test_sweep_with_ten_crops(tiny_vgg, blobs):
-    few, gains = blobs.first(12), np.full((1, 20), 1.5, np.float32)
-    swept = edit.sweep(tiny_vgg, few, "lin2", gains, protocol="tencrop", tile=4)
-    want = evaluate.evaluate(edit.edit(tiny_vgg, "lin2", gains[0]), few, protocol="tencrop", tile=4)
-    np.testing.assert_allclose(swept[0].logits, want.logits, rtol=1e-4, atol=1e-5)
-
-
-def test_threshold_grid_cells(tiny_vgg, blobs):
-    few, scores = blobs.first(40), np.linspace(-1, 1, 20).astype(np.float32)
-    cells = edit.threshold_grid(tiny_vgg, few, "lin2", scores, (-2.0, 0.0), (1.0, 3.0), tile=4)
-    assert [(c.tau, c.factor) for c in cells] == [(-2, 1), (-2, 3), (0, 1), (0, 3)]
-    np.testing.assert_array_equal(
-        cells[0].evaluation.logits, cells[2].evaluation.logits
-    )  # factor 1: nothing changes
-    gains = np.where(scores > 0, 3.0, 1 / 3).astype(np.float32)
-    want = evaluate.evaluate(edit.edit(tiny_vgg, "lin2", gains), few, tile=4)
-    np.testing.assert_array_equal(cells[3].evaluation.predictions, want.predictions)
-
-
-def test_edit_refusals(tiny_vgg):
-    for layer, gains, message in (
-        ("lin9", np.ones(20), "no layer 'lin9'; did you mean"),
-        ("lin2", np.ones(21), "layer lin2 has 20 units"),
-        ("lin2", np.full(20, np.inf), "not all finite"),
-    ):
-        with pytest.raises(InputError, match=message):
-            edit.edit(tiny_vgg, layer, gains)
+def test_average_is_the_mean_of_probabilities():
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((3, 10, 7)).astype(np.float32)
+    labels, names = rng.integers(0, 7, 10).astype(np.int32), tuple("abcdefg")
+    found = average(*(Evaluation(each, labels, names) for each in logits))
+    softmax = np.exp(np.float64(logits))
+    softmax /= softmax.sum(axis=2, keepdims=True)
+    np.testing.assert_allclose(np.exp(found.logits), softmax.mean(axis=0), rtol=1e-5)
 
 
 def test_networks_of_one_architecture_are_compiled_once(tiny_vgg, blobs):
@@ -108,5 +75,23 @@ def test_networks_of_one_architecture_are_compiled_once(tiny_vgg, blobs):
     plain, other = (evaluate.evaluate(model, few, tile=4) for model in (tiny_vgg, edited))
     assert np.abs(plain.logits - other.logits).max() > 0.01
     graphdef = nnx.split(edited)[0]
-    program = map_images._cached_program(evaluate._logits_of(graphdef, "resize40"), make_mesh(), 4)
+    program = map_images._cached_program(
+        evaluate._module_logits(graphdef, "resize40"), make_mesh(), 4
+    )
     assert (map_images._cached_program.cache_info().misses, program._cache_size()) == (1, 1)
+
+
+def test_a_wrapped_network_is_traced_once(tiny_vgg, blobs):
+    network = as_network(tiny_vgg)
+    traced = []
+
+    def counting(params, images):
+        traced.append(images.shape)
+        return network.apply(params, images)
+
+    counted = dataclasses.replace(network, apply=counting)
+    first = evaluate.evaluate(counted, blobs.first(30), tile=4)
+    count = len([shape for shape in traced if shape[0] == 4])
+    again = evaluate.evaluate(counted, blobs.first(30), tile=4)
+    np.testing.assert_array_equal(first.logits, again.logits)
+    assert count == len([shape for shape in traced if shape[0] == 4]) > 0

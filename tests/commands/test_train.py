@@ -1,0 +1,259 @@
+"""`emojax train`: run folders, refusals, ensembles, and that a killed command resumes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from flax import nnx
+from small_training import assert_same
+
+from emojax import cli
+from emojax.data import seen
+from emojax.data.weights import load_network, load_vgg
+from emojax.models.deep_emotion import DeepEmotion
+
+
+def run(capsys, *args):
+    code = cli.main([str(arg) for arg in args])
+    return code, *capsys.readouterr()
+
+
+def test_a_run_folder(tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = [
+        "--data.kind",
+        "faces",
+        "--data.limit",
+        "128",
+        "--train.epochs",
+        "2",
+        "--train.batch",
+        "64",
+    ]
+    assert (
+        cli.main(["train", *arguments, "--out", str(out), "--cache", str(tmp_path / "cache")]) == 0
+    )
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    summary = json.loads((out / "summary.json").read_text())
+    found = summary["validation"]["faces/public_test"]
+    assert found["images"] == 128
+    assert rows[summary["members"][0]["best_epoch"] - 1]["validation_accuracy"] == found["top1"]
+    assert load_vgg(out / "model.safetensors").config.hidden == (128, 128)
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--data.kind", "faces", "--data.limit", "50"],
+            "has 50 images, fewer than a batch; --train.batch 128 is too many",
+        ),
+        (
+            ["--task", "clip"],
+            "a CLIP is trained on rendered faces, whose captions are known; pass --data.kind faces",
+        ),
+        ([], "--data.path is needed"),
+        (
+            ["--data.kind", "faces", "--data.limit", "50", "--train.batch", "50"],
+            "a batch of 50 does not divide over 8 devices; choose a multiple of 8",
+        ),
+        (
+            ["--data.kind", "faces", "--train.split", "train"],
+            "rendered faces have no split 'train'; did you mean 'training'",
+        ),
+    ],
+)
+def test_train_refuses(tmp_path, capsys, arguments, message):
+    assert (
+        cli.main(
+            [
+                "train",
+                *arguments,
+                "--out",
+                str(tmp_path / "out"),
+                "--cache",
+                str(tmp_path / "cache"),
+            ]
+        )
+        == 2
+    )
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["--train.validation", "training"],
+            "--train.validation is faces/training, which is trained on",
+        ),
+        (
+            ["--train.test", "public_test"],
+            "--train.test is faces/public_test, which training or choosing uses",
+        ),
+        (["--task", "clip", "--train.seeds", "1", "2"], "are not for a CLIP"),
+        (
+            ["--task", "deep_emotion", "--evaluate.protocol", "tencrop"],
+            "use resize40 for a Deep-Emotion",
+        ),
+        (["--train.start", "none.safetensors"], "no weights file 'none.safetensors'"),
+    ],
+)
+def test_refusals(tmp_path, capsys, args, message):
+    given = [
+        "--data.kind",
+        "faces",
+        "--data.limit",
+        "64",
+        "--train.batch",
+        "32",
+        "--cache",
+        tmp_path / "cache",
+    ]
+    code, _, err = run(capsys, "train", *given, *args, "--out", tmp_path / "out")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert message in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_ensemble_by_command(tmp_path, capsys):
+    out = tmp_path / "out"
+    args = [
+        "--data.kind",
+        "faces",
+        "--data.limit",
+        "64",
+        "--train.batch",
+        "32",
+        "--train.epochs",
+        "2",
+    ]
+    args += ["--task", "deep_emotion", "--train.seeds", "0", "1", "--train.test", "private_test"]
+    args += ["--cache", tmp_path / "cache", "--out", out]
+    code, _, err = run(capsys, "train", *args)
+    assert code == 0, err
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["epoch"], row["member"]) for row in rows] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    summary = json.loads((out / "summary.json").read_text())
+    assert [member["seed"] for member in summary["members"]] == [0, 1]
+    assert "faces/private_test, ensemble, no copies of faces/training" in summary["test"]
+    assert {each.role for each in seen.read(out / "model_1.safetensors")} == {"trained", "chosen"}
+    tested = [
+        "--target.weights",
+        out / "model_0.safetensors",
+        "--data.kind",
+        "faces",
+        "--data.limit",
+        "64",
+    ]
+    tested += [
+        "--data.test-splits",
+        "training",
+        "private_test",
+        "--copies-of",
+        "public_test",
+        "--out",
+        tmp_path / "e",
+    ]
+    code, _, err = run(capsys, "evaluate", *tested)
+    assert code == 0
+    assert (
+        "warning: model_0.safetensors was trained on faces/training: accuracy there says nothing"
+        in err
+    )
+    splits = json.loads((tmp_path / "e" / "summary.json").read_text())["splits"]
+    assert splits["faces/private_test, no copies of public_test"]["images"] == 64
+
+
+def test_deep_emotion_by_command(tmp_path, capsys, clip_folder):
+    """Trained, tested and dissected like a VGGNet; edits are refused in one line."""
+    args = ["--data.kind", "faces", "--data.limit", "64"]
+    training = [
+        "--task",
+        "deep_emotion",
+        "--train.batch",
+        "32",
+        "--train.epochs",
+        "1",
+        "--cache",
+        tmp_path / "cache",
+    ]
+    assert run(capsys, "train", *args, *training, "--out", tmp_path / "de")[0] == 0
+    target = ["--target.weights", tmp_path / "de" / "model.safetensors"]
+    assert isinstance(load_network(target[1]), DeepEmotion)
+    clip, few = (
+        ["--clip.path", clip_folder],
+        ["--dissect.top-k", "20", "--cache", tmp_path / "cache"],
+    )
+    code, _, err = run(capsys, "dissect", *args, *target, *clip, *few, "--out", tmp_path / "d")
+    assert code == 0, err
+    table = (tmp_path / "d" / "dissection.csv").read_text().splitlines()
+    assert [
+        sum(line.startswith(f"{layer},") for line in table) for layer in ("conv1", "fc1", "fc2")
+    ] == [10, 50, 7]
+    code, _, err = run(capsys, "run", *args, *target, *clip, *few, "--out", tmp_path / "r")
+    assert (code, err.count("edits are made to a VGGNet, and this is a DeepEmotion")) == (2, 1)
+
+
+def weights(path):
+    return nnx.state(load_network(path))
+
+
+def test_a_killed_command_resumes(tmp_path):
+    """SIGKILL of `emojax train` in its first epochs; the same command ends as an undisturbed one does."""
+    args = [
+        "--task",
+        "deep_emotion",
+        "--data.kind",
+        "faces",
+        "--data.limit",
+        "96",
+        "--train.batch",
+        "32",
+    ]
+    args += ["--train.epochs", "2"]
+
+    def command(out):
+        cache = ["--cache", str(tmp_path / out / "cache"), "--train.save-every", "0"]
+        return [
+            sys.executable,
+            "-m",
+            "emojax",
+            "train",
+            *args,
+            *cache,
+            "--out",
+            str(tmp_path / out / "run"),
+        ]
+
+    shared = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
+    env = os.environ | shared
+    subprocess.run(command("whole"), check=True, capture_output=True, env=env)
+    broken = subprocess.Popen(
+        command("broken"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env
+    )
+    while broken.poll() is None and not list(
+        (tmp_path / "broken" / "cache" / "training").glob("*/[0-9]*")
+    ):
+        time.sleep(0.05)
+    broken.send_signal(signal.SIGKILL)
+    broken.wait()
+    assert not (tmp_path / "broken" / "run").exists()
+    told = subprocess.run(
+        command("broken"), check=True, capture_output=True, text=True, env=env
+    ).stdout
+    assert "resuming from the checkpoint in" in told
+    for name in ("model.safetensors", "last.safetensors"):
+        assert_same(weights(tmp_path / "whole/run" / name), weights(tmp_path / "broken/run" / name))
+    assert not list((tmp_path / "broken" / "cache" / "training").iterdir())
+    assert os.path.getsize(tmp_path / "broken/run/curves.png") > 1000

@@ -1,0 +1,127 @@
+"""Classification: learning, streaming, precision, augmentation, and a full step against PyTorch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from flax import nnx
+from scipy import stats
+from small_training import ROUNDING, assert_same, distance, fit, leaves, recipe, task_of
+
+from emojax.data.image_set import ImageSet
+from emojax.distributed.mesh import make_mesh
+from emojax.models.vgg import VggConfig, VggNet
+from emojax.synthetic import faces
+from emojax.training import classifiers
+from emojax.training import fit as loop
+from emojax.training.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def images():
+    return faces.random_faces(64, 3).image_set("faces")
+
+
+def test_learns_what_can_be_learnt(tiny_vgg, blobs):
+    """Better than anything that does not look at the images, in loss and, beyond luck, in accuracy."""
+    images = ImageSet.from_arrays(blobs.images[:96], blobs.labels[:96], blobs.classes)
+    last = fit(tiny_vgg, images, recipe(epochs=30, learning_rate=0.02))[0].history[-1]
+    share = np.bincount(images.labels, minlength=7) / len(images)
+    # Without the images, the best prediction is the mean of the smoothed targets; its loss is their
+    # entropy, and its accuracy the share of the commonest class.
+    target = 0.9 * share + 0.1 / 7
+    assert last["loss"] < -(target * np.log(target)).sum()
+    correct = round(last["accuracy"] * len(images))
+    assert stats.binomtest(correct, len(images), share.max(), "greater").pvalue < 1e-9
+
+
+def test_a_stream_gives_what_resident_images_give(tiny_vgg, images):
+    """The same batches by two programs, which may round differently."""
+    (here,) = fit(tiny_vgg, images, task={"resident": True})
+    (streamed,) = fit(tiny_vgg, images, task={"resident": False})
+    start = task_of(tiny_vgg, images).start(0)
+    assert distance(here.last, streamed.last, start) < ROUNDING
+
+
+def test_bfloat16_keeps_float32_parameters_and_comes_near(tiny_vgg, images):
+    (full,) = fit(tiny_vgg, images, task={"precision": "float32"})
+    (half,) = fit(tiny_vgg, images, task={"precision": "bfloat16"})
+    assert {leaf.dtype for leaf in leaves((half.params, half.rest))} <= {
+        np.dtype(np.float32),
+        np.dtype(np.uint32),
+    }
+    assert half.history[-1]["loss"] == pytest.approx(full.history[-1]["loss"], rel=0.03)
+    assert half.history[-1]["loss"] != full.history[-1]["loss"]
+
+
+def test_augmented_training_is_seeded(tiny_vgg, images):
+    one, again, other = (
+        fit(tiny_vgg, images, recipe(epochs=1, seed=seed), task={"augment": "ten_crop"})[0]
+        for seed in (0, 0, 1)
+    )
+    assert_same(one.last, again.last)
+    assert one.history[0]["loss"] != other.history[0]["loss"]
+
+
+def test_a_step_of_the_full_vggnet_equals_pytorchs():
+    """Loss, gradients and the SGD step of 29.89 M parameters, BatchNorm in training mode, no dropout, to 1e-4."""
+    torch = pytest.importorskip("torch", reason="needs the oracle extra")
+    from emojax.models import vgg
+
+    config = VggConfig(dropout=0.0)
+    model = nnx.jit(lambda: VggNet(config, rngs=nnx.Rngs(0)))()
+    pictures = np.random.default_rng(0).integers(
+        0, 256, (16, 40, 40, 1), np.uint8
+    )  # of the network's size: not resized
+    labels = np.random.default_rng(1).integers(0, 7, 16).astype(np.int32)
+    given = ImageSet.from_arrays(pictures, labels, [str(i) for i in range(7)])
+    task = classifiers.classification_task(model, given, batch=16)
+    oracle = reference.torch_vgg(torch, config)
+    start = {name: torch.tensor(array) for name, array in vgg.to_torch_state_dict(model).items()}
+    oracle.load_state_dict(start, strict=True)
+    oracle.train()
+    optimizer = torch.optim.SGD(
+        oracle.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4
+    )
+
+    key = jax.random.fold_in(
+        jax.random.key(3), 0
+    )  # as the step folds its number in; the mirroring is then known
+    (rows,) = task.batches(0, 3, 0)
+    from emojax.ops.augment import mirror
+
+    mirrored = np.asarray(mirror(jax.random.split(key)[0], jnp.asarray(pictures[rows])))
+    x = torch.tensor(np.float32(mirrored).transpose(0, 3, 1, 2) / 255)
+    loss = torch.nn.functional.cross_entropy(
+        oracle(x), torch.tensor(labels[rows], dtype=torch.long)
+    )
+    loss.backward()
+    params, rest = task.start(3)
+    (ours, _), gradients = jax.jit(jax.value_and_grad(task.loss, has_aux=True))(
+        params, rest, task.data, rows, key
+    )
+    assert float(ours) == pytest.approx(loss.item(), rel=1e-4)
+    as_torch = vgg.to_torch_state_dict(classifiers.trained(model, gradients, rest))
+    theirs = {name: parameter.grad.numpy() for name, parameter in oracle.named_parameters()}
+
+    def scale(name):
+        """Of a gradient. BatchNorm takes a convolution's bias off again: its gradient is zero, but for rounding."""
+        return np.abs(
+            theirs[name.replace("bias", "weight") if name.startswith("conv") else name]
+        ).max()
+
+    for name, want in theirs.items():
+        assert np.abs(as_torch[name] - want).max() <= 1e-4 * scale(name), name
+    assert round(sum(want.size for want in theirs.values()) / 1e6, 2) == 29.89
+    optimizer.step()
+    one = Recipe(epochs=1, optimizer="sgd", schedule="constant", learning_rate=0.01, seed=3)
+    (result,) = loop.fit(task, one, mesh=make_mesh(1))
+    after = vgg.to_torch_state_dict(classifiers.trained(model, *result.last))
+    for name, parameter in oracle.named_parameters():
+        # The step is 0.01 · 1.9 of gradient and decay; a parameter itself is known to 2^-24 of it.
+        known = 2**-23 * np.abs(start[name].numpy()).max()
+        assert (
+            np.abs(after[name] - parameter.detach().numpy()).max()
+            <= 0.019 * 1e-4 * scale(name) + known
+        ), name
