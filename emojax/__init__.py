@@ -1,11 +1,12 @@
-"""emojax: which concept each hidden unit of an emotion network stands for, and what editing by it does.
+"""emojax: which concept each hidden unit of an emotion network stands for, and what editing by it
+does.
 
 record = emojax.probe(model, images, clip)
 dissection = emojax.dissect(record, emojax.load_concepts("paper25"))
 edited = emojax.edit(model, "lin2", gains)
 
-The public names are imported in `__init__.pyi`, where type checkers and editors see them. Here each is
-loaded when it is first used, so that `import emojax` costs nothing.
+The public names are imported in `__init__.pyi`, where type checkers and editors see them. Here each
+is loaded when it is first used, so that `import emojax` costs nothing.
 """
 
 import ast

@@ -61,14 +61,17 @@ COMMANDS = {
 def overview() -> str:
     """What `emojax --help` prints."""
     lines = [
-        "emojax: which facial-expression concept each hidden unit stands for, and what editing by those labels does",
+        "emojax: which facial-expression concept each hidden unit stands for, and what editing by "
+        "those labels does",
         "",
         "usage: emojax <command> [--config FILE] [--section.field VALUE ...]",
         "",
         *(f"  {name:<10} {command.about}" for name, command in COMMANDS.items()),
         "",
-        "emojax <command> --help lists its settings with their defaults. --config FILE takes them from YAML (see configs/).",
-        "Several processes as one (docs/scale.md): --coordinator HOST:PORT --processes N --index I, or --coordinator auto.",
+        "emojax <command> --help lists its settings with their defaults. --config FILE takes them "
+        "from YAML (see configs/).",
+        "Several processes as one (docs/scale.md): --coordinator HOST:PORT --processes N --index "
+        "I, or --coordinator auto.",
     ]
     return "\n".join(lines)
 
@@ -105,20 +108,20 @@ def parse_job(args: Sequence[str]) -> tuple[processes.Job | None, list[str]]:
         return processes.Job("auto"), rest
     if coordinator in (None, "auto") or len(found) != 2:
         raise InputError(
-            "a job needs --coordinator HOST:PORT --processes N --index I, or --coordinator auto alone"
+            "a job needs --coordinator HOST:PORT --processes N --index I, or --coordinator auto "
+            "alone"
         )
     for flag, value in found.items():
         if not value.isdecimal():
             raise InputError(f"{flag} is {value!r}, not a number")
-    job = processes.Job(coordinator, int(found["--processes"]), int(found["--index"]))
+    count = int(found["--processes"])
+    index = int(found["--index"])
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise InputError(f"--coordinator is {coordinator!r}, not HOST:PORT or auto")
-    if job.index >= job.processes:
-        raise InputError(
-            f"--index {job.index} is not below --processes {job.processes}; the main process is 0"
-        )
-    return job, rest
+    if index >= count:
+        raise InputError(f"--index {index} is not below --processes {count}; the main process is 0")
+    return processes.Job(coordinator, count, index), rest
 
 
 def parse(command: Command, args: Sequence[str]) -> Section:

@@ -36,7 +36,7 @@ _ENVIRONMENT = {
 }
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: Exception | str) -> str:
     """The message of an error as one line that a terminal can show."""
     line = " ".join(str(error).split())
     return "".join(

@@ -7,7 +7,7 @@ where they are used.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -28,7 +28,8 @@ class Data(Section):
     )
     kind: Literal["auto", "fer2013", "tfds", "folder", "faces"] = Field(
         default="auto",
-        description="what the path is; tfds: prepared by TFDS as array_record; faces renders them, without a path",
+        description="what the path is; tfds: prepared by TFDS as array_record; faces renders them, "
+        "without a path",
     )
     probe_split: str = Field(
         default="training", description="split that the probe runs over; 'all' without splits"
@@ -38,11 +39,13 @@ class Data(Section):
     )
     limit: Positive | None = Field(
         default=None,
-        description="take only the first images of each split; of rendered faces, how many to render",
+        description="take only the first images of each split; of rendered faces, how many to "
+        "render",
     )
     exclude: UserPath | None = Field(
         default=None,
-        description="images to leave out: a csv with a column file, as emojax audit --exclude writes",
+        description="images to leave out: a csv with a column file, as emojax audit --exclude "
+        "writes",
     )
     size: Positive | None = Field(
         default=None, description="side that folder images are brought to; None keeps a common size"
@@ -54,7 +57,8 @@ class Target(Section):
 
     weights: UserPath | None = Field(
         default=None,
-        description="VGGNet or Deep-Emotion weights: .safetensors, or a PyTorch checkpoint such as the published one",
+        description="VGGNet or Deep-Emotion weights: .safetensors, or a PyTorch checkpoint such as "
+        "the published one",
     )
     classes: tuple[str, ...] = Field(
         default=(),
@@ -88,7 +92,8 @@ class Probe(Section):
 
     layers: tuple[str, ...] = Field(
         default=(),
-        description="names or patterns of layers; without any, all of the network but a VGGNet's logits",
+        description="names or patterns of layers; without any, all of the network but a VGGNet's "
+        "logits",
     )
     pool: Literal["avg", "max"] = Field(
         default="avg", description="how convolutions become one number per unit"
@@ -129,7 +134,8 @@ class Dissect(Section):
     null_sets: int = Field(
         default=1000,
         ge=0,
-        description="random image sets that labels are tested against (wpmi, soft_wpmi); 0 leaves it out",
+        description="random image sets that labels are tested against (wpmi, soft_wpmi); 0 leaves "
+        "it out",
     )
     tau: float = Field(
         default=0.0, description="a unit is interpretable when its maximum similarity exceeds this"
@@ -280,6 +286,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         for part in first["loc"][:-1]:
-            model = model.model_fields[part].annotation
+            section: Any = model.model_fields[str(part)].annotation
+            model = section
         return f"{where} is not a setting{did_you_mean(str(first['loc'][-1]), model.model_fields)}"
     return f"{where} is {first['input']!r}: {first['msg']}"

@@ -171,7 +171,7 @@ def restore_numbers(value: dict[str, Any]) -> dict[str, Any]:
             *path, last = (
                 key.replace("~1", "/").replace("~0", "~") for key in pointer.split("/")[1:]
             )
-            holder = value
+            holder: Any = value
             for key in path:
                 holder = holder[int(key) if isinstance(holder, list) else key]
             last = int(last) if isinstance(holder, list) else last

@@ -1,14 +1,21 @@
-"""Speeds as ratios to plain PyTorch loops in the same run, for which it needs the `oracle` extra (torch), and of sweeps.
+"""Speeds as ratios to plain PyTorch loops in the same run, for which it needs the `oracle` extra
+(torch), and of sweeps.
 
-    python scripts/benchmark.py score                 # similarity functions against a loop over units
-    python scripts/benchmark.py probe                 # one pass for all layers against a pass for each
-    python scripts/benchmark.py memory                # peak memory of a probe against the number of images
-    python scripts/benchmark.py sweep                 # edits of lin2 against full evaluations; needs no torch
+    python scripts/benchmark.py score                 # similarity functions against a loop over
+      units
+    python scripts/benchmark.py probe                 # one pass for all layers against a pass for
+      each
+    python scripts/benchmark.py memory                # peak memory of a probe against the number of
+      images
+    python scripts/benchmark.py sweep                 # edits of lin2 against full evaluations;
+      needs no torch
     python scripts/benchmark.py train                 # steps of training against PyTorch's
-    python scripts/benchmark.py all --out NEW         # all of them, each in a process of its own; --quick for small sizes
+    python scripts/benchmark.py all --out NEW         # all of them, each in a process of its own;
+      --quick for small sizes
     python scripts/benchmark.py compare OLD NEW       # which ratios fell; exits 1 if any did
 
-Prints a table, and one JSON line per measurement to --out. Sizes are options (`--help`); `--device` picks the CPU or GPU.
+Prints a table, and one JSON line per measurement to --out. Sizes are options (`--help`); `--device`
+picks the CPU or GPU.
 """
 
 import dataclasses
@@ -66,7 +73,9 @@ class Probe(_OnDevice):
 
 @dataclasses.dataclass
 class Memory:
-    """Peak resident memory of a probe over generated images with tiny networks, each size in a process of its own."""
+    """Peak resident memory of a probe over generated images with tiny networks, each size in a
+    process of its own.
+    """
 
     images: tuple[int, ...] = (100_000, 1_000_000)
     batch: int = 1024
@@ -75,11 +84,15 @@ class Memory:
 
 @dataclasses.dataclass
 class Sweep(_OnDevice):
-    """Edits of lin2 of the published VGGNet with random weights, over generated images, against full evaluations."""
+    """Edits of lin2 of the published VGGNet with random weights, over generated images, against
+    full evaluations.
+    """
 
     images: int = 7178
     plain_images: int = 1024
-    """images that a full evaluation is timed on, and the first of which its predictions are compared on"""
+    """images that a full evaluation is timed on, and the first of which its predictions are
+    compared on
+    """
     masks: int = 1024
     repeats: int = 5
     permutations: int = 199
@@ -111,7 +124,9 @@ class Compare:
     old: tyro.conf.Positional[Path]
     new: tyro.conf.Positional[Path]
     tolerance: float = 0.25
-    """share by which a ratio may fall before it counts; on shared machines they move by that much by themselves"""
+    """share by which a ratio may fall before it counts; on shared machines they move by that much
+    by themselves
+    """
 
 
 @dataclasses.dataclass
@@ -128,7 +143,8 @@ Results = list[dict[str, Any]]
 def taking_turns(
     ours: Callable[[], Any], theirs: Callable[[], Any], repeats: int, where: str
 ) -> tuple[float, float, Any]:
-    """Median seconds of either, called in turns after a call of each that warms up, and the result of the second.
+    """Median seconds of either, called in turns after a call of each that warms up, and the result
+    of the second.
 
     In turns, because the speed of a shared machine drifts; the median, because it jumps.
     """
@@ -370,7 +386,9 @@ def torch_vgg(config):
 
 
 def probe(options: Probe) -> Results:
-    """Images per second of one pass, of the network alone, and of the torch passes that they stand for."""
+    """Images per second of one pass, of the network alone, and of the torch passes that they stand
+    for.
+    """
     import jax
     import torch
     from PIL import Image
@@ -532,7 +550,9 @@ def memory(options: Memory) -> Results:
 
 
 def sweep(options: Sweep) -> Results:
-    """Thresholds and masks per second, how many times a full evaluation's speed that is, and the time of the evidence."""
+    """Thresholds and masks per second, how many times a full evaluation's speed that is, and the
+    time of the evidence.
+    """
     import jax
     from flax import nnx
 
@@ -752,7 +772,9 @@ def run_all(options: All) -> None:
 
 
 def compare(options: Compare) -> int:
-    """Prints the ratios of two files side by side; 1 where one got worse by more than the tolerance, else 0."""
+    """Prints the ratios of two files side by side; 1 where one got worse by more than the
+    tolerance, else 0.
+    """
     old, new = (_last_ratios(path) for path in (options.old, options.new))
     table, worse = Table("what", "sizes", "old", "new", "change"), 0
     for name in sorted(old.keys() & new.keys()):

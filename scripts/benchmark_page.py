@@ -1,8 +1,11 @@
-"""The page of a run of the published VGGNet's size in a headless Chromium: its size, opening, search, sorting, one unit.
+"""The page of a run of the published VGGNet's size in a headless Chromium: its size, opening,
+search, sorting, one unit.
 
-    python scripts/benchmark_page.py                  # 10,112 units, 28,709 rendered faces; needs playwright and Chromium
+    python scripts/benchmark_page.py                  # 10,112 units, 28,709 rendered faces; needs
+      playwright and Chromium
 
-The units' lists of top images are drawn at random, so that every face is in some list: no real run has more to show.
+The units' lists of top images are drawn at random, so that every face is in some list: no real run
+has more to show.
 """
 
 import dataclasses
@@ -116,7 +119,8 @@ def main() -> None:
             size=options.size,
         )
         print(
-            f"{len(found.best):,} units, {len(images):,} images: {path.stat().st_size / 1e6:.1f} MB",
+            f"{len(found.best):,} units, {len(images):,} images: {path.stat().st_size / 1e6:.1f} "
+            "MB",
             end=" ",
         )
         print(f"in {time.perf_counter() - start:.0f} s")

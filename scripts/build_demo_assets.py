@@ -1,9 +1,11 @@
-"""Trains the two small networks that ship with emojax, on rendered faces, and records what they can do.
+"""Trains the two small networks that ship with emojax, on rendered faces, and records what they can
+do.
 
-    python scripts/build_demo_assets.py              # writes emojax/synthetic/assets/; half an hour on 2 busy cores
+    python scripts/build_demo_assets.py              # writes emojax/synthetic/assets/; half an hour
+      on 2 busy cores
 
-Seeded: the same machine gives the same files. `metrics.json` beside them holds accuracies on faces that were not
-trained on, the settings and the time it took.
+Seeded: the same machine gives the same files. `metrics.json` beside them holds accuracies on faces
+that were not trained on, the settings and the time it took.
 """
 
 import dataclasses

@@ -1,11 +1,13 @@
-"""Several processes against one: the same labels, lists and predictions; and what is left when one of them is killed.
+"""Several processes against one: the same labels, lists and predictions; and what is left when one
+of them is killed.
 
-    python scripts/check_hosts.py                      # 4 processes × 2 devices, and 2 × 2 to go on after the kill
+    python scripts/check_hosts.py                      # 4 processes × 2 devices, and 2 × 2 to go on
+      after the kill
 
-Runs `probe`, `dissect` and `sweep` of the networks that ship with emojax on rendered faces as one process and as several
-on this machine, and compares all that they write. Then kills one process of a probe, a later and the first one, looks at
-how the rest end, goes on with other numbers of processes, and compares again. Prints a line for each; exits 1 on a
-difference.
+Runs `probe`, `dissect` and `sweep` of the networks that ship with emojax on rendered faces as one
+process and as several on this machine, and compares all that they write. Then kills one process of
+a probe, a later and the first one, looks at how the rest end, goes on with other numbers of
+processes, and compares again. Prints a line for each; exits 1 on a difference.
 """
 
 import csv
@@ -102,7 +104,8 @@ def run(args: list[str], processes: int, devices: int, compiled: Path) -> None:
 def kill_one(
     args: list[str], processes: int, devices: int, compiled: Path, cache: Path, victim: int
 ) -> list[Ended]:
-    """Kills a process of a probe after its first snapshot; the others, with `at` in seconds after the kill.
+    """Kills a process of a probe after its first snapshot; the others, with `at` in seconds after
+    the kill.
 
     Raises:
       RuntimeError: the probe ended before it could be killed.
@@ -126,10 +129,12 @@ def kill_one(
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What differs between two run folders or record folders, but for their manifests; empty when nothing does.
+    """What differs between two run folders or record folders, but for their manifests; empty when
+    nothing does.
 
-    Text and whole numbers must be equal, other numbers close: within 1e-5 of the largest of their column or array. Of a
-    record, lists, embeddings and activations must be equal; its sums are added up in another order.
+    Text and whole numbers must be equal, other numbers close: within 1e-5 of the largest of their
+    column or array. Of a record, lists, embeddings and activations must be equal; its sums are
+    added up in another order.
     """
     names = {
         path.relative_to(root)
@@ -205,7 +210,8 @@ def _differ(a: Any, b: Any, exact: bool = False, where: str = "") -> str | None:
         within = 0.0 if exact or not a.size else CLOSE * np.nanmax(abs(a))
         if np.array_equal(a, b) or (np.isclose(a, b, rtol=0, atol=within, equal_nan=True).all()):
             return None
-        return f"{where}: {int((a != b).sum())} of {a.size} differ, by {np.nanmax(abs(a - b)):g} at most"
+        differ = int((a != b).sum())
+        return f"{where}: {differ} of {a.size} differ, by {np.nanmax(abs(a - b)):g} at most"
     if float in (type(a), type(b)) and isinstance(a, float | int) and isinstance(b, float | int):
         return None if abs(a - b) <= CLOSE * (1 + abs(a)) else f"{where} is {a} and {b}"
     return (

@@ -1,13 +1,15 @@
-"""Kills a command at random moments, starts it again each time, and compares what it leaves with an undisturbed run.
+"""Kills a command at random moments, starts it again each time, and compares what it leaves with an
+undisturbed run.
 
-    python scripts/kill_and_resume.py --kills 25 -- probe --data.kind faces --data.limit 2000 --probe.save-every 0 \\
-        --target.weights VGGNET --clip.path CLIP
+    python scripts/kill_and_resume.py --kills 25 -- probe --data.kind faces --data.limit 2000
+        --probe.save-every 0 \\ --target.weights VGGNET --clip.path CLIP
     python scripts/kill_and_resume.py --kills 25 -- sweep …
 
-What follows `--` is a command line of emojax; `--out` and `--cache` are added where the verb takes them. SIGKILL comes
-between the start and the time that an undisturbed run took. A run that ends before its kill is compared, and a fresh one
-begins, so that kills are many whatever the run's length. All files must have the same bytes, but for `manifest.json`
-(timings) and the times in a line of `metrics.jsonl`. Prints a line per finished run; exits 1 on a difference.
+What follows `--` is a command line of emojax; `--out` and `--cache` are added where the verb takes
+them. SIGKILL comes between the start and the time that an undisturbed run took. A run that ends
+before its kill is compared, and a fresh one begins, so that kills are many whatever the run's
+length. All files must have the same bytes, but for `manifest.json` (timings) and the times in a
+line of `metrics.jsonl`. Prints a line per finished run; exits 1 on a difference.
 """
 
 import json
@@ -43,7 +45,9 @@ def command(args: list[str], folder: Path) -> list[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """The bytes of every file that counts, by name; of the cache too, where nothing half-written may stay."""
+    """The bytes of every file that counts, by name; of the cache too, where nothing half-written
+    may stay.
+    """
     found = {}
     for path in folder.rglob("*"):
         inside = path.relative_to(folder)

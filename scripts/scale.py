@@ -1,10 +1,12 @@
-"""What a probe step costs: operations, memory and bytes exchanged from formulas, beside XLA's own analysis of the step.
+"""What a probe step costs: operations, memory and bytes exchanged from formulas, beside XLA's own
+analysis of the step.
 
     python scripts/scale.py                            # the published VGGNet with ViT-B/16
     python scripts/scale.py --clip b32 --tile 256 --devices 8
 
-The step is compiled for this machine's CPU from shapes alone; no weights are made. `docs/scale.md` quotes what this prints;
-`tests/test_scale.py` holds the formulas to XLA's numbers. XLA counts one trip of a loop, so every device gets one tile.
+The step is compiled for this machine's CPU from shapes alone; no weights are made. `docs/scale.md`
+quotes what this prints; `tests/test_scale.py` holds the formulas to XLA's numbers. XLA counts one
+trip of a loop, so every device gets one tile.
 """
 
 import dataclasses
@@ -14,7 +16,8 @@ from typing import Any, Literal, NamedTuple
 
 import tyro
 
-# float32 multiplications in full precision, 10¹² operations a second: of the data sheets, bfloat16 / 6 for TPUs
+# float32 multiplications in full precision, 10¹² operations a second: of the data sheets, bfloat16
+# / 6 for TPUs
 CHIPS = {"TPU v4": 275 / 6, "TPU v5e": 197 / 6, "TPU v5p": 459 / 6, "A100": 19.5, "H100 SXM": 67.0}
 USE = 0.4  # the share of it that one may hope for
 
@@ -23,12 +26,14 @@ class Cost(NamedTuple):
     """Of a step, for each device but where it says otherwise.
 
     Attributes:
-      operations: of an image: multiplications and additions of both networks' products and the moments.
+      operations: of an image: multiplications and additions of both networks' products and the
+        moments.
       parameters: bytes of both networks' weights, CLIP's text tower left out.
       state: bytes of top-k lists and sums.
       images: bytes of images and their numbers that come from the host.
       rows: bytes of embeddings (and kept activations) of the device's images.
-      gathered: bytes that arrive from other devices where processes share the mesh; otherwise none do.
+      gathered: bytes that arrive from other devices where processes share the mesh; otherwise none
+        do.
     """
 
     operations: int
@@ -40,7 +45,9 @@ class Cost(NamedTuple):
 
 
 def vgg_operations(config: Any) -> int:
-    """Of the convolutions and dense layers, for an image; products with the padding are not counted, but in the first."""
+    """Of the convolutions and dense layers, for an image; products with the padding are not
+    counted, but in the first.
+    """
     total, side, inputs = 0, config.input_size, 1
     for at, width in enumerate(config.widths):
         total += 2 * inputs * width * ((3 * side) ** 2 if at == 0 else (3 * side - 2) ** 2)
@@ -76,7 +83,9 @@ def estimate(
     devices: int,
     keep: bool = False,
 ) -> Cost:
-    """From formulas; `parameters` are numbers of weights, all but the last layer of the network is probed."""
+    """From formulas; `parameters` are numbers of weights, all but the last layer of the network is
+    probed.
+    """
     units, width = sum(vgg.widths) + sum(vgg.hidden), clip.embedding
     row = 4 * (width + (units if keep else 0))
     return Cost(
@@ -92,7 +101,8 @@ def estimate(
 def compiled_step(
     vgg: Any, clip: Any, *, side: int, top_k: int, tile: int, devices: int, keep: bool, shared: bool
 ) -> Any:
-    """The probe's compiled step for so many devices of this machine and gray images, and the weights that it reads.
+    """The probe's compiled step for so many devices of this machine and gray images, and the
+    weights that it reads.
 
     `shared` compiles it as if the devices belonged to several processes.
     """
@@ -148,7 +158,9 @@ def compiled_step(
 
 
 def probed_weights(params: Any, clip_params: Any) -> int:
-    """How many weights a probe reads: the network but its logits, and CLIP but its text tower and scale."""
+    """How many weights a probe reads: the network but its logits, and CLIP but its text tower and
+    scale.
+    """
     from flax import nnx
 
     unread = ("lin3", "text_", "token_", "logit_scale")
@@ -205,7 +217,8 @@ def main(options: Options) -> None:
     compiled, parameters = compiled_step(vgg, clip, **shapes, keep=False, shared=True)
     cost, memory = estimate(vgg, clip, parameters, **shapes), compiled.memory_analysis()
     print(
-        f"VGGNet with {options.clip}, {options.devices} devices × {options.tile} images of {options.side}×{options.side}"
+        f"VGGNet with {options.clip}, {options.devices} devices × {options.tile} images of "
+        f"{options.side}×{options.side}"
     )
     ours = cost.operations * options.tile
     rows = [
@@ -225,7 +238,8 @@ def main(options: Options) -> None:
     print(f"  an image takes {cost.operations / 1e9:.2f}·10⁹ operations; {sizes}")
     for chip, peak in CHIPS.items():
         print(
-            f"  {chip:<10} {peak:>5.1f}·10¹² a second: {USE * peak * 1e12 / cost.operations:>7,.0f} images/s at {USE:.0%}"
+            f"  {chip:<10} {peak:>5.1f}·10¹² a second: "
+            f"{USE * peak * 1e12 / cost.operations:>7,.0f} images/s at {USE:.0%}"
         )
 
 

@@ -1,4 +1,5 @@
-"""Packs a weights file into bfloat16 shards of at most 15 MB each, in Hugging Face's layout; `--back` puts them together.
+"""Packs a weights file into bfloat16 shards of at most 15 MB each, in Hugging Face's layout;
+`--back` puts them together.
 
 python scripts/shard_weights.py model.safetensors weights/
 python scripts/shard_weights.py weights/ model.safetensors --back
@@ -13,7 +14,9 @@ INDEX = "model.safetensors.index.json"
 
 
 def shard(source: Path, target: Path, *, megabytes: float = 15.0) -> None:
-    """One file of float32 arrays → shards; an array larger than a shard is cut along its first axis (`name@part`)."""
+    """One file of float32 arrays → shards; an array larger than a shard is cut along its first axis
+    (`name@part`).
+    """
     import ml_dtypes
     import numpy as np
     from safetensors import safe_open
@@ -47,7 +50,8 @@ def shard(source: Path, target: Path, *, megabytes: float = 15.0) -> None:
         where = {key: name for name, arrays in zip(names, shards, strict=True) for key in arrays}
         write_json(folder / INDEX, {"metadata": metadata or {}, "weight_map": where})
     print(
-        f"wrote {target}: {len(shards)} shards, {sum(part.nbytes for part in pieces.values()) / 1e6:.1f} MB"
+        f"wrote {target}: {len(shards)} shards, "
+        f"{sum(part.nbytes for part in pieces.values()) / 1e6:.1f} MB"
     )
 
 

@@ -1,13 +1,14 @@
-"""How often the procedure of `emojax.evidence.assess` says that an edit helps: when it must not, and when it should.
+"""How often the procedure of `emojax.evidence.assess` says that an edit helps: when it must not,
+and when it should.
 
     python scripts/simulate_evidence.py --studies 200
 
-A study is a random dense layer that feeds the logits, images with labels drawn from a hidden layer of the same weights,
-a grid of thresholds and factors, and scores. `null`: scores are noise. `null, noisy network`: they are noise, and many
-edits change accuracy at random. `null, one set`: the same, tested on the images of the selection. `planted`: some units
-of the network are weaker than in the hidden layer, and the scores say which, with noise.
-Prints one line for each, and one JSON
-line to --out. `mcnemar_below_alpha` counts changes for better and worse.
+A study is a random dense layer that feeds the logits, images with labels drawn from a hidden layer
+of the same weights, a grid of thresholds and factors, and scores. `null`: scores are noise. `null,
+noisy network`: they are noise, and many edits change accuracy at random. `null, one set`: the same,
+tested on the images of the selection. `planted`: some units of the network are weaker than in the
+hidden layer, and the scores say which, with noise. Prints one line for each, and one JSON line to
+--out. `mcnemar_below_alpha` counts changes for better and worse.
 """
 
 import dataclasses

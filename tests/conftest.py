@@ -1,4 +1,6 @@
-"""Shared fixtures: small networks, a small Hugging Face CLIP folder, small data, and the golden outputs where they are."""
+"""Shared fixtures: small networks, a small Hugging Face CLIP folder, small data, and the golden
+outputs where they are.
+"""
 
 import csv
 import os
@@ -12,7 +14,8 @@ from PIL import Image
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-# Most of the suite's time is compilation, and a third of that is optimization. Set XLA_FLAGS to nothing to have all of it.
+# Most of the suite's time is compilation, and a third of that is optimization. Set XLA_FLAGS to
+# nothing to have all of it.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 import jax
@@ -75,7 +78,9 @@ def tiny_vgg() -> VggNet:
 
 
 def generated_images(count: int, seed: int, name: str) -> ImageSet:
-    """Blurred blobs whose number and place depend on the class: uint8 [count, 48, 48, 1] with seven classes."""
+    """Blurred blobs whose number and place depend on the class: uint8 [count, 48, 48, 1] with seven
+    classes.
+    """
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 7, count)
     y, x = np.mgrid[0:48, 0:48]
@@ -186,7 +191,9 @@ def fer_rows():
 
 @pytest.fixture
 def fer_folder(tmp_path, fer_rows) -> Path:
-    """The image-folder form of `fer_rows`, in files that lose nothing (PNG data under the usual names)."""
+    """The image-folder form of `fer_rows`, in files that lose nothing (PNG data under the usual
+    names).
+    """
     root = tmp_path / "raw"
     for number, (label, pixels, usage) in enumerate(fer_rows):
         folder = root / ("train" if usage == "Training" else "test") / fer2013.CLASSES[label]
@@ -199,7 +206,9 @@ def fer_folder(tmp_path, fer_rows) -> Path:
 
 @pytest.fixture(scope="session")
 def sound(tmp_path_factory, tiny_vgg, tiny_clip, clip_folder) -> Path:
-    """Small inputs of every kind of the command line: fer2013.csv, fer/, photos/, vgg.safetensors, clip/, record/."""
+    """Small inputs of every kind of the command line: fer2013.csv, fer/, photos/, vgg.safetensors,
+    clip/, record/.
+    """
     root = tmp_path_factory.mktemp("sound")
     rng = np.random.default_rng(0)
     rows = [

@@ -1,4 +1,6 @@
-"""Plain float64 numpy versions of the kernels, one unit and one concept at a time where that is clearest."""
+"""Plain float64 numpy versions of the kernels, one unit and one concept at a time where that is
+clearest.
+"""
 
 import numpy as np
 
@@ -91,7 +93,9 @@ def affine_grid(theta, size):
 
 
 def grid_sample(images, grid):
-    """Every pixel weighs in with a tent of one pixel's width around its centre; outside there is nothing to weigh in."""
+    """Every pixel weighs in with a tent of one pixel's width around its centre; outside there is
+    nothing to weigh in.
+    """
     images, grid = np.float64(images), np.float64(grid)
     height, width = images.shape[1:3]
     x, y = ((grid[..., 0] + 1) * width - 1) / 2, ((grid[..., 1] + 1) * height - 1) / 2
@@ -101,7 +105,9 @@ def grid_sample(images, grid):
 
 
 def torch_vgg(torch, config):
-    """VGGNet without dropout, written in PyTorch; `torch` is the module, which not every machine has."""
+    """VGGNet without dropout, written in PyTorch; `torch` is the module, which not every machine
+    has.
+    """
     convs = [f"conv{number}{letter}" for number in range(1, 5) for letter in "ab"]
 
     class Torch(torch.nn.Module):

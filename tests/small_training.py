@@ -8,8 +8,9 @@ from emojax.training import classifiers
 from emojax.training import fit as loop
 from emojax.training.recipe import Recipe
 
-# What rounding may change of how far a training moved its variables. One operation rounds by 2⁻²⁴, and
-# another program changes all of it (1); this is about halfway between the two, in powers of ten.
+# What rounding may change of how far a training moved its variables. One operation rounds by 2⁻²⁴,
+# and another program changes all of it (1); this is about halfway between the two, in powers of
+# ten.
 ROUNDING = 1e-3
 
 

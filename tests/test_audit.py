@@ -1,4 +1,6 @@
-"""`emojax audit`: what it finds in every form of data set, and lists of images that the other verbs leave out."""
+"""`emojax audit`: what it finds in every form of data set, and lists of images that the other verbs
+leave out.
+"""
 
 import csv
 
@@ -31,7 +33,9 @@ def page(top):
 
 @pytest.fixture(scope="module")
 def spoilt():
-    """Rows (label, pixels, usage) of rendered faces with known faults, and the faults as {row: reason}."""
+    """Rows (label, pixels, usage) of rendered faces with known faults, and the faults as {row:
+    reason}.
+    """
     training, testing = (
         faces.random_faces(n, seed).render()[..., 0] for n, seed in ((30, 1), (12, 2))
     )

@@ -8,7 +8,8 @@ import pytest
 from emojax.ops import augment
 from emojax.ops.image import resize_bilinear
 
-POSITION = 1e-5  # points are float32 in -1…1: up to 48 / 2 · 2^-23 · a few pixels off, times a slope of at most one
+# Points are float32 in -1…1: up to 48 / 2 · 2^-23 · a few pixels off, times a slope of at most one.
+POSITION = 1e-5
 
 
 def still(count, height=48, width=48, **changed):
@@ -133,7 +134,9 @@ def test_kinds(images, kind, views):
 
 
 def test_ten_crops_are_those_of_one_view(images):
-    """Crops of an image share its geometry: where none was erased, a crop and its mirrored partner agree."""
+    """Crops of an image share its geometry: where none was erased, a crop and its mirrored partner
+    agree.
+    """
     drawn = augment.draw(jax.random.split(jax.random.key(3))[0], 6, (48, 48), 48, 48)
     whole = np.asarray(augment.view(jnp.asarray(images), drawn, 48, 48))
     crops = np.asarray(

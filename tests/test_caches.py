@@ -189,7 +189,9 @@ def test_a_changed_tokenizer_is_another_key(clip_folder, tiny_clip, tmp_path):
 
 
 def test_the_record_of_another_key_is_not_used(tiny_vgg, tiny_clip, blobs, tmp_path, caplog):
-    """Another network's record under this key: whole, with its own key or with this one in record.json."""
+    """Another network's record under this key: whole, with its own key or with this one in
+    record.json.
+    """
     options = {"layers": ("lin2",), "tile": 8, "top_k": 10, "cache": tmp_path}
     few, other = blobs.first(48), edit.edit(tiny_vgg, "lin1", np.r_[1.5, np.ones(23)])
     want = probe.probe(tiny_vgg, few, tiny_clip, **options)

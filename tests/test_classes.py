@@ -214,7 +214,7 @@ def test_names_that_mean_the_same_are_refused(tmp_path, one, other):
 
 
 def test_pooled_splits_are_matched_by_name(tiny_vgg, tmp_path, blobs, capsys):
-    """Two splits, two alphabets: without names in the weights file, the first split's order holds."""
+    """Two splits, two alphabets: without names in the weights, the first split's order holds."""
     letters = ("a1", "b1", "c1", "d1", "e1", "f1", "g1")
     upper = ("A1", "b1", "C1", "d1", "E1", "f1", "G1")  # sorted: A1, C1, E1, G1, b1, d1, f1
     pictures, labels = np.asarray(blobs.images[:60]), blobs.labels[:60]
@@ -258,7 +258,7 @@ def test_a_network_of_ones_own_keeps_the_images_order(blobs):
 
 
 def test_training_goes_on_in_the_order_of_the_first_weights(forms, tmp_path):
-    """Of alphabetical folders; the file that it writes names the order, which was assumed before."""
+    """Of alphabetical folders; the file that it writes names the order, assumed before."""
     set_of = tmp_path / "set"
     for split, seed in (("train", 31), ("val", 32)):
         images = faces.random_faces(64, seed).image_set("faces")

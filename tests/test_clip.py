@@ -14,7 +14,7 @@ from emojax.models import clip
 
 
 def torch_parity(config, batch, tmp_path):
-    """Largest relative difference of both embeddings to torch's CLIPModel, through a saved folder."""
+    """Largest relative difference of both embeddings to torch's CLIPModel, by a saved folder."""
     torch = pytest.importorskip("torch", reason="the oracle extra (torch) is not installed")
     from transformers import CLIPImageProcessorPil, CLIPModel
 
@@ -58,7 +58,9 @@ def test_tiny_parity(tmp_path, activation):
 
 
 def test_vit_b32_parity(tmp_path):
-    """The published widths, vocabulary and image size; two blocks of twelve, which are all alike, to save a minute."""
+    """The published widths, vocabulary and image size; two blocks of twelve, which are all alike,
+    to save a minute.
+    """
     from transformers import CLIPConfig
 
     text = {"eos_token_id": 49407, "bos_token_id": 49406, "num_hidden_layers": 2}
@@ -67,7 +69,9 @@ def test_vit_b32_parity(tmp_path):
 
 
 def test_old_end_token_means_largest_id(tiny_clip):
-    """Published configs of 2021 say end token 2; transformers then takes the position of the largest id."""
+    """Published configs of 2021 say end token 2; transformers then takes the position of the
+    largest id.
+    """
     ids = jnp.asarray(tiny_clip.tokenize(["Raised Brows"]))
     graph = tiny_clip.model.text_model
     try:

@@ -1,4 +1,6 @@
-"""FER2013 in both forms, image folders, batches, concept files, weight files: what is read and what is refused."""
+"""FER2013 in both forms, image folders, batches, concept files, weight files: what is read and what
+is refused.
+"""
 
 import numpy as np
 import pytest
@@ -266,7 +268,9 @@ def test_published_checkpoint(tiny_vgg, tmp_path):
 
 
 def test_any_prepared_set_is_read_by_index(tmp_path, fer_rows):
-    """FER2013 as just one of the sets that TFDS prepared: the same images, in the same order, not held in memory."""
+    """FER2013 as just one of the sets that TFDS prepared: the same images, in the same order, not
+    held in memory.
+    """
     fer2013.prepare(
         fer2013.read_csv(write_fer_csv(tmp_path / "fer2013.csv", fer_rows)), tmp_path / "fer"
     )
@@ -293,7 +297,9 @@ def test_any_prepared_set_is_read_by_index(tmp_path, fer_rows):
 
 @pytest.mark.parametrize("start", [0, 6, 12, 18])
 def test_stream_of_files_goes_on_where_it_stopped(fer_folder, start):
-    """Files are decoded as they are needed; from any image on, and for any share of a batch, the stream is the same."""
+    """Files are decoded as they are needed; from any image on, and for any share of a batch, the
+    stream is the same.
+    """
     images = open_split(fer_folder / "train", "all", kind="folder").images
     whole = images[0 : images.shape[0]]
     for rows in (slice(0, 6), slice(0, 2), slice(4, 6)):

@@ -1,4 +1,6 @@
-"""Deep-Emotion and its spatial transformer, against torch where it is installed and against float64 numpy."""
+"""Deep-Emotion and its spatial transformer, against torch where it is installed and against float64
+numpy.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +33,9 @@ def run(model, images):
 
 
 def random_arrays(channels=1, classes=7):
-    """A state dict without trivial values: BatchNorm statistics, biases, and a transform that depends on the image."""
+    """A state dict without trivial values: BatchNorm statistics, biases, and a transform that
+    depends on the image.
+    """
     rng = np.random.default_rng(11)
     shapes = {"localization.0": (8, channels, 7, 7), "localization.3": (10, 8, 5, 5)}
     shapes |= {"fc_loc.0": (32, 640), "fc_loc.2": (6, 32), "conv1": (10, channels, 3, 3)}
@@ -136,7 +140,9 @@ def test_equals_torch(arrays, batch):
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_gradients_equal_torchs_in_float64(arrays, batch, mode):
-    """In float32 a pixel on the edge of a ReLU or a pooling window may fall on either side, in torch as here."""
+    """In float32 a pixel on the edge of a ReLU or a pooling window may fall on either side, in
+    torch as here.
+    """
     torch, theirs = oracle(arrays)
     theirs, labels = theirs.double().train(mode == "train"), np.arange(len(batch)) % 7
     want_taps = theirs(channels_first(torch, batch.astype(np.float64)))[1]
@@ -170,7 +176,9 @@ def test_gradients_equal_torchs_in_float64(arrays, batch, mode):
 
 
 def points(seed, shape):
-    """Points that reach well outside the image, on its edges and its corners, on pixel centres, and very far away."""
+    """Points that reach well outside the image, on its edges and its corners, on pixel centres, and
+    very far away.
+    """
     grid = np.random.default_rng(seed).uniform(-1.6, 1.6, (*shape, 2)).astype(np.float32)
     grid[:, 0, :4] = [[-1, -1], [1, 1], [-1, 1], [1, -1]]
     grid[:, 1, :4] = [[3e9, 0], [0, -3e9], [1e30, 1e30], [0, 0]]

@@ -1,4 +1,5 @@
-"""Properties of what reads files: whatever bytes come, it reads them or refuses them; and faults of the disk and the user.
+"""Properties of what reads files: whatever bytes come, it reads them or refuses them; and faults of
+the disk and the user.
 
 `EMOJAX_FUZZ=5000` asks for more examples than the suite's.
 """
@@ -40,7 +41,9 @@ fuzzed = settings(
 
 
 def damaged(valid: bytes) -> st.SearchStrategy[bytes]:
-    """The bytes with some replaced, cut out, put in twice or at the end cut off; or others altogether."""
+    """The bytes with some replaced, cut out, put in twice or at the end cut off; or others
+    altogether.
+    """
     places = st.integers(0, len(valid))
     replaced = st.lists(st.tuples(places, st.binary(min_size=1, max_size=6)), max_size=4)
 
@@ -229,7 +232,7 @@ def refused(capsys, *args):
 
 @pytest.fixture
 def small_disk():
-    """Files cannot grow beyond 300 bytes: writing fails as on a full disk, in C++ and Rust as well."""
+    """Files cannot grow beyond 300 bytes: writing fails as on a full disk, in C++ and Rust too."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
     yield
@@ -275,7 +278,9 @@ def test_no_permission(capsys, tmp_path, sound, monkeypatch):
 
 
 def test_interrupted_from_the_keyboard(capsys, tmp_path, sound, monkeypatch):
-    """Nothing half-written is kept but the partial record, from which tests/probing/test_probe.py resumes."""
+    """Nothing half-written is kept but the partial record, from which tests/probing/test_probe.py
+    resumes.
+    """
 
     def interrupted(*args, **kwargs):
         signal.raise_signal(signal.SIGINT)

@@ -1,4 +1,5 @@
-"""Several processes as one: the same results, an end for all when one is killed, and going on with another number.
+"""Several processes as one: the same results, an end for all when one is killed, and going on with
+another number.
 
 `scripts/check_hosts.py` does the same with more processes and devices, and with sweeps.
 """
@@ -57,7 +58,8 @@ def test_killed_processes_go_on_and_end_with_what_one_gives(tmp_path, compiled, 
     (rest,) = CHECK["kill_one"](args, 2, 2, compiled, cache, 1)
     assert rest.code == hosts.LOST
     assert rest.error == (
-        "emojax: process 0: process 1 of 2 ended before the work was done; the same command, with any number of processes, "
+        "emojax: process 0: process 1 of 2 ended before the work was done; the same command, with "
+        "any number of processes, "
         "goes on from the last snapshot\n"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["cache-two"]
@@ -80,8 +82,8 @@ def test_processes_with_other_settings_are_refused(tmp_path, compiled):
     )
     assert {first.code, second.code} <= {2, hosts.LOST}, (first, second)
     assert (
-        first.error
-        == "emojax: process 0: process 1 has other settings than process 0; give all processes the same\n"
+        first.error == "emojax: process 0: process 1 has other settings than process 0; "
+        "give all processes the same\n"
     )
     assert second.error.count("\n") == 1
     assert not (tmp_path / "out").exists()

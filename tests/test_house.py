@@ -25,7 +25,8 @@ from emojax.settings import Settings, read_settings
 from emojax.training.evaluate import evaluate
 
 ROOT = Path(emojax.__file__).parent
-# Imports point down this list; packages of one line may use each other as long as no modules form a cycle.
+# Imports point down this list; packages of one line may use each other as long as no modules form a
+# cycle.
 LEVELS = (
     {"cli"},
     {"commands"},
@@ -47,7 +48,9 @@ UNKNOWN = "does not say what it was trained on, so it counts as having seen"
 
 
 def imports_of(path):
-    """Modules of ours that a file imports, anywhere in it, as (line, dotted name without `emojax.`)."""
+    """Modules of ours that a file imports, anywhere in it, as (line, dotted name without
+    `emojax.`).
+    """
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         names = []
         if isinstance(node, ast.ImportFrom):
@@ -95,7 +98,9 @@ def test_no_module_imports_itself_by_way_of_others():
 
 
 def test_progress_in_a_terminal(monkeypatch):
-    """Bars are silent in the tests' pipes; in a terminal they must not stumble over a speed that is not known yet."""
+    """Bars are silent in the tests' pipes; in a terminal they must not stumble over a speed that is
+    not known yet.
+    """
     written = io.StringIO()
     terminal = functools.partial(Console, file=written, force_terminal=True, width=100)
     monkeypatch.setattr(console, "Console", lambda stderr: terminal())
@@ -285,8 +290,8 @@ def test_demo_runs_the_chain(capsys, tmp_path):
     code, _, err = run(capsys, "demo", *flags)
     assert (code, err.count("\n")) == (2, 1)
     assert (
-        "holds a run already (manifest.json); pass --overwrite to replace it, or name another folder"
-        in err
+        "holds a run already (manifest.json); pass --overwrite to replace it, or name another "
+        "folder" in err
     )
     code, out, err = run(capsys, "demo", *flags, "--overwrite")
     assert (code, err) == (0, "")
@@ -295,7 +300,9 @@ def test_demo_runs_the_chain(capsys, tmp_path):
 
 @pytest.fixture
 def world(tmp_path, fer_rows, tiny_vgg, clip_folder):
-    """Prepared FER2013 with 120 training images, weights and a CLIP folder: the flags that name them."""
+    """Prepared FER2013 with 120 training images, weights and a CLIP folder: the flags that name
+    them.
+    """
     rng = np.random.default_rng(1)
     rows = fer_rows + [(i % 7, rng.integers(0, 256, 2304), "Training") for i in range(106)]
     source = write_fer_csv(tmp_path / "fer2013.csv", rows)

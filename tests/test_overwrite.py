@@ -1,4 +1,6 @@
-"""What `--out` may replace: runs of emojax alone, only when asked, and nothing that the run did not write."""
+"""What `--out` may replace: runs of emojax alone, only when asked, and nothing that the run did not
+write.
+"""
 
 import json
 import os
@@ -50,7 +52,7 @@ def written_run(
 
 @pytest.fixture
 def place(tmp_path, monkeypatch) -> Path:
-    """A working folder, with a home of its own, in which no image, network or record may be opened."""
+    """A working folder with a home of its own, in which no image, network or record is opened."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
@@ -276,7 +278,8 @@ def working_folder(place: Path) -> list[object]:
         ),
         (
             notes,
-            "--out R holds notes.md, which the run did not write; move it away, or name another folder",
+            "--out R holds notes.md, which the run did not write; move it away, or name another "
+            "folder",
         ),
         (notes_below, "--out R holds deep/er/notes.md, which the run did not write"),
         (empty_folder_of_mine, "--out R holds deep/kept, which the run did not write"),
@@ -285,7 +288,8 @@ def working_folder(place: Path) -> list[object]:
         (run_within_a_run, "--out R holds second, which the run did not write"),
         (
             link_to_a_run,
-            "--out latest is a link to R, which is no empty folder; name the folder itself or another",
+            "--out latest is a link to R, which is no empty folder; name the folder itself or "
+            "another",
         ),
         (link_to_nothing, "--out latest is a link to R, which is no empty folder"),
         (
@@ -310,12 +314,17 @@ def test_what_is_not_the_runs_stays(capsys, place, build, message):
 def test_a_run_is_replaced_only_when_asked(capsys, place, command):
     """The default folder of every command that writes one."""
     written_run(place / "runs" / command, verb=command)
-    message = f"--out runs/{command} holds a run already (manifest.json); pass --overwrite to replace it, or name another folder"
+    message = (
+        f"--out runs/{command} holds a run already (manifest.json); pass --overwrite to replace "
+        "it, or name another folder"
+    )
     assert_refused(capsys, place, [command], message)
 
 
 def test_every_setting_that_names_a_place_is_known():
-    """A new setting of paths is an input without anybody thinking of it; a text that may be one must be marked."""
+    """A new setting of paths is an input without anybody thinking of it; a text that may be one
+    must be marked.
+    """
     every = config.Settings(
         data=config.Data(path=Path("a"), exclude=Path("b")),
         target=config.Target(weights=Path("c")),
@@ -353,7 +362,9 @@ def test_every_setting_that_names_a_place_is_known():
 
 
 def test_an_input_under_another_name_is_found(tmp_path, monkeypatch):
-    """As behind a mount or in other letters of a disk that ignores their case: the same folder, by the system's number."""
+    """As behind a mount or in other letters of a disk that ignores their case: the same folder, by
+    the system's number.
+    """
     for name in ("R/data", "alias"):
         (tmp_path / name).mkdir(parents=True)
     same = Path.samefile
@@ -391,7 +402,9 @@ def test_a_file_removed_from_a_run_is_no_loss(tmp_path):
 
 @pytest.mark.parametrize("kind", ["empty", "link", "working", "mount"])
 def test_folders_that_are_written_into(tmp_path, monkeypatch, kind):
-    """They are not renamed, and appear whole or not at all; where they can hold a run, that is replaced in them."""
+    """They are not renamed, and appear whole or not at all; where they can hold a run, that is
+    replaced in them.
+    """
     out = folder = tmp_path / "R"
     folder.mkdir()
     if kind == "link":
@@ -523,7 +536,9 @@ with store.atomic_folder(out, functools.partial(outputs.check_out, overwrite=Tru
     [*((False, number) for number in range(3)), *((True, number) for number in range(7))],
 )
 def test_a_kill_while_replacing_loses_no_run(tmp_path, inside, renames):
-    """Killed before each rename and before the old run is removed: every file of both runs is still there."""
+    """Killed before each rename and before the old run is removed: every file of both runs is still
+    there.
+    """
     out, new = written_run(tmp_path / "R"), written_run(tmp_path / "new", "2")
     both = [(path.name, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()]
     line = [sys.executable, "-c", _KILLED, out, new, inside, renames]

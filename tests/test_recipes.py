@@ -86,7 +86,9 @@ def test_curves():
 
 
 def test_shards_of_weights(tiny_vgg, tmp_path):
-    """bfloat16 shards of at most the size asked for, and back: what they say of seen images stays with them."""
+    """bfloat16 shards of at most the size asked for, and back: what they say of seen images stays
+    with them.
+    """
     path = os.path.join(os.path.dirname(__file__), "..", "scripts", "shard_weights.py")
     spec = importlib.util.spec_from_file_location("shard_weights", path)
     script = importlib.util.module_from_spec(spec)

@@ -1,6 +1,8 @@
-"""Bad input of every kind, through the command line: one line on stderr, exit code 2, nothing left behind.
+"""Bad input of every kind, through the command line: one line on stderr, exit code 2, nothing left
+behind.
 
-`CASES` is the table; docs/refusals.md tells it command by command. What other test files refuse already is not repeated here.
+`CASES` is the table; docs/refusals.md tells it command by command. What other test files refuse
+already is not repeated here.
 """
 
 import io
@@ -284,7 +286,8 @@ BAD_IMAGES = {
     "a text": b"hello",
     "a web page": b"<!DOCTYPE html><title>404</title>",
     "an SVG": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-    "a PostScript file": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 48 48\n%%EndComments\nshowpage\n",
+    "a PostScript file": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 48 48\n"
+    b"%%EndComments\nshowpage\n",
     "a PDF": b"%PDF-1.4\n",
     "the start of a PNG": encoded("PNG")[:30],
     "the start of a JPEG": encoded("JPEG")[:50],

@@ -44,7 +44,9 @@ def twice(images: ImageSet, first: int) -> ImageSet:
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory, tiny_vgg, tiny_clip) -> tuple[Path, ImageSet]:
-    """A run whose concepts, file names and settings try to break out, with its images, half of which are repeats."""
+    """A run whose concepts, file names and settings try to break out, with its images, half of
+    which are repeats.
+    """
     images = twice(generated_images(120, 2, "<b>blobs</b>"), 120)
     tests = [
         generated_images(40, seed, name) for seed, name in ((3, "public_test"), (4, "private_test"))
@@ -187,7 +189,9 @@ def test_the_page_says_what_the_network_has_seen(hostile, tmp_path):
 
 
 def test_size_bounds_the_page():
-    """Noise is the hardest to pack; pages shrink by showing fewer and smaller images, and never exceed their bound."""
+    """Noise is the hardest to pack; pages shrink by showing fewer and smaller images, and never
+    exceed their bound.
+    """
     rng = np.random.default_rng(0)
     images = ImageSet.from_arrays(rng.integers(0, 256, (600, 48, 48), dtype=np.uint8))
     top = rng.integers(0, 600, (300, 16)).astype(np.int32)

@@ -1,4 +1,6 @@
-"""Results before the page, the page before words: what a signal, a full disk or a broken stdout leaves behind."""
+"""Results before the page, the page before words: what a signal, a full disk or a broken stdout
+leaves behind.
+"""
 
 import errno
 import json
@@ -21,8 +23,8 @@ from emojax.models.vgg import VggNet
 from emojax.probing.probe import probe
 from emojax.report import page, results, write
 
-# A command whose page says on stderr that it has begun, then takes for ever. Ctrl-C is not ignored, as it is in jobs
-# that a shell starts in the background.
+# A command whose page says on stderr that it has begun, then takes for ever. Ctrl-C is not ignored,
+# as it is in jobs that a shell starts in the background.
 DRIVER = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -78,7 +80,9 @@ def demo(folder: Path) -> list:
 
 
 def assert_whole(run: Path) -> None:
-    """The run is read as a whole one, has its results, and nothing half-written lies in or beside it."""
+    """The run is read as a whole one, has its results, and nothing half-written lies in or beside
+    it.
+    """
     names = {path.name for path in run.iterdir()}
     assert names >= WHOLE
     assert results.read_run(run).evidence is not None
@@ -110,7 +114,9 @@ def test_a_signal_during_the_page(capsys, tmp_path, number, times, code):
 
 
 def test_a_page_that_fails(capsys, monkeypatch, tmp_path):
-    """A full disk at any of the page's files is a line and exit code 2; an error in making it keeps its traceback."""
+    """A full disk at any of the page's files is a line and exit code 2; an error in making it keeps
+    its traceback.
+    """
     run, wrote = tmp_path / "run", store.write_binary
 
     def full(path, put):
@@ -159,7 +165,9 @@ def test_page_failures_from_python(monkeypatch, tmp_path, tiny_vgg, tiny_clip, b
     "streams", ["no reader", "full", "closed", "both closed", "latin-1", "ascii"]
 )
 def test_words_never_cost_results(tmp_path, streams):
-    """Whatever stdout and stderr are, the run is whole with its page, and the exit code is that of success."""
+    """Whatever stdout and stderr are, the run is whole with its page, and the exit code is that of
+    success.
+    """
     folder = tmp_path / "Gefühl τ 表情"
     folder.mkdir()
     command, env, got = (
@@ -181,7 +189,8 @@ def test_words_never_cost_results(tmp_path, streams):
         with open("/dev/full", "w") as full:
             done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
         assert done.stderr.decode() == (
-            f"emojax: not all of the output could be written to stdout ({os.strerror(errno.ENOSPC)})\n"
+            "emojax: not all of the output could be written to stdout "
+            f"({os.strerror(errno.ENOSPC)})\n"
         )
     else:
         shell = 'exec "$@" >&-' + (" 2>&-" if streams == "both closed" else "")
@@ -240,7 +249,9 @@ def test_numbers_that_json_lacks(tmp_path):
 
 
 def test_infinite_losses_do_not_cost_the_run(capsys, tmp_path, fer_folder):
-    """Finite weights whose logits overflow give losses that are no numbers; the rest of the result is written."""
+    """Finite weights whose logits overflow give losses that are no numbers; the rest of the result
+    is written.
+    """
     from flax import nnx
 
     model = VggNet(TINY, rngs=nnx.Rngs(0))
@@ -275,13 +286,18 @@ def test_a_damaged_list_of_numbers_is_refused(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_in_the_first_moments(tmp_path, number):
-    """At each moment from the first import on: one line and 128 + n. Before our first line Python's own way."""
+    """At each moment from the first import on: one line and 128 + n.
+
+    Before our first line Python's own way.
+    """
     for delay in (0.15, 0.8, 3.0):
         out = tmp_path / f"{delay}"
         code = (
             "import signal, runpy, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
-            "signal.signal(signal.SIGHUP, signal.SIG_DFL); from emojax import process; process.begin_loading();"
-            f"import os; os.write(1, b'!'); sys.argv = ['emojax', *{[str(a) for a in demo(out)]!r}];"
+            "signal.signal(signal.SIGHUP, signal.SIG_DFL); from emojax import process; "
+            "process.begin_loading();"
+            "import os; os.write(1, b'!'); sys.argv = ['emojax', "
+            f"*{[str(a) for a in demo(out)]!r}];"
             "runpy.run_module('emojax', run_name='__main__')"
         )
         with subprocess.Popen(
@@ -301,7 +317,9 @@ def test_signals_in_the_first_moments(tmp_path, number):
 
 
 def test_a_lost_interrupt_is_not_success(capsys, monkeypatch):
-    """An exception that a handler raises inside a finalizer is dropped by Python; the signal still counts."""
+    """An exception that a handler raises inside a finalizer is dropped by Python; the signal still
+    counts.
+    """
 
     class Finalized:
         def __del__(self):

@@ -1,4 +1,6 @@
-"""What must never happen with files of others: code run from them, archives unpacked, the hub asked unasked."""
+"""What must never happen with files of others: code run from them, archives unpacked, the hub asked
+unasked.
+"""
 
 import ast
 import socket

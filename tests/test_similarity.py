@@ -17,9 +17,11 @@ NAMES = ("cos_similarity", "cos_similarity_cubed", "wpmi", "soft_wpmi", "rank_re
 @pytest.mark.parametrize("case", ["small", "wide"])
 @pytest.mark.parametrize("name", NAMES)
 def test_golden(golden, case, name):
-    """Same labels, and scores within 1e-4 of the official float32 code, relative to the largest score.
+    """Same labels, and scores within 1e-4 of the official float32 code, relative to the largest
+    score.
 
-    The official soft-WPMI itself is off from float64 by 1.4e-4 on `wide`; `test_float64` is the sharper test.
+    The official soft-WPMI itself is off from float64 by 1.4e-4 on `wide`; `test_float64` is the
+    sharper test.
     """
     data = np.load(golden / "clip_dissect_similarity.npz")
     clip, acts = jnp.asarray(data[f"{case}/clip_feats"]), jnp.asarray(data[f"{case}/target_feats"])
@@ -116,7 +118,9 @@ def test_soft_wpmi_keeps_small_probabilities():
 @pytest.mark.parametrize("concepts", [2, 25, 20_000])
 @pytest.mark.parametrize("soft", [True, False])
 def test_products_stay_in_range(concepts, top_k, soft):
-    """Probabilities at either end, on every rank or on some: products are largest and smallest there."""
+    """Probabilities at either end, on every rank or on some: products are largest and smallest
+    there.
+    """
     rng = np.random.default_rng(6)
     columns = [np.zeros(top_k), np.ones(top_k), np.full(top_k, 1 / concepts)]
     columns += [

@@ -18,7 +18,9 @@ from emojax.ops import stats
 @example(10, 1065)
 @given(st.integers(0, 3000), st.integers(0, 3000))
 def test_mcnemar_equals_exact_fractions(gained, lost):
-    """And scipy, except where its own p-value underflows: 10 of 1,075 is 2.7e-300, and scipy says 0."""
+    """And scipy, except where its own p-value underflows: 10 of 1,075 is 2.7e-300, and scipy says
+    0.
+    """
     trials, fewer = gained + lost, min(gained, lost)
     ways = itertools.accumulate(
         range(fewer), lambda ways, k: ways * (trials - k) // (k + 1), initial=1
@@ -73,9 +75,11 @@ def test_bootstrap_equals_plain_resampling():
 
 
 def test_bootstrap_interval_is_scipys():
-    """Percentile intervals of a mean, from other draws: equal up to five standard errors of 20,000 resamples.
+    """Percentile intervals of a mean, from other draws: equal up to five standard errors of 20,000
+    resamples.
 
-    A 2.5 % quantile of R normal draws has standard error sqrt(0.025 · 0.975 / R) / 0.0584 standard deviations.
+    A 2.5 % quantile of R normal draws has standard error sqrt(0.025 · 0.975 / R) / 0.0584 standard
+    deviations.
     """
     values = np.random.default_rng(0).exponential(size=400)
     totals = stats.bootstrap_totals(

@@ -1,4 +1,6 @@
-"""Data sets that TFDS prepared, from strangers: no class that they name is imported, and no damage ends in a traceback."""
+"""Data sets that TFDS prepared, from strangers: no class that they name is imported, and no damage
+ends in a traceback.
+"""
 
 import io
 import json
@@ -36,7 +38,7 @@ def prepared(tmp_path, sound) -> Path:
 
 
 def edit(path: Path, change: Callable[[Any], Any]) -> None:
-    """Changes a JSON file; what `change` returns takes the place of the content, unless it is None."""
+    """Changes a JSON file; what `change` returns replaces the content, unless it is None."""
     content = json.loads(path.read_text())
     changed = change(content)
     path.write_text(json.dumps(content if changed is None else changed))
@@ -121,7 +123,9 @@ PLANTS: dict[str, Callable[[Path], None]] = {
 
 @pytest.fixture
 def planted(prepared, monkeypatch):
-    """Importable as a top module and, if a name is believed, as one of TFDS; both from the folder itself."""
+    """Importable as a top module and, if a name is believed, as one of TFDS; both from the folder
+    itself.
+    """
     import tensorflow_datasets
 
     (prepared / f"{PLANTED}.py").write_text(MODULE)
@@ -158,7 +162,9 @@ def test_no_class_named_by_data_is_imported(planted, tmp_path, sound, capsys, pl
 
 
 def test_what_dataset_info_names_is_not_imported_either(planted, tmp_path, sound):
-    """It may hold the features once more, and the module of its builder; neither is needed to read it."""
+    """It may hold the features once more, and the module of its builder; neither is needed to read
+    it.
+    """
     plant = {"pythonClassName": CLASS, "jsonFeature": {"json": "{}"}}
     info(lambda j: j.update(features=plant, moduleName=PLANTED))(planted)
     assert cli.main(commands(sound, ".", tmp_path / "out")["audit"]) == 0
@@ -179,7 +185,9 @@ def test_a_prepared_fer2013_imports_nothing(tmp_path, sound, monkeypatch):
 
 
 def test_the_program_started_in_the_folder(planted, tmp_path, sound):
-    """As a person starts it: the working folder comes first among the places that Python imports from."""
+    """As a person starts it: the working folder comes first among the places that Python imports
+    from.
+    """
     PLANTS["the image"](planted)
     args = commands(sound, ".", tmp_path / "out")["evaluate"]
     ran = subprocess.run(
@@ -208,7 +216,7 @@ def replaced(name: str, content: bytes) -> Callable[[Path], None]:
 
 
 def flipped(folder: Path) -> None:
-    """Flips a byte of the first examples: after the header of the file and that of its first chunk."""
+    """Flips a byte of the first examples: after the headers of the file and its first chunk."""
     data = bytearray((folder / TRAINING).read_bytes())
     filled = [at for at, byte in enumerate(data) if byte]
     data[filled[len(filled) // 3]] ^= 255
@@ -490,7 +498,9 @@ def test_images_in_every_form_are_read(prepared, form, data):
 
 
 def test_random_damage_never_changes_a_result(prepared):
-    """Flips, cuts and noise: the set is refused, or it is the same; array_record's own checksums see to the latter."""
+    """Flips, cuts and noise: the set is refused, or it is the same; array_record's own checksums
+    see to the latter.
+    """
     whole = (prepared / TRAINING).read_bytes()
     good = open_split(prepared, "training")
     images, labels = good.images[0:7], good.labels.tolist()

@@ -10,7 +10,9 @@ from emojax.ops.gains import with_scope
 
 
 def golden_weights():
-    """The weights that `golden/vgg_torch.npz` was made with, regenerated as its README says; and the generator."""
+    """The weights that `golden/vgg_torch.npz` was made with, regenerated as its README says; and
+    the generator.
+    """
     rng = np.random.default_rng(7)
     config = vgg.VggConfig.paper()
     shapes, inputs = [], 1
@@ -75,7 +77,9 @@ def test_paper_size():
 
 
 def plain_forward(arrays, x):
-    """The network in float64 numpy: [B, 40, 40, 1] → logits and raw layer outputs, channels first inside."""
+    """The network in float64 numpy: [B, 40, 40, 1] → logits and raw layer outputs, channels first
+    inside.
+    """
     x, taps = np.float64(x).transpose(0, 3, 1, 2), {}
     for name in vgg.CONVS:
         w = np.float64(arrays[f"{name}.weight"])

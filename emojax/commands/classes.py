@@ -16,7 +16,7 @@ from emojax.models.vgg import VggNet
 from emojax.settings import Target
 from emojax.training.evaluate import better_order, class_order, labelled
 
-_Classifier = TypeVar("_Classifier", VggNet, DeepEmotion)
+_Classifier = TypeVar("_Classifier", bound=VggNet | DeepEmotion)
 
 
 def given(model: _Classifier, target: Target) -> _Classifier:

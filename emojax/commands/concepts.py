@@ -110,7 +110,8 @@ def _print(
         say(f"  line {found.line}: {kind} {found.concept!r} ({found.detail})")
     if not compared:
         say(
-            "without --clip.path: lengths, near-synonyms and agreement with the classes were not looked at"
+            "without --clip.path: lengths, near-synonyms and agreement with the classes were not "
+            "looked at"
         )
 
 

@@ -18,8 +18,9 @@ from emojax.section import UserPath
 if TYPE_CHECKING:
     from emojax.data.image_set import ImageSet
     from emojax.dissection.labels import Dissection
-    from emojax.dissection.truth import Affinity, Agreement
+    from emojax.dissection.truth import Agreement
     from emojax.models.vgg import VggNet
+    from emojax.ops.affinity import Affinity
     from emojax.probing.record import ProbeRecord
     from emojax.store import Run
     from emojax.synthetic.faces import Faces
@@ -107,6 +108,7 @@ def _compare_with_truth(
     from emojax.dissection import truth
     from emojax.dissection.dissect import dissect
     from emojax.dissection.options import Similarity
+    from emojax.ops.affinity import affinity as measure_affinity
     from emojax.probing.network import as_network
     from emojax.synthetic.faces import ATTRIBUTES
 
@@ -116,7 +118,7 @@ def _compare_with_truth(
         layers = list(record.layers)
         responses = np.concatenate([truth.activations(network, test, layers) for test in tests])
         presence = np.concatenate([faces.attributes for faces in test_faces])
-        affinity = truth.affinity(responses, presence)
+        affinity = measure_affinity(responses, presence)
         dissections = {
             name: dissect(record, attributes, similarity=name, null_sets=0)
             for name in get_args(Similarity)
@@ -196,7 +198,8 @@ def _closing(summary: dict[str, Any], out: Path) -> None:
     before, tested = edit["baseline"]["all"], edit["tested"]
     chance, chance_of_three = 1 / row["attributes"], 3 / row["attributes"]
     lines = {
-        "network": f"{before['top1']:.1%} of {before['images']} rendered test faces in the right emotion (chance 14.3%)",
+        "network": f"{before['top1']:.1%} of {before['images']} rendered test faces in the right "
+        "emotion (chance 14.3%)",
         "labels": f"soft_wpmi names what a unit responds to most in {row['best']:.0%} "
         f"(chance {chance:.0%}) of {row['units']} units with a clear response, one of three in "
         f"{row['among_three']:.0%} (chance {chance_of_three:.0%})",

@@ -104,7 +104,8 @@ def _probe_set_of(run: "Results") -> "ImageSet":
             ) from None
     if images.key != run.manifest.get("inputs", {}).get("images"):
         raise InputError(
-            f"the images that {run.folder}'s settings name are not those that it probed; restore them or use --images none"
+            f"the images that {run.folder}'s settings name are not those that it probed; restore "
+            "them or use --images none"
         )
     return images
 

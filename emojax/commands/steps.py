@@ -55,8 +55,8 @@ def check(
 
 def check_edits(
     settings: Studying, model: Classifier, images: ImageSet, tests: Sequence[ImageSet]
-) -> None:
-    """Refuses before the probe what the edit would refuse after it."""
+) -> VggNet:
+    """Refuses before the probe what the edit would refuse after it; returns what can be edited."""
     check_study(
         model,
         settings.edit,
@@ -65,6 +65,8 @@ def check_edits(
         probed=settings.probe.layers,
         protocol=settings.evaluate.protocol,
     )
+    assert isinstance(model, VggNet)  # others were refused
+    return model
 
 
 def probe(
@@ -158,7 +160,10 @@ def label(
     """From a record to labels, Table 1 and the summary, written and printed."""
     dissection = dissect(settings, run, record, concepts, clip)
     network = None if model is None else model.config.units()
-    outgoing = np.asarray(model.lin3.kernel[...]) if isinstance(model, VggNet) else None
+    outgoing = None
+    if isinstance(model, VggNet):
+        logits_layer: Any = model.lin3  # pyright: ignore[reportAttributeAccessIssue] - set by name
+        outgoing = np.asarray(logits_layer.kernel[...])
     tau = settings.dissect.tau
     table1, summary = write_dissection(run.folder, dissection, tau, network, outgoing)
     print_table1(table1, tau)
@@ -181,10 +186,10 @@ def chain(
     Returns the record and the summary that was written.
     """
     check(settings, model, clip, concepts, images)
-    check_edits(settings, model, images, tests)
+    editable = check_edits(settings, model, images, tests)
     record = probe(settings, run, model, images, clip)
     dissection, table1, summary = label(settings, run, record, concepts, clip, model)
-    summary["edit"] = study_edits(settings, run, model, dissection, table1, images, tests)
+    summary["edit"] = study_edits(settings, run, editable, dissection, table1, images, tests)
     store.write_json(run.folder / "summary.json", summary)
     return record, summary
 
@@ -200,11 +205,11 @@ def sweep(
 ) -> dict[str, Any]:
     """Probe, labels and the edit, without the labels' files; returns the summary of the edit."""
     check(settings, model, clip, concepts, images)
-    check_edits(settings, model, images, tests)
+    editable = check_edits(settings, model, images, tests)
     record = probe(settings, run, model, images, clip)
     dissection = dissect(settings, run, record, concepts, clip)
     table1 = interpretability(dissection, settings.dissect.tau)
-    edit = study_edits(settings, run, model, dissection, table1, images, tests)
+    edit = study_edits(settings, run, editable, dissection, table1, images, tests)
     store.write_json(run.folder / "summary.json", {"edit": edit})
     return edit
 

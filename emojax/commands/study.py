@@ -86,7 +86,8 @@ def print_study(study: Study) -> None:
     summary = study.summary
     if study.evidence is None:
         say(
-            "edit: the best cell, chosen on these very images; evidence needs --evaluate.protocol resize40"
+            "edit: the best cell, chosen on these very images; evidence needs --evaluate.protocol "
+            "resize40"
         )
         return
     if summary.tested is not None and summary.baseline is not None:

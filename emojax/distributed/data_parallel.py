@@ -1,7 +1,8 @@
-"""The one place where a function becomes a jitted program over the mesh, and where rows become tiles.
+"""The one place where a function becomes a jitted program over the mesh, and where rows become
+tiles.
 
-Probe, scoring, evaluation and sweeps all run through `data_parallel`: it alone says how arguments lie
-on the devices, in tiles of which size rows are computed, and how results come back to the host.
+Probe, scoring, evaluation and sweeps all run through `data_parallel`: it alone says how arguments
+lie on the devices, in tiles of which size rows are computed, and how results come back to the host.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,12 +26,13 @@ def data_parallel(
 ) -> Callable[..., Any]:
     """Jits a function of one device's share over all devices of the mesh.
 
-    Keep what this returns for as long as the program may be called again: it is a new jitted function
-    at every call.
+    Keep what this returns for as long as the program may be called again: it is a new jitted
+    function at every call.
 
     Args:
-      function: takes `replicated` arguments that are whole on every device, then `sharded` arguments
-        of which it gets the device's own rows. What it returns has rows along the first axis.
+      function: takes `replicated` arguments that are whole on every device, then `sharded`
+        arguments of which it gets the device's own rows. What it returns has rows along the first
+        axis.
       mesh: the devices.
       replicated: number of leading arguments (pytrees) that every device has whole.
       sharded: number of arguments behind them (pytrees), split along their leading axis.
@@ -40,7 +42,8 @@ def data_parallel(
     """
 
     def local(*arguments: Any) -> Any:
-        # float32 products at full precision: TF32 or bfloat16 passes would change rankings and labels.
+        # float32 products at full precision: TF32 or bfloat16 passes would change rankings and
+        # labels.
         with jax.default_matmul_precision("highest"):
             if tile is None:
                 return function(*arguments)
@@ -54,7 +57,8 @@ def data_parallel(
         mesh=mesh,
         in_specs=(PartitionSpec(),) * replicated + (rows,) * sharded,
         out_specs=rows,
-        # lax.map would need types of carries that vary over the mesh; flax modules do not tell them.
+        # lax.map would need types of carries that vary over the mesh; flax modules do not tell
+        # them.
         check_vma=False,
     )
     shardings = host_readable(mesh) if out_shardings is None else out_shardings
@@ -64,9 +68,9 @@ def data_parallel(
 def in_tiles(function: Callable[..., Any], tile: int, *arrays: jax.Array) -> Any:
     """Applies a function to `tile` rows at a time and joins the results along the first axis.
 
-    A matrix product rounds differently for different numbers of rows. Work done in tiles of one size
-    gives the same bits for an image whatever batch it comes in, on however many devices, so rankings
-    and labels do not depend on them. The first axis must divide by the tile.
+    A matrix product rounds differently for different numbers of rows. Work done in tiles of one
+    size gives the same bits for an image whatever batch it comes in, on however many devices, so
+    rankings and labels do not depend on them. The first axis must divide by the tile.
     """
     return _from_tiles(jax.lax.map(lambda rows: function(*rows), _to_tiles(tile, arrays)))
 

@@ -1,7 +1,8 @@
-"""Devices, the mesh over them, and the two placements in use: sharded along the batch, or replicated.
+"""Devices, the mesh over them, and the two placements in use: sharded along the batch, or
+replicated.
 
-The devices may belong to several processes (`emojax.distributed.processes`). Then each process gives
-its own rows of a batch, and results that the host reads are replicated to every process.
+The devices may belong to several processes (`emojax.distributed.processes`). Then each process
+gives its own rows of a batch, and results that the host reads are replicated to every process.
 """
 
 import contextlib

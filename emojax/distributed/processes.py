@@ -1,9 +1,10 @@
-"""Several processes that work as one: how they find each other, what the first tells the others, how they end together.
+"""Several processes that work as one: how they find each other, what the first tells the others,
+how they end together.
 
-Every process runs the same program on its own devices and its own share of the images. The first, index 0, alone
-writes, prints and looks at the cache, so a disk that all of them share is not needed beyond the inputs. Every other
-process holds a connection to the first: when one ends too early, the rest hear of it at once and end as well, whatever
-they are doing.
+Every process runs the same program on its own devices and its own share of the images. The first,
+index 0, alone writes, prints and looks at the cache, so a disk that all of them share is not needed
+beyond the inputs. Every other process holds a connection to the first: when one ends too early, the
+rest hear of it at once and end as well, whatever they are doing.
 """
 
 import contextlib
@@ -31,7 +32,8 @@ _GRACE = 5.0  # seconds that a process has to tidy up after another was lost
 
 
 class Job(NamedTuple):
-    """Where the processes meet: `host:port` of the first, how many there are, and which one this is.
+    """Where the processes meet: `host:port` of the first, how many there are, and which one this
+    is.
 
     `Job("auto")` leaves it to what jax finds out on TPU pods, under Slurm, Open MPI and Kubernetes.
     """
@@ -61,11 +63,13 @@ def count() -> int:
 
 @contextlib.contextmanager
 def joined(job: Job | None) -> Iterator[None]:
-    """Runs a block as one of the job's processes; to be entered before the first use of JAX. None is no job.
+    """Runs a block as one of the job's processes; to be entered before the first use of JAX. None
+    is no job.
 
     Raises:
       InputError: the processes did not find each other.
-      PeerLost: a process ended before the block did. The caller should end with code `LOST`, by `leave`.
+      PeerLost: a process ended before the block did. The caller should end with code `LOST`, by
+        `leave`.
     """
     if job is None:
         yield
@@ -86,7 +90,9 @@ def joined(job: Job | None) -> Iterator[None]:
 
 
 def leave(code: int) -> None:
-    """Ends a process of a job that cannot go on, at once: JAX's own way out waits for processes that may be gone."""
+    """Ends a process of a job that cannot go on, at once: JAX's own way out waits for processes
+    that may be gone.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -107,19 +113,23 @@ def _start(job: Job) -> None:
         ) from None
     if job.coordinator == "auto" and jax.process_count() == 1:
         raise InputError(
-            "--coordinator auto found one process only; leave it out, or pass HOST:PORT, --processes, --index"
+            "--coordinator auto found one process only; leave it out, or pass HOST:PORT, "
+            "--processes, --index"
         )
 
 
 def _lost_line(process: int) -> str:
     return (
-        f"process {process} of {count()} ended before the work was done; the same command, with any number of processes, "
+        f"process {process} of {count()} ended before the work was done; the same command, with "
+        "any number of processes, "
         "goes on from the last snapshot"
     )
 
 
 class _Watch:
-    """Connections that stay open as long as their processes work; a thread that notices when one closes."""
+    """Connections that stay open as long as their processes work; a thread that notices when one
+    closes.
+    """
 
     def __init__(self, job: Job):
         import jax
@@ -175,7 +185,10 @@ class _Watch:
         self._links[index] = link
 
     def _listen(self) -> None:
-        """Hears until every peer is done, or one is lost. A word is four bytes: `_DONE`, or who was lost."""
+        """Hears until every peer is done, or one is lost.
+
+        A word is four bytes: `_DONE`, or who was lost.
+        """
         with selectors.DefaultSelector() as waiting:
             for index, link in self._links.items():
                 waiting.register(link, selectors.EVENT_READ, index)
@@ -190,9 +203,11 @@ class _Watch:
         return None
 
     def _end(self, lost: int, alone: bool = False) -> None:
-        """Tells the others, lets the main thread end the work by itself if it can, else ends the process.
+        """Tells the others, lets the main thread end the work by itself if it can, else ends the
+        process.
 
-        Without the first process, there is no time for that: JAX would end this one its own, noisy way.
+        Without the first process, there is no time for that: JAX would end this one its own, noisy
+        way.
         """
         self._lost = lost
         self._heard.set()
@@ -226,7 +241,8 @@ class _Watch:
     def left(self, wait: bool) -> int | None:
         """Called as the work breaks off: which process was lost, if that is why.
 
-        The first process goes last. It keeps JAX's service, without which the others would end with noise.
+        The first process goes last. It keeps JAX's service, without which the others would end with
+        noise.
         """
         if wait:
             self._heard.wait(_GRACE)
@@ -272,7 +288,8 @@ def _told_by_first(data: bytes) -> bytes:
 def broadcast_from_main(
     read: "Callable[[], Mapping[str, np.ndarray] | None]",
 ) -> "dict[str, np.ndarray] | None":
-    """Named arrays that the first process alone reads or computes, in every process; None stays None.
+    """Named arrays that the first process alone reads or computes, in every process; None stays
+    None.
 
     A process by itself gets its own back, memory maps as they are.
     """
@@ -325,7 +342,9 @@ def check_same_everywhere(value: Any, what: str) -> None:
 
 
 def map_in_shares(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    """`[function(item) for item in items]`, each process doing its share; results are JSON and come to every process."""
+    """`[function(item) for item in items]`, each process doing its share; results are JSON and come
+    to every process.
+    """
     import jax
     import numpy as np
     from jax.experimental import multihost_utils

@@ -85,7 +85,8 @@ def read_gains(path: Path, units: int, *, factor: float | None = None) -> Float[
         raise InputError(f"{path}: {error}; write one number per unit, without a header") from None
     if len(values) != units:
         raise InputError(
-            f"{path} holds {len(values)} numbers, the layer has {units} units; write one number per unit"
+            f"{path} holds {len(values)} numbers, the layer has {units} units; write one number "
+            "per unit"
         )
     allowed = np.isfinite(values) if factor is None else np.isin(values, (0, 1))
     if not allowed.all():

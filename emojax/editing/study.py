@@ -171,7 +171,8 @@ def check_study(
     """
     if not isinstance(model, VggNet):
         raise InputError(
-            f"edits are made to a VGGNet, and this is a {type(model).__name__}; `emojax dissect` labels its units"
+            f"edits are made to a VGGNet, and this is a {type(model).__name__}; `emojax dissect` "
+            "labels its units"
         )
     units = model.config.units()
     layers = options.layers
@@ -188,7 +189,8 @@ def check_study(
         raise InputError("--edit.factor has only 1, which edits nothing; give another factor")
     elif not one_view and (len(layers) > 1 or other_kinds):
         raise InputError(
-            "--evaluate.protocol tencrop takes thresholds on one layer; use resize40 for other searches"
+            "--evaluate.protocol tencrop takes thresholds on one layer; use resize40 for other "
+            "searches"
         )
     # The smallest p-value that R permutations can give is 1 / (R + 1).
     if options.permutations and 1 / (options.permutations + 1) > options.alpha:
@@ -204,14 +206,16 @@ def _check_sets(model: VggNet, options: Edit, images: ImageSet, tests: Sequence[
         labelled(test, model)
         if test.key in names:
             raise InputError(
-                f"test splits {names[test.key]} and {test.name} are the same images; name different ones"
+                f"test splits {names[test.key]} and {test.name} are the same images; name "
+                "different ones"
             )
         names[test.key] = test.name
     if options.learned:
         labelled(images, model)
         if images.key in names:
             raise InputError(
-                f"--edit.learned fits gains on {images.name}, which is also a test split; probe another split"
+                f"--edit.learned fits gains on {images.name}, which is also a test split; probe "
+                "another split"
             )
 
 

@@ -64,7 +64,8 @@ class Evidence:
     def __post_init__(self):
         if not (self.gained >= 0 and self.lost >= 0 and self.gained + self.lost <= self.total):
             raise InputError(
-                f"{self.gained} gained and {self.lost} lost of {self.total} images cannot be; counts are of different images"
+                f"{self.gained} gained and {self.lost} lost of {self.total} images cannot be; "
+                "counts are of different images"
             )
         if self.change is None:
             object.__setattr__(self, "change", float(self.gained - self.lost))
@@ -136,7 +137,8 @@ def _sentences(evidence: Evidence) -> list[str]:
         counts += f" by most of {networks} networks"
     sentences = [
         _HEADLINES[evidence.finding],
-        f"{edit} changes correct predictions by {shown} of {evidence.total:,} ({points} points): {counts}.",
+        f"{edit} changes correct predictions by {shown} of {evidence.total:,} ({points} points): "
+        f"{counts}.",
         _test(evidence, shown),
     ]
     if evidence.p_networks is not None:

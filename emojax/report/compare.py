@@ -68,7 +68,8 @@ def compare(runs: Sequence[Results], names: Sequence[str] | None = None) -> Comp
     similarities = {run.summary.get("similarity") for run in runs if run.labels is not None}
     if len(similarities) > 1:
         warnings.append(
-            f"The runs have different similarity functions: {', '.join(sorted(map(str, similarities)))}."
+            "The runs have different similarity functions: "
+            f"{', '.join(sorted(map(str, similarities)))}."
         )
     layers = [
         line
@@ -136,19 +137,21 @@ def _pearson(a: np.ndarray, b: np.ndarray) -> float | None:
 
 def _changed(runs: Sequence[Results]) -> list[list[Any]]:
     """Units of all runs whose labels are not all the same, in the first run's order."""
-    if any(run.labels is None for run in runs):
+    labelled = [run.labels for run in runs if run.labels is not None]
+    if len(labelled) < len(runs):
         return []
-    places, lines = [_by_unit(run) for run in runs], []
+    places = [_by_unit(run) for run in runs]
+    lines = []
     for unit in places[0]:
         if all(unit in place for place in places):
             at = [place[unit] for place in places]
-            labels = [run.labels.concept[i] for run, i in zip(runs, at, strict=True)]
+            labels = [own.concept[i] for own, i in zip(labelled, at, strict=True)]
             if len(set(labels)) > 1:
                 lines.append(
                     [
                         *unit,
                         *labels,
-                        *(float(run.labels.similarity[i]) for run, i in zip(runs, at, strict=True)),
+                        *(float(own.similarity[i]) for own, i in zip(labelled, at, strict=True)),
                     ]
                 )
     return lines

@@ -9,7 +9,7 @@ files are never read as formulas. A figure belongs to nobody's window: show it i
 import functools
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import matplotlib as mpl
 import numpy as np
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 BLUE, ORANGE, SKY = "#0072B2", "#E69F00", "#56B4E9"
 _MEMBERS = (BLUE, "#D55E00", "#009E73", "#CC79A7", ORANGE, SKY, "#000000")
 INK, FAINT = "#1b2430", "#c9ced6"  # lines and text; the page puts its own colours in their place
-_STYLE = {
+_Arguments = ParamSpec("_Arguments")
+_Drawn = TypeVar("_Drawn", bound=Figure | None)
+_STYLE: dict[Any, Any] = {
     "text.parse_math": False,
     "text.usetex": False,
     "font.family": "DejaVu Sans",
@@ -56,11 +58,11 @@ _STYLE = {
 }
 
 
-def _figure(plot: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draws in the house's style whatever the caller's matplotlib is set to."""
+def _figure(plot: Callable[_Arguments, _Drawn]) -> Callable[_Arguments, _Drawn]:
+    """Draws in the report's style, whatever the caller's matplotlib is set to."""
 
     @functools.wraps(plot)
-    def styled(*args: Any, **options: Any) -> Figure:
+    def styled(*args: _Arguments.args, **options: _Arguments.kwargs) -> _Drawn:
         with mpl.rc_context(_STYLE):
             figure = plot(*args, **options)
             if figure is not None:
@@ -73,12 +75,12 @@ def _figure(plot: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def save(figure: Figure, file: Any, **options: Any) -> None:
-    """`savefig` in the house's style; options as there."""
+    """`savefig` in the report's style; options as there."""
     with mpl.rc_context(_STYLE):
         figure.savefig(file, **{"dpi": 160, "facecolor": "white"} | options)
 
 
-def _short(name: str, width: int = 28) -> str:
+def _short(name: object, width: int = 28) -> str:
     return textwrap.shorten(str(name), width, placeholder="…") or str(name)[:width]
 
 
@@ -99,7 +101,7 @@ def plot_similarities(found: Dissection | Labels, tau: float = 0.0) -> Figure:
         axes: Axes = figure.add_subplot(high, wide, at + 1)
         mine = labels.similarity[labels.layer_of == name]
         above = mine[mine > tau]
-        axes.hist([above, mine[mine <= tau]], edges, stacked=True, color=[BLUE, ORANGE])
+        axes.hist([above, mine[mine <= tau]], list(edges), stacked=True, color=[BLUE, ORANGE])
         axes.axvline(tau, color=INK, linewidth=1, linestyle="--")
         axes.set_title(f"{_short(name, 14)}: {len(above)} of {len(mine)}")
         axes.yaxis.set_major_locator(ticker.MaxNLocator(3, integer=True))
@@ -392,6 +394,7 @@ def plot_thresholds(
         (each, faint | {"label": "_" * bool(i) + "other factors"}) for i, each in enumerate(others)
     ]
     styles.append((factor, {"color": BLUE, "linewidth": 1.8, "label": f"factor {factor:g}"}))
+    style: dict[str, Any]
     for each, style in styles:
         rows = mine & (thresholds["factor"] == each)
         axes.plot(thresholds["units_above"][rows], 100 * thresholds["accuracy"][rows], **style)

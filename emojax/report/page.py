@@ -114,7 +114,7 @@ def draw(run: Results, images: ImageSet | None = None) -> dict[str, Shown]:
                 "the grid says whether the edit helps."
             )
         found["grid"] = figures.plot_grid(run.sweep, layer), caption
-    if run.thresholds and factor:
+    if run.thresholds and layer and factor:
         caption = f"Accuracy of {layer} at every threshold, all test splits."
         caption += " Band: as many random units instead." if run.bands else ""
         baseline = None if run.study is None else pooled(run.study.baseline)
@@ -259,7 +259,8 @@ def build(
         page = make(data=json_text(data), sheets=packed.sheets)
     if len(page.encode()) > size * 1e6:
         raise InputError(
-            f"the page takes {len(page.encode()) / 1e6:.1f} MB of {size:g}; give a larger --report.size"
+            f"the page takes {len(page.encode()) / 1e6:.1f} MB of {size:g}; give a larger "
+            "--report.size"
         )
     return page, drawn
 
@@ -328,7 +329,7 @@ def _words(run: Results) -> list[str]:
             said.append(line + ".")
         known = [row for row in run.table1 if row.adjusted_overall is not None]
         if known:
-            best = max(known, key=lambda row: row.adjusted_overall)
+            best = max(known, key=lambda row: row.adjusted_overall or 0.0)
             said.append(
                 f"Labels describe their units best in {best.layer}: the class of "
                 f"{best.overall_acc:.0%} of a unit's top"
@@ -402,7 +403,9 @@ def seen(manifest: Mapping[str, Any]) -> str:
     what = {"trained": "trained on", "chosen": "epoch or edit chosen on"}
     entries = [each for each in target["seen"] if isinstance(each, dict)]
     return (
-        ", ".join(f"{each.get('name')} ({what.get(each.get('role'), '?')})" for each in entries)
+        ", ".join(
+            f"{each.get('name')} ({what.get(str(each.get('role')), '?')})" for each in entries
+        )
         or "none"
     )
 
@@ -471,7 +474,7 @@ def _edit(run: Results, study: StudySummary) -> dict[str, Any]:
     }
 
 
-def _signed(value: float) -> str:
+def _signed(value: float | None) -> str:
     return "±0" if not value else f"{value:+,.4g}".replace("-", "−")
 
 
@@ -549,12 +552,12 @@ def _plain(values: np.ndarray, digits: int = 5) -> list[float | None]:
 
 def _explorer(run: Results) -> dict[str, Any]:
     """The units by column, and what the page shows of one that is opened."""
-    details, table = run.details, run.units
-    concepts = list(
-        dict.fromkeys(
-            [*([] if details is None else details.concepts.tolist()), *table["concept"].tolist()]
-        )
-    )
+    if run.labels is None:
+        raise ValueError("a run without labels has no units to explore")
+    details = run.details
+    table = run.units
+    named = [] if details is None else details.concepts.tolist()
+    concepts = list(dict.fromkeys([*named, *table["concept"].tolist()]))
     at = {name: i for i, name in enumerate(concepts)}
     layers = list(run.labels.layers)
     names = {name: i for i, name in enumerate(layers)}
@@ -588,7 +591,7 @@ def _explorer(run: Results) -> dict[str, Any]:
     data["classes"] = details.classes.tolist()
     if details.mix.any():
         commonest = details.mix.argmax(axis=1).tolist()
-        known = details.mix.any(axis=1).tolist()
+        known = (details.mix.sum(axis=1) > 0).tolist()
         units["main"] = [
             number if is_known else None for number, is_known in zip(commonest, known, strict=True)
         ]

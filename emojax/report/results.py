@@ -21,6 +21,7 @@ from emojax.editing.study import StudySummary
 from emojax.errors import InputError
 from emojax.evidence.verdict import Evidence
 from emojax.report import schema, units
+from emojax.report.units import Details
 from emojax.store import MANIFEST, restore_numbers
 
 # What a run of each command cannot lack.
@@ -88,7 +89,8 @@ class Results:
       folder: where it was read.
       manifest: settings, versions, keys; `summary` the results as numbers.
       study: the summary's part on the edit.
-      units: `dissection.csv` by column; `labels` what figures need of it; `details` what `units.npz` adds.
+      units: `dissection.csv` by column; `labels` what figures need of it; `details` what
+        `units.npz` adds.
       table1: the rows of Table 1.
       sweep: `sweep.csv` by column; so are `thresholds`, `bands` (random units) and `audit` (flagged
         images).
@@ -101,7 +103,7 @@ class Results:
     study: StudySummary | None
     units: Table
     labels: Labels | None
-    details: units.Details | None
+    details: Details | None
     table1: list[LayerSummary]
     sweep: Table
     thresholds: Table
@@ -151,7 +153,8 @@ def read_run(folder: Path, audit: Path | None = None) -> Results:
     )
     if audit is not None and not flagged.is_file():
         raise InputError(
-            f"no audit at {str(flagged)!r}; pass the audit.csv that `emojax audit` wrote, or its folder"
+            f"no audit at {str(flagged)!r}; pass the audit.csv that `emojax audit` wrote, or its "
+            "folder"
         )
     table = {
         name: _table(folder / f"{name}.csv", columns)
@@ -168,7 +171,8 @@ def read_run(folder: Path, audit: Path | None = None) -> Results:
         sizes = dict(zip(details.layers.tolist(), details.sizes.tolist(), strict=True))
         if sizes != labels.layers:
             raise InputError(
-                f"{folder / units.FILE} is of other units than dissection.csv; run `emojax {command}` again"
+                f"{folder / units.FILE} is of other units than dissection.csv; run `emojax "
+                f"{command}` again"
             )
     file = folder / "evidence.json"
     evidence = _valid(file, Evidence, _json(file)) if file.is_file() else None

@@ -141,7 +141,7 @@ def collect(
         image_class=np.full(len(images), -1) if record.labels is None else record.labels[images],
         classes=np.array(record.classes, dtype=np.str_),
         mix=mix,
-        outgoing=np.float32(outgoing) if known else np.zeros((0, classes), np.float32),
+        outgoing=np.asarray(outgoing, np.float32) if known else np.zeros((0, classes), np.float32),
         outgoing_layer=np.array(before_last if known else [], dtype=np.str_),
         network=np.array(list(network)),
         network_units=np.array(list(network.values())),

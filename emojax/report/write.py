@@ -127,7 +127,8 @@ def write_report(
     """
     if images is not None and len(images) != found.record.images:
         raise InputError(
-            f"{images.name} has {len(images)} images, {found.record.images} were probed; pass the set that was"
+            f"{images.name} has {len(images)} images, {found.record.images} were probed; pass the "
+            "set that was"
         )
     settings = {"similarity": found.similarity, "dissect": {"tau": tau}}
     with store.run_folder(Path(out), "dissect", settings, overwrite=overwrite) as run:

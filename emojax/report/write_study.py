@@ -19,8 +19,8 @@ def write_study(
     """Writes sweep.csv, thresholds.csv, bands.csv, evidence.json and edited.safetensors.
 
     A table that does not apply is not written. `seen` is what shaped the unedited network; the
-    edited one's file adds what its edit was selected on. With None the file does not say. It names its
-    classes by `class_names`, those of the network's own file: what was assumed stays out of it.
+    edited one's file adds what its edit was selected on. With None the file does not say. It names
+    its classes by `class_names`, those of the network's own file: what was assumed stays out of it.
     """
     tables = {"sweep": study.sweep, "thresholds": study.thresholds, "bands": study.bands}
     for name, table in tables.items():

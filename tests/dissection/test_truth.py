@@ -5,12 +5,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from emojax.commands.demo import ATTRIBUTE_SET
+from emojax.data.concepts import ConceptSet
 from emojax.dissection import dissect, truth
+from emojax.ops.affinity import affinity
 from emojax.probing import probe
 from emojax.probing.network import as_network
 from emojax.synthetic import faces
 from emojax.synthetic.shipped import load_demo
+
+ATTRIBUTE_SET = ConceptSet(faces.ATTRIBUTES, name="what faces show")
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +23,7 @@ def example():
     presence = rng.choice([-1, 0, 1], (300, 4), p=[0.2, 0.5, 0.3]).astype(np.int8)
     responses[:, 0] += 2 * (presence[:, 1] == 1)
     responses[:, 5] = 3.0  # a dead unit
-    return responses, presence, truth.affinity(responses, presence)
+    return responses, presence, affinity(responses, presence)
 
 
 def test_affinity_equals_plain_references(example):
@@ -42,16 +45,16 @@ def test_affinity_equals_plain_references(example):
 
 def test_affinity_of_an_attribute_that_is_always_there_is_unknown():
     responses = np.random.default_rng(0).standard_normal((10, 2))
-    found = truth.affinity(responses, np.ones((10, 1), np.int8))
+    found = affinity(responses, np.ones((10, 1), np.int8))
     assert all(np.isnan(field).all() for field in found)
     with pytest.raises(ValueError, match="not of the same images"):
-        truth.affinity(responses, np.ones((9, 1), np.int8))
+        affinity(responses, np.ones((9, 1), np.int8))
 
 
 def test_affinity_is_that_of_units_in_any_order_and_place(example):
     responses, presence, found = example
     order = [3, 0, 5, 1, 4, 2]
-    moved = truth.affinity(responses[:, order] * 2, presence)  # ranks and correlation do not care
+    moved = affinity(responses[:, order] * 2, presence)  # ranks and correlation do not care
     for a, b in zip(moved, found, strict=True):
         np.testing.assert_allclose(a, b[order], atol=1e-4)
 
@@ -127,7 +130,7 @@ def planted():
 def test_planted_detectors_are_named(planted, capsys):
     """Units that detect one attribute each: soft_wpmi names at least nine in ten."""
     people, record = planted
-    known = truth.affinity(record.activations, people.attributes)
+    known = affinity(record.activations, people.attributes)
     assert (known.auroc.argmax(axis=1) == np.arange(30)).mean() > 0.9  # the detectors detect
     right = {}
     for name in ("soft_wpmi", "wpmi", "rank_reorder", "cos_similarity", "cos_similarity_cubed"):

@@ -24,7 +24,7 @@ def images():
 
 
 def test_learns_what_can_be_learnt(tiny_vgg, blobs):
-    """Better than anything that does not look at the images, in loss and, beyond luck, in accuracy."""
+    """Better than what does not look at the images, in loss and, beyond luck, in accuracy."""
     images = ImageSet.from_arrays(blobs.images[:96], blobs.labels[:96], blobs.classes)
     last = fit(tiny_vgg, images, recipe(epochs=30, learning_rate=0.02))[0].history[-1]
     share = np.bincount(images.labels, minlength=7) / len(images)
@@ -65,7 +65,9 @@ def test_augmented_training_is_seeded(tiny_vgg, images):
 
 
 def test_a_step_of_the_full_vggnet_equals_pytorchs():
-    """Loss, gradients and the SGD step of 29.89 M parameters, BatchNorm in training mode, no dropout, to 1e-4."""
+    """Loss, gradients and the SGD step of 29.89 M parameters, BatchNorm in training mode, no
+    dropout, to 1e-4.
+    """
     torch = pytest.importorskip("torch", reason="needs the oracle extra")
     from emojax.models import vgg
 
@@ -106,7 +108,9 @@ def test_a_step_of_the_full_vggnet_equals_pytorchs():
     theirs = {name: parameter.grad.numpy() for name, parameter in oracle.named_parameters()}
 
     def scale(name):
-        """Of a gradient. BatchNorm takes a convolution's bias off again: its gradient is zero, but for rounding."""
+        """Of a gradient. BatchNorm takes a convolution's bias off again: its gradient is zero, but
+        for rounding.
+        """
         return np.abs(
             theirs[name.replace("bias", "weight") if name.startswith("conv") else name]
         ).max()

@@ -11,7 +11,9 @@ from emojax.training.recipe import Recipe
 
 
 def test_contrastive_loss():
-    """Against the definition in float64: with the identity CLIP's loss, else the target shared by the true ones."""
+    """Against the definition in float64: with the identity CLIP's loss, else the target shared by
+    the true ones.
+    """
     rng = np.random.default_rng(0)
     cosines = rng.uniform(-1, 1, (5, 5))
     matches = np.eye(5, dtype=bool) | (rng.random((5, 5)) < 0.3)
