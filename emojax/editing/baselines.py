@@ -97,7 +97,7 @@ def learn_gains(
             # A set smaller than the devices are many repeats its images to fill a batch.
             rows = np.resize(order[number * batch : (number + 1) * batch], batch)
             chosen = (activations.values[rows], activations.labels[rows])
-            # One step at a time: queued programs whose devices wait for each other can starve a CPU.
+            # A step at a time: queued programs whose devices wait for each other starve a CPU.
             state = jax.block_until_ready(step(state, params, *put_sharded(mesh, chosen)))
         if progress is not None:
             progress(epoch + 1, epochs)
