@@ -508,7 +508,7 @@ for name, content, message in (
     ("a text too long for the tokenizer", "x" * 60, "tokens long"),
     ("a repeated concept", "Smile\nSmile\n", "stands on lines 1 and 2"),
     ("repeated but for blanks", "Smile\n  Smile \n", "stands on lines 1 and 2"),
-    ("an emotion that is no class", "concept,emotions\nSmile,joy\n", "no class of the data"),
+    ("an emotion that is no class", "concept,emotions\nSmile,curious\n", "no class of the data"),
     ("three columns", "concept,emotions\nSmile,happy,sad\n", "3 columns"),
     ("a comma without quotes", "concept,emotions\nSmile, broad,happy\n", "3 columns"),
     (
