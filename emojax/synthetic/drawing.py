@@ -33,7 +33,8 @@ def draw(
     def face(numbers: Mapping[str, Number], seed: UInt32[Array, ""]) -> UInt8[Array, "S S"]:
         return _face(numbers, seed, side)
 
-    return jax.vmap(face)(dict(numbers), seeds)
+    arrays = {name: jnp.asarray(values) for name, values in numbers.items()}
+    return jax.vmap(face)(arrays, jnp.asarray(seeds))
 
 
 def _cover(distance: Plane, soft: Number | float) -> Plane:
