@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
 
 import jax
 import numpy as np
@@ -226,7 +225,7 @@ class Recorder:
         elif is_main_process():
             self._rows = Rows(images, widths)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Recorder":
         return self
 
     def __exit__(self, *_: object) -> None:
