@@ -201,7 +201,7 @@ class Recorder:
         *,
         batch: int,
         mesh: Mesh,
-        save_every: float,
+        save_every: float | int,
         progress: Callable[[int, int], None] | None,
     ):
         """`entry` is the record's place in the cache, None for a record in memory only.
@@ -289,7 +289,7 @@ class _Due:
     after a batch each.
     """
 
-    def __init__(self, seconds: float | None):
+    def __init__(self, seconds: float | int | None):
         self._seconds = seconds
         self._away = 1
         self._batches = 0

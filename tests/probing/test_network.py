@@ -1,5 +1,6 @@
 """Networks of one architecture are equal programs; others are never mixed up."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -26,8 +27,9 @@ def test_preprocessing_of_a_module_holds_no_parameters(tiny_vgg, blobs):
     network = as_network(tiny_vgg)
     images = jnp.asarray(blobs.images[0:3])
     np.testing.assert_array_equal(network.preprocess(images), tiny_vgg.preprocess(images))
-    leaves = nnx.state(network.preprocess.module)
-    assert not any(hasattr(leaf, "addressable_shards") for leaf in leaves.flat_state().leaves)
+    leaves = jax.tree.leaves(nnx.state(network.preprocess.module))
+    assert leaves
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
 
 
 def test_functions_and_unhashable_settings_are_not_reused(tiny_vgg):
@@ -49,5 +51,5 @@ def test_functions_and_unhashable_settings_are_not_reused(tiny_vgg):
 def test_layers_by_pattern():
     available = ("b2", "a1", "b1")
     assert resolve_layers(["b*", "a1"], available) == available
-    with pytest.raises(InputError, match="no layer 'c1'; did you mean"):
+    with pytest.raises(InputError, match="no layer 'c1'"):
         resolve_layers(["c1"], available)
