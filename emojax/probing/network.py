@@ -183,8 +183,8 @@ def _is_hashable(graphdef: Hashable) -> bool:
     return True
 
 
-def parameters(state: nnx.State) -> dict[str, jax.Array]:
-    """The arrays of a state under `a/b/c` names."""
+def parameters(state: PyTree) -> dict[str, jax.Array]:
+    """The arrays of an nnx state under `a/b/c` names."""
     return {"/".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
 
 

@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
 
 import jax
 import numpy as np
@@ -202,7 +201,7 @@ class Recorder:
         *,
         batch: int,
         mesh: Mesh,
-        save_every: float,
+        save_every: float | int,
         progress: Callable[[int, int], None] | None,
     ):
         """`entry` is the record's place in the cache, None for a record in memory only.
@@ -226,7 +225,7 @@ class Recorder:
         elif is_main_process():
             self._rows = Rows(images, widths)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Recorder":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -290,7 +289,7 @@ class _Due:
     after a batch each.
     """
 
-    def __init__(self, seconds: float | None):
+    def __init__(self, seconds: float | int | None):
         self._seconds = seconds
         self._away = 1
         self._batches = 0

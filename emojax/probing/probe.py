@@ -55,7 +55,7 @@ def probe(
     keep_activations: bool = False,
     mesh: Mesh | None = None,
     cache: Path | None = None,
-    save_every: float = 60.0,
+    save_every: float | int = 60.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> ProbeRecord:
     """Runs the network and CLIP over the images and returns the record.

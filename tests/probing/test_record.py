@@ -8,12 +8,19 @@ from emojax.data.image_set import ImageSet
 from emojax.dissection import dissect
 from emojax.editing import edit
 from emojax.errors import InputError
-from emojax.probing import network, record
+from emojax.probing import network, probe, record
 
 CONCEPTS = ConceptSet(
     ("Smile", "Frown", "Raised Brows", "Closed Eyes", "Jaw"),
     (("happy",), ("sad", "angry"), ("surprise",), ("sad",), ("fear",)),
 )
+
+
+@pytest.fixture(scope="module")
+def found(tiny_vgg, blobs, tiny_clip):
+    """A record of two layers, with activations."""
+    layers = ("lin1", "lin2")
+    return probe.probe(tiny_vgg, blobs, tiny_clip, layers=layers, tile=8, keep_activations=True)
 
 
 def test_record_survives_the_disk(found, tmp_path, tiny_clip):

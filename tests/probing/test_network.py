@@ -1,0 +1,55 @@
+"""Networks of one architecture are equal programs; others are never mixed up."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from emojax.editing import edit
+from emojax.errors import InputError
+from emojax.probing.network import as_network, pooled_taps, resolve_layers
+
+
+def test_networks_of_one_architecture_are_the_same_program(tiny_vgg):
+    network = as_network(tiny_vgg)
+    edited = as_network(edit.edit(tiny_vgg, "lin2", np.linspace(0.5, 2, 20)))
+    assert network.key != edited.key
+    assert network.reusable
+    program = pooled_taps(network, ["lin2"], "avg")
+    assert program == pooled_taps(edited, ["lin2"], "avg")
+    assert hash(program) == hash(pooled_taps(edited, ["lin2"], "avg"))
+    assert program != pooled_taps(as_network(tiny_vgg, taps="relu"), ["lin2"], "avg")
+    assert program != pooled_taps(network, ["lin2"], "max")
+
+
+def test_preprocessing_of_a_module_holds_no_parameters(tiny_vgg, blobs):
+    network = as_network(tiny_vgg)
+    images = jnp.asarray(blobs.images[0:3])
+    np.testing.assert_array_equal(network.preprocess(images), tiny_vgg.preprocess(images))
+    leaves = jax.tree.leaves(nnx.state(network.preprocess.module))
+    assert leaves
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
+
+
+def test_functions_and_unhashable_settings_are_not_reused(tiny_vgg):
+    class Strange(nnx.Module):
+        def __init__(self):
+            self.settings = nnx.static({"a": 1}) if hasattr(nnx, "static") else {1, 2}
+            self.scale = nnx.Param(jnp.ones(2))
+
+        def __call__(self, images):
+            return images.mean((1, 2)), {"all": images.mean((1, 2)) * self.scale[...]}
+
+    strange = as_network(Strange())
+    assert not strange.reusable
+    assert strange.tap_shapes((4, 4, 1)) == {"all": (1, 2)}
+    assert not as_network(lambda images: (images, {})).reusable
+    assert not as_network(tiny_vgg, preprocess=lambda images: images).reusable
+
+
+def test_layers_by_pattern():
+    available = ("b2", "a1", "b1")
+    assert resolve_layers(["b*", "a1"], available) == available
+    with pytest.raises(InputError, match="no layer 'c1'"):
+        resolve_layers(["c1"], available)
