@@ -14,6 +14,9 @@ def start() -> None:
 
     code = main()
     process.ignore_signals()
+    if process.was_interrupted():
+        # What was computing when the signal came may not survive Python's own way out.
+        process.leave_at_once(code)
     sys.exit(code)
 
 

@@ -373,13 +373,17 @@ def read_entry(entry: Path, key: str, *, mapped: bool = False) -> dict[str, np.n
 def write_entry(entry: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a cache entry, whole or not at all; replaces one that failed verification."""
     try:
-        with atomic_folder(entry) as building:
+        with atomic_folder(entry, _may_go) as building:
             for name, array in arrays.items():
                 np.save(building / f"{name}.npy", array)
             write_checksums(building, key)
     except OSError as error:  # another process put the same entry there at the same moment
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
             raise
+
+
+def _may_go(_: Path) -> None:
+    """Whatever lies at the place of a cache entry may be replaced: it failed verification."""
 
 
 def write_checksums(folder: Path, key: str | None, names: Iterable[str] | None = None) -> None:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 from interruptions import Stopped, stop_after
-from test_recipes import fit
+from small_training import fit
 
 from emojax import cli, store
 from emojax.commands import train as train_command

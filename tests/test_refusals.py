@@ -152,8 +152,8 @@ case("audit --near 60", "less than or equal to 24", lambda w: ["audit", "--near"
 case("audit --reasons ugly", "ugly", lambda w: ["audit", "--reasons", "ugly"])
 case("audit without data", "--data.path is needed", lambda w: ["audit"])
 case("a verb in capitals", "did you mean 'probe'", lambda w: ["Probe"])
-case("a verb that is a path", "no verb", lambda w: ["/etc/passwd"])
-case("a verb with control characters", "no verb", lambda w: ["\x1b[2J\n"])
+case("a verb that is a path", "no command", lambda w: ["/etc/passwd"])
+case("a command with control characters", "no command", lambda w: ["\x1b[2J\n"])
 case("--config twice as a folder", "Is a directory", lambda w: ["run", "--config", str(w.here)])
 
 # Settings files

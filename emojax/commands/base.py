@@ -45,6 +45,14 @@ class WritesRun(Section):
     )
 
 
+class Testing(WritesRun):
+    """Settings of a command that tests a network as it is."""
+
+    data: settings.Data = settings.Data()
+    target: settings.Target = settings.Target()
+    evaluate: settings.Evaluate = settings.Evaluate()
+
+
 class Probing(WritesRun):
     """Settings of a command that probes."""
 

@@ -4,20 +4,16 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from emojax import settings
-from emojax.commands.base import Command, WritesRun, out_folder
+from emojax.commands.base import Command, Testing, out_folder
 from emojax.section import UserPath
 
 if TYPE_CHECKING:
     from emojax.training.evaluate import Evaluation
 
 
-class EvaluateSettings(WritesRun):
+class EvaluateSettings(Testing):
     """Settings of a test."""
 
-    data: settings.Data = settings.Data()
-    target: settings.Target = settings.Target()
-    evaluate: settings.Evaluate = settings.Evaluate()
     copies_of: str | None = Field(
         default=None,
         description="test also without the images that occur in this split, pixel for pixel",

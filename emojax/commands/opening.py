@@ -9,9 +9,8 @@ from typing import Any, TypeVar
 
 from emojax import process, store
 from emojax.commands import classes
-from emojax.commands.base import Studying, WritesRun
+from emojax.commands.base import Studying, Testing, WritesRun
 from emojax.commands.console import say_written, warn
-from emojax.commands.evaluate import EvaluateSettings
 from emojax.data import seen
 from emojax.data.image_set import ImageSet
 from emojax.data.opening import open_split
@@ -61,7 +60,7 @@ def open_target(target: Target) -> Classifier:
 
 
 def open_tested(
-    settings: Studying | EvaluateSettings,
+    settings: Studying | Testing,
 ) -> tuple[Classifier, list[ImageSet], Sequence[str] | None]:
     """The network, its outputs named; the test splits; the class names as the file gives them.
 

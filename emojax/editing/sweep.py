@@ -13,9 +13,8 @@ Shapes: I images, U units, C classes, S settings, T tile.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from itertools import starmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -347,9 +346,13 @@ def _row(setting: Setting, scores: np.ndarray) -> np.ndarray:
     return gains_of(setting, scores) if mask is None else mask
 
 
-def _joined(chunks: Sequence[dict[str, np.ndarray]], settings: int) -> Outcomes:
-    """The outcomes of so many settings from the arrays of their chunks, the last one padded."""
-    return Outcomes.join([Outcomes(**arrays) for arrays in chunks]).select(slice(settings))
+def _joined(cache: Path | None, chunks: Iterable[_Chunk], settings: int) -> Outcomes:
+    """The outcomes of so many settings from those of their chunks, the last one padded.
+
+    A chunk that is in the cache is read, any other counted and cached.
+    """
+    outcomes = [Outcomes(**cached(cache, key, count)) for key, count in chunks]
+    return Outcomes.join(outcomes).select(slice(settings))
 
 
 @dataclass(frozen=True, eq=False)
@@ -389,7 +392,7 @@ class Sweep:
         if not np.isfinite(rows).all():
             raise InputError(f"the gains for layer {self.activations.layer} are not all finite")
         chunks = self._chunks(rows, None, full, progress)
-        return _joined(list(starmap(self._cached, chunks)), len(rows))
+        return _joined(self.cache, chunks, len(rows))
 
     def masks(
         self,
@@ -408,7 +411,7 @@ class Sweep:
         self._check("masks", rows)
         _check_factor(factor)
         chunks = self._chunks(rows, float(factor), full, progress)
-        return _joined(list(starmap(self._cached, chunks)), len(rows))
+        return _joined(self.cache, chunks, len(rows))
 
     def thresholds(
         self,
@@ -440,7 +443,7 @@ class Sweep:
                 chunks = [self._cuts(order, float(factor), full)]
             else:
                 chunks = self._chunks(masks, float(factor), full)
-            outcomes = _joined(list(starmap(self._cached, chunks)), settings)
+            outcomes = _joined(self.cache, chunks, settings)
             thresholds.append(Thresholds(factor, scores[order], outcomes))
             if progress is not None:
                 progress(done, len(factors))
@@ -462,7 +465,7 @@ class Sweep:
             rows = np.stack([_row(settings[number], scores[number]) for number in numbers])
             self._check("scores", rows)
             chunks = self._chunks(rows, factor, full)
-            outcomes.append(_joined(list(starmap(self._cached, chunks)), len(rows)))
+            outcomes.append(_joined(self.cache, chunks, len(rows)))
         back = np.argsort(np.concatenate(list(groups.values())))
         return Outcomes.join(outcomes).select(back)
 
@@ -576,12 +579,6 @@ class Sweep:
             arrays["near_ties"] = joined["near_ties"].sum(axis=0)
             arrays["predictions"] = joined["predictions"][:images].T
         return arrays
-
-    def _cached(
-        self, key: str, count: Callable[[], dict[str, np.ndarray]]
-    ) -> dict[str, np.ndarray]:
-        """Arrays of a chunk from the cache, or counted and cached there."""
-        return cached(self.cache, key, count)
 
     def _check(self, name: str, rows: np.ndarray) -> None:
         layer = self.activations

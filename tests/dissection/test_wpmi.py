@@ -10,6 +10,8 @@ from emojax.data.concepts import ConceptSet
 from emojax.dissection import dissect
 from emojax.distributed.mesh import make_mesh
 from emojax.ops import stats
+from emojax.ops.moments import Moments
+from emojax.ops.topk import TopK
 from emojax.probing import probe, record
 
 CONCEPTS = ConceptSet(("Smile", "Frown", "Raised Brows", "Closed Eyes", "Jaw"))
@@ -127,9 +129,9 @@ def record_of(acts, embeddings):
     for half in (0, 1):
         order = np.argsort(-acts[half::2], axis=0, kind="stable")[:100].T * 2 + half
         halves.append((np.take_along_axis(acts.T, order, 1), np.int32(order)))
-    top = probe.TopK(*(np.stack(x) for x in zip(*halves, strict=True)))
+    top = TopK(*(np.stack(x) for x in zip(*halves, strict=True)))
     a, e = np.float64(acts), np.float64(embeddings)
-    sums = record.Moments(a.sum(0), (a**2).sum(0), a.T @ e, e.T @ e)
+    sums = Moments(a.sum(0), (a**2).sum(0), a.T @ e, e.T @ e)
     ids = [str(i) for i in range(len(acts))]
     return record.ProbeRecord(
         {"layer": acts.shape[1]}, top, sums, embeddings, None, (), ids, None, "", acts

@@ -13,8 +13,6 @@ import emojax
 # The kernel of each command, as a function of ours that is called while it is traced.
 KERNELS = {
     "probe": "emojax.ops.topk.update",
-    "dissect": "emojax.ops.similarity.weighted_loglik",
-    "sweep": "emojax.editing.sweep._two_outputs",
     "train": "emojax.ops.augment.mirror",
 }
 ALLOWED = 6
@@ -48,8 +46,6 @@ def test_few_frames_between_command_and_kernel(command, sound, tmp_path):
     probing = ["--data.path", sound / "fer", *network, "--probe.layers", "lin2"]
     args = {
         "probe": probing,
-        "dissect": [*probing, "--dissect.top-k", 5],
-        "sweep": [*probing, "--dissect.top-k", 5, "--edit.permutations", 19, "--edit.masks", 9],
         "train": [
             "--data.kind",
             "faces",
