@@ -1,9 +1,9 @@
-"""Trains the two small networks that ship with emojax, on rendered faces, and records what they can do.
+"""Trains the two small networks that ship with emojax, on rendered faces, and tests them.
 
-    python scripts/build_demo_assets.py              # writes emojax/synthetic/assets/; half an hour on 2 busy cores
+    python scripts/build_demo_assets.py      # writes emojax/synthetic/assets/
 
-Seeded: the same machine gives the same files. `metrics.json` beside them holds accuracies on faces that were not
-trained on, the settings and the time it took.
+Half an hour on 2 busy cores. Seeded: the same machine gives the same files. `metrics.json` beside
+them holds accuracies on faces that were not trained on, the settings and the time it took.
 """
 
 import dataclasses
@@ -34,10 +34,12 @@ def main(options: Options) -> None:
     """Trains both and writes the folder."""
     from emojax import outputs, store
     from emojax import settings as config
-    from emojax.commands import train_steps
+    from emojax.commands.train import epoch_reporter
     from emojax.data import seen
-    from emojax.data.weights import load_clip, save_vgg
+    from emojax.data.weights import load_clip, save_clip, save_vgg
     from emojax.synthetic import faces
+    from emojax.training.classifiers import new_network, train_classifiers
+    from emojax.training.contrastive import pair_accuracy, train_clip
     from emojax.training.evaluate import evaluate
 
     started = time.perf_counter()
@@ -45,23 +47,44 @@ def main(options: Options) -> None:
     check = (lambda _: None) if options.out == ASSETS else outputs.check_empty
     with store.atomic_folder(options.out, check) as folder, tempfile.TemporaryDirectory() as log:
         train = config.Train(
-            task="clip", epochs=options.clip_epochs, batch=128, learning_rate=1e-3, weight_decay=0.05, average=0.999
+            task="clip",
+            epochs=options.clip_epochs,
+            batch=128,
+            learning_rate=1e-3,
+            weight_decay=0.05,
+            average=0.999,
         )
-        people, watched = faces.split("training", options.clip_faces), faces.split("public_test", options.test_faces)
-        report = train_steps.metrics_writer(Path(log) / "clip.jsonl")
-        train_steps.train_clip(train, people, watched, folder / "clip", report)
+        people = faces.split("training", options.clip_faces)
+        watched = faces.split("public_test", options.test_faces)
+        report = epoch_reporter(Path(log) / "clip.jsonl")
+        clip, _ = train_clip(train, people, watched, batch=train.batch, report=report)
+        save_clip(folder / "clip", clip.encoder.model, clip.hf_config, clip.tokenizer)
         seconds_clip = time.perf_counter() - started
 
-        train_vgg = config.Train(epochs=options.vgg_epochs, batch=64, learning_rate=3e-3, weight_decay=0.01, average=0.998)
+        train_vgg = config.Train(
+            epochs=options.vgg_epochs,
+            batch=64,
+            learning_rate=3e-3,
+            weight_decay=0.01,
+            average=0.998,
+        )
         images = faces.split("training", options.vgg_faces).image_set("faces/training")
         validation = watched.image_set("faces/public_test")
-        report = train_steps.metrics_writer(Path(log) / "vgg.jsonl")
-        model, _ = train_steps.train_classifiers(train_vgg, images, validation, report)[0]
-        save_vgg(model, folder / "vgg.safetensors", seen=[seen.of(images, "trained"), seen.of(validation, "chosen")])
+        report = epoch_reporter(Path(log) / "vgg.jsonl")
+        ((model, _),) = train_classifiers(
+            lambda seed: new_network("vgg", images, seed),
+            train_vgg,
+            images,
+            validation,
+            batch=train_vgg.batch,
+            report=report,
+        )
+        uses = [seen.of(images, "trained"), seen.of(validation, "chosen")]
+        save_vgg(model, folder / "vgg.safetensors", seen=uses)
 
         held_out = faces.split("private_test", options.test_faces)  # not looked at while training
         pictures = held_out.render()
-        pairs = train_steps.pair_accuracy(load_clip(folder / "clip"), held_out, pictures)
+        pairs = pair_accuracy(load_clip(folder / "clip"), held_out, pictures)
         tested = evaluate(model, held_out.image_set("faces/private_test")).summary()
         assert None not in pairs.values(), "too few test faces to see every attribute"
         concepts = [value for name, value in pairs.items() if name not in faces.DISTRACTORS]
@@ -87,7 +110,8 @@ def main(options: Options) -> None:
         for name in ("clip", "vgg"):
             shutil.copy(Path(log) / f"{name}.jsonl", folder / f"{name}_epochs.jsonl")
     size = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file())
-    print(json.dumps({name: value for name, value in metrics["clip"].items() if name.startswith("mean")}))
+    means = {name: value for name, value in metrics["clip"].items() if name.startswith("mean")}
+    print(json.dumps(means))
     print(f"VGGNet test accuracy {tested['top1']:.3f}; {size / 1e6:.2f} MB in {options.out}")
 
 

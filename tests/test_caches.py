@@ -13,8 +13,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from small_training import fit
 from test_probe_record import Stopped, stop_after
-from test_recipes import fit
 
 from emojax import cli, store
 from emojax.commands import train as train_command

@@ -207,7 +207,7 @@ def weights(path):
 
 
 def test_a_killed_command_resumes(tmp_path):
-    """SIGKILL of `emojax train` in its first epochs; the same command ends as an undisturbed one does."""
+    """SIGKILL of `emojax train` in its first epochs; the same command ends as undisturbed."""
     args = [
         "--task",
         "deep_emotion",
