@@ -31,18 +31,18 @@ class Plateau:
         self._state = cast(ReduceLROnPlateauState, self._rule.init({}))
         if numbers is not None:
             values = zip(numbers, self._state, strict=True)
-            arrays = [jnp.asarray(number, like.dtype) for number, like in values]
+            arrays = [jnp.asarray(number, jnp.asarray(like).dtype) for number, like in values]
             self._state = ReduceLROnPlateauState(*arrays)
 
     def scale(self, value: float) -> float:
         """What the peak rate is multiplied by after an epoch that reached this value."""
         _, state = self._rule.update({}, self._state, value=jnp.float32(-value))
         self._state = cast(ReduceLROnPlateauState, state)
-        return float(self._state.scale)
+        return float(np.asarray(self._state.scale))
 
     def numbers(self) -> list[float]:
         """The state, for a checkpoint."""
-        return [float(np.float32(number)) for number in self._state]
+        return [float(np.asarray(number, np.float32)) for number in self._state]
 
 
 class TrainingLog:

@@ -32,6 +32,7 @@ def test_contrastive_loss():
         np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_clip_learns_which_caption_is_whose():
     """24 captions by heart: better than any network that does not look at the pictures."""
     people = faces.random_faces(24, 3)
@@ -50,6 +51,7 @@ def test_a_clip_learns_which_caption_is_whose():
     assert stats.binomtest(right, 24, 1 / 24, "greater").pvalue < 1e-9
 
 
+@pytest.mark.slow
 def test_train_clip(tmp_path):
     """Rows with the validation, and a folder that loads by the code that loads any CLIP."""
     rows = []
