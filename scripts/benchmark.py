@@ -671,8 +671,8 @@ def train(options: Train) -> Results:
     from emojax.distributed.mesh import make_mesh, put_replicated, put_sharded, replicated
     from emojax.models.vgg import VggConfig, VggNet
     from emojax.synthetic import faces
-    from emojax.training import fit as engine
-    from emojax.training import tasks
+    from emojax.training import classifiers, tasks
+    from emojax.training import step as steps
     from emojax.training.recipe import Recipe
 
     where, mesh = "cuda" if options.device == "gpu" else "cpu", make_mesh()
@@ -680,20 +680,20 @@ def train(options: Train) -> Results:
     recipe = Recipe(epochs=1, optimizer="sgd", learning_rate=0.01)
 
     config = VggConfig(dropout=0.0)
-    task = tasks.classifier(
+    task = classifiers.classification_task(
         nnx.eval_shape(lambda: VggNet(config, rngs=nnx.Rngs(0))),
         images,
         batch=options.batch,
         start=tasks.start_fresh(lambda seed: VggNet(config, rngs=nnx.Rngs(seed))),
     )
-    state = put_replicated(mesh, engine.start(task, recipe))
-    step = engine.make_step(task, recipe, mesh, jax.tree.map(lambda _: replicated(mesh), state))
-    rows = put_sharded(mesh, [next(task.batches(0, 0, 0))])
-    data, keys = put_replicated(mesh, task.data), [jax.random.key(0)]
-    states = [[state]]
+    state = put_replicated(mesh, steps.first_state(task, recipe))
+    step = steps.make_step(task.loss, recipe, mesh, jax.tree.map(lambda _: replicated(mesh), state))
+    rows = put_sharded(mesh, next(task.batches(0, 0, 0)))
+    data, key = put_replicated(mesh, task.data), jax.random.key(0)
+    states = [state]
 
     def our_step() -> Any:
-        states[0], metrics = step(states[0], data, rows, [np.float32(0.01)], keys, np.int32(0))
+        states[0], metrics = step(states[0], data, rows, np.float32(0.01), key, np.int32(0))
         return metrics
 
     theirs = torch_vgg(config).to(where).train()

@@ -1,15 +1,12 @@
-"""Trains the two small networks that ship with emojax, on rendered faces, and records what they can
-do.
+"""Trains the two small networks that ship with emojax, on rendered faces, and tests them.
 
-    python scripts/build_demo_assets.py              # writes emojax/synthetic/assets/; half an hour
-      on 2 busy cores
+    python scripts/build_demo_assets.py      # writes emojax/synthetic/assets/
 
-Seeded: the same machine gives the same files. `metrics.json` beside them holds accuracies on faces
-that were not trained on, the settings and the time it took.
+Half an hour on 2 busy cores. Seeded: the same machine gives the same files. `metrics.json` beside
+them holds accuracies on faces that were not trained on, the settings and the time it took.
 """
 
 import dataclasses
-import functools
 import json
 import shutil
 import tempfile
@@ -36,6 +33,7 @@ class Options:
 def main(options: Options) -> None:
     """Trains both and writes the folder."""
     from emojax import outputs, store
+    from emojax import settings as config
     from emojax.commands.train import epoch_reporter
     from emojax.data import seen
     from emojax.data.weights import load_clip, save_clip, save_vgg
@@ -43,38 +41,46 @@ def main(options: Options) -> None:
     from emojax.training.classifiers import new_network, train_classifiers
     from emojax.training.contrastive import pair_accuracy, train_clip
     from emojax.training.evaluate import evaluate
-    from emojax.training.recipe import Recipe
 
     started = time.perf_counter()
     # The assets that ship are replaced, no other folder is.
     check = (lambda _: None) if options.out == ASSETS else outputs.check_empty
     with store.atomic_folder(options.out, check) as folder, tempfile.TemporaryDirectory() as log:
-        recipe = Recipe(
-            epochs=options.clip_epochs, learning_rate=1e-3, weight_decay=0.05, average=0.999
+        train = config.Train(
+            task="clip",
+            epochs=options.clip_epochs,
+            batch=128,
+            learning_rate=1e-3,
+            weight_decay=0.05,
+            average=0.999,
         )
         people = faces.split("training", options.clip_faces)
         watched = faces.split("public_test", options.test_faces)
         report = epoch_reporter(Path(log) / "clip.jsonl")
-        clip = train_clip(recipe, people, watched, batch=128, report=report).clip
+        clip, _ = train_clip(train, people, watched, batch=train.batch, report=report)
         save_clip(folder / "clip", clip.encoder.model, clip.hf_config, clip.tokenizer)
         seconds_clip = time.perf_counter() - started
 
-        recipe_vgg = Recipe(
-            epochs=options.vgg_epochs, learning_rate=3e-3, weight_decay=0.01, average=0.998
+        train_vgg = config.Train(
+            epochs=options.vgg_epochs,
+            batch=64,
+            learning_rate=3e-3,
+            weight_decay=0.01,
+            average=0.998,
         )
         images = faces.split("training", options.vgg_faces).image_set("faces/training")
         validation = watched.image_set("faces/public_test")
         report = epoch_reporter(Path(log) / "vgg.jsonl")
-        build = functools.partial(new_network, "vgg", images)
-        (trained,) = train_classifiers(
-            build, recipe_vgg, images, validation, batch=64, report=report
+        ((model, _),) = train_classifiers(
+            lambda seed: new_network("vgg", images, seed),
+            train_vgg,
+            images,
+            validation,
+            batch=train_vgg.batch,
+            report=report,
         )
-        model = trained.model
-        save_vgg(
-            model,
-            folder / "vgg.safetensors",
-            seen=[seen.of(images, "trained"), seen.of(validation, "chosen")],
-        )
+        uses = [seen.of(images, "trained"), seen.of(validation, "chosen")]
+        save_vgg(model, folder / "vgg.safetensors", seen=uses)
 
         held_out = faces.split("private_test", options.test_faces)  # not looked at while training
         pictures = held_out.render()
@@ -86,14 +92,14 @@ def main(options: Options) -> None:
             "clip": {
                 "mean_pair_accuracy_of_the_25_concepts": sum(concepts) / len(concepts),
                 "pair_accuracy": pairs,
-                "settings": recipe.model_dump(mode="json") | {"batch": 128},
+                "settings": train.model_dump(mode="json"),
                 "faces": options.clip_faces,
                 "seconds": round(seconds_clip),
             },
             "vgg": {
                 "test_accuracy": tested["top1"],
                 "recall": tested["recall"],
-                "settings": recipe_vgg.model_dump(mode="json") | {"batch": 64},
+                "settings": train_vgg.model_dump(mode="json"),
                 "faces": options.vgg_faces,
                 "seconds": round(time.perf_counter() - started - seconds_clip),
             },
@@ -104,11 +110,8 @@ def main(options: Options) -> None:
         for name in ("clip", "vgg"):
             shutil.copy(Path(log) / f"{name}.jsonl", folder / f"{name}_epochs.jsonl")
     size = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file())
-    print(
-        json.dumps(
-            {name: value for name, value in metrics["clip"].items() if name.startswith("mean")}
-        )
-    )
+    means = {name: value for name, value in metrics["clip"].items() if name.startswith("mean")}
+    print(json.dumps(means))
     print(f"VGGNet test accuracy {tested['top1']:.3f}; {size / 1e6:.2f} MB in {options.out}")
 
 

@@ -8,9 +8,8 @@ from emojax.training import classifiers
 from emojax.training import fit as loop
 from emojax.training.recipe import Recipe
 
-# What rounding may change of how far a training moved its variables. One operation rounds by 2⁻²⁴,
-# and another program changes all of it (1); this is about halfway between the two, in powers of
-# ten.
+# What rounding may change of how far a training moved its variables: one operation rounds by 2⁻²⁴,
+# another program changes all of it (1), and this is about halfway between, in powers of ten.
 ROUNDING = 1e-3
 
 
@@ -24,14 +23,20 @@ def assert_same(one, other):
 
 
 def vector(tree):
-    """All numbers of a pytree that are no counters."""
-    arrays = [np.ravel(leaf) for leaf in leaves(tree) if leaf.dtype.kind == "f"]
-    return np.concatenate(arrays).astype(np.float64)
+    """All numbers of a pytree."""
+    return np.concatenate([np.ravel(leaf) for leaf in leaves(tree)]).astype(np.float64)
 
 
 def distance(one, other, start):
-    """How far two trainings ended from one another, as a share of how far the first moved."""
-    return np.linalg.norm(vector(one) - vector(other)) / np.linalg.norm(vector(one) - vector(start))
+    """How far two trainings ended from one another, as a share of how far the first moved.
+
+    Each is (parameters, other variables); the larger of the two shares.
+    """
+    shares = []
+    for a, b, before in zip(one, other, start, strict=True):
+        moved = np.linalg.norm(vector(a) - vector(before))
+        shares.append(np.linalg.norm(vector(a) - vector(b)) / moved)
+    return max(shares)
 
 
 def recipe(**changed):

@@ -33,8 +33,8 @@ def draw(
     def face(numbers: Mapping[str, Number], seed: UInt32[Array, ""]) -> UInt8[Array, "S S"]:
         return _face(numbers, seed, side)
 
-    arrays = {name: jnp.asarray(values) for name, values in numbers.items()}
-    return jax.vmap(face)(arrays, jnp.asarray(seeds))
+    faces: Callable[..., UInt8[Array, "N S S"]] = jax.vmap(face)
+    return faces(dict(numbers), seeds)
 
 
 def _cover(distance: Plane, soft: Number | float) -> Plane:

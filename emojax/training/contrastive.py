@@ -180,10 +180,8 @@ def contrastive_task(encoder: ClipEncoder, pairs: Pairs, *, batch: int) -> Task:
     def batches(epoch: int, seed: int, first: int) -> Iterator[PyTree]:
         tokens = pairs.tokens(epoch)
         for rows in tasks.epoch_rows(len(images), batch, seed, epoch, first):
-            if pairs.matches is None:
-                matches = np.eye(len(rows), dtype=bool)
-            else:
-                matches = pairs.matches(epoch, rows)
+            own = np.eye(len(rows), dtype=bool)
+            matches = own if pairs.matches is None else pairs.matches(epoch, rows)
             yield rows, tokens[rows], matches
 
     return Task(

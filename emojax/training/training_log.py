@@ -31,7 +31,7 @@ class Plateau:
         self._state = cast(ReduceLROnPlateauState, self._rule.init({}))
         if numbers is not None:
             values = zip(numbers, self._state, strict=True)
-            arrays = [jnp.asarray(number, jnp.result_type(like)) for number, like in values]
+            arrays = [jnp.asarray(number, jnp.asarray(like).dtype) for number, like in values]
             self._state = ReduceLROnPlateauState(*arrays)
 
     def scale(self, value: float) -> float:
@@ -42,7 +42,7 @@ class Plateau:
 
     def numbers(self) -> list[float]:
         """The state, for a checkpoint."""
-        return [float(np.float32(np.asarray(number))) for number in self._state]
+        return [float(np.asarray(number, np.float32)) for number in self._state]
 
 
 class TrainingLog:

@@ -22,6 +22,7 @@ def run(capsys, *args):
     return code, *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_a_run_folder(tmp_path, capsys):
     out = tmp_path / "out"
     arguments = [
@@ -123,6 +124,7 @@ def test_refusals(tmp_path, capsys, args, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_ensemble_by_command(tmp_path, capsys):
     out = tmp_path / "out"
     args = [
@@ -172,6 +174,7 @@ def test_an_ensemble_by_command(tmp_path, capsys):
     assert splits["faces/private_test, no copies of public_test"]["images"] == 64
 
 
+@pytest.mark.slow
 def test_deep_emotion_by_command(tmp_path, capsys, clip_folder):
     """Trained, tested and dissected like a VGGNet; edits are refused in one line."""
     args = ["--data.kind", "faces", "--data.limit", "64"]
@@ -206,10 +209,9 @@ def weights(path):
     return nnx.state(load_network(path))
 
 
+@pytest.mark.slow
 def test_a_killed_command_resumes(tmp_path):
-    """SIGKILL of `emojax train` in its first epochs; the same command ends as an undisturbed one
-    does.
-    """
+    """SIGKILL of `emojax train` in its first epochs; the same command ends as undisturbed."""
     args = [
         "--task",
         "deep_emotion",

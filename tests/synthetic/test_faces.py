@@ -1,4 +1,4 @@
-"""The rendered world: reproducible pictures, rules that agree with them, captions that are true."""
+"""Rendered faces: reproducible pictures, rules that agree with them, captions that are true."""
 
 import numpy as np
 import pytest
@@ -71,23 +71,31 @@ def test_emotions_follow_the_papers_map():
 
 
 def test_a_number_changes_its_own_part_of_the_picture(people):
-    """Rendering with one number changed changes pixels where that part of the face is, and nowhere
-    far from it.
-    """
+    """Pixels change where that part of the face is, and nowhere far from it."""
     plain = {name: np.zeros(1, np.float32) for name in people.numbers}
-    plain |= {
-        name: np.full(1, value, np.float32)
-        for name, value in {
-            "face_width": 0.7, "face_height": 1, "eye_gap": 0.3, "eye_size": 1, "nose_long": 1,
-            "mouth_width": 0.3, "lips": 1, "lip_dark": 0.3, "brow_thick": 0.045, "brow_tone": 0.3,
-            "wrinkles": 0.6, "skin": 0.6, "scale": 0.9, "exposure": 1, "eye_open": 0.8,
-            "background": 0.5, "hand_side": 1,
-        }.items()
-    }  # fmt: skip
+    neutral = {
+        "face_width": 0.7,
+        "face_height": 1,
+        "eye_gap": 0.3,
+        "eye_size": 1,
+        "nose_long": 1,
+        "mouth_width": 0.3,
+        "lips": 1,
+        "lip_dark": 0.3,
+        "brow_thick": 0.045,
+        "brow_tone": 0.3,
+        "wrinkles": 0.6,
+        "skin": 0.6,
+        "scale": 0.9,
+        "exposure": 1,
+        "eye_open": 0.8,
+        "background": 0.5,
+        "hand_side": 1,
+    }
 
     def draw(**changed):
-        numbers = plain | {name: np.full(1, x, np.float32) for name, x in changed.items()}
-        face = faces.Faces(numbers, np.zeros(1, np.int32), np.zeros(1, np.uint32))
+        numbers = {k: np.full(1, v, np.float32) for k, v in (neutral | changed).items()}
+        face = faces.Faces(plain | numbers, np.zeros(1, np.int32), np.zeros(1, np.uint32))
         return face.render(1)[0, :, :, 0].astype(int)
 
     base = draw()

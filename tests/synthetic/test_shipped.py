@@ -12,9 +12,7 @@ from emojax.training.evaluate import evaluate
 
 
 def test_what_ships_does_what_its_metrics_say():
-    """On other faces than those of metrics.json, within what 1,500 faces can tell; and no more than
-    4 MB.
-    """
+    """On faces that metrics.json is not of, within what 1,500 faces can tell; at most 4 MB."""
     model, clip = load_demo()
     told = json.loads((ASSETS / "metrics.json").read_text())
     people = faces.random_faces(1500, 31)

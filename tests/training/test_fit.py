@@ -1,20 +1,21 @@
 """The loop: seeds, devices, members, resuming to the bit, divergence."""
 
 import pytest
+from conftest import generated_images
 from flax import nnx
 from small_training import ROUNDING, assert_same, distance, fit, leaves, recipe, task_of
 
 from emojax.data.image_set import ImageSet
 from emojax.distributed.mesh import make_mesh
 from emojax.errors import InputError
-from emojax.synthetic import faces
 from emojax.training import classifiers, step
 from emojax.training.recipe import members
 
 
 @pytest.fixture(scope="module")
 def images():
-    return faces.random_faces(64, 3).image_set("faces")
+    """Noisy everywhere: even areas would tie in max-pooling, and rounding pick the winner."""
+    return generated_images(64, 3, "blobs")
 
 
 class Killed(Exception):
@@ -48,7 +49,8 @@ def test_the_margin_of_rounding_sees_a_single_wrong_label(tiny_vgg, images):
     other = ImageSet.from_arrays(images.images, labels, images.classes)
     (right,) = fit(tiny_vgg, images)
     (wrong,) = fit(tiny_vgg, other)
-    assert distance(right.last, wrong.last, start_of(tiny_vgg, images)) > 10 * ROUNDING
+    apart = distance(right.last, wrong.last, start_of(tiny_vgg, images))
+    assert apart > 10 * ROUNDING
 
 
 def test_sharded_parameters_change_rounding_only(tiny_vgg, images):
@@ -61,7 +63,7 @@ def test_seeds_and_that_the_given_network_is_left_alone(tiny_vgg, images):
     before = leaves(nnx.state(tiny_vgg))
     one, again, other = (fit(tiny_vgg, images, recipe(seed=seed))[0] for seed in (0, 0, 1))
     assert_same((one.params, one.rest), (again.params, again.rest))
-    assert distance(one.params, other.params, start_of(tiny_vgg, images)[0]) > ROUNDING
+    assert distance(one.last, other.last, start_of(tiny_vgg, images)) > ROUNDING
     assert_same(before, leaves(nnx.state(tiny_vgg)))
     assert tiny_vgg.drop.deterministic
     assert len(one.history) == 2
