@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from interruptions import Stopped, stop_after
 from small_training import fit
-from test_probe_record import Stopped, stop_after
 
 from emojax import cli, store
 from emojax.commands import train as train_command

@@ -1,12 +1,15 @@
-"""What is wrong with a data set: frames without a face, repeated images, images in Training and in a test split.
+"""What is wrong with a data set: frames without a face, repeated images, images in Training and in
+a test split.
 
-`pictures` reads every form of data set that emojax reads, the raw ones too, and goes on past a file that cannot be read.
-`findings` judges them by rules on a 48×48 gray version of each. Shapes: I images, B chunk, S 48.
+`pictures` reads every form of data set that emojax reads, the raw ones too, and goes on past a file
+that cannot be read. `findings` judges them by rules on a 48×48 gray version of each. Shapes: I
+images, B chunk, S 48.
 
-A placeholder (a removed-image page, an icon) is drawn by a program, a face is lit by the sun or a lamp. So a drawn frame
-is a few flat levels of gray and the edges between them; on skin, gray changes gently and almost everywhere. Four
-statistics say which it is, added with the weights below. These were fitted by logistic regression to the frames of
-FER2013 that a person had judged by eye, and rounded; docs/audit.md has the counts.
+A placeholder (a removed-image page, an icon) is drawn by a program, a face is lit by the sun or a
+lamp. So a drawn frame is a few flat levels of gray and the edges between them; on skin, gray
+changes gently and almost everywhere. Four statistics say which it is, added with the weights below.
+These were fitted by logistic regression to the frames of FER2013 that a person had judged by eye,
+and rounded; docs/audit.md has the counts.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,8 +42,8 @@ _BIAS = 5.0
 class Picture(NamedTuple):
     """An image as it was found.
 
-    `file` is its name in its own form of data set, `id` the name under which the other verbs know it, `pixels` uint8
-    [H, W] or [H, W, 3], or None with the `complaint` when it cannot be read.
+    `file` is its name in its own form of data set, `id` the name under which the other verbs know
+    it, `pixels` uint8 [H, W] or [H, W, 3], or None with the `complaint` when it cannot be read.
     """
 
     file: str
@@ -71,7 +74,8 @@ def pictures(
     """Every image of every split, the training split first.
 
     Raises:
-      InputError: there is no data set, or its form is wrong as a whole; a single bad image is a `complaint` instead.
+      InputError: there is no data set, or its form is wrong as a whole; a single bad image is a
+        `complaint` instead.
     """
     kind, path = resolve(path, kind, raw=True)
     if kind == "faces":
@@ -161,7 +165,7 @@ class _Seen:
 
 
 class Audit(NamedTuple):
-    """All findings, in the order of the images, and how many images of each split were looked at."""
+    """All findings, in the order of the images, and the number of images of each split."""
 
     findings: list[Finding]
     images: dict[str, int]
@@ -177,8 +181,8 @@ def audit(
 ) -> Audit:
     """Judges pictures.
 
-    An image has at most one row that says it repeats another: `leak` before `duplicate` before `near_duplicate`. The
-    first of equal images has none; training images come first.
+    An image has at most one row that says it repeats another: `leak` before `duplicate` before
+    `near_duplicate`. The first of equal images has none; training images come first.
 
     Args:
       found: see `pictures`.
@@ -278,7 +282,9 @@ def _first_copies(seen: _Seen) -> np.ndarray:
 
 
 def _closest(bits: np.ndarray, near: int) -> dict[int, tuple[int, int]]:
-    """For images whose hash [I, 120] lies within `near` bits of an earlier one's: the closest such, and how far."""
+    """For images whose hash [I, 120] lies within `near` bits of an earlier one's: the closest such,
+    and how far.
+    """
     signs, found = np.where(bits, np.float32(1), np.float32(-1)), {}
     for top in range(0, len(signs), _TILE):
         for left in range(0, top + 1, _TILE):
@@ -304,7 +310,9 @@ def _small(pixels: np.ndarray) -> np.ndarray:
 
 
 def perceptual_hash(gray: np.ndarray) -> np.ndarray:
-    """Signs of the 11×11 lowest cosine frequencies but the mean, against their median: bool [B, 120]."""
+    """Signs of the 11×11 lowest cosine frequencies but the mean, against their median: bool [B,
+    120].
+    """
     at = np.arange(SIDE) + 0.5
     waves = np.cos(np.pi * at * np.arange(11)[:, None] / SIDE).astype(np.float32)
     frequencies = (waves @ gray.astype(np.float32) @ waves.T).reshape(len(gray), -1)[:, 1:]
@@ -314,10 +322,10 @@ def perceptual_hash(gray: np.ndarray) -> np.ndarray:
 def statistics(gray: np.ndarray) -> np.ndarray:
     """Four shares of each gray image [B, S, S], float [B, 4].
 
-    levels: of pixels in flat surroundings and in the three commonest bands of nine grays.
-    shading: of pixels where gray changes gently and no edge is near, relative to the image's contrast.
-    detail: of pixels at an edge.
-    contrast: gray levels that the image spans without its 0.5 % darkest and brightest pixels, of 255.
+    levels: of pixels in flat surroundings and in the three commonest bands of nine grays. shading:
+    of pixels where gray changes gently and no edge is near, relative to the image's contrast.
+    detail: of pixels at an edge. contrast: gray levels that the image spans without its 0.5 %
+    darkest and brightest pixels, of 255.
     """
     count, pixels = len(gray), SIDE * SIDE
     offsets = 256 * np.arange(count)[:, None]

@@ -58,7 +58,9 @@ def check(classes: Sequence[str], where: str) -> None:
 
 
 def positions(own: Sequence[str], wanted: Sequence[str]) -> np.ndarray | None:
-    """For each of one's own classes its index [classes] int32 in another order; None if they differ."""
+    """For each of one's own classes its index [classes] int32 in another order; None if they
+    differ.
+    """
     index = {meaning(name): at for at, name in enumerate(wanted)}
     meanings = [meaning(name) for name in own]
     if len(own) != len(wanted) or set(meanings) != set(index):

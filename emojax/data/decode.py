@@ -1,4 +1,6 @@
-"""The one door through which image files come in: a few formats, 8 bits, and never a traceback for a damaged file."""
+"""The one door through which image files come in: a few formats, 8 bits, and never a traceback for
+a damaged file.
+"""
 
 import contextlib
 import io
@@ -47,7 +49,8 @@ def entries(folder: Path) -> list[Path]:
     """What lies in a folder and is not hidden, by name.
 
     Raises:
-      InputError: the folder cannot be read, or a name in it is not UTF-8, which no table could hold.
+      InputError: the folder cannot be read, or a name in it is not UTF-8, which no table could
+        hold.
     """
     try:
         found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
@@ -62,10 +65,12 @@ def entries(folder: Path) -> list[Path]:
 
 
 def check_regular(file: Path, *, limit: int | None = None) -> None:
-    """Looks at what a file is before it is opened, which a pipe or a device could make last for ever.
+    """Looks at what a file is before it is opened, which a pipe or a device could make last for
+    ever.
 
     Raises:
-      InputError: it is missing, a folder, a pipe, a socket or a device; or it is of more than `limit` bytes.
+      InputError: it is missing, a folder, a pipe, a socket or a device; or it is of more than
+        `limit` bytes.
     """
     try:
         status = file.stat()
@@ -97,10 +102,12 @@ def read_bytes(file: Path) -> bytes:
 
 
 def read_header(file: Path, data: bytes) -> tuple[tuple[int, int], int]:
-    """Width and height as the image is to be seen, and its channels, 1 or 3; pixels are not looked at.
+    """Width and height as the image is to be seen, and its channels, 1 or 3; pixels are not looked
+    at.
 
     Raises:
-      InputError: it is damaged, of another format, of more than 8 bits, or of more pixels than Pillow deems safe.
+      InputError: it is damaged, of another format, of more than 8 bits, or of more pixels than
+        Pillow deems safe.
     """
     with _open(file, data) as image:
         lying = image.getexif().get(0x0112, 1) >= 5

@@ -1,4 +1,6 @@
-"""Lists of images to leave out: a csv with a column `file`, such as `emojax audit --exclude` writes."""
+"""Lists of images to leave out: a csv with a column `file`, such as `emojax audit --exclude`
+writes.
+"""
 
 import csv
 import io
@@ -26,7 +28,8 @@ class Excluded:
         """From a csv; columns besides `file` are for people.
 
         Raises:
-          InputError: the list is missing, no csv in UTF-8, without the column, or with a row that lacks it.
+          InputError: the list is missing, no csv in UTF-8, without the column, or with a row that
+            lacks it.
         """
         path = Path(path).expanduser()
         try:
@@ -35,7 +38,8 @@ class Excluded:
             )
             if COLUMN not in (rows.fieldnames or ()):
                 raise InputError(
-                    f"{path}: no column {COLUMN!r}; its first line names the columns, as in file,reason"
+                    f"{path}: no column {COLUMN!r}; its first line names the columns, as in "
+                    "file,reason"
                 )
             ids = [row[COLUMN] for row in rows]
         except UnicodeDecodeError as error:
@@ -67,7 +71,8 @@ class Excluded:
         if unknown:
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             raise InputError(
-                f"{self.name}: no image {short(unknown[0])}{more} in {where}; is this the list of another data set?"
+                f"{self.name}: no image {short(unknown[0])}{more} in {where}; is this the list of "
+                "another data set?"
             )
         rows = np.asarray([row for row, one in enumerate(ids) if one not in self.ids], np.int64)
         if not len(rows):

@@ -1,8 +1,9 @@
 """FER2013 (Goodfellow et al. 2013) as a TFDS data set in array_record files, without TensorFlow.
 
-Read from `fer2013.csv` (columns emotion, pixels, Usage) or from the image folder `train/<emotion>/Training_*.jpg`,
-`test/<emotion>/{PublicTest,PrivateTest}_*.jpg`. Classes carry the csv's numbers in both. An image's id is its split and
-a hash of its label and pixels (with a count for repeats), so both forms give the same ids wherever pixels are equal.
+Read from `fer2013.csv` (columns emotion, pixels, Usage) or from the image folder
+`train/<emotion>/Training_*.jpg`, `test/<emotion>/{PublicTest,PrivateTest}_*.jpg`. Classes carry the
+csv's numbers in both. An image's id is its split and a hash of its label and pixels (with a count
+for repeats), so both forms give the same ids wherever pixels are equal.
 """
 
 import collections
@@ -45,7 +46,8 @@ class Face(NamedTuple):
     source: str
 
 
-# Told of an image that is refused: where it came from, and why. Without one, the first refusal ends the reading.
+# Told of an image that is refused: where it came from, and why. Without one, the first refusal ends
+# the reading.
 Refused = Callable[[str, InputError], None]
 
 
@@ -53,7 +55,8 @@ def read_csv(path: Path, refused: Refused | None = None) -> Iterator[Face]:
     """Faces from `fer2013.csv`, in row order.
 
     Raises:
-      InputError: naming the row: wrong columns, a label outside 0–6, not 2,304 values of 0–255, an unknown usage.
+      InputError: naming the row: wrong columns, a label outside 0–6, not 2,304 values of 0–255, an
+        unknown usage.
     """
     check_regular(path, limit=_MAX_CSV)
     csv.field_size_limit(max(csv.field_size_limit(), 1 << 20))
@@ -114,17 +117,20 @@ def read_folder(path: Path, refused: Refused | None = None) -> Iterator[Face]:
     """Faces from the image-folder form, in the order of paths.
 
     Raises:
-      InputError: naming the file or folder: an unknown class, an unknown prefix, an unreadable or wrongly sized image.
+      InputError: naming the file or folder: an unknown class, an unknown prefix, an unreadable or
+        wrongly sized image.
     """
     for part in ("train", "test"):
         if not (path / part).is_dir():
             raise InputError(
-                f"{path}: no folder {part!r} in it; FER2013 has train/<emotion>/ and test/<emotion>/"
+                f"{path}: no folder {part!r} in it; FER2013 has train/<emotion>/ and "
+                "test/<emotion>/"
             )
         for folder in (entry for entry in entries(path / part) if entry.is_dir()):
             if folder.name not in CLASSES:
                 raise InputError(
-                    f"{folder}: {folder.name!r} is no class of FER2013{did_you_mean(folder.name, CLASSES)}"
+                    f"{folder}: {folder.name!r} is no class of "
+                    f"FER2013{did_you_mean(folder.name, CLASSES)}"
                 )
             for file in entries(folder):
                 source = f"{part}/{folder.name}/{file.name}"
@@ -164,7 +170,8 @@ def read(source: Path, refused: Refused | None = None) -> Iterator[Face]:
     if source.is_dir():
         return read_folder(source, refused)
     raise InputError(
-        f"no FER2013 at {str(source)!r}; pass --source fer2013.csv or the folder with train/ and test/"
+        f"no FER2013 at {str(source)!r}; pass --source fer2013.csv or the folder with train/ and "
+        "test/"
     )
 
 
@@ -174,7 +181,9 @@ def looks_raw(path: Path) -> bool:
 
 
 class Names:
-    """Names faces in the order in which they are read: split, a hash of label and pixels, a count for repeats."""
+    """Names faces in the order in which they are read: split, a hash of label and pixels, a count
+    for repeats.
+    """
 
     def __init__(self):
         self._seen = collections.Counter()
@@ -198,7 +207,8 @@ class Fer2013(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description="FER2013: 48×48 gray faces with one of seven expressions (Goodfellow et al. 2013).",
+            description="FER2013: 48×48 gray faces with one of seven expressions (Goodfellow et "
+            "al. 2013).",
             features=tfds.features.FeaturesDict(
                 {
                     "image": tfds.features.Tensor(shape=(SIZE, SIZE, 1), dtype=np.uint8),
@@ -227,7 +237,8 @@ def prepare(faces: Iterable[Face], folder: Path) -> dict[str, np.ndarray]:
     """Builds the data set under `folder` and returns, for each split, its images per class [7].
 
     Raises:
-      InputError: the faces are refused while they are read (see `read_csv`, `read_folder`), or there are none.
+      InputError: the faces are refused while they are read (see `read_csv`, `read_folder`), or
+        there are none.
     """
     faces = list(faces)
     if not faces:
@@ -277,7 +288,8 @@ def prepared_splits(path: Path) -> list[str]:
 
 
 def load(path: Path, split: str) -> ImageSet:
-    """A split of a prepared data set, in memory, in the order on disk (shuffled, the same for both source forms).
+    """A split of a prepared data set, in memory, in the order on disk (shuffled, the same for both
+    source forms).
 
     Raises:
       InputError: the prepared data has no such split, or its files are damaged.

@@ -1,7 +1,8 @@
 """Any image folder as a probe set: one folder per class, optionally inside one folder per split.
 
-Images may differ in size and be gray or colour: they are brought to one square size (short side resized, centre cut
-out) and one colour mode, so that batches have one shape. Files are decoded when a batch needs them.
+Images may differ in size and be gray or colour: they are brought to one square size (short side
+resized, centre cut out) and one colour mode, so that batches have one shape. Files are decoded when
+a batch needs them.
 """
 
 import hashlib
@@ -26,7 +27,8 @@ _CHUNK = 256  # files that are looked at together
 
 
 class ImageFiles:
-    """Image files as an array uint8 [I, size, size, channels], decoded slice by slice on a few threads.
+    """Image files as an array uint8 [I, size, size, channels], decoded slice by slice on a few
+    threads.
 
     `names` are those of the files below `root`.
     """
@@ -97,12 +99,13 @@ def load(
 ) -> ImageSet:
     """A split of an image folder; `split="all"` for a folder of class folders without splits.
 
-    `size` is the side of the square that images are brought to: the common side when None and all images are squares
-    of one size, else 224. Classes are the folder names, in alphabetical order. Files that are `excluded` are not opened.
+    `size` is the side of the square that images are brought to: the common side when None and all
+    images are squares of one size, else 224. Classes are the folder names, in alphabetical order.
+    Files that are `excluded` are not opened.
 
     Raises:
-      InputError: no such split, no class folder, no image, two classes that mean the same, or a file
-        that is not a readable 8-bit image.
+      InputError: no such split, no class folder, no image, two classes that mean the same, or a
+        file that is not a readable 8-bit image.
     """
     splits = splits_of(path)
     if split not in splits:

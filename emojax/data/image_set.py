@@ -1,4 +1,5 @@
-"""The image set: uint8 images with labels, names and a content key, whatever form of data set they are from.
+"""The image set: uint8 images with labels, names and a content key, whatever form of data set they
+are from.
 
 The readers of this package make image sets; `loader` feeds them to the devices in batches.
 """
@@ -17,7 +18,9 @@ from emojax.store import content_key
 
 
 class Images(Protocol):
-    """Anything with a uint8 shape [I, H, W, C] that gives images by slice: an array, files, a generator."""
+    """Anything with a uint8 shape [I, H, W, C] that gives images by slice: an array, files, a
+    generator.
+    """
 
     shape: tuple[int, ...]
 
@@ -65,7 +68,8 @@ class ImageSet:
             images = images[..., None]
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
             raise InputError(
-                f"{name}: images are uint8 [I, H, W], [.., 1] or [.., 3], not {images.dtype} {images.shape}"
+                f"{name}: images are uint8 [I, H, W], [.., 1] or [.., 3], not {images.dtype} "
+                f"{images.shape}"
             )
         if not len(images):
             raise InputError(f"{name}: no image in it")
@@ -75,7 +79,8 @@ class ImageSet:
                 raise InputError(f"{name}: {len(images)} images but labels of shape {labels.shape}")
             if labels.min() < 0 or labels.max() >= len(classes):
                 raise InputError(
-                    f"{name}: labels must lie in 0…{len(classes) - 1}, the indices of the class names"
+                    f"{name}: labels must lie in 0…{len(classes) - 1}, the indices of the class "
+                    "names"
                 )
         class_names.check(classes, name)
         ids = [f"{name}/{i}" for i in range(len(images))] if ids is None else ids
@@ -142,7 +147,7 @@ class _First:
 
 
 class _Some:
-    """A view of rising rows: a slice of them is cut from the stretch of images in which they lie."""
+    """A view of rising rows: a slice is cut from the stretch of images in which they lie."""
 
     def __init__(self, images: Images, rows: np.ndarray):
         self._images, self._rows, self.shape = images, rows, (len(rows), *images.shape[1:])

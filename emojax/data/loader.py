@@ -22,8 +22,9 @@ def batches(
 ) -> Iterator[Batch]:
     """Batches of one shape from image `start` on, or those `rows` of each.
 
-    Grain reads on two threads, at most two batches ahead of the caller, and gives them in order. A batch depends on its
-    first image only, so who stopped at image `start` goes on there with the same batches.
+    Grain reads on two threads, at most two batches ahead of the caller, and gives them in order. A
+    batch depends on its first image only, so who stopped at image `start` goes on there with the
+    same batches.
     """
     import grain
 
@@ -64,7 +65,9 @@ class _Rows:
 def stream(
     images: Images, labels: np.ndarray, rows: Iterable[np.ndarray]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Batches (images [B, H, W, C], labels [B]) of the given rows [B] each, read ahead by Grain on several threads."""
+    """Batches (images [B, H, W, C], labels [B]) of the given rows [B] each, read ahead by Grain on
+    several threads.
+    """
     import grain
 
     rows = list(rows)

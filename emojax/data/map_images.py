@@ -1,4 +1,4 @@
-"""Applies a function to every image of a set, on all devices: evaluation, activations, embeddings."""
+"""Applies a function to every image of a set, on all devices."""
 
 import functools
 from collections.abc import Callable
@@ -23,7 +23,8 @@ def map_images(
     progress: Callable[[int, int], None] | None = None,
     keep: bool = False,
 ) -> Any:
-    """Applies `function(params, uint8 images [T, H, W, C])` to a whole set, in tiles, on all devices.
+    """Applies `function(params, uint8 images [T, H, W, C])` to a whole set, in tiles, on all
+    devices.
 
     Args:
       function: gives a pytree of arrays whose first axis is the images' [T].

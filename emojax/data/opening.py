@@ -17,10 +17,12 @@ Kind = Literal["auto", "fer2013", "tfds", "folder", "faces"]
 def resolve(
     path: Path | None, kind: Kind = "auto", *, raw: bool = False
 ) -> tuple[str, Path | None]:
-    """What a path is, `fer2013` (prepared), `folder`, `faces` or, where that will do, `raw`; and the path itself.
+    """What a path is, `fer2013` (prepared), `folder`, `faces` or, where that will do, `raw`; and
+    the path itself.
 
     Raises:
-      InputError: the path is missing, or is raw FER2013 (with the command that prepares it) where that will not do.
+      InputError: the path is missing, or is raw FER2013 (with the command that prepares it) where
+        that will not do.
     """
     if kind == "faces":
         return kind, None
@@ -36,7 +38,8 @@ def resolve(
             return "raw", path
         if path.is_file() or fer2013.looks_raw(path):
             raise InputError(
-                f"{path} is raw FER2013; run `emojax prepare --source {path} --out DIR` and pass --data.path DIR"
+                f"{path} is raw FER2013; run `emojax prepare --source {path} --out DIR` and pass "
+                "--data.path DIR"
                 if path.is_dir() or path.suffix == ".csv"
                 else f"{path} is a file; pass --data.path a prepared FER2013 or an image folder"
             )
@@ -49,7 +52,8 @@ def resolve(
 
 
 def _tfds_or_folder(path: Path) -> Literal["tfds", "folder"]:
-    """What a folder is: that a file is called dataset_info.json does not make it TFDS's. Says so, once a folder.
+    """What a folder is: that a file is called dataset_info.json does not make it TFDS's. Says so,
+    once a folder.
 
     Raises:
       InputError: why it is no data set of TFDS, if it is no image folder either.
@@ -85,11 +89,12 @@ def open_split(
     limit: int | None = None,
     exclude: Path | None = None,
 ) -> ImageSet:
-    """Opens a split of a prepared FER2013, of any data set that TFDS prepared, or of an image folder; or renders one.
+    """Opens a split of a prepared FER2013, of any data set that TFDS prepared, or of an image
+    folder; or renders one.
 
-    `kind="faces"` renders and takes no path.
-    `exclude` is a list of images to leave out, see `exclude.py`; `limit` counts those that are left, but for rendered
-    faces, of which as many are rendered.
+    `kind="faces"` renders and takes no path. `exclude` is a list of images to leave out, see
+    `exclude.py`; `limit` counts those that are left, but for rendered faces, of which as many are
+    rendered.
 
     Raises:
       InputError: see `resolve`; there is no such split, or the list does not fit.

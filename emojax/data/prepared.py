@@ -1,8 +1,10 @@
-"""What the files of a data set that TFDS prepared say about themselves, checked before anything else is read.
+"""What the files of a data set that TFDS prepared say about themselves, checked before anything
+else is read.
 
-TFDS itself imports whatever Python class `features.json` (or the features inside `dataset_info.json`) names, so it is
-never asked about a folder: the two files are read here as plain data, names of classes are looked up in a fixed table,
-and every file that holds examples is found inside the folder, as a regular file with the number of examples promised.
+TFDS itself imports whatever Python class `features.json` (or the features inside
+`dataset_info.json`) names, so it is never asked about a folder: the two files are read here as
+plain data, names of classes are looked up in a fixed table, and every file that holds examples is
+found inside the folder, as a regular file with the number of examples promised.
 """
 
 import collections
@@ -35,7 +37,7 @@ _FIELDS = {
 
 
 class Shard(NamedTuple):
-    """A file of examples; the attributes are those that array_record asks a file instruction for."""
+    """A file of examples; the attributes are those that array_record asks for."""
 
     filename: str
     skip: int
@@ -51,7 +53,8 @@ class Prepared(NamedTuple):
       name: of the data set.
       splits: for each split, its files in order. They are regular files inside the folder.
       shape: of an image: height, width, channels (1 or 3).
-      encoding: how an example holds an image: `image` (a PNG or JPEG file), `none`, `bytes` or `zlib`.
+      encoding: how an example holds an image: `image` (a PNG or JPEG file), `none`, `bytes` or
+        `zlib`.
       classes: names by label; empty without labels.
       has_ids: whether examples carry a text `id`.
     """
@@ -80,11 +83,12 @@ class Prepared(NamedTuple):
 
 
 def describe(folder: Path) -> Prepared:
-    """Reads and checks `dataset_info.json`, `features.json` and the names of classes; opens no file of examples.
+    """Reads and checks `dataset_info.json`, `features.json` and the names of classes; opens no file
+    of examples.
 
     Raises:
-      InputError: a file is missing, damaged or not regular, names a class that is not TFDS's own or a file outside the
-        folder; or the set holds no images that emojax can read.
+      InputError: a file is missing, damaged or not regular, names a class that is not TFDS's own or
+        a file outside the folder; or the set holds no images that emojax can read.
     """
     info = _object(_read_json(folder / "dataset_info.json"), folder / "dataset_info.json")
     features = _read_features(folder / "features.json")
@@ -168,7 +172,9 @@ def _whole(value: Any, path: Path, what: str, most: int) -> int:
 
 
 def _read_features(path: Path) -> dict[str, dict[str, Any]]:
-    """The features of an example by name, after every class that is named anywhere was found to be TFDS's own."""
+    """The features of an example by name, after every class that is named anywhere was found to be
+    TFDS's own.
+    """
     content = _object(_read_json(path), path)
     _check_class_names(content, path)
     if "type" in content:
@@ -193,7 +199,8 @@ def _check_class_names(value: Any, path: Path) -> None:
             name = value.get(key)
             if isinstance(name, str) and not name.startswith(_OURS):
                 raise InputError(
-                    f"{path} names the class {short(name)}, which is not TFDS's own; emojax imports no class that"
+                    f"{path} names the class {short(name)}, which is not TFDS's own; emojax "
+                    "imports no class that"
                     " data names: prepare the set again with TFDS's features"
                 )
 
@@ -341,7 +348,8 @@ def check_shards(shards: list[Shard]) -> None:
     """Looks into every file for the number of examples that it holds.
 
     Raises:
-      InputError: a file is missing, not regular, no array_record, damaged at its end, or holds more or fewer examples.
+      InputError: a file is missing, not regular, no array_record, damaged at its end, or holds more
+        or fewer examples.
     """
     from array_record.python.array_record_module import ArrayRecordReader
 

@@ -1,6 +1,8 @@
-"""Which images a network has seen: written into its weights file by training, read before it is tested on any.
+"""Which images a network has seen: written into its weights file by training, read before it is
+tested on any.
 
-Weights that say nothing (the published checkpoint, anybody's file) count as having seen every test split.
+Weights that say nothing (the published checkpoint, anybody's file) count as having seen every test
+split.
 """
 
 import json
@@ -15,7 +17,9 @@ _ENTRY = "emojax.seen"
 
 
 class Seen(NamedTuple):
-    """A split that a network has seen: its name, the content key of its images, and what it was used for."""
+    """A split that a network has seen: its name, the content key of its images, and what it was
+    used for.
+    """
 
     name: str
     key: str
@@ -23,7 +27,7 @@ class Seen(NamedTuple):
 
 
 def of(images: ImageSet, role: Literal["trained", "chosen"]) -> Seen:
-    """The record of a use of an image set: to train weights, or to choose among them (epoch, edit)."""
+    """The record of a use of an image set: to train weights, or to choose among them."""
     return Seen(images.name, images.key, role)
 
 
@@ -53,7 +57,9 @@ def read(path: Path) -> tuple[Seen, ...] | None:
 
 
 def warnings(seen: Iterable[Seen] | None, weights: str, tests: Iterable[ImageSet]) -> list[str]:
-    """A line for every test split that the network has seen, by name or by content; one line when nothing is known."""
+    """A line for every test split that the network has seen, by name or by content; one line when
+    nothing is known.
+    """
     tests = list(tests)
     if seen is None:
         names = ", ".join(images.name for images in tests)

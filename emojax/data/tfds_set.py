@@ -1,7 +1,9 @@
-"""Any labelled images that TFDS has prepared in array_record files, read by index as needed, without TensorFlow.
+"""Any labelled images that TFDS has prepared in array_record files, read by index as needed,
+without TensorFlow.
 
-The feature `image` is an uint8 array of one size, `label` a class and `id` a text; the last two may be missing. TFDS is
-not asked to open the folder, since it would import what the folder names: see `prepared.py`.
+The feature `image` is an uint8 array of one size, `label` a class and `id` a text; the last two may
+be missing. TFDS is not asked to open the folder, since it would import what the folder names: see
+`prepared.py`.
 """
 
 import functools
@@ -25,7 +27,8 @@ _CHUNK = 4096  # examples whose labels are read together
 
 
 class Examples:
-    """The examples of a split by index: images, labels and ids, every one checked against the description.
+    """The examples of a split by index: images, labels and ids, every one checked against the
+    description.
 
     Raises:
       InputError: a file of the split is missing, damaged, or not as described.
@@ -43,7 +46,7 @@ class Examples:
         return len(self._source)
 
     def read(self, rows: Sequence[int], columns: Sequence[str]) -> list[list[Any]]:
-        """The named columns (`image` uint8 [H, W, C], `label` a number, `id` a text) of some rows."""
+        """The named columns (`image` uint8 [H, W, C], `label` a number, `id` text) of some rows."""
         if not len(rows):
             return []
         from google.protobuf.message import DecodeError
@@ -116,7 +119,8 @@ class Records:
 def find(path: Path) -> Path | None:
     """The folder of the only version of the only data set at the path or up to two below it.
 
-    A file `dataset_info.json` is all that is looked for: whether it is TFDS's is for `open_prepared` to say.
+    A file `dataset_info.json` is all that is looked for: whether it is TFDS's is for
+    `open_prepared` to say.
     """
     depths = ("", "*/", "*/*/")
     found = [info.parent for depth in depths for info in path.glob(f"{depth}dataset_info.json")]

@@ -1,6 +1,8 @@
-"""Weights from the disk or the hub to networks, and back: VGGNet and Deep-Emotion files, Hugging Face CLIP folders.
+"""Weights from the disk or the hub to networks, and back: VGGNet and Deep-Emotion files, Hugging
+Face CLIP folders.
 
-Nothing is ever unpickled: PyTorch files are read by torch with `weights_only=True`, and only when torch is installed.
+Nothing is ever unpickled: PyTorch files are read by torch with `weights_only=True`, and only when
+torch is installed.
 """
 
 import json
@@ -37,8 +39,8 @@ _Classifier = TypeVar("_Classifier", vgg.VggNet, deep_emotion.DeepEmotion)
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Named arrays of a `.safetensors` file, or of a PyTorch file when torch is installed.
 
-    A PyTorch file may hold the state dict itself or a dict with it under `params` (the published VGGNet), `state_dict`
-    or `model`.
+    A PyTorch file may hold the state dict itself or a dict with it under `params` (the published
+    VGGNet), `state_dict` or `model`.
 
     Raises:
       InputError: the file is missing or damaged, or is a PyTorch file and torch is not installed.
@@ -102,7 +104,8 @@ def load_vgg(path: Path | str) -> vgg.VggNet:
 
 
 def load_deep_emotion(path: Path | str) -> deep_emotion.DeepEmotion:
-    """Deep-Emotion in eval mode from safetensors in PyTorch's names or from a state dict that torch saved.
+    """Deep-Emotion in eval mode from safetensors in PyTorch's names or from a state dict that torch
+    saved.
 
     Raises:
       InputError: the file is refused (see `read_arrays`) or its contents are not a Deep-Emotion.
@@ -149,7 +152,8 @@ def _named(model: _Classifier, path: Path | str) -> _Classifier:
 
 
 def save_vgg(model: vgg.VggNet, path: Path | str, *, seen: Iterable[Seen] | None = None) -> None:
-    """Writes safetensors in PyTorch's names: `torch_model.load_state_dict(safetensors.torch.load_file(path))`.
+    """Writes safetensors in PyTorch's names:
+    `torch_model.load_state_dict(safetensors.torch.load_file(path))`.
 
     `seen` are the images that shaped the weights; with None the file does not say. The file also
     names the classes in the order of the outputs, where the network does (see `with_classes`).
@@ -187,7 +191,9 @@ def _save(
 
 @dataclass(frozen=True)
 class Preprocess:
-    """CLIP's image preprocessing, from `preprocessor_config.json`: short side, crop, mean and standard deviation."""
+    """CLIP's image preprocessing, from `preprocessor_config.json`: short side, crop, mean and
+    standard deviation.
+    """
 
     resize: int
     crop: tuple[int, int]
@@ -213,7 +219,9 @@ class HfTokenizer:
 
     @cached_property
     def key(self) -> str:
-        """Content key: vocabulary, merges, special tokens, normalization, and what it makes of a sample."""
+        """Content key: vocabulary, merges, special tokens, normalization, and what it makes of a
+        sample.
+        """
         rules = json.loads(self._tokenizer.backend_tokenizer.to_str())
         rules = {
             name: part for name, part in rules.items() if name not in ("padding", "truncation")
@@ -230,8 +238,8 @@ class ClipEncoder:
     Attributes:
       model: the flax network.
       preprocess: uint8 images → the network's input, on the device.
-      tokenizer: texts → lists of token ids, unpadded, with start and end tokens. Its attribute `key`,
-        if it has one, is part of the encoder's key.
+      tokenizer: texts → lists of token ids, unpadded, with start and end tokens. Its attribute
+        `key`, if it has one, is part of the encoder's key.
       name: folder or hub name, for messages and reports.
     """
 
@@ -251,7 +259,8 @@ class ClipEncoder:
         return content_key([weights, repr(self.model.config), repr(self.preprocess), tokenizer])
 
     def tokenize(self, texts: Sequence[str]) -> np.ndarray:
-        """Token ids [C, L] int32, padded with zeros behind the end token, L a multiple of 8 or the context length.
+        """Token ids [C, L] int32, padded with zeros behind the end token, L a multiple of 8 or the
+        context length.
 
         Raises:
           InputError: a text is longer than the context.
@@ -269,7 +278,7 @@ class ClipEncoder:
         return ids
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit embeddings [C, D] float32 of texts as they are: no template, as CLIP-Dissect does."""
+        """Unit embeddings [C, D] float32 of texts as they are, as CLIP-Dissect does."""
         return self._embed(clip_model.Clip.text_features, self.tokenize(texts), _TEXT_BATCH)
 
     def embed_images(self, images: Any, *, batch: int = 512) -> np.ndarray:
@@ -327,13 +336,16 @@ def unit_rows(features: jax.Array) -> jax.Array:
 
 
 def load_clip(source: str | Path, *, dtype: str = "float32") -> ClipEncoder:
-    """A CLIP from a local Hugging Face folder, or from the hub when `source` is a hub name and no such folder exists.
+    """A CLIP from a local Hugging Face folder, or from the hub when `source` is a hub name and no
+    such folder exists.
 
-    The folder holds `config.json`, `model.safetensors` (or shards with their index), `preprocessor_config.json` and the
-    tokenizer's files. `dtype` is what it computes in: float32 or bfloat16.
+    The folder holds `config.json`, `model.safetensors` (or shards with their index),
+    `preprocessor_config.json` and the tokenizer's files. `dtype` is what it computes in: float32 or
+    bfloat16.
 
     Raises:
-      InputError: files are missing or damaged, the model is no ViT CLIP, or the hub cannot be reached.
+      InputError: files are missing or damaged, the model is no ViT CLIP, or the hub cannot be
+        reached.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
@@ -353,7 +365,8 @@ def _from_hub(name: str) -> Path:
     local = f"no CLIP folder {name!r}"
     if not _HUB_NAME.fullmatch(name):
         raise InputError(
-            f"{local}; pass --clip.path a folder with config.json and model.safetensors, or a hub name"
+            f"{local}; pass --clip.path a folder with config.json and model.safetensors, or a hub "
+            "name"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -364,7 +377,8 @@ def _from_hub(name: str) -> Path:
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"{local}, and the hub gave nothing ({reason}); download it elsewhere and pass --clip.path its folder"
+            f"{local}, and the hub gave nothing ({reason}); download it elsewhere and pass "
+            "--clip.path its folder"
         ) from None
 
 
@@ -425,13 +439,15 @@ def _hf_preprocess(folder: Path, image_size: int) -> Preprocess:
             or min(made.std) <= 0
         ):
             raise ValueError(
-                f"image_mean {made.mean} and image_std {made.std} are not three numbers each, std above zero"
+                f"image_mean {made.mean} and image_std {made.std} are not three numbers each, std "
+                "above zero"
             )
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise InputError(f"{path}: {error}") from None
     if made.crop != (image_size, image_size) or made.resize < image_size:
         raise InputError(
-            f"{path}: crops {made.crop} from {made.resize}, but config.json says images of {image_size}"
+            f"{path}: crops {made.crop} from {made.resize}, but config.json says images of "
+            f"{image_size}"
         )
     return made
 
@@ -473,7 +489,8 @@ def _hf_weights(folder: Path) -> dict[str, np.ndarray]:
 
 
 def save_clip(folder: Path, model: clip_model.Clip, hf_config: Any, tokenizer: Any) -> None:
-    """Writes a Hugging Face CLIP folder: settings, weights, tokenizer and CLIP's usual preprocessing.
+    """Writes a Hugging Face CLIP folder: settings, weights, tokenizer and CLIP's usual
+    preprocessing.
 
     `hf_config` is a transformers CLIPConfig, `tokenizer` a CLIPTokenizer.
     """

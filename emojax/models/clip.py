@@ -1,7 +1,8 @@
-"""CLIP (Radford et al. 2021, arXiv 2103.00020) with ViT towers, any size; parameters named as in Hugging Face's CLIPModel.
+"""CLIP (Radford et al. 2021, arXiv 2103.00020) with ViT towers, any size; parameters named as in
+Hugging Face's CLIPModel.
 
-`image_features` and `text_features` are the projected, not yet normalised embeddings, as `get_image_features` and
-`get_text_features` there. Shapes: B batch, L tokens, D embedding.
+`image_features` and `text_features` are the projected, not yet normalised embeddings, as
+`get_image_features` and `get_text_features` there. Shapes: B batch, L tokens, D embedding.
 """
 
 from collections.abc import Mapping
@@ -30,7 +31,7 @@ def _sizes(config: Any, *names: str) -> None:
 
 @dataclass(frozen=True)
 class TowerConfig:
-    """One transformer: width, feed-forward width, depth, heads, activation and LayerNorm epsilon."""
+    """One transformer: width, feed-forward width, depth, heads, activation, LayerNorm epsilon."""
 
     width: int
     mlp: int
@@ -51,7 +52,9 @@ class TowerConfig:
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """Both towers, image and patch size, vocabulary, context length, end-of-text token and embedding width."""
+    """Both towers, image and patch size, vocabulary, context length, end-of-text token and
+    embedding width.
+    """
 
     vision: TowerConfig
     text: TowerConfig
@@ -173,7 +176,9 @@ class Encoder(nnx.Module):
 
 
 class PatchEmbedding(nnx.Module):
-    """Splits an image into patches and projects each; as reshape and matrix product, which beats a strided conv."""
+    """Splits an image into patches and projects each; as reshape and matrix product, which beats a
+    strided conv.
+    """
 
     def __init__(self, patch: int, width: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.kernel = nnx.Param(
@@ -264,7 +269,8 @@ class TextTower(nnx.Module):
     def __call__(self, token_ids: jax.Array) -> jax.Array:
         """[B, L] int32 → [B, width]."""
         states = self.final_layer_norm(self.encoder(self.embeddings(token_ids)))
-        # Old published configs say end token 2 although the vocabulary's largest id ends the text; transformers keeps both.
+        # Old published configs say end token 2 although the vocabulary's largest id ends the text;
+        # transformers keeps both.
         score = token_ids if self.end_token == 2 else token_ids == self.end_token
         return states[jnp.arange(token_ids.shape[0]), jnp.argmax(score, axis=1)]
 
@@ -300,7 +306,8 @@ def _hf_name(path: convert.Path) -> str:
 def from_hf_state_dict(
     arrays: Mapping[str, np.ndarray], config: ClipConfig, *, dtype: jnp.dtype = jnp.float32
 ) -> Clip:
-    """The network from arrays under Hugging Face's names; computes in `dtype` (float32 or bfloat16).
+    """The network from arrays under Hugging Face's names; computes in `dtype` (float32 or
+    bfloat16).
 
     Raises:
       ValueError: names are missing or unknown, shapes disagree, or values are not finite.

@@ -1,7 +1,9 @@
-"""Filling a module's parameters from arrays under PyTorch names, and back: one rule, checked against the shapes.
+"""Filling a module's parameters from arrays under PyTorch names, and back: one rule, checked
+against the shapes.
 
-A module offers `torch_names(path)`: for each parameter path of ours the PyTorch name and the axes that turn PyTorch's
-array into ours. Every parameter must be found with its exact shape and every given name must be used.
+A module offers `torch_names(path)`: for each parameter path of ours the PyTorch name and the axes
+that turn PyTorch's array into ours. Every parameter must be found with its exact shape and every
+given name must be used.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +15,8 @@ from flax import nnx
 
 Model = TypeVar("Model", bound=nnx.Module)
 Path = tuple[str | int, ...]
-# PyTorch's kernels are [out, in] and [out, in, height, width]; ours are [in, out] and [height, width, in, out].
+# PyTorch's kernels are [out, in] and [out, in, height, width]; ours are [in, out] and [height,
+# width, in, out].
 AXES = {2: (1, 0), 4: (2, 3, 1, 0)}
 # Leaves of flax's convolutions, dense layers and BatchNorms under PyTorch's names.
 LEAVES = {
@@ -46,7 +49,8 @@ def fill(
     """Builds `make()` abstractly and fills it; floating parameters take `dtype` when given.
 
     Raises:
-      ValueError: a name is missing or unknown, a shape differs, or a value is not finite; the message lists them.
+      ValueError: a name is missing or unknown, a shape differs, or a value is not finite; the
+        message lists them.
     """
     graphdef, state = nnx.split(nnx.eval_shape(make))
     leaves = dict(nnx.to_flat_state(state))

@@ -1,8 +1,10 @@
-"""Deep-Emotion (Minaee and Abdolrashidi 2019, arXiv 1902.01019): a spatial transformer before a small CNN, 48×48 faces.
+"""Deep-Emotion (Minaee and Abdolrashidi 2019, arXiv 1902.01019): a spatial transformer before a
+small CNN, 48×48 faces.
 
-Layers, sizes and parameter names are those of the widely used PyTorch version, class `Deep_Emotion`. The transformer
-looks at the image, chooses an affine map and resamples the image by it; the CNN sees the result. As with VGGNet,
-`logits, taps = model(images)`, where `taps[layer]` is a layer's raw output. Shapes: B batch, C channels, U units.
+Layers, sizes and parameter names are those of the widely used PyTorch version, class
+`Deep_Emotion`. The transformer looks at the image, chooses an affine map and resamples the image by
+it; the CNN sees the result. As with VGGNet, `logits, taps = model(images)`, where `taps[layer]` is
+a layer's raw output. Shapes: B batch, C channels, U units.
 """
 
 from collections.abc import Mapping
@@ -52,7 +54,7 @@ class DeepEmotionConfig:
         return dict.fromkeys(CONVS, WIDTH) | {"fc1": HIDDEN, "fc2": self.classes}
 
     def probed(self) -> tuple[str, ...]:
-        """Layers that are dissected when none are named: all, with fc2, which the paper dissected."""
+        """Layers that are dissected when none are named: all, fc2 as well, as in the paper."""
         return LAYERS
 
 
@@ -70,7 +72,8 @@ class DeepEmotion(nnx.Module):
         def dense(inputs: int, outputs: int) -> nnx.Linear:
             return nnx.Linear(inputs, outputs, kernel_init=_KERNEL, rngs=rngs)
 
-        # Positions in the two sequences are PyTorch's, and so part of its parameter names (`localization.3.weight`).
+        # Positions in the two sequences are PyTorch's, and so part of its parameter names
+        # (`localization.3.weight`).
         self.localization = nnx.Sequential(
             conv(config.channels, 8, 7), _halve, nnx.relu, conv(8, 10, 5), _halve, nnx.relu
         )
@@ -88,7 +91,8 @@ class DeepEmotion(nnx.Module):
         self.fc2 = dense(HIDDEN, config.classes)
 
     def preprocess(self, images: jax.Array) -> jax.Array:
-        """uint8 faces [B, H, W, 1 or 3] → [B, 48, 48, C] in [-1, 1]; other sizes by bilinear, not antialiased.
+        """uint8 faces [B, H, W, 1 or 3] → [B, 48, 48, C] in [-1, 1]; other sizes by bilinear, not
+        antialiased.
 
         A gray network takes RGB by its luma, an RGB network takes gray as three equal channels.
         """
@@ -104,16 +108,20 @@ class DeepEmotion(nnx.Module):
         return (jnp.broadcast_to(unit, (*unit.shape[:-1], self.config.channels)) - 0.5) / 0.5
 
     def transform(self, images: jax.Array) -> jax.Array:
-        """The affine map [B, 2, 3] that the transformer chooses for images [B, 48, 48, C] (see `image.affine_grid`)."""
+        """The affine map [B, 2, 3] that the transformer chooses for images [B, 48, 48, C] (see
+        `image.affine_grid`).
+        """
         return self.fc_loc(_flatten(self.localization(images))).reshape(-1, 2, 3)
 
     def __call__(
         self, images: jax.Array, *, rngs: nnx.Rngs | None = None
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Images [B, 48, 48, C] in [-1, 1] → logits [B, classes] and every layer's raw output, convolutions NHWC.
+        """Images [B, 48, 48, C] in [-1, 1] → logits [B, classes] and every layer's raw output,
+        convolutions NHWC.
 
-        Raw is before pooling, BatchNorm and ReLU; fc2's tap is the logits. `rngs` feeds dropout while training. (The
-        PyTorch version drops half of fc1's inputs in eval mode too, a slip that makes its predictions random.)
+        Raw is before pooling, BatchNorm and ReLU; fc2's tap is the logits. `rngs` feeds dropout
+        while training. (The PyTorch version drops half of fc1's inputs in eval mode too, a slip
+        that makes its predictions random.)
         """
         taps = {}
         x = image.grid_sample(images, image.affine_grid(self.transform(images), images.shape[1:3]))
@@ -145,7 +153,9 @@ def _halve(x: jax.Array) -> jax.Array:
 
 
 def _flatten(x: jax.Array) -> jax.Array:
-    """[B, H, W, U] → [B, U·H·W], channel-major as PyTorch flattens, so dense layers keep PyTorch's column order."""
+    """[B, H, W, U] → [B, U·H·W], channel-major as PyTorch flattens, so dense layers keep PyTorch's
+    column order.
+    """
     return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
 
 
@@ -157,7 +167,8 @@ def _torch_name(path: convert.Path) -> str:
 
 
 def from_torch_state_dict(arrays: Mapping[str, np.ndarray]) -> DeepEmotion:
-    """The network in eval mode from arrays under PyTorch's names; channels and classes are read off the shapes.
+    """The network in eval mode from arrays under PyTorch's names; channels and classes are read off
+    the shapes.
 
     Raises:
       ValueError: names are missing or unknown, shapes disagree, or values are not finite.

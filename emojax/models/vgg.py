@@ -1,8 +1,10 @@
-"""VGGNet for FER2013 (Khaireddin and Chen 2021, arXiv 2105.03588): eight convolutions, three dense layers.
+"""VGGNet for FER2013 (Khaireddin and Chen 2021, arXiv 2105.03588): eight convolutions, three dense
+layers.
 
-`logits, taps = model(images)`, where `taps[layer]` is a layer's output: activations are plain outputs, and jit drops
-those that nobody reads. For sweeps the network can be cut at a layer: `until` runs up to its output before the bias,
-`after` finishes from there with any gain. Shapes: B batch, U units of a layer.
+`logits, taps = model(images)`, where `taps[layer]` is a layer's output: activations are plain
+outputs, and jit drops those that nobody reads. For sweeps the network can be cut at a layer:
+`until` runs up to its output before the bias, `after` finishes from there with any gain. Shapes: B
+batch, U units of a layer.
 """
 
 from collections.abc import Mapping
@@ -26,7 +28,8 @@ Taps = Literal["raw", "relu"]
 
 @dataclass(frozen=True)
 class VggConfig:
-    """Widths of the eight convolutions and the two hidden dense layers, classes, input side and dropout rate.
+    """Widths of the eight convolutions and the two hidden dense layers, classes, input side and
+    dropout rate.
 
     `class_names` are those of the outputs in order, None where they are not known. They change no
     output, so they are no part of the repr, from which content keys are made.
@@ -114,7 +117,9 @@ class VggNet(nnx.Module):
         self.drop = nnx.Dropout(config.dropout)
 
     def preprocess(self, images: jax.Array) -> jax.Array:
-        """uint8 faces [B, H, W, C] → [B, 40, 40, 1] in [0, 1]: gray, then bilinear, not antialiased (`resize40`)."""
+        """uint8 faces [B, H, W, C] → [B, 40, 40, 1] in [0, 1]: gray, then bilinear, not antialiased
+        (`resize40`).
+        """
         size = (self.config.input_size, self.config.input_size)
         return image.resize_bilinear(image.to_unit(image.to_gray(images)), size)
 
@@ -132,8 +137,9 @@ class VggNet(nnx.Module):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Images [B, 40, 40, 1] in [0, 1] → logits [B, classes] and every layer's output.
 
-        `taps="raw"` gives outputs before BatchNorm and ReLU, as CLIP-Dissect hooks them, `"relu"` after both; lin3's
-        tap is the logits. `gains` scale layers' weights and biases; `rngs` feeds dropout while training.
+        `taps="raw"` gives outputs before BatchNorm and ReLU, as CLIP-Dissect hooks them, `"relu"`
+        after both; lin3's tap is the logits. `gains` scale layers' weights and biases; `rngs` feeds
+        dropout while training.
         """
         outputs, x = {}, images
         for name in LAYERS:
@@ -144,7 +150,9 @@ class VggNet(nnx.Module):
         return x, outputs
 
     def until(self, images: jax.Array, layer: str) -> jax.Array:
-        """The layer's output before its bias, [B, H, W, U] or [B, U]: all that does not depend on its gain."""
+        """The layer's output before its bias, [B, H, W, U] or [B, U]: all that does not depend on
+        its gain.
+        """
         x = images
         for name in LAYERS:
             before_bias = getattr(self, name)(x)
@@ -207,7 +215,8 @@ def _torch_name(path: convert.Path) -> str:
 def from_torch_state_dict(
     arrays: Mapping[str, np.ndarray], *, input_size: int | None = None
 ) -> VggNet:
-    """The network in eval mode from arrays under PyTorch's names; widths and head are read off the shapes.
+    """The network in eval mode from arrays under PyTorch's names; widths and head are read off the
+    shapes.
 
     `input_size` is 40 unless lin1's shape rules it out (then the smallest side that fits).
 
@@ -248,7 +257,8 @@ def to_torch_state_dict(model: VggNet) -> dict[str, np.ndarray]:
 def with_gains(model: VggNet, gains: Mapping[str, Gain]) -> VggNet:
     """A copy of the network whose parameters carry the gains; the model itself is left alone.
 
-    A convolution's gain scales its kernel (and bias); the BatchNorm behind it keeps its statistics, as in the paper.
+    A convolution's gain scales its kernel (and bias); the BatchNorm behind it keeps its statistics,
+    as in the paper.
     """
     graphdef, state = nnx.split(model)
     leaves = dict(nnx.to_flat_state(state))

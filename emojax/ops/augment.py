@@ -1,9 +1,11 @@
-"""Training views made on the device: crop, shift, mirror and rotation in one resampling, ten or one crop, erased boxes.
+"""Training views made on the device: crop, shift, mirror and rotation in one resampling, ten or one
+crop, erased boxes.
 
-The draws are those of torchvision's transforms as VGGNet's authors chain them (Khaireddin and Chen 2021):
-RandomResizedCrop(48, scale 0.8–1.2), translation by up to 20 % (p 0.5), mirror, rotation by up to 10° (p 0.5),
-TenCrop(40), RandomErasing(p 0.5) for every crop. They resample up to three times, to the nearest pixel; here the maps are
-composed and each view is read once, bilinearly. Shapes: B images, H height, W width, C channels, S side of the view.
+The draws are those of torchvision's transforms as VGGNet's authors chain them (Khaireddin and Chen
+2021): RandomResizedCrop(48, scale 0.8–1.2), translation by up to 20 % (p 0.5), mirror, rotation by
+up to 10° (p 0.5), TenCrop(40), RandomErasing(p 0.5) for every crop. They resample up to three
+times, to the nearest pixel; here the maps are composed and each view is read once, bilinearly.
+Shapes: B images, H height, W width, C channels, S side of the view.
 """
 
 import math
@@ -29,10 +31,11 @@ class Boxes(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """What is random about views: a box of the image, shift and turn of the canvas, mirroring, the crop's corner.
+    """What is random about views: a box of the image, shift and turn of the canvas, mirroring, the
+    crop's corner.
 
-    `box` in pixels of the image; `shift` [B, 2] (x, y) in canvas pixels; `angle` [B] in radians; `mirror` [B] bool;
-    `corner` [B, 2] (x, y), where the view begins on the canvas, in pixels.
+    `box` in pixels of the image; `shift` [B, 2] (x, y) in canvas pixels; `angle` [B] in radians;
+    `mirror` [B] bool; `corner` [B, 2] (x, y), where the view begins on the canvas, in pixels.
     """
 
     box: Boxes
@@ -51,10 +54,12 @@ def random_boxes(
     *,
     tries: int = 10,
 ) -> Boxes:
-    """Boxes of whole pixels that fit into (height, width): area a share in `scale`, height over width in `ratio`.
+    """Boxes of whole pixels that fit into (height, width): area a share in `scale`, height over
+    width in `ratio`.
 
-    As in torchvision's RandomResizedCrop and RandomErasing: areas are uniform, ratios log-uniform, the first of ten
-    tries that fits is taken, corners are uniform. A box that was not found is the whole image.
+    As in torchvision's RandomResizedCrop and RandomErasing: areas are uniform, ratios log-uniform,
+    the first of ten tries that fits is taken, corners are uniform. A box that was not found is the
+    whole image.
     """
     area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
     area = jax.random.uniform(area_key, (count, tries), minval=scale[0], maxval=scale[1]) * (
@@ -93,13 +98,16 @@ def draw(key: jax.Array, count: int, size: tuple[int, int], canvas: int, side: i
 
 
 def view(images: jax.Array, drawn: Draw, canvas: int, side: int) -> jax.Array:
-    """Float images [B, H, W, C] → views [B, S, S, C] of the drawn geometry, black where the canvas shows no face.
+    """Float images [B, H, W, C] → views [B, S, S, C] of the drawn geometry, black where the canvas
+    shows no face.
 
-    Box → canvas (resized) → shifted → mirrored → turned about the centre → cropped at the corner, in this order.
+    Box → canvas (resized) → shifted → mirrored → turned about the centre → cropped at the corner,
+    in this order.
     """
     height, width = images.shape[1:3]
     one = lambda x: x[:, None, None]  # noqa: E731
-    # From a pixel of the view back to the image; canvas coordinates have their origin at the canvas's centre.
+    # From a pixel of the view back to the image; canvas coordinates have their origin at the
+    # canvas's centre.
     pixels = jnp.arange(side) + 0.5 - canvas / 2
     x, y = (
         one(drawn.corner[:, 0]) + pixels[None, None, :],
@@ -113,7 +121,9 @@ def view(images: jax.Array, drawn: Draw, canvas: int, side: int) -> jax.Array:
     seen &= (jnp.abs(x) <= canvas / 2) & (jnp.abs(y) <= canvas / 2)
 
     def to_image(at: jax.Array, start: jax.Array, length: jax.Array, total: int) -> jax.Array:
-        """Canvas coordinate → where `grid_sample` reads, in -1…1; the box's border pixels stand for all beyond."""
+        """Canvas coordinate → where `grid_sample` reads, in -1…1; the box's border pixels stand for
+        all beyond.
+        """
         pixel = one(start) + (at / canvas + 0.5) * one(length)
         return jnp.clip(pixel, one(start) + 0.5, one(start + length) - 0.5) / total * 2 - 1
 
@@ -128,7 +138,7 @@ def view(images: jax.Array, drawn: Draw, canvas: int, side: int) -> jax.Array:
 
 
 def erase(key: jax.Array, views: jax.Array) -> jax.Array:
-    """Blackens a random box in every other view [B, S, S, C]: torchvision's RandomErasing(p=0.5)."""
+    """Blackens a random box in every other view [B, S, S, C]: RandomErasing(p=0.5)."""
     chance_key, box_key = jax.random.split(key)
     count, *size = views.shape[:3]
     boxes = random_boxes(box_key, count, tuple(size), (0.02, 0.33), (0.3, 3.3))
@@ -151,10 +161,12 @@ def mirror(key: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def augment(kind: Augment, key: jax.Array, images: jax.Array, side: int) -> jax.Array:
-    """Float images [B, H, W, C] in [0, 1] → views [B·n, side, side, C], those of one image in a row.
+    """Float images [B, H, W, C] in [0, 1] → views [B·n, side, side, C], those of one image in a
+    row.
 
-    `ten_crop` is the published recipe (n 10); `one_crop` takes one crop, anywhere, of the same canvas (n 1); `affine`
-    shows the whole canvas instead of a crop, as the `resize40` protocol does (n 1).
+    `ten_crop` is the published recipe (n 10); `one_crop` takes one crop, anywhere, of the same
+    canvas (n 1); `affine` shows the whole canvas instead of a crop, as the `resize40` protocol does
+    (n 1).
     """
     canvas = side if kind == "affine" else round(CANVAS * side)
     shown = canvas if kind == "ten_crop" else side

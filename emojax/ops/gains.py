@@ -1,7 +1,9 @@
-"""From scores to gains, and from gains to edited parameters. A gain scales a unit; 1 leaves it alone.
+"""From scores to gains, and from gains to edited parameters. A gain scales a unit; 1 leaves it
+alone.
 
-The paper edits a unit by scaling its row of weights and not its bias. That equals a gain on the layer's output before
-the bias is added, which is how a sweep applies it without copying parameters. Shapes: U units, C concepts.
+The paper edits a unit by scaling its row of weights and not its bias. That equals a gain on the
+layer's output before the bias is added, which is how a sweep applies it without copying parameters.
+Shapes: U units, C concepts.
 """
 
 from typing import Literal, NamedTuple
@@ -20,7 +22,8 @@ class Gain(NamedTuple):
 
 
 def threshold(scores: jax.Array, tau: jax.Array | float, factor: jax.Array | float) -> jax.Array:
-    """×factor where the unit's score exceeds tau, ÷factor elsewhere: the paper's edit. `scores` [U] → gains [U].
+    """×factor where the unit's score exceeds tau, ÷factor elsewhere: the paper's edit. `scores` [U]
+    → gains [U].
 
     tau and factor may be traced. factor 1 gives exactly 1 for every unit.
     """
@@ -28,13 +31,16 @@ def threshold(scores: jax.Array, tau: jax.Array | float, factor: jax.Array | flo
 
 
 def from_mask(mask: jax.Array, factor: jax.Array | float) -> jax.Array:
-    """×factor for the units in a mask, ÷factor for the others: `mask` [.., U] of booleans → gains [.., U]."""
+    """×factor for the units in a mask, ÷factor for the others: `mask` [.., U] of booleans → gains
+    [.., U].
+    """
     factor = jnp.asarray(factor, jnp.float32)
     return jnp.where(jnp.asarray(mask), factor, 1.0 / factor)
 
 
 def continuous(scores: jax.Array, factor: jax.Array | float) -> jax.Array:
-    """factor·(s − min)/(max − min), the paper's continuous variant: `scores` [U] → gains [U] between 0 and factor.
+    """factor·(s − min)/(max − min), the paper's continuous variant: `scores` [U] → gains [U]
+    between 0 and factor.
 
     Scores that are all equal say nothing, and every gain is 1.
     """
@@ -46,7 +52,9 @@ def continuous(scores: jax.Array, factor: jax.Array | float) -> jax.Array:
 
 
 def top_fraction(scores: jax.Array, fraction: float) -> jax.Array:
-    """Mask [U] of the units with the highest scores, round(fraction·U) of them; ties to the lower unit."""
+    """Mask [U] of the units with the highest scores, round(fraction·U) of them; ties to the lower
+    unit.
+    """
     scores = jnp.asarray(scores)
     rank = jnp.argsort(jnp.argsort(-scores, stable=True))
     return rank < round(fraction * scores.shape[0])
@@ -58,7 +66,9 @@ def weight_sums(kernel: jax.Array) -> jax.Array:
 
 
 def above_mean(values: jax.Array) -> jax.Array:
-    """Mask [U] of the units whose value exceeds the mean: with `weight_sums`, the paper's weight-sum variant."""
+    """Mask [U] of the units whose value exceeds the mean: with `weight_sums`, the paper's
+    weight-sum variant.
+    """
     return jnp.asarray(values) > jnp.mean(values)
 
 
@@ -71,5 +81,7 @@ def with_scope(gains: jax.Array, scope: Scope = "weights") -> Gain:
 
 
 def scale_kernel(kernel: jax.Array, bias: jax.Array, gain: Gain) -> tuple[jax.Array, jax.Array]:
-    """Edited parameters of one layer: `kernel` [..., U] (units last, dense or convolution) and `bias` [U]."""
+    """Edited parameters of one layer: `kernel` [..., U] (units last, dense or convolution) and
+    `bias` [U].
+    """
     return kernel * gain.weight.astype(kernel.dtype), bias * gain.bias.astype(bias.dtype)

@@ -1,7 +1,9 @@
-"""Images on the device: Pillow's bicubic to the bit, torchvision's bilinear, crops, normalisation, affine resampling.
+"""Images on the device: Pillow's bicubic to the bit, torchvision's bilinear, crops, normalisation,
+affine resampling.
 
-Shapes: I images, H height, W width, C channels. Images are channel-last; uint8 in 0…255 before `to_unit`, float32 in
-[0, 1] after it. Resizing is separable, so every resize is two small matrix products, which suits every backend.
+Shapes: I images, H height, W width, C channels. Images are channel-last; uint8 in 0…255 before
+`to_unit`, float32 in [0, 1] after it. Resizing is separable, so every resize is two small matrix
+products, which suits every backend.
 """
 
 import functools
@@ -32,8 +34,9 @@ def _triangle(x: np.ndarray) -> np.ndarray:
 def _weights(source: int, target: int, kernel: str, antialias: bool) -> np.ndarray:
     """Resampling matrix [target, source] in float64, rows summing to one.
 
-    Pixel centres sit at half integers; with `antialias` the kernel widens by the downsampling ratio, as in Pillow.
-    Without it, samples beyond the border repeat the border pixel, as in torch's `interpolate`.
+    Pixel centres sit at half integers; with `antialias` the kernel widens by the downsampling
+    ratio, as in Pillow. Without it, samples beyond the border repeat the border pixel, as in
+    torch's `interpolate`.
     """
     function, radius = {"bicubic": (_bicubic, 2.0), "bilinear": (_triangle, 1.0)}[kernel]
     scale = source / target
@@ -56,10 +59,12 @@ def _weights(source: int, target: int, kernel: str, antialias: bool) -> np.ndarr
 
 @functools.lru_cache(maxsize=64)
 def _fixed_point_digits(source: int, target: int) -> tuple[np.ndarray, int]:
-    """Pillow's integer bicubic weights, split into digits [digits, target, source] that float32 products keep exact.
+    """Pillow's integer bicubic weights, split into digits [digits, target, source] that float32
+    products keep exact.
 
-    A sum of `taps` products of an 8-bit pixel with a digit of b bits stays below 2^24, the integers that float32 holds,
-    when taps · 2^8 · 2^(b-1) ≤ 2^24. So the resize runs on the matrix unit and is still exact.
+    A sum of `taps` products of an 8-bit pixel with a digit of b bits stays below 2^24, the integers
+    that float32 holds, when taps · 2^8 · 2^(b-1) ≤ 2^24. So the resize runs on the matrix unit and
+    is still exact.
     """
     weights = _weights(source, target, "bicubic", True) * (1 << _PRECISION_BITS)
     fixed = np.trunc(weights + np.where(weights < 0, -0.5, 0.5)).astype(np.int64)
@@ -87,10 +92,12 @@ def _resample_exact(pixels: jax.Array, axis: int, target: int) -> jax.Array:
 
 
 def resize_bicubic_pil(images: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Resizes uint8 images [I, H, W, C] or [I, H, W] to (height, width), equal to Pillow's bicubic pixel for pixel.
+    """Resizes uint8 images [I, H, W, C] or [I, H, W] to (height, width), equal to Pillow's bicubic
+    pixel for pixel.
 
-    Pillow (13) rounds to 8 bits between its two passes, so their order shows. The width goes first, unless the height
-    shrinks by more than twice as many pixels as the width. An axis that keeps its size is left alone.
+    Pillow (13) rounds to 8 bits between its two passes, so their order shows. The width goes first,
+    unless the height shrinks by more than twice as many pixels as the width. An axis that keeps its
+    size is left alone.
     """
     if images.dtype != jnp.uint8:
         raise TypeError(f"resize_bicubic_pil takes uint8 images, not {images.dtype}")
@@ -106,7 +113,9 @@ def resize_bicubic_pil(images: jax.Array, size: tuple[int, int]) -> jax.Array:
 def resize_bilinear(
     images: jax.Array, size: tuple[int, int], *, antialias: bool = False
 ) -> jax.Array:
-    """Resizes float images [I, H, W, C] to (height, width) as torchvision does on tensors (corners not aligned)."""
+    """Resizes float images [I, H, W, C] to (height, width) as torchvision does on tensors (corners
+    not aligned).
+    """
     rows = jnp.asarray(_weights(images.shape[1], size[0], "bilinear", antialias), images.dtype)
     columns = jnp.asarray(_weights(images.shape[2], size[1], "bilinear", antialias), images.dtype)
     return jnp.einsum(
@@ -120,7 +129,9 @@ def to_unit(images: jax.Array) -> jax.Array:
 
 
 def to_gray(images: jax.Array) -> jax.Array:
-    """uint8 [I, H, W, C] to one channel: ITU-R 601 luma in Pillow's fixed point (`convert("L")`); gray passes through."""
+    """uint8 [I, H, W, C] to one channel: ITU-R 601 luma in Pillow's fixed point (`convert("L")`);
+    gray passes through.
+    """
     if images.shape[-1] == 1:
         return images
     red, green, blue = jnp.moveaxis(images.astype(jnp.int32), -1, 0)
@@ -128,16 +139,20 @@ def to_gray(images: jax.Array) -> jax.Array:
 
 
 def center_crop(images: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """The central (height, width) of images [I, H, W, C]; an odd margin leaves the extra pixel at the far side."""
+    """The central (height, width) of images [I, H, W, C]; an odd margin leaves the extra pixel at
+    the far side.
+    """
     top, left = ((have - want) // 2 for have, want in zip(images.shape[1:3], size, strict=True))
     return images[:, top : top + size[0], left : left + size[1]]
 
 
 def ten_crop(images: jax.Array, size: int) -> jax.Array:
-    """The four corners and the centre, then the same of the mirrored image: [I, H, W, C] → [I, 10, size, size, C].
+    """The four corners and the centre, then the same of the mirrored image: [I, H, W, C] → [I, 10,
+    size, size, C].
 
-    The order is torchvision's `TenCrop`: top left, top right, bottom left, bottom right, centre. Its centre rounds an
-    odd margin half to even, so the crops agree with a network that was trained and tested with it.
+    The order is torchvision's `TenCrop`: top left, top right, bottom left, bottom right, centre.
+    Its centre rounds an odd margin half to even, so the crops agree with a network that was trained
+    and tested with it.
     """
 
     def five(x: jax.Array) -> list[jax.Array]:
@@ -157,9 +172,11 @@ def clip_preprocess(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> jax.Array:
-    """CLIP's preprocessing: short side to `resize` (bicubic), centre crop, to [0, 1], normalise; uint8 → float32 RGB.
+    """CLIP's preprocessing: short side to `resize` (bicubic), centre crop, to [0, 1], normalise;
+    uint8 → float32 RGB.
 
-    Gray images are resized as one channel and broadcast afterwards: the same pixels for a third of the work.
+    Gray images are resized as one channel and broadcast afterwards: the same pixels for a third of
+    the work.
     """
     height, width = images.shape[1:3]
     short = min(height, width)
@@ -176,10 +193,12 @@ def clip_preprocess(
 
 
 def affine_grid(theta: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Where each pixel of a (height, width) output looks: [I, 2, 3] → points (x, y) [I, height, width, 2].
+    """Where each pixel of a (height, width) output looks: [I, 2, 3] → points (x, y) [I, height,
+    width, 2].
 
-    As torch's `affine_grid` with align_corners=False: -1 and 1 are the image's outer edges, so pixel j of n has its
-    centre at (2j + 1) / n - 1. Written as sums, so no backend's reduced matrix precision moves the points.
+    As torch's `affine_grid` with align_corners=False: -1 and 1 are the image's outer edges, so
+    pixel j of n has its centre at (2j + 1) / n - 1. Written as sums, so no backend's reduced matrix
+    precision moves the points.
     """
     y, x = (jnp.asarray((2 * np.arange(n) + 1) / n - 1, theta.dtype) for n in size)
     of_x, of_y, shift = (theta[:, None, None, :, i] for i in range(3))
@@ -187,10 +206,12 @@ def affine_grid(theta: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def grid_sample(images: jax.Array, grid: jax.Array) -> jax.Array:
-    """Images [I, H, W, C] read bilinearly at points (x, y) [I, h, w, 2] → [I, h, w, C]; zero outside the image.
+    """Images [I, H, W, C] read bilinearly at points (x, y) [I, h, w, 2] → [I, h, w, C]; zero
+    outside the image.
 
-    As torch's `grid_sample` with its defaults (bilinear, zero padding, align_corners=False), and as differentiable:
-    where a point falls on a pixel's centre, the slope is the one towards the next pixel.
+    As torch's `grid_sample` with its defaults (bilinear, zero padding, align_corners=False), and as
+    differentiable: where a point falls on a pixel's centre, the slope is the one towards the next
+    pixel.
     """
     height, width = images.shape[1:3]
     padded = jnp.pad(

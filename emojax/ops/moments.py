@@ -1,7 +1,8 @@
-"""Running sums over images: per unit, and crossed with the image embeddings. Enough for the cosine similarity.
+"""Running sums over images: per unit, and crossed with the image embeddings. Enough for the cosine
+similarity.
 
-Sums are compensated (Kahan): a million images leave no more rounding behind than a few. Shapes: U units, D embedding,
-B batch.
+Sums are compensated (Kahan): a million images leave no more rounding behind than a few. Shapes: U
+units, D embedding, B batch.
 """
 
 from typing import NamedTuple
@@ -11,7 +12,9 @@ import jax.numpy as jnp
 
 
 class Moments(NamedTuple):
-    """Sums over images of a [U] (`total`), a² [U] (`square`), a·e [U, D] (`cross`) and e·e [D, D] (`gram`)."""
+    """Sums over images of a [U] (`total`), a² [U] (`square`), a·e [U, D] (`cross`) and e·e [D, D]
+    (`gram`).
+    """
 
     total: jax.Array
     square: jax.Array
@@ -37,7 +40,9 @@ def init(units: int, embedding: int) -> Running:
 def update(
     state: Running, activations: jax.Array, embeddings: jax.Array, valid: jax.Array
 ) -> Running:
-    """Adds a batch: `activations` [B, U], `embeddings` [B, D], `valid` [B] bool (False marks padding)."""
+    """Adds a batch: `activations` [B, U], `embeddings` [B, D], `valid` [B] bool (False marks
+    padding).
+    """
     a = jnp.where(valid[:, None], activations.astype(jnp.float32), 0.0)
     e = jnp.where(valid[:, None], embeddings.astype(jnp.float32), 0.0)
     cross = jnp.matmul(a.T, e, precision=jax.lax.Precision.HIGHEST)

@@ -1,12 +1,14 @@
-"""The five similarity functions of CLIP-Dissect (Oikarinen and Weng, arXiv 2204.10965), with the official names.
+"""The five similarity functions of CLIP-Dissect (Oikarinen and Weng, arXiv 2204.10965), with the
+official names.
 
-Each takes `clip_feats` [I, C] (cosine of image and concept) and `target_feats` [I, U] (pooled activations) and gives
-scores [U, C]. `segment_ids` [U], ascending from 0, tells the layer of each unit: the WPMI normaliser is taken inside a
-layer, so all layers are scored in one call. Inside `jax.shard_map` with the concepts of `clip_feats` split over a mesh
-axis, the two WPMI functions take its name as `axis_name`: only the softmax's normaliser and each unit's top images are
-exchanged, and on a CPU one device per core beats one device on all of them. The `*_from_topk` forms take what a
-streaming probe keeps instead: each unit's top-k image indices [U, K].
-Shapes: I images, U units, C concepts, K top-k, D embedding.
+Each takes `clip_feats` [I, C] (cosine of image and concept) and `target_feats` [I, U] (pooled
+activations) and gives scores [U, C]. `segment_ids` [U], ascending from 0, tells the layer of each
+unit: the WPMI normaliser is taken inside a layer, so all layers are scored in one call. Inside
+`jax.shard_map` with the concepts of `clip_feats` split over a mesh axis, the two WPMI functions
+take its name as `axis_name`: only the softmax's normaliser and each unit's top images are
+exchanged, and on a CPU one device per core beats one device on all of them. The `*_from_topk` forms
+take what a streaming probe keeps instead: each unit's top-k image indices [U, K]. Shapes: I images,
+U units, C concepts, K top-k, D embedding.
 """
 
 import functools
@@ -18,7 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-CONCEPT_TILE = 64  # concepts at a time: a CPU's cache nearly holds 10,000 images' probabilities; 32 and 128 were slower
+# Concepts at a time: a CPU's cache nearly holds 10,000 images' probabilities; 32 and 128 were
+# slower.
+CONCEPT_TILE = 64
 
 
 def cos_similarity(clip_feats: jax.Array, target_feats: jax.Array) -> jax.Array:
@@ -34,7 +38,9 @@ def cos_similarity(clip_feats: jax.Array, target_feats: jax.Array) -> jax.Array:
 def cos_similarity_from_moments(
     cross: jax.Array, square: jax.Array, gram: jax.Array, text_embeddings: jax.Array
 ) -> jax.Array:
-    """`cos_similarity` from moments alone: `cross` = AᵀE [U, D], `square` = ΣA² [U], `gram` = EᵀE [D, D], text [C, D]."""
+    """`cos_similarity` from moments alone: `cross` = AᵀE [U, D], `square` = ΣA² [U], `gram` = EᵀE
+    [D, D], text [C, D].
+    """
     against = jnp.matmul(cross, text_embeddings.T, precision=_HIGHEST)
     spread = jnp.einsum("cd,de,ce->c", text_embeddings, gram, text_embeddings, precision=_HIGHEST)
     return against / (jnp.sqrt(square)[:, None] * jnp.sqrt(spread)[None, :])
@@ -43,7 +49,7 @@ def cos_similarity_from_moments(
 def cos_similarity_cubed(
     clip_feats: jax.Array, target_feats: jax.Array, *, min_norm: float = 1e-3
 ) -> jax.Array:
-    """Cosine of the centred, cubed columns, norms clipped at `min_norm`: [I, C], [I, U] → [U, C]."""
+    """Cosine of centred, cubed columns, norms clipped at `min_norm`: [I, C], [I, U] → [U, C]."""
 
     def cubed(x: jax.Array) -> jax.Array:
         x = (x - x.mean(axis=0, keepdims=True)) ** 3
@@ -55,7 +61,8 @@ def cos_similarity_cubed(
 def top_k_images(target_feats: jax.Array, k: int, axis_name: str | None = None) -> jax.Array:
     """Indices [U, K] of each unit's k most activating images, ties to the lower index.
 
-    With `axis_name` each device of that mesh axis sorts its share of the units, which are whole on all of them.
+    With `axis_name` each device of that mesh axis sorts its share of the units, which are whole on
+    all of them.
     """
     if axis_name is None:
         return _top_k_of_groups(target_feats, k)
@@ -67,9 +74,11 @@ def top_k_images(target_feats: jax.Array, k: int, axis_name: str | None = None) 
 
 
 def _top_k_of_groups(target_feats: jax.Array, k: int) -> jax.Array:
-    """`top_k_images` of one device: the top k lie in those k groups of images that have the largest maxima.
+    """`top_k_images` of one device: the top k lie in those k groups of images that have the largest
+    maxima.
 
-    Two short sorts in place of a long one. Equal maxima go to the earlier group, so that ties still go to the lower index.
+    Two short sorts in place of a long one. Equal maxima go to the earlier group, so that ties still
+    go to the lower index.
     """
     images, units = target_feats.shape
     size = math.isqrt(images // k)
@@ -85,7 +94,8 @@ def _top_k_of_groups(target_feats: jax.Array, k: int) -> jax.Array:
 
 
 def layer_sizes(segment_ids: jax.Array | np.ndarray | None, units: int) -> tuple[int, ...]:
-    """Units of each layer from ascending `segment_ids`, which must be concrete: the sizes shape the program.
+    """Units of each layer from ascending `segment_ids`, which must be concrete: the sizes shape the
+    program.
 
     Raises:
       ValueError: `segment_ids` are not ascending from 0 or not one per unit.
@@ -116,20 +126,25 @@ def subtract_layer_prior(loglik: jax.Array, lam: float, sizes: Sequence[int]) ->
 
 
 def soft_weights(top_k: int, p_start: float = 0.998, p_end: float = 0.97) -> np.ndarray:
-    """Soft-WPMI's chance [K] that an image of rank r belongs to the unit's highly activating set; float64."""
+    """Soft-WPMI's chance [K] that an image of rank r belongs to the unit's highly activating set;
+    float64.
+    """
     return p_start - np.arange(top_k) / top_k * (p_start - p_end)
 
 
 def weighted_loglik(
     probs: jax.Array, indices: jax.Array, weights: np.ndarray, min_prob: float, concepts: int
 ) -> tuple[jax.Array, float]:
-    """Σ_r log(1 + w_r(S − 1) + min_prob) over each unit's images, as a difference from its value at S = 1/concepts.
+    """Σ_r log(1 + w_r(S − 1) + min_prob) over each unit's images, as a difference from its value at
+    S = 1/concepts.
 
-    `probs` [I, C] = S, `indices` [U, K], `weights` [K], 1 without soft membership → ([U, C], the constant that was taken
-    off). The difference is what scores are made of and is small, so float32 holds it well. A factor is w_r·(S + odds_r)
-    with odds_r = (1 − w_r + min_prob) / w_r, which keeps a small S. The w_r go to the constant, and a common scale makes
-    the product of all factors 1 at S = 1/concepts. Factors are multiplied in groups before the logarithm: in so few that
-    no product can fall below float32's range whatever S is, and if one then rises above it, in as many as are safe.
+    `probs` [I, C] = S, `indices` [U, K], `weights` [K], 1 without soft membership → ([U, C], the
+    constant that was taken off). The difference is what scores are made of and is small, so float32
+    holds it well. A factor is w_r·(S + odds_r) with odds_r = (1 − w_r + min_prob) / w_r, which
+    keeps a small S. The w_r go to the constant, and a common scale makes the product of all factors
+    1 at S = 1/concepts. Factors are multiplied in groups before the logarithm: in so few that no
+    product can fall below float32's range whatever S is, and if one then rises above it, in as many
+    as are safe.
     """
     odds = (
         (1.0 - weights) + min_prob
@@ -167,10 +182,11 @@ def weighted_loglik(
 
 
 def _groups_of_ranks(k: int, groups: int, step: int = 10) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Ranks 0 to k − 1 dealt to groups in turn, and in each to steps in turn: a first, short step [< 10], others [n, 10].
+    """Ranks 0 to k − 1 dealt to groups in turn, and in each to steps in turn: a first, short step
+    [< 10], others [n, 10].
 
-    In turn, so that the small odds of the first ranks meet large ones everywhere. Ten gathers in one compiled loop are
-    few enough for a CPU's registers.
+    In turn, so that the small odds of the first ranks meet large ones everywhere. Ten gathers in
+    one compiled loop are few enough for a CPU's registers.
     """
     dealt = []
     for ranks in (np.arange(first, k, groups) for first in range(groups)):
@@ -204,10 +220,11 @@ def log_normaliser(
     axis_name: str | None = None,
     block: int = 64,
 ) -> jax.Array:
-    """logsumexp over concepts of each image's logits [I], a block of images at a time: `logits` maps rows [b, …] → [b, C].
+    """logsumexp over concepts of each image's logits [I], a block of images at a time: `logits`
+    maps rows [b, …] → [b, C].
 
-    The last block reaches back over images that are done, so that no copy has to be padded. With `axis_name` a device
-    has its part of the concepts and the sum goes over all.
+    The last block reaches back over images that are done, so that no copy has to be padded. With
+    `axis_name` a device has its part of the concepts and the sum goes over all.
     """
     images = len(rows)
     block = min(block, images)
@@ -230,10 +247,11 @@ def log_normaliser(
 
 
 def _quick_logsumexp(logits: jax.Array) -> jax.Array:
-    """logsumexp over each row of logits [b, C] → [b], or what is not finite where logits differ by more than 88.
+    """logsumexp over each row of logits [b, C] → [b], or what is not finite where logits differ by
+    more than 88.
 
-    It reads the logits once: what it takes off is the largest of a row's first ones. It adds halves, because XLA does not
-    vectorise a sum along rows on a CPU.
+    It reads the logits once: what it takes off is the largest of a row's first ones. It adds
+    halves, because XLA does not vectorise a sum along rows on a CPU.
     """
     shift = logits[:, :CONCEPT_TILE].max(axis=1)
     terms, odd = jnp.exp(logits - shift[:, None]), 0.0
@@ -253,7 +271,8 @@ def _wpmi_scores(
     segment_ids: jax.Array | None,
     axis_name: str | None,
 ) -> jax.Array:
-    """WPMI scores [U, C] with `weights` [K] by rank, a tile of concepts at a time, so that its softmax stays in the cache.
+    """WPMI scores [U, C] with `weights` [K] by rank, a tile of concepts at a time, so that its
+    softmax stays in the cache.
 
     The last tile reaches back over concepts that are done.
     """
@@ -287,7 +306,9 @@ def wpmi(
     segment_ids: jax.Array | None = None,
     axis_name: str | None = None,
 ) -> jax.Array:
-    """Weighted pointwise mutual information: [I, C], [I, U] → [U, C] (equation 4 of the CLIP-Dissect paper)."""
+    """Weighted pointwise mutual information: [I, C], [I, U] → [U, C] (equation 4 of the
+    CLIP-Dissect paper).
+    """
     return _wpmi_scores(
         clip_feats, target_feats, np.ones(top_k), a, lam, min_prob, segment_ids, axis_name
     )
@@ -306,7 +327,9 @@ def soft_wpmi(
     segment_ids: jax.Array | None = None,
     axis_name: str | None = None,
 ) -> jax.Array:
-    """WPMI with soft membership of the top images: [I, C], [I, U] → [U, C] (equation 6 of the CLIP-Dissect paper)."""
+    """WPMI with soft membership of the top images: [I, C], [I, U] → [U, C] (equation 6 of the
+    CLIP-Dissect paper).
+    """
     weights = soft_weights(top_k, p_start, p_end)
     return _wpmi_scores(clip_feats, target_feats, weights, a, lam, min_prob, segment_ids, axis_name)
 
@@ -314,7 +337,8 @@ def soft_wpmi(
 def rank_reorder_baseline(
     activations: jax.Array, permutations: jax.Array, p: float = 3.0
 ) -> jax.Array:
-    """Mean |a[π] − a|^p over random orders: `activations` [U, N], descending, `permutations` [U, R, N] → [U].
+    """Mean |a[π] − a|^p over random orders: `activations` [U, N], descending, `permutations` [U, R,
+    N] → [U].
 
     The permutations count from the smallest activation, as in the official code.
     """
@@ -332,8 +356,9 @@ def random_permutations(key: jax.Array, units: int, size: int, repeats: int = 5)
 def descending_order(values: jax.Array) -> jax.Array:
     """Stable argsort, largest first, of each row of float32 [R, N] → int32 [R, N].
 
-    Sorting pairs is slow on a CPU, sorting plain integers is fast: sort the values' bits, look up each value's rank, and
-    sort rank·N + place, which puts equal values in the order of their places.
+    Sorting pairs is slow on a CPU, sorting plain integers is fast: sort the values' bits, look up
+    each value's rank, and sort rank·N + place, which puts equal values in the order of their
+    places.
     """
     n = values.shape[1]
     if n * n >= 2**31:
@@ -354,7 +379,9 @@ def rank_reorder_from_topk(
     p: float = 3.0,
     scale_p: float = 0.5,
 ) -> jax.Array:
-    """One unit: its N largest `activations` [N], descending, the same images' `clip_rows` [N, C], its baseline [] → [C]."""
+    """One unit: its N largest `activations` [N], descending, the same images' `clip_rows` [N, C],
+    its baseline [] → [C].
+    """
     reordered = activations[
         descending_order(clip_rows.T)
     ]  # [C, N]; image r of the concept's ranking against the r-th
@@ -372,10 +399,11 @@ def rank_reorder(
     permutations: jax.Array | None = None,
     key: jax.Array | None = None,
 ) -> jax.Array:
-    """Minus the error of reordering a unit's top activations by the concept's ranking: [I, C], [I, U] → [U, C].
+    """Minus the error of reordering a unit's top activations by the concept's ranking: [I, C], [I,
+    U] → [U, C].
 
-    `permutations` [U, 5, N] are the random orders of the baseline; without them they are drawn from `key`
-    (`jax.random.key(0)` when None), so the result never depends on hidden state.
+    `permutations` [U, 5, N] are the random orders of the baseline; without them they are drawn from
+    `key` (`jax.random.key(0)` when None), so the result never depends on hidden state.
     """
     n = rank_reorder_size(target_feats.shape[0], top_fraction)
     values, indices = jax.lax.top_k(target_feats.T, n)

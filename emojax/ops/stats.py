@@ -1,4 +1,6 @@
-"""Statistics that are part of a claim, as pure functions; the tests compare each with scipy or statsmodels."""
+"""Statistics that are part of a claim, as pure functions; the tests compare each with scipy or
+statsmodels.
+"""
 
 import functools
 import math
@@ -8,7 +10,8 @@ import jax.numpy as jnp
 
 
 def permutation_p_values(observed: jax.Array, null: jax.Array) -> jax.Array:
-    """(1 + how many of the null draws reach the observed value) / (1 + draws): observed [U], null [R] → p [U].
+    """(1 + how many of the null draws reach the observed value) / (1 + draws): observed [U], null
+    [R] → p [U].
 
     Never zero, as an exact test's p-value must not be (Phipson and Smyth 2010).
     """
@@ -17,7 +20,9 @@ def permutation_p_values(observed: jax.Array, null: jax.Array) -> jax.Array:
 
 
 def benjamini_hochberg(p_values: jax.Array) -> jax.Array:
-    """Adjusted p-values [U] of Benjamini and Hochberg (1995): calling those below q holds the false discovery rate at q."""
+    """Adjusted p-values [U] of Benjamini and Hochberg (1995): calling those below q holds the false
+    discovery rate at q.
+    """
     count = p_values.shape[0]
     order = jnp.argsort(p_values)
     scaled = p_values[order] * count / jnp.arange(1, count + 1)
@@ -26,7 +31,8 @@ def benjamini_hochberg(p_values: jax.Array) -> jax.Array:
 
 
 def mcnemar_exact(gained: int, lost: int) -> float:
-    """McNemar's exact test, two-sided (McNemar 1947): the p-value of `gained` wins and `lost` losses at even odds.
+    """McNemar's exact test, two-sided (McNemar 1947): the p-value of `gained` wins and `lost`
+    losses at even odds.
 
     In float64 on the host, since float32 would not do for small p-values. Also the sign test.
     """
@@ -43,10 +49,11 @@ def mcnemar_exact(gained: int, lost: int) -> float:
 
 @functools.partial(jax.jit, static_argnames="resamples")
 def bootstrap_totals(key: jax.Array, columns: jax.Array, resamples: int) -> jax.Array:
-    """Column sums of resamples with replacement (Efron 1979): `columns` [I, K] → [resamples, K] float32.
+    """Column sums of resamples with replacement (Efron 1979): `columns` [I, K] → [resamples, K]
+    float32.
 
-    Every statistic that is a function of sums is a function of these. All columns see the same draws, so what is
-    measured twice on each image stays paired.
+    Every statistic that is a function of sums is a function of these. All columns see the same
+    draws, so what is measured twice on each image stays paired.
     """
     images = columns.shape[0]
 
@@ -62,7 +69,8 @@ def bootstrap_totals(key: jax.Array, columns: jax.Array, resamples: int) -> jax.
 
 
 def calibration_error(confidence: jax.Array, correct: jax.Array, bins: int = 15) -> jax.Array:
-    """Expected calibration error (Guo et al. 2017) over equal bins of confidence, each open below and closed above.
+    """Expected calibration error (Guo et al. 2017) over equal bins of confidence, each open below
+    and closed above.
 
     `confidence` [I] of the predicted class, in (0, 1]; `correct` [I] booleans.
     """

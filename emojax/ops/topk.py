@@ -1,7 +1,7 @@
 """Running top-k per unit over a stream of image batches, and its merge across streams.
 
-An entry is a pair (value, image index). Lists are ordered by value, largest first, ties by the lower image index; an
-empty slot is (-inf, EMPTY). Shapes: U units, K list length, B batch.
+An entry is a pair (value, image index). Lists are ordered by value, largest first, ties by the
+lower image index; an empty slot is (-inf, EMPTY). Shapes: U units, K list length, B batch.
 """
 
 from typing import NamedTuple
@@ -27,7 +27,8 @@ def init(units: int, k: int) -> TopK:
 def update(state: TopK, activations: jax.Array, indices: jax.Array) -> TopK:
     """Takes a batch in: `activations` [B, U], `indices` [B] int32 (EMPTY marks padding).
 
-    Image indices must grow from batch to batch and inside one: `lax.top_k` is stable, so earlier entries win ties.
+    Image indices must grow from batch to batch and inside one: `lax.top_k` is stable, so earlier
+    entries win ties.
     """
     values = jnp.where(indices[None, :] == EMPTY, -jnp.inf, activations.T.astype(jnp.float32))
     all_values = jnp.concatenate([state.values, values], axis=1)
@@ -39,7 +40,9 @@ def update(state: TopK, activations: jax.Array, indices: jax.Array) -> TopK:
 
 
 def merge(state: TopK, k: int | None = None) -> TopK:
-    """Merges lists [S, U, K] of S streams (devices, halves of the images) into one [U, k], whatever their order."""
+    """Merges lists [S, U, K] of S streams (devices, halves of the images) into one [U, k], whatever
+    their order.
+    """
     streams, units, size = state.values.shape
     flat = [jnp.moveaxis(x, 0, 1).reshape(units, streams * size) for x in state]
     values, indices = jax.lax.sort((-flat[0], flat[1]), dimension=1, num_keys=2)
