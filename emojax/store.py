@@ -371,19 +371,22 @@ def read_entry(entry: Path, key: str, *, mapped: bool = False) -> dict[str, np.n
 
 
 def write_entry(entry: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a cache entry, whole or not at all; replaces one that failed verification."""
+    """Writes a cache entry, whole or not at all; replaces one that failed verification.
+
+    An entry that is a link is replaced itself: what it points to may be anybody's folder.
+    """
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.parent))
     try:
-        with atomic_folder(entry, _may_go) as building:
-            for name, array in arrays.items():
-                np.save(building / f"{name}.npy", array)
-            write_checksums(building, key)
+        for name, array in arrays.items():
+            np.save(building / f"{name}.npy", array)
+        write_checksums(building, key)
+        move_into_place(building, entry)
     except OSError as error:  # another process put the same entry there at the same moment
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
             raise
-
-
-def _may_go(_: Path) -> None:
-    """Whatever lies at the place of a cache entry may be replaced: it failed verification."""
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
 
 
 def write_checksums(folder: Path, key: str | None, names: Iterable[str] | None = None) -> None:

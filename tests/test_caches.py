@@ -211,6 +211,22 @@ def test_the_record_of_another_key_is_not_used(tiny_vgg, tiny_clip, blobs, tmp_p
         assert (got.top.values != foreign.top.values).any()
 
 
+def test_a_linked_entry_is_replaced_and_its_target_stays(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "a.jpg").write_text("mine")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "key").symlink_to(photos)
+    for _ in range(2):  # computed, then read from the cache
+        arrays = store.cached(cache, "key", lambda: {"x": np.arange(3)})
+        np.testing.assert_array_equal(arrays["x"], np.arange(3))
+    assert [path.name for path in photos.iterdir()] == ["a.jpg"]
+    assert store.fault(cache / "key", "key") is None
+    assert not (cache / "key").is_symlink()
+    assert [path.name for path in cache.iterdir()] == ["key"]
+
+
 def test_entries_of_another_key_or_format_are_not_used(tmp_path, caplog):
     def compute() -> dict[str, np.ndarray]:
         return {"x": np.arange(3)}
