@@ -287,6 +287,8 @@ def test_interrupted_from_the_keyboard(capsys, tmp_path, sound, monkeypatch):
         yield
 
     monkeypatch.setattr(probe_engine, "batches", interrupted)
+    # A shell starts background jobs with this signal ignored, and then it stays ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     flags = [
         "--data.path",
         sound / "fer",
@@ -305,7 +307,10 @@ def test_interrupted_from_the_keyboard(capsys, tmp_path, sound, monkeypatch):
         "--cache",
         tmp_path / "cache",
     ]
-    code = cli.main([str(arg) for arg in args])
+    try:
+        code = cli.main([str(arg) for arg in args])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (code, capsys.readouterr().err) == (
         130,
         "emojax: interrupted; nothing half-written was kept\n",
