@@ -17,13 +17,18 @@ NAMES = ("cos_similarity", "cos_similarity_cubed", "wpmi", "soft_wpmi", "rank_re
 @pytest.mark.parametrize("case", ["small", "wide"])
 @pytest.mark.parametrize("name", NAMES)
 def test_golden(golden, case, name):
-    """Same labels, and scores within 1e-4 of the official float32 code, relative to the largest score.
+    """Same labels as the official float32 code, scores within 1e-4 of the largest one.
 
-    The official soft-WPMI itself is off from float64 by 1.4e-4 on `wide`; `test_float64` is the sharper test.
+    The official soft-WPMI itself is off from float64 by 1.4e-4 on `wide`; `test_float64` is the
+    sharper test.
     """
     data = np.load(golden / "clip_dissect_similarity.npz")
     clip, acts = jnp.asarray(data[f"{case}/clip_feats"]), jnp.asarray(data[f"{case}/target_feats"])
-    extra = {"permutations": jnp.asarray(data[f"{case}/rank_reorder_permutations"])} if name == "rank_reorder" else {}
+    extra = (
+        {"permutations": jnp.asarray(data[f"{case}/rank_reorder_permutations"])}
+        if name == "rank_reorder"
+        else {}
+    )
     scores = np.asarray(jax.jit(getattr(similarity, name))(clip, acts, **extra))
     expected = data[f"{case}/{name}"]
     assert np.abs(scores - expected).max() <= 1e-4 * np.abs(expected).max()
@@ -40,17 +45,25 @@ def features():
 @pytest.mark.parametrize("name", NAMES)
 def test_float64(features, name):
     clip, acts = features
-    orders = np.stack([[np.random.default_rng(u * 9 + r).permutation(20) for r in range(5)] for u in range(29)])
+    orders = np.stack(
+        [[np.random.default_rng(u * 9 + r).permutation(20) for r in range(5)] for u in range(29)]
+    )
     extra = {"permutations": orders} if name == "rank_reorder" else {}
     expected = getattr(reference, name)(clip, acts, **extra)
-    scores = np.asarray(getattr(similarity, name)(jnp.asarray(clip), jnp.asarray(acts), **jax.tree.map(jnp.asarray, extra)))
+    scores = np.asarray(
+        getattr(similarity, name)(
+            jnp.asarray(clip), jnp.asarray(acts), **jax.tree.map(jnp.asarray, extra)
+        )
+    )
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["wpmi", "soft_wpmi"])
 def test_layers_together_equal_each_alone(features, name):
     clip, acts = map(jnp.asarray, features)
-    together = getattr(similarity, name)(clip, acts, segment_ids=jnp.repeat(jnp.arange(3), jnp.array([9, 1, 19])))
+    together = getattr(similarity, name)(
+        clip, acts, segment_ids=jnp.repeat(jnp.arange(3), jnp.array([9, 1, 19]))
+    )
     alone = [getattr(similarity, name)(clip, acts[:, a:b]) for a, b in ((0, 9), (9, 10), (10, 29))]
     np.testing.assert_allclose(together, np.concatenate(alone), atol=2e-6)
 
@@ -58,7 +71,10 @@ def test_layers_together_equal_each_alone(features, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_permuting_units_and_concepts_permutes_scores(features, name):
     clip, acts = map(jnp.asarray, features)
-    units, concepts = jax.random.permutation(jax.random.key(1), 29), jax.random.permutation(jax.random.key(2), 37)
+    units, concepts = (
+        jax.random.permutation(jax.random.key(1), 29),
+        jax.random.permutation(jax.random.key(2), 37),
+    )
     extra, moved = {}, {}
     if name == "rank_reorder":
         orders = similarity.random_permutations(jax.random.key(3), 29, 20)
@@ -80,7 +96,10 @@ def test_cosine_from_moments(features):
     images = rng.standard_normal((400, 16)).astype(np.float32)
     text = rng.standard_normal((11, 16)).astype(np.float32)
     scores = similarity.cos_similarity_from_moments(
-        jnp.asarray(acts.T @ images), jnp.asarray((acts**2).sum(0)), jnp.asarray(images.T @ images), jnp.asarray(text)
+        jnp.asarray(acts.T @ images),
+        jnp.asarray((acts**2).sum(0)),
+        jnp.asarray(images.T @ images),
+        jnp.asarray(text),
     )
     np.testing.assert_allclose(scores, reference.cos_similarity(images @ text.T, acts), atol=2e-6)
 
@@ -98,10 +117,14 @@ def test_soft_wpmi_keeps_small_probabilities():
 @pytest.mark.parametrize("concepts", [2, 25, 20_000])
 @pytest.mark.parametrize("soft", [True, False])
 def test_products_stay_in_range(concepts, top_k, soft):
-    """Probabilities at either end, on every rank or on some: products are largest and smallest there."""
+    """Probabilities at either end, on every rank or on some: the extremes of the products."""
     rng = np.random.default_rng(6)
     columns = [np.zeros(top_k), np.ones(top_k), np.full(top_k, 1 / concepts)]
-    columns += [np.arange(top_k) < top_k / 2, np.arange(top_k) >= top_k / 2, *(rng.random((20, top_k)) < 0.5)]
+    columns += [
+        np.arange(top_k) < top_k / 2,
+        np.arange(top_k) >= top_k / 2,
+        *(rng.random((20, top_k)) < 0.5),
+    ]
     probs = jnp.asarray(np.stack(columns, axis=1), jnp.float32)
     weights = similarity.soft_weights(top_k) if soft else np.ones(top_k)
     indices = jnp.arange(top_k)[None]
@@ -111,16 +134,22 @@ def test_products_stay_in_range(concepts, top_k, soft):
 
 
 @pytest.mark.parametrize("concepts", [1, 63, 64, 65, 1001])
-@pytest.mark.parametrize("last", [0.0, 1000.0])  # above the first logits by more than an exponential can hold
+@pytest.mark.parametrize(
+    "last", [0.0, 1000.0]
+)  # above the first logits by more than an exponential can hold
 def test_log_normaliser(concepts, last):
     logits = np.random.default_rng(7).normal(scale=20, size=(130, concepts)).astype(np.float32)
     logits[:, -1] += last
     got = jax.jit(lambda x: similarity.log_normaliser(x, lambda rows: rows))(logits)
-    np.testing.assert_allclose(got, scipy.special.logsumexp(np.float64(logits), axis=1), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        got, scipy.special.logsumexp(np.float64(logits), axis=1), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_log_normaliser_without_any_concept_is_minus_infinity():
-    assert (similarity.log_normaliser(jnp.full((3, 70), -jnp.inf), lambda rows: rows) == -jnp.inf).all()
+    assert (
+        similarity.log_normaliser(jnp.full((3, 70), -jnp.inf), lambda rows: rows) == -jnp.inf
+    ).all()
 
 
 @pytest.mark.parametrize("images", [8, 31, 32, 33, 500])
@@ -155,7 +184,34 @@ def test_rank_reorder_without_permutations_is_reproducible(features):
 @pytest.mark.parametrize("n", [3, 200])
 def test_descending_order_is_a_stable_argsort(n):
     rng = np.random.default_rng(4)
-    values = np.round(rng.standard_normal((50, n)), 1).astype(np.float32)  # ties, negative values, zeros of either sign
+    values = np.round(rng.standard_normal((50, n)), 1).astype(
+        np.float32
+    )  # ties, negative values, zeros of either sign
     np.testing.assert_array_equal(
         similarity.descending_order(jnp.asarray(values)), np.argsort(-values, axis=1, kind="stable")
     )
+
+
+@pytest.fixture
+def traces():
+    """The functions that JAX traces while a test runs."""
+    names = []
+
+    def listen(event, _, **details):
+        if event == "/jax/core/compile/jaxpr_trace_duration":
+            names.append(details.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_second_call_traces_nothing(features, traces, name):
+    clip, acts = (jnp.asarray(x[:391]) for x in features)  # a shape that no other test traced
+    call = getattr(similarity, name)
+    first = call(clip, acts)
+    assert traces
+    traces.clear()
+    np.testing.assert_array_equal(call(clip, acts), first)
+    assert not traces

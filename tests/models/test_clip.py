@@ -14,7 +14,7 @@ from emojax.models import clip
 
 
 def torch_parity(config, batch, tmp_path):
-    """Largest relative difference of both embeddings to torch's CLIPModel, through a saved folder."""
+    """Largest relative difference of both embeddings to torch's, through a saved folder."""
     torch = pytest.importorskip("torch", reason="the oracle extra (torch) is not installed")
     from transformers import CLIPImageProcessorPil, CLIPModel
 
@@ -26,7 +26,9 @@ def torch_parity(config, batch, tmp_path):
     model.save_pretrained(tmp_path)
     hf_tokenizer().save_pretrained(tmp_path)
     size = config.vision_config.image_size
-    CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size}).save_pretrained(tmp_path)
+    CLIPImageProcessorPil(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+    ).save_pretrained(tmp_path)
     ours = load_clip(tmp_path)
 
     rng, text = np.random.default_rng(0), config.text_config
@@ -39,8 +41,13 @@ def torch_parity(config, batch, tmp_path):
             model.get_text_features(torch.from_numpy(ids)),
         )
     want = [getattr(x, "pooler_output", x).numpy() for x in want]
-    got = jax.jit(ours.model.image_features)(jnp.asarray(images)), jax.jit(ours.model.text_features)(jnp.asarray(ids))
-    return [np.abs(np.asarray(g) - w).max() / np.abs(w).max() for g, w in zip(got, want, strict=True)]
+    got = (
+        jax.jit(ours.model.image_features)(jnp.asarray(images)),
+        jax.jit(ours.model.text_features)(jnp.asarray(ids)),
+    )
+    return [
+        np.abs(np.asarray(g) - w).max() / np.abs(w).max() for g, w in zip(got, want, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
@@ -51,7 +58,10 @@ def test_tiny_parity(tmp_path, activation):
 
 
 def test_vit_b32_parity(tmp_path):
-    """The published widths, vocabulary and image size; two blocks of twelve, which are all alike, to save a minute."""
+    """The published widths, vocabulary and image size.
+
+    Two blocks of twelve, which are all alike, to save a minute.
+    """
     from transformers import CLIPConfig
 
     text = {"eos_token_id": 49407, "bos_token_id": 49406, "num_hidden_layers": 2}
@@ -60,7 +70,7 @@ def test_vit_b32_parity(tmp_path):
 
 
 def test_old_end_token_means_largest_id(tiny_clip):
-    """Published configs of 2021 say end token 2; transformers then takes the position of the largest id."""
+    """Configs of 2021 say end token 2; transformers then takes the largest id's position."""
     ids = jnp.asarray(tiny_clip.tokenize(["Raised Brows"]))
     graph = tiny_clip.model.text_model
     try:
@@ -82,7 +92,9 @@ def test_tokens_equal_transformers(tiny_clip, clip_folder):
     from transformers import CLIPTokenizer
 
     texts = ["Raised Brows", "Closed Eyes", "naïve — Smile!"]
-    theirs = CLIPTokenizer.from_pretrained(clip_folder)(texts, max_length=40, padding="max_length", truncation=True)
+    theirs = CLIPTokenizer.from_pretrained(clip_folder)(
+        texts, max_length=40, padding="max_length", truncation=True
+    )
     ours = tiny_clip.tokenize(texts)
     for mine, ids, mask in zip(ours, theirs["input_ids"], theirs["attention_mask"], strict=True):
         assert mine[: sum(mask)].tolist() == ids[: sum(mask)]
@@ -135,11 +147,17 @@ def processor(folder, **changes):
         (lambda f: break_config(f, model_type="bert"), "model_type is 'bert', not 'clip'"),
         (lambda f: break_config(f, projection_dim=25), "has shape"),
         (lambda f: (f / "model.safetensors").unlink(), "no model.safetensors"),
-        (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 40), "not a readable safetensors file"),
+        (
+            lambda f: (f / "model.safetensors").write_bytes(b"\0" * 40),
+            "not a readable safetensors file",
+        ),
         (drop_array, "parameters are missing: visual_projection.weight"),
         (lambda f: (f / "preprocessor_config.json").unlink(), "no preprocessor_config.json"),
         (lambda f: processor(f, resample=2), "only bicubic"),
-        (lambda f: processor(f, crop_size={"height": 24, "width": 24}), "config.json says images of 32"),
+        (
+            lambda f: processor(f, crop_size={"height": 24, "width": 24}),
+            "config.json says images of 32",
+        ),
         (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json"),
         (lambda f: (f / "tokenizer.json").write_text("{}"), "tokenizer cannot be read"),
     ],
@@ -153,7 +171,9 @@ def test_refuses_damaged_folders(clip_folder, tmp_path, damage, message):
 
 
 def test_unknown_hub_name_says_how_to_pass_a_folder():
-    with pytest.raises(InputError, match=r"no CLIP folder 'nobody/no-such-clip'.*pass --clip.path its folder"):
+    with pytest.raises(
+        InputError, match=r"no CLIP folder 'nobody/no-such-clip'.*pass --clip.path its folder"
+    ):
         load_clip("nobody/no-such-clip")
     with pytest.raises(InputError, match=r"pass --clip.path a folder"):
         load_clip("not there")

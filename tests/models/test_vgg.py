@@ -10,7 +10,7 @@ from emojax.ops.gains import with_scope
 
 
 def golden_weights():
-    """The weights that `golden/vgg_torch.npz` was made with, regenerated as its README says; and the generator."""
+    """The weights of `golden/vgg_torch.npz`, made as its README says; and the generator."""
     rng = np.random.default_rng(7)
     config = vgg.VggConfig.paper()
     shapes, inputs = [], 1
@@ -19,7 +19,10 @@ def golden_weights():
         inputs = width
     for name, width in zip(vgg.CONVS, config.widths, strict=True):
         norm = name.replace("conv", "bn")
-        shapes += [(f"{norm}.{leaf}", (width,)) for leaf in ("weight", "bias", "running_mean", "running_var")]
+        shapes += [
+            (f"{norm}.{leaf}", (width,))
+            for leaf in ("weight", "bias", "running_mean", "running_var")
+        ]
     inputs = 2048
     for name, width in (("lin1", 4096), ("lin2", 4096), ("lin3", 7)):
         shapes += [(f"{name}.weight", (width, inputs)), (f"{name}.bias", (width,))]
@@ -29,15 +32,16 @@ def golden_weights():
         n = rng.standard_normal(shape).astype(np.float32)
         layer, leaf = name.split(".")
         if layer.startswith("bn"):
-            value = {"weight": 1 + 0.1 * n, "bias": 0.1 * n, "running_mean": 0.1 * n, "running_var": 1 + 0.1 * abs(n)}[leaf]
+            value = {
+                "weight": 1 + 0.1 * n,
+                "bias": 0.1 * n,
+                "running_mean": 0.1 * n,
+                "running_var": 1 + 0.1 * abs(n),
+            }[leaf]
         else:
             value = n * np.sqrt(2 / np.prod(shape[1:])) if leaf == "weight" else 0.1 * n
         arrays[name] = value.astype(np.float32)
     return arrays, rng
-
-
-def relative(got, want):
-    return np.abs(np.asarray(got) - want).max() / np.abs(want).max()
 
 
 def test_golden(golden):
@@ -48,11 +52,15 @@ def test_golden(golden):
     model = vgg.from_torch_state_dict(arrays)
     assert model.config == vgg.VggConfig.paper()
     logits, taps = nnx.jit(lambda m, x: m(x))(model, jnp.asarray(images.transpose(0, 2, 3, 1)))
-    assert relative(logits, data["logits"]) <= 1e-5
+    assert reference.relative(logits, data["logits"]) <= 1e-5
     for layer in (*vgg.CONVS, *vgg.HIDDEN):
         tap = np.asarray(taps[layer])
-        for how, pooled in (("avg", tap.mean((1, 2))), ("max", tap.max((1, 2)))) if tap.ndim == 4 else (("avg", tap),):
-            assert relative(pooled, data[f"{how}/{layer}"]) <= 1e-5, layer
+        for how, pooled in (
+            (("avg", tap.mean((1, 2))), ("max", tap.max((1, 2))))
+            if tap.ndim == 4
+            else (("avg", tap),)
+        ):
+            assert reference.relative(pooled, data[f"{how}/{layer}"]) <= 1e-5, layer
     np.testing.assert_array_equal(taps["lin3"], logits)
 
 
@@ -63,7 +71,7 @@ def test_paper_size():
 
 
 def plain_forward(arrays, x):
-    """The network in float64 numpy: [B, 40, 40, 1] → logits and raw layer outputs, channels first inside."""
+    """The network in float64 numpy: [B, 40, 40, 1] → logits and raw layer outputs."""
     x, taps = np.float64(x).transpose(0, 3, 1, 2), {}
     for name in vgg.CONVS:
         w = np.float64(arrays[f"{name}.weight"])
@@ -95,9 +103,9 @@ def batch():
 def test_equals_float64_numpy(tiny_vgg, batch):
     logits, taps = tiny_vgg(jnp.asarray(batch))
     want, want_taps = plain_forward(vgg.to_torch_state_dict(tiny_vgg), batch)
-    assert relative(logits, want) <= 1e-5
+    assert reference.relative(logits, want) <= 1e-5
     for layer in vgg.LAYERS:
-        assert relative(taps[layer], want_taps[layer]) <= 1e-5, layer
+        assert reference.relative(taps[layer], want_taps[layer]) <= 1e-5, layer
 
 
 def test_relu_taps_are_what_the_next_layer_sees(tiny_vgg, batch):
@@ -152,10 +160,10 @@ def test_gain_inside_equals_edited_parameters(tiny_vgg, batch, layer, scope):
     edited = vgg.with_gains(tiny_vgg, {layer: gain})(x)[0]
     inside = tiny_vgg(x, gains={layer: gain})[0]
     after = tiny_vgg.after(tiny_vgg.until(x, layer), layer, gain)
-    assert relative(inside, np.asarray(edited)) <= 1e-5
-    assert relative(after, np.asarray(edited)) <= 1e-5
+    assert reference.relative(inside, np.asarray(edited)) <= 1e-5
+    assert reference.relative(after, np.asarray(edited)) <= 1e-5
     assert (inside.argmax(1) == edited.argmax(1)).all()
-    assert relative(edited, np.asarray(tiny_vgg(x)[0])) > 1e-3  # the edit did something
+    assert reference.relative(edited, np.asarray(tiny_vgg(x)[0])) > 1e-3  # the edit did something
 
 
 @pytest.mark.parametrize("layer", ["conv1a", "conv4b", "lin2"])
@@ -183,8 +191,10 @@ def test_loads_into_torch_with_strict(tiny_vgg, batch):
     gain = with_scope(np.linspace(0.5, 2, 20, dtype=np.float32))
     edited = vgg.with_gains(tiny_vgg, {"lin2": gain})
     arrays = vgg.to_torch_state_dict(edited)
-    oracle.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()}, strict=True)
+    oracle.load_state_dict(
+        {name: torch.from_numpy(array) for name, array in arrays.items()}, strict=True
+    )
     oracle.eval()
     with torch.no_grad():
         want = oracle(torch.from_numpy(batch.transpose(0, 3, 1, 2).copy())).numpy()
-    assert relative(edited(jnp.asarray(batch))[0], want) <= 1e-5
+    assert reference.relative(edited(jnp.asarray(batch))[0], want) <= 1e-5

@@ -8,14 +8,20 @@ import pytest
 from emojax.ops import augment
 from emojax.ops.image import resize_bilinear
 
-POSITION = 1e-5  # points are float32 in -1…1: up to 48 / 2 · 2^-23 · a few pixels off, times a slope of at most one
+# Points are float32 in -1…1: up to 48 / 2 · 2^-23 · a few pixels off, times a slope of at most one.
+POSITION = 1e-5
 
 
 def still(count, height=48, width=48, **changed):
     """A draw that changes nothing, but for what is given."""
     zeros, whole = jnp.zeros(count), (jnp.full(count, float(height)), jnp.full(count, float(width)))
     box = augment.Boxes(zeros, zeros, *whole, jnp.ones(count, bool))
-    fields = {"box": box, "shift": jnp.zeros((count, 2)), "angle": zeros, "mirror": jnp.zeros(count, bool)}
+    fields = {
+        "box": box,
+        "shift": jnp.zeros((count, 2)),
+        "angle": zeros,
+        "mirror": jnp.zeros(count, bool),
+    }
     return augment.Draw(**({**fields, "corner": jnp.zeros((count, 2))} | changed))
 
 
@@ -25,14 +31,19 @@ def images():
 
 
 def test_nothing_drawn_is_the_image_or_its_resize(images):
-    np.testing.assert_allclose(augment.view(jnp.asarray(images), still(6), 48, 48), images, atol=POSITION)
+    np.testing.assert_allclose(
+        augment.view(jnp.asarray(images), still(6), 48, 48), images, atol=POSITION
+    )
     got = augment.view(jnp.asarray(images), still(6), 40, 40)
     np.testing.assert_allclose(got, resize_bilinear(jnp.asarray(images), (40, 40)), atol=POSITION)
 
 
 def test_mirror_shift_and_crop_move_whole_pixels(images):
     moved = still(
-        6, mirror=jnp.ones(6, bool), shift=jnp.tile(jnp.asarray([3.0, -5.0]), (6, 1)), corner=jnp.full((6, 2), 4.0)
+        6,
+        mirror=jnp.ones(6, bool),
+        shift=jnp.tile(jnp.asarray([3.0, -5.0]), (6, 1)),
+        corner=jnp.full((6, 2), 4.0),
     )
     got = augment.view(jnp.asarray(images), moved, 48, 40)
     want = np.zeros_like(images)
@@ -46,7 +57,10 @@ def plain_view(image, drawn, canvas, side):
     out = np.zeros((side, side))
     for row in range(side):
         for column in range(side):
-            x, y = column + drawn.corner[0] + 0.5 - canvas / 2, row + drawn.corner[1] + 0.5 - canvas / 2
+            x, y = (
+                column + drawn.corner[0] + 0.5 - canvas / 2,
+                row + drawn.corner[1] + 0.5 - canvas / 2,
+            )
             c, s = np.cos(drawn.angle), np.sin(drawn.angle)
             x, y = c * x - s * y, s * x + c * y
             inside = max(abs(x), abs(y)) <= canvas / 2
@@ -110,7 +124,9 @@ def test_half_of_the_views_lose_a_box(images):
 @pytest.mark.parametrize(("kind", "views"), [("affine", 1), ("one_crop", 1), ("ten_crop", 10)])
 def test_kinds(images, kind, views):
     made = jax.jit(lambda key, x: augment.augment(kind, key, x, 40))
-    one, again, other = (np.asarray(made(jax.random.key(seed), jnp.asarray(images))) for seed in (0, 0, 1))
+    one, again, other = (
+        np.asarray(made(jax.random.key(seed), jnp.asarray(images))) for seed in (0, 0, 1)
+    )
     assert one.shape == (6 * views, 40, 40, 1)
     np.testing.assert_array_equal(one, again)
     assert (one != other).any()
@@ -118,10 +134,12 @@ def test_kinds(images, kind, views):
 
 
 def test_ten_crops_are_those_of_one_view(images):
-    """Crops of an image share its geometry: where none was erased, a crop and its mirrored partner agree."""
+    """Crops of an image share its geometry: where none was erased, they agree with its view."""
     drawn = augment.draw(jax.random.split(jax.random.key(3))[0], 6, (48, 48), 48, 48)
     whole = np.asarray(augment.view(jnp.asarray(images), drawn, 48, 48))
-    crops = np.asarray(augment.augment("ten_crop", jax.random.key(3), jnp.asarray(images), 40)).reshape(6, 10, 40, 40, 1)
+    crops = np.asarray(
+        augment.augment("ten_crop", jax.random.key(3), jnp.asarray(images), 40)
+    ).reshape(6, 10, 40, 40, 1)
     kept = crops[:, 0] != 0
     np.testing.assert_array_equal(crops[:, 0][kept], whole[:, :40, :40][kept])
     assert kept.mean() > 0.5
