@@ -2,21 +2,21 @@
 
 import sys
 
-from emojax import process
+from emojax import interruption
 
 
 def start() -> None:
     """Runs the command line and ends the process; from its first moments on a signal ends it with one line."""
-    process.listen()
+    interruption.listen()
     try:
         from emojax.cli import main
 
         code = main()
     except KeyboardInterrupt:  # while the command line was still loading
-        with process.safe_streams():
+        with interruption.safe_streams():
             print("emojax: interrupted", file=sys.stderr)
-        code = process.exit_code()
-    process.ignore_signals()
+        code = interruption.exit_code()
+    interruption.ignore_signals()
     sys.exit(code)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from emojax import process
+from emojax import interruption
 from emojax.commands import (
     audit,
     compare,
@@ -176,7 +176,7 @@ def _one_line(boxed: str) -> str:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs a command line; returns the exit code. Signals end the work in order, and printing cannot fail."""
-    with process.safe_streams(), process.listening():
+    with interruption.safe_streams(), interruption.listening():
         return _main(args)
 
 
@@ -199,14 +199,14 @@ def _main(args: Sequence[str] | None) -> int:
         if job is not None and job.index is not None:
             name += f"process {job.index}: "
         _run(command, parse(command, rest), job, _take_out(rest, ("--config",))[0].get("--config"))
-        process.check_interrupted()
+        interruption.check_interrupted()
         return 0
     except InputError as error:
         code = _complain(name, error, one_line(error), 2)
     except processes.PeerLost as lost:
         code = _complain(name, lost, str(lost), processes.LOST)
     except KeyboardInterrupt as stop:
-        code = _complain(name, stop, "interrupted; nothing half-written was kept", process.exit_code())
+        code = _complain(name, stop, "interrupted; nothing half-written was kept", interruption.exit_code())
     except Exception as error:
         if isinstance(error, OSError) and of_the_disk(error) is not None:
             code = _complain(name, error, one_line(OSError(of_the_disk(error))), 2)
@@ -232,7 +232,7 @@ def _run(command: Command, settings: Section, job: processes.Job | None, config:
 
     mesh.use_all_cores()
     with processes.joined(job), console.log_shown(), contextlib.ExitStack() as quiet:
-        process.listen()  # anew: JAX's service for a job's processes takes SIGTERM for itself
+        interruption.listen()  # anew: JAX's service for a job's processes takes SIGTERM for itself
         if job is not None:
             told = [command.name, settings.model_dump(mode="json")]
             processes.check_same_everywhere(told, "settings")

@@ -273,13 +273,22 @@ def place(building: Path, target: Path) -> None:
     """
     if building.parent == target:
         _move_in(building, target)
-    elif target.exists():
-        retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-        os.replace(target, retired / target.name)
-        os.replace(building, target)
-        shutil.rmtree(retired)
     else:
+        move_into_place(building, target)
+
+
+def move_into_place(building: Path, target: Path) -> None:
+    """Renames a finished folder to `target`; what lay there, file, link or folder, is removed last.
+
+    A link is replaced itself: what it points to stays.
+    """
+    if not os.path.lexists(target):
         os.replace(building, target)
+        return
+    retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    os.replace(target, retired / target.name)
+    os.replace(building, target)
+    shutil.rmtree(retired)
 
 
 def _move_in(building: Path, target: Path) -> None:

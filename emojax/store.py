@@ -342,14 +342,18 @@ def read_entry(entry: Path, key: str, *, mapped: bool = False) -> dict[str, np.n
 
 def write_entry(entry: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a cache entry, whole or not at all; replaces one that failed verification."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.parent))
     try:
-        with atomic_folder(entry) as building:
-            for name, array in arrays.items():
-                np.save(building / f"{name}.npy", array)
-            write_checksums(building, key)
+        for name, array in arrays.items():
+            np.save(building / f"{name}.npy", array)
+        write_checksums(building, key)
+        outputs.move_into_place(building, entry)
     except OSError as error:  # another process put the same entry there at the same moment
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
             raise
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
 
 
 def write_checksums(folder: Path, key: str | None, names: Iterable[str] | None = None) -> None:
@@ -400,15 +404,6 @@ def _checksums(path: Path) -> list[int]:
 def report_damage(path: Path, reason: str) -> None:
     """Logs that something in the cache cannot be used and is made again."""
     _log.warning("%s is not used and is made again: %s", path, reason)
-
-
-def move_into_place(building: Path, target: Path) -> None:
-    """Renames a finished folder to `target`, in place of what lies there."""
-    if os.path.lexists(target):
-        retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-        os.replace(target, retired / target.name)
-        shutil.rmtree(retired)
-    os.replace(building, target)
 
 
 def locked(folder: Path) -> BinaryIO:

@@ -272,7 +272,7 @@ def random_clip(size: str, dtype: str = "float32"):
     import jax.numpy as jnp
     from flax import nnx
 
-    from emojax.data.weights import ClipEncoder, Preprocess
+    from emojax.data.clip_encoder import ClipEncoder, Preprocess
     from emojax.models.clip import Clip, ClipConfig
 
     config = ClipConfig.from_hf(clip_config(size).to_dict())
@@ -306,7 +306,7 @@ class Generated:
 
 def generated_set(count: int):
     """An unlabelled image set of noise."""
-    from emojax.data.loader import ImageSet
+    from emojax.data.image_set import ImageSet
 
     class Ids:
         def __getitem__(self, at):
@@ -339,8 +339,8 @@ def probe(options: Probe) -> Results:
     from PIL import Image
     from transformers import CLIPModel
 
-    from emojax.data.loader import open_split
     from emojax.data.map_images import map_images
+    from emojax.data.opening import open_split
     from emojax.models.vgg import LAYERS, VggConfig
     from emojax.ops.pooling import pool
     from emojax.probing import network

@@ -35,8 +35,9 @@ def main(options: Options) -> None:
     from emojax import outputs, store
     from emojax import settings as config
     from emojax.commands import train as verbs_train
-    from emojax.data import seen
-    from emojax.data.weights import load_clip, save_vgg
+    from emojax.data.clip_folder import load_clip
+    from emojax.data.provenance import use_of
+    from emojax.data.weights import save_vgg
     from emojax.synthetic import faces
     from emojax.training.evaluate import evaluate
 
@@ -57,7 +58,7 @@ def main(options: Options) -> None:
         validation = watched.image_set("faces/public_test")
         report = verbs_train.metrics_writer(Path(log) / "vgg.jsonl")
         model, _ = verbs_train.train_classifiers(train_vgg, images, validation, report)[0]
-        save_vgg(model, folder / "vgg.safetensors", seen=[seen.of(images, "trained"), seen.of(validation, "chosen")])
+        save_vgg(model, folder / "vgg.safetensors", uses=[use_of(images, "trained"), use_of(validation, "chosen")])
 
         held_out = faces.split("private_test", options.test_faces)  # not looked at while training
         pictures = held_out.render()

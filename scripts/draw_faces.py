@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from emojax.data.fer2013 import CLASSES
+from emojax.data.classes import FER2013 as CLASSES
 from emojax.synthetic import faces
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from emojax import cli
 from emojax.data import audit, fer2013
-from emojax.data.loader import open_split
+from emojax.data.opening import open_split
 from emojax.errors import InputError
 from emojax.synthetic import faces
 

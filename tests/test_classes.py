@@ -13,7 +13,8 @@ import emojax
 from emojax import cli
 from emojax.data import classes, fer2013
 from emojax.data.concepts import ConceptSet
-from emojax.data.loader import ImageSet, open_split
+from emojax.data.image_set import ImageSet
+from emojax.data.opening import open_split
 from emojax.data.weights import load_network, save_network, save_vgg, with_classes
 from emojax.editing import activations as layers
 from emojax.errors import InputError

@@ -8,7 +8,7 @@ import pytest
 from conftest import hf_config, hf_tokenizer
 from safetensors.numpy import load_file, save_file
 
-from emojax.data.weights import load_clip
+from emojax.data.clip_folder import load_clip
 from emojax.errors import InputError
 from emojax.models import clip
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from emojax.data.loader import ImageSet
+from emojax.data.image_set import ImageSet
 from emojax.distributed.mesh import make_mesh
 from emojax.editing import activations as inputs
 from emojax.editing import baselines as learn

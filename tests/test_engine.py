@@ -11,7 +11,7 @@ from flax import nnx
 import emojax
 from emojax.data import map_images
 from emojax.data.concepts import ConceptSet
-from emojax.data.loader import ImageSet
+from emojax.data.image_set import ImageSet
 from emojax.dissection import dissect
 from emojax.distributed.mesh import make_mesh
 from emojax.editing import edit

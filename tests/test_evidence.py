@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from test_edit import float64_logits, random_layer
 
-from emojax.data.loader import ImageSet
+from emojax.data.image_set import ImageSet
 from emojax.editing import activations as inputs
 from emojax.editing import edit, sweep
 from emojax.editing.edit import Search, Setting

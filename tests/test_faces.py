@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from emojax.data.classes import FER2013 as CLASSES
 from emojax.data.concepts import load_concepts
-from emojax.data.fer2013 import CLASSES
 from emojax.errors import InputError
 from emojax.synthetic import faces
 

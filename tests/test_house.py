@@ -18,7 +18,7 @@ from rich.console import Console
 import emojax
 from emojax import cli, store
 from emojax.commands import console
-from emojax.data.loader import open_split
+from emojax.data.opening import open_split
 from emojax.data.weights import load_vgg, save_vgg
 from emojax.errors import InputError
 from emojax.settings import Settings, read_settings
@@ -35,7 +35,7 @@ LEVELS = (
     {"training"},
     {"probing"},
     {"data", "synthetic"},
-    {"distributed", "store", "settings", "outputs", "process"},
+    {"distributed", "store", "settings", "section", "outputs", "interruption"},
     {"models"},
     {"ops"},
 )

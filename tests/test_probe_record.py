@@ -16,7 +16,7 @@ from scipy import stats as scipy_stats
 
 from emojax import cli
 from emojax.data.concepts import ConceptSet
-from emojax.data.loader import ImageSet
+from emojax.data.image_set import ImageSet
 from emojax.data.weights import save_vgg
 from emojax.dissection import dissect
 from emojax.distributed.mesh import make_mesh
@@ -140,8 +140,9 @@ PROGRAM = """
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     from pathlib import Path
     import numpy as np
-    from emojax.data.loader import ImageSet
-    from emojax.data.weights import load_clip, load_vgg
+    from emojax.data.image_set import ImageSet
+    from emojax.data.clip_folder import load_clip
+    from emojax.data.weights import load_vgg
     from emojax.probing.probe import probe
     import time
     images = ImageSet.from_arrays(np.load(sys.argv[5]), name="noise")

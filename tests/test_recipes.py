@@ -16,8 +16,8 @@ import reference
 from flax import nnx
 
 from emojax import cli
-from emojax.data import seen
-from emojax.data.loader import ImageSet, copies
+from emojax.data.image_set import ImageSet, duplicates
+from emojax.data.provenance import Use, overlap_warnings, read_provenance, use_of
 from emojax.data.weights import load_network, load_vgg, save_vgg
 from emojax.distributed.mesh import make_mesh, parameter_shardings
 from emojax.errors import InputError
@@ -300,15 +300,15 @@ def test_a_step_of_the_full_vggnet_equals_pytorchs():
 def test_weights_say_what_they_have_seen(tiny_vgg, images, tmp_path):
     path, other = tmp_path / "model.safetensors", faces.random_faces(20, 5).image_set("other")
     save_vgg(tiny_vgg, path)
-    assert seen.read(path) is None
-    assert seen.warnings(None, "model", [images, other]) == [
+    assert read_provenance(path) is None
+    assert overlap_warnings(None, "model", [images, other]) == [
         "model does not say what it was trained on, so it counts as having seen faces, other"
     ]
-    save_vgg(tiny_vgg, path, seen=[seen.of(images, "trained"), seen.of(other, "chosen")])
-    known = seen.read(path)
+    save_vgg(tiny_vgg, path, uses=[use_of(images, "trained"), use_of(other, "chosen")])
+    known = read_provenance(path)
     assert [(each.name, each.role) for each in known] == [("faces", "trained"), ("other", "chosen")]
     renamed = ImageSet.from_arrays(images.images, images.labels, images.classes, name="renamed")
-    found = seen.warnings(known, "model", [renamed, other, faces.random_faces(20, 6).image_set("new")])
+    found = overlap_warnings(known, "model", [renamed, other, faces.random_faces(20, 6).image_set("new")])
     assert found == [
         "model was trained on renamed: accuracy there says nothing",
         "model was chosen on other: accuracy is flattered",
@@ -319,7 +319,7 @@ def test_weights_say_what_they_have_seen(tiny_vgg, images, tmp_path):
 def test_copies(images):
     pixels = images.images
     mixed = np.concatenate([pixels[5:7], 255 - pixels[:3], pixels[:1]])
-    np.testing.assert_array_equal(copies(mixed, pixels, chunk=4), [True, True, False, False, False, True])
+    np.testing.assert_array_equal(duplicates(mixed, pixels, chunk=4), [True, True, False, False, False, True])
 
 
 def test_average_is_the_mean_of_probabilities():
@@ -369,7 +369,7 @@ def test_an_ensemble_by_command(tmp_path, capsys):
     summary = json.loads((out / "summary.json").read_text())
     assert [member["seed"] for member in summary["members"]] == [0, 1]
     assert "faces/private_test, ensemble, no copies of faces/training" in summary["test"]
-    assert {each.role for each in seen.read(out / "model_1.safetensors")} == {"trained", "chosen"}
+    assert {each.role for each in read_provenance(out / "model_1.safetensors")} == {"trained", "chosen"}
     tested = ["--target.weights", out / "model_0.safetensors", "--data.kind", "faces", "--data.limit", "64"]
     tested += ["--data.test-splits", "training", "private_test", "--copies-of", "public_test", "--out", tmp_path / "e"]
     code, _, err = run(capsys, "evaluate", *tested)
@@ -419,12 +419,12 @@ def test_shards_of_weights(tiny_vgg, tmp_path):
     spec = importlib.util.spec_from_file_location("shard_weights", path)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    save_vgg(tiny_vgg, tmp_path / "model.safetensors", seen=[seen.Seen("FER2013 training", "key", "trained")])
+    save_vgg(tiny_vgg, tmp_path / "model.safetensors", uses=[Use("FER2013 training", "key", "trained")])
     script.shard(tmp_path / "model.safetensors", tmp_path / "shards", megabytes=0.068)
     sizes = [file.stat().st_size for file in (tmp_path / "shards").glob("*.safetensors")]
     assert len(sizes) > 2
     assert max(sizes) <= 68_000
     script.join(tmp_path / "shards", tmp_path / "back.safetensors")
-    assert seen.read(tmp_path / "back.safetensors") == seen.read(tmp_path / "model.safetensors")
+    assert read_provenance(tmp_path / "back.safetensors") == read_provenance(tmp_path / "model.safetensors")
     for a, b in zip(leaves(nnx.state(load_vgg(tmp_path / "back.safetensors"))), leaves(nnx.state(tiny_vgg)), strict=True):
         np.testing.assert_allclose(a, b, rtol=2**-8)

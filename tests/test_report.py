@@ -18,7 +18,7 @@ from emojax import settings as config
 from emojax.commands import chain as verbs
 from emojax.commands import report as verbs_report
 from emojax.data.concepts import ConceptSet
-from emojax.data.loader import ImageSet
+from emojax.data.image_set import ImageSet
 from emojax.errors import InputError
 from emojax.evidence.verdict import Evidence
 from emojax.report import page, sprites, units

@@ -18,7 +18,7 @@ from PIL import Image
 
 from emojax import cli
 from emojax.data import fer2013
-from emojax.data.loader import open_split
+from emojax.data.opening import open_split
 from emojax.errors import InputError
 
 TENSOR = "tensorflow_datasets.core.features.tensor_feature.Tensor"
@@ -463,17 +463,19 @@ def test_random_damage_never_changes_a_result(prepared):
 # What a folder is
 
 
-def test_auto_says_that_it_took_tfds(prepared, capsys):
+def test_auto_says_that_it_took_tfds(prepared, caplog):
+    caplog.set_level("INFO", "emojax")
     assert open_split(prepared, "training", kind="auto").name == "fer2013 training"
-    assert f"{prepared} is read as the set that TFDS prepared in {prepared}" in capsys.readouterr().out
+    assert f"{prepared} is read as the set that TFDS prepared in {prepared}" in caplog.text
 
 
-def test_auto_takes_a_folder_of_images_with_somebody_elses_info(tmp_path, sound, capsys):
+def test_auto_takes_a_folder_of_images_with_somebody_elses_info(tmp_path, sound, caplog):
     """Other tools, too, call a file dataset_info.json."""
+    caplog.set_level("INFO", "emojax")
     folder = Path(shutil.copytree(sound / "photos", tmp_path / "photos"))
     (folder / INFO).write_text('{"builder_name": "imagefolder"}')
     assert open_split(folder, "all").images.shape == (4, 48, 48, 1)
-    assert "is read as an image folder" in capsys.readouterr().out
+    assert "is read as an image folder" in caplog.text
 
 
 # Special files in other forms

@@ -11,8 +11,9 @@ from flax import nnx
 from emojax import cli
 from emojax import settings as config
 from emojax.commands import train as verbs_train
-from emojax.data.loader import ImageSet
-from emojax.data.weights import load_clip, load_vgg, save_clip
+from emojax.data.clip_folder import load_clip, save_clip
+from emojax.data.image_set import ImageSet
+from emojax.data.weights import load_vgg
 from emojax.distributed.mesh import make_mesh
 from emojax.errors import InputError
 from emojax.synthetic import faces

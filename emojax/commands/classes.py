@@ -8,7 +8,7 @@ import numpy as np
 
 from emojax.commands.console import say
 from emojax.data.classes import FER2013, listed
-from emojax.data.loader import ImageSet
+from emojax.data.image_set import ImageSet
 from emojax.data.weights import with_classes
 from emojax.errors import InputError, one_line
 from emojax.models.deep_emotion import DeepEmotion

@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from emojax import process
+from emojax import interruption
 from emojax.distributed.processes import is_main_process
 
 console = Console(highlight=False, markup=False)  # names from data may hold brackets
@@ -54,7 +54,7 @@ def progress(what: str, unit: str = "images") -> Iterator[Callable[..., None]]:
         task = bar.add_task(what, total=None, note="")
 
         def update(done: int, total: int | None, note: str = "") -> None:
-            process.check_interrupted()
+            interruption.check_interrupted()
             bar.update(task, completed=done, total=total, note=note)
 
         yield update
@@ -79,15 +79,20 @@ def say_written(out: Path) -> None:
 
 class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        warn(record.getMessage())
+        show = warn if record.levelno >= logging.WARNING else say
+        show(record.getMessage())
 
 
 @contextmanager
 def log_shown() -> Iterator[None]:
-    """Shows what the library logs, which never prints by itself, as warnings."""
-    log, lines = logging.getLogger("emojax"), _Lines(logging.WARNING)
+    """Shows what the library logs, which never prints by itself: information, and warnings."""
+    log = logging.getLogger("emojax")
+    lines = _Lines()
+    level = log.level
     log.addHandler(lines)
+    log.setLevel(logging.INFO)
     try:
         yield
     finally:
+        log.setLevel(level)
         log.removeHandler(lines)

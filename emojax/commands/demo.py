@@ -15,7 +15,7 @@ from emojax.commands.base import Command, Studying, WritesRun, out_folder
 from emojax.section import UserPath
 
 if TYPE_CHECKING:
-    from emojax.data.loader import ImageSet
+    from emojax.data.image_set import ImageSet
     from emojax.dissection.dissect import Dissection
     from emojax.dissection.truth import Affinity, Agreement
     from emojax.models.vgg import VggNet
@@ -41,8 +41,8 @@ def demo(settings: DemoSettings) -> None:
     from emojax import store
     from emojax.commands import opening, report, steps
     from emojax.commands.console import say_written
-    from emojax.data import seen
     from emojax.data.concepts import load_concepts
+    from emojax.data.provenance import read_provenance
     from emojax.synthetic import shipped
 
     effective = _effective(settings)
@@ -53,7 +53,7 @@ def demo(settings: DemoSettings) -> None:
             images = probe_faces.image_set("faces")
             tests = [faces.image_set(name) for faces, name in zip(test_faces, _TEST_SPLITS, strict=True)]
         model, clip = shipped.load_demo()
-        provenance = seen.read(shipped.ASSETS / "vgg.safetensors") or ()
+        provenance = read_provenance(shipped.ASSETS / "vgg.safetensors") or ()
         run.target = {
             "seen": [use._asdict() for use in provenance],
             "classes": list(model.config.class_names or ()),

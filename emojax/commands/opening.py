@@ -10,9 +10,12 @@ from emojax.commands import classes
 from emojax.commands.base import Studying, WritesRun
 from emojax.commands.console import say_written, warn
 from emojax.commands.evaluate import EvaluateSettings
-from emojax.data import seen
-from emojax.data.loader import ImageSet, open_split
-from emojax.data.weights import ClipEncoder, load_clip, load_network
+from emojax.data.clip_encoder import ClipEncoder
+from emojax.data.clip_folder import load_clip
+from emojax.data.image_set import ImageSet
+from emojax.data.opening import open_split
+from emojax.data.provenance import overlap_warnings, read_provenance
+from emojax.data.weights import load_network
 from emojax.errors import InputError
 from emojax.models.deep_emotion import DeepEmotion
 from emojax.models.vgg import VggNet
@@ -88,12 +91,12 @@ def note_provenance(
 
     Returns warnings of test splits among these images, to end the command with.
     """
-    provenance = seen.read(weights)
+    provenance = read_provenance(weights)
     run.target = {
         "seen": None if provenance is None else [use._asdict() for use in provenance],
         "classes": None if class_names is None else list(class_names),
     }
-    return seen.warnings(provenance, weights.name, tests)
+    return overlap_warnings(provenance, weights.name, tests)
 
 
 def end_with(out: Path, warnings: Sequence[str]) -> None:

@@ -44,7 +44,7 @@ def _print(counts: "dict[str, np.ndarray]") -> None:
     from rich.table import Table
 
     from emojax.commands.console import console
-    from emojax.data.fer2013 import CLASSES
+    from emojax.data.classes import FER2013 as CLASSES
 
     table = Table("class", *counts)
     for number, name in enumerate(CLASSES):

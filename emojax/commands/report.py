@@ -11,7 +11,7 @@ from emojax.errors import InputError
 from emojax.section import Section, UserPath
 
 if TYPE_CHECKING:
-    from emojax.data.loader import ImageSet
+    from emojax.data.image_set import ImageSet
     from emojax.report.results import Results
 
 

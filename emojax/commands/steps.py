@@ -14,9 +14,9 @@ from rich.table import Table
 from emojax import store
 from emojax.commands.base import Dissecting, Probing, Studying
 from emojax.commands.console import console, progress, say
+from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.concepts import ConceptSet
-from emojax.data.loader import ImageSet
-from emojax.data.weights import ClipEncoder
+from emojax.data.image_set import ImageSet
 from emojax.dissection.dissect import (
     Dissection,
     LayerSummary,

@@ -15,9 +15,11 @@ from emojax import settings as config
 from emojax import store
 from emojax.commands import classes as verbs_classes
 from emojax.commands.console import progress, say
-from emojax.data import seen
-from emojax.data.loader import ImageSet
-from emojax.data.weights import ClipEncoder, load_network, save_clip, save_network
+from emojax.data.clip_encoder import ClipEncoder
+from emojax.data.clip_folder import save_clip
+from emojax.data.image_set import ImageSet
+from emojax.data.provenance import read_provenance, use_of
+from emojax.data.weights import load_network, save_network
 from emojax.dissection.truth import affinity
 from emojax.distributed.processes import is_main_process
 from emojax.errors import InputError
@@ -248,17 +250,17 @@ def _write_classifiers(
     test: ImageSet | None,
 ) -> dict[str, Any]:
     """Networks, best and last, and what the summary says of them."""
-    before = None if settings.train.start is None else seen.read(settings.train.start)
+    before = None if settings.train.start is None else read_provenance(settings.train.start)
     if settings.train.start is None or before is not None:
-        uses = [*(before or ()), seen.of(images, "trained"), seen.of(validation, "chosen")]
+        uses = [*(before or ()), use_of(images, "trained"), use_of(validation, "chosen")]
     else:
         uses = None  # what the first weights had seen is not known, so neither is what these have
     members = []
     for number, ((model, result), recipe) in enumerate(zip(trained, recipes(settings.train), strict=True)):
         tail = f"_{number}" if len(trained) > 1 else ""
-        save_network(model, run.folder / f"model{tail}.safetensors", seen=uses)
+        save_network(model, run.folder / f"model{tail}.safetensors", uses=uses)
         last = tasks.trained(model, *result.last)
-        save_network(last, run.folder / f"last{tail}.safetensors", seen=uses)
+        save_network(last, run.folder / f"last{tail}.safetensors", uses=uses)
         members.append(
             {
                 "seed": recipe.seed,

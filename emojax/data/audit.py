@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from emojax.data.decode import read_image
-from emojax.data.loader import ImageSet, pixel_digest, resolve
+from emojax.data.image_set import ImageSet, pixel_digest
+from emojax.data.opening import resolve
 from emojax.data.reasons import REASONS, Reason
 from emojax.errors import InputError
 
@@ -62,7 +63,9 @@ class Finding(NamedTuple):
 # Reading
 
 
-def pictures(path: Path | None, kind: str = "auto", *, limit: int | None = None) -> Iterator[Picture]:
+def pictures(
+    path: Path | None, kind: str = "auto", *, limit: int | None = None
+) -> Iterator[Picture]:
     """Every image of every split, the training split first.
 
     Raises:
@@ -73,7 +76,9 @@ def pictures(path: Path | None, kind: str = "auto", *, limit: int | None = None)
 
     kind, path = resolve(path, kind, raw=True)
     if kind == "faces":
-        sets: Iterable[ImageSet] = (faces.split(name, limit).image_set(f"faces/{name}") for name in faces.SPLITS)
+        sets: Iterable[ImageSet] = (
+            faces.split(name, limit).image_set(f"faces/{name}") for name in faces.SPLITS
+        )
         yield from _of_sets(sets, faces.SPLITS)
     elif kind == "fer2013":
         names = fer2013.prepared_splits(path)
@@ -93,7 +98,11 @@ def _of_sets(sets: Iterable[ImageSet], names: Sequence[str]) -> Iterator[Picture
             for row, pixels in enumerate(images.images[start : start + _CHUNK], start):
                 label = "" if images.labels is None else images.classes[images.labels[row]]
                 yield Picture(
-                    images.ids[row], images.ids[row], name, label, pixels[..., 0] if pixels.shape[2] == 1 else pixels
+                    images.ids[row],
+                    images.ids[row],
+                    name,
+                    label,
+                    pixels[..., 0] if pixels.shape[2] == 1 else pixels,
                 )
 
 
@@ -117,7 +126,9 @@ def _raw(path: Path) -> Iterator[Picture]:
 def _folder(path: Path) -> Iterator[Picture]:
     from emojax.data import folder
 
-    for split, root in sorted(folder.splits_of(path).items(), key=lambda item: not is_training(item[0])):
+    for split, root in sorted(
+        folder.splits_of(path).items(), key=lambda item: not is_training(item[0])
+    ):
         for label, files in folder.files_of(root).items():
             for file in files:
                 name = file.relative_to(path).as_posix()
@@ -207,14 +218,19 @@ def audit(
         if len(waiting) == _CHUNK:
             measure()
     measure()
-    rows = [_finding(picture, "unreadable", " ".join(picture.complaint.split())) for picture in complaints]
+    rows = [
+        _finding(picture, "unreadable", " ".join(picture.complaint.split()))
+        for picture in complaints
+    ]
     if seen.pictures:
         measured, bits = np.concatenate(seen.statistics), np.concatenate(seen.bits)
         rows += _judge(seen, measured, bits, near, reasons)
     return Audit([row for row in rows if row.reason in reasons], images)
 
 
-def _judge(seen: _Seen, measured: np.ndarray, bits: np.ndarray, near: int, reasons: Sequence[Reason]) -> list[Finding]:
+def _judge(
+    seen: _Seen, measured: np.ndarray, bits: np.ndarray, near: int, reasons: Sequence[Reason]
+) -> list[Finding]:
     rows, blank, drawn = [], is_blank(measured), is_placeholder(measured)
     originals = _first_copies(seen)
     faces = np.flatnonzero((originals < 0) & ~blank & ~drawn)
@@ -222,15 +238,29 @@ def _judge(seen: _Seen, measured: np.ndarray, bits: np.ndarray, near: int, reaso
     close = {int(faces[row]): (int(faces[other]), apart) for row, (other, apart) in close.items()}
     for at, picture in enumerate(seen.pictures):
         if blank[at]:
-            rows.append(_finding(picture, "blank", f"spans {measured[at][3] * 255:.0f} of 255 gray levels"))
+            rows.append(
+                _finding(picture, "blank", f"spans {measured[at][3] * 255:.0f} of 255 gray levels")
+            )
         elif drawn[at]:
             levels, shading = measured[at][:2]
-            rows.append(_finding(picture, "placeholder", f"{levels:.0%} of it flat in three grays, {shading:.0%} shaded"))
+            rows.append(
+                _finding(
+                    picture,
+                    "placeholder",
+                    f"{levels:.0%} of it flat in three grays, {shading:.0%} shaded",
+                )
+            )
         if originals[at] >= 0:
-            rows.append(_repeat(picture, seen.pictures[originals[at]], "same pixels as", "duplicate"))
+            rows.append(
+                _repeat(picture, seen.pictures[originals[at]], "same pixels as", "duplicate")
+            )
         elif at in close:
             other, apart = close[at]
-            rows.append(_repeat(picture, seen.pictures[other], f"{apart} of {BITS} bits from", "near_duplicate"))
+            rows.append(
+                _repeat(
+                    picture, seen.pictures[other], f"{apart} of {BITS} bits from", "near_duplicate"
+                )
+            )
     return rows
 
 
@@ -273,7 +303,9 @@ def _small(pixels: np.ndarray) -> np.ndarray:
     """Any image as gray [S, S]."""
     if pixels.shape == (SIDE, SIDE):
         return pixels
-    return np.asarray(Image.fromarray(pixels).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX))
+    return np.asarray(
+        Image.fromarray(pixels).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
+    )
 
 
 def perceptual_hash(gray: np.ndarray) -> np.ndarray:

@@ -21,7 +21,10 @@ from emojax.data.classes import meaning
 from emojax.errors import InputError, did_you_mean, short
 
 BUILT_IN = ("paper25", "classes7")
-_LONGEST, _MOST = 1000, 1_000_000  # characters in a line, of which CLIP reads 77 tokens; lines in a file
+_LONGEST, _MOST = (
+    1000,
+    1_000_000,
+)  # characters in a line, of which CLIP reads 77 tokens; lines in a file
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x9f]")
 
 
@@ -47,10 +50,14 @@ class ConceptSet:
             if not concept.strip():
                 raise InputError(f"{self.name}: concept {number} is blank; remove it")
             if concept in first:
-                raise InputError(f"{self.name}: {concept!r} is both concept {first[concept]} and {number}; remove one")
+                raise InputError(
+                    f"{self.name}: {concept!r} is both concept {first[concept]} and {number}; remove one"
+                )
             first[concept] = number
         if self.emotions is not None and len(self.emotions) != len(self.concepts):
-            raise InputError(f"{self.name}: {len(self.concepts)} concepts but {len(self.emotions)} emotion entries")
+            raise InputError(
+                f"{self.name}: {len(self.concepts)} concepts but {len(self.emotions)} emotion entries"
+            )
 
     def __len__(self) -> int:
         return len(self.concepts)
@@ -74,7 +81,9 @@ class ConceptSet:
             for emotion in emotions:
                 if meaning(emotion) not in index:
                     hint = did_you_mean(emotion, classes)
-                    raise InputError(f"{self.name}: {concept!r} names the emotion {emotion!r}, no class of the data{hint}")
+                    raise InputError(
+                        f"{self.name}: {concept!r} names the emotion {emotion!r}, no class of the data{hint}"
+                    )
                 mask[row, index[meaning(emotion)]] = True
         return mask
 
@@ -86,7 +95,9 @@ def load_concepts(source: str | Path) -> ConceptSet:
       InputError: the file is missing, not UTF-8, empty, has duplicates or an entry without emotions.
     """
     if str(source) in BUILT_IN:
-        text = (resources.files("emojax.data") / "concept_sets" / f"{source}.csv").read_text("utf-8")
+        text = (resources.files("emojax.data") / "concept_sets" / f"{source}.csv").read_text(
+            "utf-8"
+        )
         return parse_concepts(text, str(source))
     path = Path(source).expanduser()
     if not path.is_file():
@@ -111,9 +122,13 @@ def read_text(path: Path) -> str:
     try:
         return Path(path).read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise InputError(f"cannot read {str(path)!r} ({error.strerror}); built-in sets: {', '.join(BUILT_IN)}") from None
+        raise InputError(
+            f"cannot read {str(path)!r} ({error.strerror}); built-in sets: {', '.join(BUILT_IN)}"
+        ) from None
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+        raise InputError(
+            f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8"
+        ) from None
 
 
 def entries(text: str, name: str) -> list[Entry]:
@@ -127,9 +142,13 @@ def entries(text: str, name: str) -> list[Entry]:
         raise InputError(f"{name}: {len(lines)} lines, at most {_MOST} make a concept file")
     for number, line in enumerate(lines, 1):
         if len(line) > _LONGEST:
-            raise InputError(f"{name}, line {number}: {len(line)} characters long, at most {_LONGEST} make a concept")
+            raise InputError(
+                f"{name}, line {number}: {len(line)} characters long, at most {_LONGEST} make a concept"
+            )
         if control := _CONTROL.search(line):
-            raise InputError(f"{name}, line {number}: control character {control[0]!r}; is this a text file?")
+            raise InputError(
+                f"{name}, line {number}: control character {control[0]!r}; is this a text file?"
+            )
     start = next((i for i, line in enumerate(lines) if line.strip()), len(lines))
     if start == len(lines) or lines[start].replace(" ", "").casefold() != "concept,emotions":
         return [Entry(number, line.strip(), None) for number, line in enumerate(lines, 1)]
@@ -146,7 +165,11 @@ def parse_concepts(text: str, name: str) -> ConceptSet:
                 f"{name}: {short(entry.concept)} stands on lines {first[entry.concept]} and {entry.line}; remove one"
             )
         first[entry.concept] = entry.line
-    emotions = tuple(entry.emotions for entry in found) if found and found[0].emotions is not None else None
+    emotions = (
+        tuple(entry.emotions for entry in found)
+        if found and found[0].emotions is not None
+        else None
+    )
     return ConceptSet(tuple(entry.concept for entry in found), emotions, name)
 
 
@@ -157,7 +180,9 @@ def to_csv(concepts: ConceptSet) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["concept", "emotions"])
-    writer.writerows([c, ";".join(e)] for c, e in zip(concepts.concepts, concepts.emotions, strict=True))
+    writer.writerows(
+        [c, ";".join(e)] for c, e in zip(concepts.concepts, concepts.emotions, strict=True)
+    )
     return text.getvalue()
 
 
@@ -182,13 +207,17 @@ def parse_answer(text: str, classes: Sequence[str], name: str = "answer") -> Con
     known = {c.casefold(): c for c in classes}
     found: dict[str, tuple[str, ...]] = {}
     for number, raw in enumerate(text.splitlines(), 1):
-        line = re.sub(r"^\s*(?:[-*•]|\d+[.)])\s*", "", raw).replace("**", "").replace("`", "").strip()
+        line = (
+            re.sub(r"^\s*(?:[-*•]|\d+[.)])\s*", "", raw).replace("**", "").replace("`", "").strip()
+        )
         if not line:
             continue
         phrase, _, listed = line.rpartition(":")
         given = [e.strip(" .").casefold() for e in re.split(r"[,;/]", listed) if e.strip(" .")]
         if not phrase.strip() or not given:
-            raise InputError(f"{name}, line {number}: {raw.strip()!r} is not of the form `phrase: emotion, emotion`")
+            raise InputError(
+                f"{name}, line {number}: {raw.strip()!r} is not of the form `phrase: emotion, emotion`"
+            )
         for emotion in given:
             if emotion not in known:
                 raise InputError(
@@ -213,5 +242,7 @@ def _csv_rows(lines: list[str], start: int, name: str) -> Iterable[Entry]:
             )
         emotions = tuple(e.strip() for e in row[1].split(";") if e.strip())
         if not row[0].strip() or not emotions:
-            raise InputError(f"{name}, line {number}: a concept and at least one emotion are needed, not {','.join(row)!r}")
+            raise InputError(
+                f"{name}, line {number}: a concept and at least one emotion are needed, not {','.join(row)!r}"
+            )
         yield Entry(number, row[0].strip(), emotions)

@@ -12,7 +12,14 @@ from PIL import Image, ImageOps
 
 from emojax.errors import InputError
 
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")  # EPS and its like would start other programs
+_FORMATS = (
+    "JPEG",
+    "PNG",
+    "BMP",
+    "WEBP",
+    "TIFF",
+    "GIF",
+)  # EPS and its like would start other programs
 _CHANNELS = {"1": 1, "L": 1, "LA": 1, "P": 3, "PA": 3, "RGB": 3, "RGBA": 3, "CMYK": 3, "YCbCr": 3}
 _MAX_BYTES = 1 << 28  # of one image file
 _LOCK = threading.Lock()  # catch_warnings is not for threads
@@ -25,7 +32,9 @@ def _open(file: Path, data: bytes) -> Iterator[Image.Image]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
         if image.mode not in _CHANNELS:
-            raise InputError(f"{file}: pixel mode {image.mode} is not 8-bit gray or colour; convert the file")
+            raise InputError(
+                f"{file}: pixel mode {image.mode} is not 8-bit gray or colour; convert the file"
+            )
         yield image
     except InputError:
         raise
@@ -65,9 +74,13 @@ def check_regular(file: Path, *, limit: int | None = None) -> None:
         raise InputError(f"cannot read {file}: {reason}") from None
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
-        raise InputError(f"cannot read {file}: it is {kind}, not a regular file; put the file itself there")
+        raise InputError(
+            f"cannot read {file}: it is {kind}, not a regular file; put the file itself there"
+        )
     if limit is not None and status.st_size > limit:
-        raise InputError(f"{file}: {status.st_size} bytes, more than the {limit} that such a file may have")
+        raise InputError(
+            f"{file}: {status.st_size} bytes, more than the {limit} that such a file may have"
+        )
 
 
 def read_bytes(file: Path) -> bytes:

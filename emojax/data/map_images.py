@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from emojax.data.loader import ImageSet, batches
+from emojax.data.image_set import ImageSet
+from emojax.data.loader import batches
 from emojax.distributed.data_parallel import data_parallel, default_tile
 from emojax.distributed.mesh import local_rows, make_mesh, put_batch, put_replicated
 
@@ -55,7 +56,9 @@ def map_images(
     return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:total], *results)
 
 
-def _program(function: Callable[..., Any], mesh: jax.sharding.Mesh, tile: int) -> Callable[..., Any]:
+def _program(
+    function: Callable[..., Any], mesh: jax.sharding.Mesh, tile: int
+) -> Callable[..., Any]:
     return data_parallel(function, mesh, replicated=1, sharded=1, tile=tile)
 
 

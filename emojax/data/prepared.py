@@ -158,7 +158,9 @@ def _whole(value: Any, path: Path, what: str, most: int) -> int:
         number = int(value)
     if number is None or not 0 <= number <= most:
         value = short(str(value))
-        raise InputError(f"{path}: {what} is {value}, not a whole number from 0 to {most}; {_AGAIN}")
+        raise InputError(
+            f"{path}: {what} is {value}, not a whole number from 0 to {most}; {_AGAIN}"
+        )
     return number
 
 
@@ -196,12 +198,16 @@ def _check_class_names(value: Any, path: Path) -> None:
                 )
 
 
-def _content(feature: dict[str, Any], path: Path, what: str, fields: tuple[str, ...]) -> dict[str, Any]:
+def _content(
+    feature: dict[str, Any], path: Path, what: str, fields: tuple[str, ...]
+) -> dict[str, Any]:
     """How a feature is described, under one of the fields."""
     name = feature.get("pythonClassName")
     field = _FIELDS.get(name) if isinstance(name, str) else None
     if field not in fields:
-        wanted = " or ".join(each.rpartition(".")[2] for each, field in _FIELDS.items() if field in fields)
+        wanted = " or ".join(
+            each.rpartition(".")[2] for each, field in _FIELDS.items() if field in fields
+        )
         raise InputError(f"{path}: {what} is of class {short(str(name))}, not {wanted}; {_AGAIN}")
     return _object(feature.get(field), path, f"{field} of {what}")
 
@@ -212,21 +218,30 @@ def _image(path: Path, features: dict[str, dict[str, Any]]) -> tuple[tuple[int, 
     found = _content(features["image"], path, "the feature 'image'", ("image", "tensor"))
     shape = _object(found.get("shape"), path, "the shape of 'image'")
     dimensions = _array(shape.get("dimensions"), path, "the shape of 'image'")
-    sizes = [_whole(size, path, "a side of 'image'", _MAX_IMAGE) if size != "-1" else 0 for size in dimensions]
+    sizes = [
+        _whole(size, path, "a side of 'image'", _MAX_IMAGE) if size != "-1" else 0
+        for size in dimensions
+    ]
     dtype = found.get("dtype")
     if dtype != "uint8" or len(sizes) != 3 or 0 in sizes:
         said = f"{short(str(dtype))} {short(str(dimensions))}"
-        raise InputError(f"{path}: the feature 'image' must be uint8 [H, W, C] of one size, not {said}")
+        raise InputError(
+            f"{path}: the feature 'image' must be uint8 [H, W, C] of one size, not {said}"
+        )
     height, width, channels = sizes
     if channels not in (1, 3):
         raise InputError(f"{path}: images have {channels} channels, not 1 or 3")
     if height * width * channels > _MAX_IMAGE:
-        raise InputError(f"{path}: images of {height}×{width} are larger than emojax reads; {_AGAIN}")
+        raise InputError(
+            f"{path}: images of {height}×{width} are larger than emojax reads; {_AGAIN}"
+        )
     if features["image"]["pythonClassName"].endswith(".Image"):
         return (height, width, channels), "image"
     encoding = found.get("encoding", "none")
     if encoding not in ("none", "bytes", "zlib"):
-        raise InputError(f"{path}: the encoding {short(str(encoding))} of 'image' is not known; {_AGAIN}")
+        raise InputError(
+            f"{path}: the encoding {short(str(encoding))} of 'image' is not known; {_AGAIN}"
+        )
     return (height, width, channels), encoding
 
 
@@ -242,7 +257,9 @@ def _classes(folder: Path, features: dict[str, dict[str, Any]]) -> tuple[str, ..
         raise InputError(f"{names_file} is missing; {cure}")
     names = tuple(name.strip() for name in _read_text(names_file).split("\n") if name.strip())
     if len(names) != count or not count:
-        raise InputError(f"{names_file} names {len(names)} classes, features.json says {count}; {_AGAIN}")
+        raise InputError(
+            f"{names_file} names {len(names)} classes, features.json says {count}; {_AGAIN}"
+        )
     (name, times), *_ = collections.Counter(names).most_common(1)
     if times > 1:
         raise InputError(f"{names_file} names {short(name)} {times} times; {_AGAIN}")
@@ -273,13 +290,17 @@ def _splits(folder: Path, info: dict[str, Any]) -> dict[str, list[Shard]]:
         if name in found:
             raise InputError(f"{path}: the split {short(name)} occurs twice; {_AGAIN}")
         lengths = _array(split.get("shardLengths", []), path, f"shardLengths of {short(name)}")
-        counts = [_whole(length, path, f"a length of {short(name)}", 2**31 - 1) for length in lengths]
+        counts = [
+            _whole(length, path, f"a length of {short(name)}", 2**31 - 1) for length in lengths
+        ]
         if sum(counts) >= 2**31:
             total = f"{sum(counts)} examples, more than emojax numbers"
             raise InputError(f"{path}: {short(name)} has {total}; {_AGAIN}")
         template = _text(split, "filepathTemplate", path, _TEMPLATE)
         values = {"DATASET": _text(info, "name", path), "SPLIT": name, "FILEFORMAT": form}
-        files = [_shard_file(folder, template, values, at, len(counts)) for at in range(len(counts))]
+        files = [
+            _shard_file(folder, template, values, at, len(counts)) for at in range(len(counts))
+        ]
         if len(set(files)) < len(files):
             same = f"filepathTemplate {short(template)} gives several files one name"
             raise InputError(f"{path}: {same}; {_AGAIN}")
@@ -305,10 +326,14 @@ def _shard_file(folder: Path, template: str, values: dict[str, str], at: int, co
         raise InputError(f"{where} is not of the form {_TEMPLATE}; {_AGAIN}")
     file = folder / name
     inside = not Path(name).is_absolute() and ".." not in Path(name).parts
-    with contextlib.suppress(OSError, RuntimeError):  # a loop of links; the check for regular files names it
+    with contextlib.suppress(
+        OSError, RuntimeError
+    ):  # a loop of links; the check for regular files names it
         inside = inside and file.resolve().is_relative_to(folder.resolve())
     if not inside:
-        raise InputError(f"{where} leads out of the folder, to {short(name)}; copy the files into it")
+        raise InputError(
+            f"{where} leads out of the folder, to {short(name)}; copy the files into it"
+        )
     return file
 
 

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.concepts import ConceptSet
-from emojax.data.weights import ClipEncoder
 from emojax.dissection import wpmi as pmi
 from emojax.dissection.wpmi import Confidence
 from emojax.distributed.mesh import make_mesh

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emojax.data.loader import ImageSet
+from emojax.data.image_set import ImageSet
 from emojax.data.map_images import map_images
 from emojax.ops.pooling import Pool, pool
 from emojax.probing.network import Network

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from emojax.data.loader import ImageSet
+from emojax.data.image_set import ImageSet
 from emojax.data.map_images import map_images
 from emojax.distributed.data_parallel import default_tile
 from emojax.distributed.mesh import put_sharded

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from emojax.data.loader import ImageSet
+from emojax.data.image_set import ImageSet
 from emojax.data.map_images import map_images
 from emojax.errors import InputError, did_you_mean
 from emojax.models import vgg

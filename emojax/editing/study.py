@@ -10,8 +10,8 @@ import numpy as np
 
 from emojax import store
 from emojax.commands.console import progress, say
-from emojax.data import seen
-from emojax.data.loader import ImageSet
+from emojax.data.image_set import ImageSet
+from emojax.data.provenance import Use, use_of
 from emojax.data.weights import save_vgg, with_classes
 from emojax.dissection import dissect as dissect_engine
 from emojax.dissection.dissect import Dissection, LayerSummary
@@ -177,8 +177,8 @@ def _save(run: store.Run, edited: VggNet, chosen_on: Sequence[ImageSet]) -> None
     edited = with_classes(edited, run.target.get("classes"))
     known = run.target.get("seen")
     if known is not None:
-        known = [*(seen.Seen(**each) for each in known), *(seen.of(images, "chosen") for images in chosen_on)]
-    save_vgg(edited, run.folder / "edited.safetensors", seen=known)
+        known = [*(Use(**each) for each in known), *(use_of(images, "chosen") for images in chosen_on)]
+    save_vgg(edited, run.folder / "edited.safetensors", uses=known)
 
 
 def _given(settings: Any, run: store.Run, model: VggNet, layers: Sequence[str], tests: Sequence[ImageSet]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emojax.data.loader import ImageSet
+from emojax.data.image_set import ImageSet
 from emojax.editing.activations import LayerInputs, join_inputs, layer_inputs
 from emojax.editing.edit import PAPER, Search, Setting
 from emojax.editing.sweep import evaluate_gains, try_gains, try_masks, try_settings

@@ -20,8 +20,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from emojax.data.loader import ImageSet, batches
-from emojax.data.weights import ClipEncoder, unit_rows
+from emojax.data.clip_encoder import ClipEncoder, unit_rows
+from emojax.data.image_set import ImageSet
+from emojax.data.loader import batches
 from emojax.distributed.data_parallel import data_parallel, default_tile, in_tiles
 from emojax.distributed.mesh import (
     batch_sharded,

@@ -16,21 +16,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emojax.data.loader import ImageSet
-from emojax.data.weights import ClipEncoder
+from emojax.data.clip_encoder import ClipEncoder
+from emojax.data.image_set import ImageSet
 from emojax.distributed.processes import broadcast_from_main, is_main_process
 from emojax.errors import InputError
 from emojax.ops import topk
 from emojax.ops.moments import Moments
 from emojax.ops.pooling import Pool
 from emojax.ops.topk import TopK
+from emojax.outputs import move_into_place
 from emojax.probing.network import Network
 from emojax.store import (
     atomic_folder,
     content_key,
     fault,
     locked,
-    move_into_place,
     read_entry,
     read_npy,
     report_damage,

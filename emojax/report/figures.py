@@ -22,7 +22,7 @@ from emojax.report.results import Labels, Table
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from emojax.data.loader import ImageSet
+    from emojax.data.image_set import ImageSet
 
 BLUE, ORANGE, SKY = "#0072B2", "#E69F00", "#56B4E9"
 _MEMBERS = (BLUE, "#D55E00", "#009E73", "#CC79A7", ORANGE, SKY, "#000000")

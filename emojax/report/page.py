@@ -22,7 +22,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from emojax.data.classes import meaning
-from emojax.data.loader import ImageSet
+from emojax.data.image_set import ImageSet
 from emojax.errors import InputError
 from emojax.report import figures, sprites
 from emojax.report.results import Results

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from emojax.data.loader import Images, ImageSet
+from emojax.data.image_set import Images, ImageSet
 from emojax.errors import InputError
 
 SIDE = 24

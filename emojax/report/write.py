@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from emojax import outputs, store
-from emojax.data.loader import ImageSet
+from emojax.data.image_set import ImageSet
 from emojax.dissection.dissect import Dissection, LayerSummary, interpretability
 from emojax.errors import InputError
 from emojax.report import results, units

@@ -12,9 +12,9 @@ from functools import cached_property
 
 import numpy as np
 
+from emojax.data.classes import FER2013 as CLASSES
 from emojax.data.concepts import load_concepts
-from emojax.data.fer2013 import CLASSES
-from emojax.data.loader import ImageSet
+from emojax.data.image_set import ImageSet
 from emojax.errors import InputError, did_you_mean
 from emojax.store import content_key
 

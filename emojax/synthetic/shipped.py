@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from emojax.data.weights import ClipEncoder, load_clip, load_vgg
+from emojax.data.clip_encoder import ClipEncoder
+from emojax.data.clip_folder import load_clip
+from emojax.data.weights import load_vgg
 from emojax.models.vgg import VggNet
 
 ASSETS = Path(__file__).parent / "assets"

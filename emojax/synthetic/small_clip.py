@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
-from emojax.data.weights import CLIP_MEAN, CLIP_STD, ClipEncoder, HfTokenizer, Preprocess
+from emojax.data.clip_encoder import CLIP_MEAN, CLIP_STD, ClipEncoder, HfTokenizer, Preprocess
 from emojax.models.clip import Clip, ClipConfig
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -39,7 +39,7 @@ def train_tokenizer(texts: Iterable[str], merges: int = 512) -> Any:
 
 
 class NewClip(NamedTuple):
-    """An encoder with random weights and what `weights.save_clip` writes beside them."""
+    """An encoder with random weights and what `clip_folder.save_clip` writes beside them."""
 
     encoder: ClipEncoder
     hf_config: Any

@@ -10,8 +10,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from emojax.data.loader import ImageSet, stream
-from emojax.data.weights import ClipEncoder, unit_rows
+from emojax.data.clip_encoder import ClipEncoder, unit_rows
+from emojax.data.image_set import ImageSet
+from emojax.data.loader import stream
 from emojax.errors import InputError
 from emojax.models.deep_emotion import DeepEmotion
 from emojax.models.vgg import VggNet
