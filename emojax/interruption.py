@@ -1,7 +1,7 @@
-"""The process and its surroundings: signals that end it, and streams that may be closed, full or not UTF-8.
+"""How a command is interrupted by a signal, and how it is not by streams that cannot be written.
 
-Light, for `python -m emojax` listens for signals before anything else is loaded. What is printed never costs results:
-a stream that cannot be written goes quiet, and the work is finished.
+Imports nothing heavy: `python -m emojax` listens for signals before anything else is loaded. A
+stream that is closed, full or not UTF-8 costs no results: it goes quiet, and the work is finished.
 """
 
 import contextlib
@@ -10,42 +10,48 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any, TextIO
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+# What `signal.signal` takes and returns; None is a handler that Python did not install.
+_Handler = Callable[[int, FrameType | None], Any] | int | None
 _TIDYING = 5.0  # seconds after a signal in which further ones do not disturb the clean-up
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asks the process to end. As a KeyboardInterrupt it passes every `except Exception`."""
+    """A signal asks the process to end; as a KeyboardInterrupt it passes `except Exception`."""
 
 
 class _Received:
-    """The first signal that came, and when."""
+    """The first signal that came, and the time of the last that was acted on."""
 
     def __init__(self):
-        self.forget()
+        self.number: int | None = None
+        self.time = 0.0
 
     def forget(self) -> None:
-        self.number: int | None = None
-        self.at = 0.0
+        self.number = None
+        self.time = 0.0
 
 
 _received = _Received()
 
 
 def exit_code() -> int:
-    """128 and the number of the signal that came: 130 for Ctrl-C, as for a KeyboardInterrupt without a signal."""
+    """128 plus the number of the signal that came.
+
+    130 for Ctrl-C, as for a KeyboardInterrupt without a signal.
+    """
     return 128 + (_received.number or signal.SIGINT)
 
 
 def check_interrupted() -> None:
     """Ends the work if a signal came and its exception was lost.
 
-    Python drops an exception that a signal handler raises inside a callback of compiled code or a finalizer, prints its
-    traceback and goes on; the program would end with exit code 0.
+    Python drops an exception that a signal handler raises inside a callback of compiled code or a
+    finalizer, prints its traceback and continues; the program would end with exit code 0.
 
     Raises:
       Interrupted: a signal came.
@@ -56,20 +62,21 @@ def check_interrupted() -> None:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     now = time.monotonic()
-    if _received.number is not None and now - _received.at < _TIDYING:
+    if _received.number is not None and now - _received.time < _TIDYING:
         return
     if _received.number is None:
         _received.number = number
-    _received.at = now
+    _received.time = now
     raise Interrupted(signal.Signals(number).name)
 
 
-def listen() -> dict[int, Any]:
-    """Makes SIGINT, SIGTERM and SIGHUP raise `Interrupted` in the main thread; returns the handlers that were there.
+def listen() -> dict[int, _Handler]:
+    """Makes SIGINT, SIGTERM and SIGHUP raise `Interrupted` in the main thread.
 
-    A signal that the parent had ignored (`nohup`, a shell's background job) stays ignored.
+    Returns the handlers that were there, by number. A signal that the parent had ignored (`nohup`,
+    a shell's background job) stays ignored.
     """
-    before: dict[int, Any] = {}
+    before: dict[int, _Handler] = {}
     if threading.current_thread() is not threading.main_thread():
         return before
     for name in _SIGNALS:
@@ -93,13 +100,16 @@ def listening() -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """For the last moments of a process whose exit code is settled: nothing is left to interrupt."""
+    """For the last moments of a process whose exit code is settled."""
     for number in listen():
         signal.signal(number, signal.SIG_IGN)
 
 
 class _Quiet:
-    """A text stream whose writes cannot fail: characters that it lacks are escaped, and once broken it is silent."""
+    """A text stream whose writes cannot fail.
+
+    Characters that its encoding lacks are escaped, and once broken it is silent.
+    """
 
     def __init__(self, stream: TextIO):
         self.stream = stream
@@ -120,14 +130,14 @@ class _Quiet:
     def flush(self) -> None:
         self._attempt(self.stream.flush)
 
-    def _attempt(self, function: Any, *values: str) -> None:
+    def _attempt(self, function: Callable[..., Any], *values: str) -> None:
         if self.failure is not None:
             return
         try:
             function(*values)
         except (OSError, ValueError) as error:  # ValueError: the stream was closed
             self.failure = error
-            # What waits in the stream's buffer goes nowhere too, or Python would fail on it at exit.
+            # What waits in the stream's buffer must go nowhere too, or Python fails on it at exit.
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 number = self.stream.fileno()
                 nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -139,22 +149,30 @@ class _Quiet:
 def safe_streams() -> Iterator[None]:
     """stdout and stderr that cannot fail, for the length of the block.
 
-    One that was closed from the start is opened on nothing, so that no file gets its number. A reader who went away
-    (`| head`) is no news; any other failure of stdout is told on stderr.
+    One that was closed from the start is opened on nothing, so that no file gets its number. A
+    reader that went away (`| head`) is not reported; any other failure of stdout is, on stderr.
     """
-    before = sys.stdout, sys.stderr
+    stdout = sys.stdout
+    stderr = sys.stderr
     with contextlib.ExitStack() as opened:
 
         def quiet(stream: TextIO | None) -> _Quiet:
             return _Quiet(stream or opened.enter_context(open(os.devnull, "w", encoding="utf-8")))
 
-        sys.stdout, sys.stderr = out, err = quiet(before[0]), quiet(before[1])
+        out = quiet(stdout)
+        err = quiet(stderr)
+        sys.stdout = out  # pyright: ignore[reportAttributeAccessIssue] - it has all of TextIO's methods
+        sys.stderr = err  # pyright: ignore[reportAttributeAccessIssue]
         try:
             yield
         finally:
             out.flush()
             if out.failure is not None and not isinstance(out.failure, BrokenPipeError):
                 reason = getattr(out.failure, "strerror", None) or out.failure
-                err.write(f"emojax: not all that was to be printed could be written to stdout ({reason})\n")
+                err.write(
+                    "emojax: not all that was to be printed could be written "
+                    f"to stdout ({reason})\n"
+                )
             err.flush()
-            sys.stdout, sys.stderr = before
+            sys.stdout = stdout
+            sys.stderr = stderr

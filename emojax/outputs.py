@@ -80,7 +80,7 @@ def foreign(folder: Path, files: Files) -> str | None:
         elif path.is_dir() and not path.is_symlink():
             known = name in folders
         else:
-            # A killed process leaves `.NAME.PID` of the file that it was writing (store.write_binary).
+            # `store.write_binary`, when killed, leaves `.NAME.PID` of the file that it was writing.
             part = re.fullmatch(r"\.(.+)\.\d+", path.name)
             whole = path.with_name(part[1]).relative_to(folder).as_posix() if part else None
             known = MANIFEST in (name, whole) or whole in files

@@ -1,7 +1,8 @@
-"""Run folders and content keys: what a run leaves behind, written whole or not at all.
+"""Run folders, caches and content keys: what a run leaves behind, written whole or not at all.
 
-A content key is the sha256 of what made a thing (array bytes, names, settings), so a changed pixel, weight or concept
-is a different key whatever the file is called.
+A content key is the sha256 of what made a thing (array bytes, names, settings), so a changed pixel,
+weight or concept is a different key whatever the file is called. `cached` is how every computation
+that is worth keeping is looked up, verified, computed, broadcast and written.
 """
 
 import contextlib
@@ -33,11 +34,26 @@ from emojax.distributed.processes import broadcast_from_main, is_main_process
 from emojax.errors import InputError
 from emojax.outputs import MANIFEST
 
-_PACKAGES = ("emojax", "jax", "jaxlib", "flax", "numpy", "transformers", "tensorflow-datasets", "pillow")
+_PACKAGES = (
+    "emojax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "numpy",
+    "transformers",
+    "tensorflow-datasets",
+    "pillow",
+)
 
 
 def content_key(value: Any) -> str:
-    """A hex key of nested dicts, lists, strings, numbers and arrays; equal content, equal key, on any machine."""
+    """A hex key of nested dicts, lists, strings, numbers and arrays.
+
+    Equal content has an equal key, on any machine.
+
+    Raises:
+      TypeError: a value is of another type.
+    """
     digest = hashlib.sha256()
     _feed(digest, value)
     return digest.hexdigest()
@@ -67,11 +83,17 @@ def _feed(digest: "hashlib._Hash", value: Any) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(target: Path, check: Callable[[Path], None] = outputs.check_empty) -> Iterator[Path]:
-    """A fresh folder that is put at `target` when the block ends well, and vanishes when it does not.
+def atomic_folder(
+    target: Path, check: Callable[[Path], None] = outputs.check_empty
+) -> Iterator[Path]:
+    """A fresh folder that is put at `target` when the block ends well, else removed.
 
-    What lies at `target` is replaced, so `check` must refuse what may not go, with an InputError. It is called before the
-    block and again after it, for what came in between; the new folder then stays under another name.
+    What lies at `target` is replaced, so `check` must refuse what may not go. It is called before
+    the block and again after it, for what came in between; the new folder then stays under another
+    name.
+
+    Raises:
+      InputError: `check` refuses what lies at `target`, or nothing can be written there.
     """
     target = Path(target)
     check(target)
@@ -109,8 +131,8 @@ def write_binary(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes strict, indented JSON with sorted keys.
 
-    Numbers that are not finite, which JSON does not have, become null; an object says under `not_finite` what they were,
-    from which `restore_numbers` puts them back.
+    Numbers that are not finite, which JSON does not have, become null; an object says under
+    `not_finite` what they were, from which `restore_numbers` puts them back.
     """
     finite, lost = _finite(value)
     if lost and isinstance(finite, dict):
@@ -121,11 +143,16 @@ def write_json(path: Path, value: Any) -> None:
 def json_line(value: Mapping[str, Any]) -> str:
     """An object as one line of strict JSON, as `write_json` writes it."""
     finite, lost = _finite(value)
-    return json.dumps(finite | ({"not_finite": lost} if lost else {}), allow_nan=False) + "\n"
+    if lost:
+        finite |= {"not_finite": lost}
+    return json.dumps(finite, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> tuple[Any, dict[str, str]]:
-    """A copy with None for floats that are not finite, and these by their JSON pointers: `{"/splits/test/nll": "inf"}`."""
+    """A copy with None for floats that are not finite, and these by their JSON pointers.
+
+    Such as `{"/splits/test/nll": "inf"}`.
+    """
     lost: dict[str, str] = {}
 
     def copy(value: Any, pointer: str) -> Any:
@@ -151,8 +178,10 @@ def restore_numbers(value: dict[str, Any]) -> dict[str, Any]:
     lost = value.pop("not_finite", {})
     try:
         for pointer, text in lost.items():
-            *path, last = (key.replace("~1", "/").replace("~0", "~") for key in pointer.split("/")[1:])
-            holder = value
+            *path, last = (
+                key.replace("~1", "/").replace("~0", "~") for key in pointer.split("/")[1:]
+            )
+            holder: Any = value
             for key in path:
                 holder = holder[int(key) if isinstance(holder, list) else key]
             last = int(last) if isinstance(holder, list) else last
@@ -164,7 +193,9 @@ def restore_numbers(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def save_arrays(arrays: Mapping[str, np.ndarray], path: Path | str, *, metadata: dict[str, str] | None = None) -> None:
+def save_arrays(
+    arrays: Mapping[str, np.ndarray], path: Path | str, *, metadata: dict[str, str] | None = None
+) -> None:
     """Writes safetensors; an error of the disk is an OSError like any other.
 
     Raises:
@@ -217,12 +248,13 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) 
 class Run:
     """A run folder being written: results go to `folder`, the other attributes to its manifest."""
 
-    def __init__(self, folder: Path, verb: str, settings: Mapping[str, Any]):
+    def __init__(self, folder: Path, command: str, settings: Mapping[str, Any]):
         self.folder = folder
         self.inputs: dict[str, str] = {}
         self.timings: dict[str, float] = {}
         self.target: dict[str, Any] = {}
-        self._verb, self._settings = verb, settings
+        self._command = command
+        self._settings = settings
         self._started = datetime.datetime.now(datetime.UTC)
 
     @contextlib.contextmanager
@@ -233,12 +265,12 @@ class Run:
         self.timings[name] = round(self.timings.get(name, 0.0) + time.perf_counter() - start, 3)
 
     def manifest(self) -> dict[str, Any]:
-        """Settings, versions, devices, content keys of the inputs, timings in seconds, and the files that were written."""
+        """What made the run: settings, versions, devices, content keys, timings (s), its files."""
         import jax
 
         return {
             "format": outputs.FORMAT,
-            "verb": self._verb,
+            "verb": self._command,  # the key since the first version
             "started": self._started.isoformat(timespec="seconds"),
             "settings": self._settings,
             "versions": versions(),
@@ -253,34 +285,41 @@ class Run:
 
 def versions() -> dict[str, str]:
     """Versions of emojax and of the packages that its numbers depend on."""
-    found = {}
+    installed = {}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+            installed[package] = importlib.metadata.version(package)
+    return installed
 
 
 @contextlib.contextmanager
-def run_folder(out: Path, verb: str, settings: Mapping[str, Any], *, overwrite: bool = False) -> Iterator[Run]:
-    """Opens a run folder for writing; it appears at `out`, with its manifest, only when the block ends well.
+def run_folder(
+    out: Path, command: str, settings: Mapping[str, Any], *, overwrite: bool = False
+) -> Iterator[Run]:
+    """Opens a run folder for writing.
 
-    A run that is there already is replaced when `overwrite` is given and nothing else lies in its folder. Of several
-    processes the first writes; what the others put into their folders is thrown away.
+    It appears at `out`, with its manifest, only when the block ends well. A run that is there
+    already is replaced when `overwrite` is given and nothing else lies in its folder. Of several
+    processes the main one writes; what the others put into their folders is thrown away.
+
+    Raises:
+      InputError: `out` holds what may not be replaced, or cannot be written.
     """
     if not is_main_process():
         with tempfile.TemporaryDirectory(prefix="emojax-") as scratch:
-            yield Run(Path(scratch), verb, settings)
+            yield Run(Path(scratch), command, settings)
         return
     with atomic_folder(out, functools.partial(outputs.check_out, overwrite=overwrite)) as folder:
-        run = Run(folder, verb, settings)
+        run = Run(folder, command, settings)
         yield run
         write_json(folder / MANIFEST, run.manifest())
 
 
 def list_again(folder: Path, names: Iterable[str], *, done: bool) -> None:
-    """Puts files that are written into a whole run folder on its manifest's list: before (not `done`) and after.
+    """Lists files that are added to a finished run folder in its manifest.
 
-    In between, a killed process leaves them in any state, and they still count as the run's. Without a list, as in runs
+    Called before they are written (not `done`) and after. In between, a killed process leaves them
+    in any state, and they still count as the run's. Without a list, as in runs
     of older versions, nothing is written.
     """
     manifest = outputs.read_manifest(folder)
@@ -308,8 +347,8 @@ def cached(
 ) -> dict[str, np.ndarray]:
     """Named arrays from the cache `folder`, or computed and cached there.
 
-    Every process gets them, process 0 alone reads and writes; all of them call `compute`. An entry
-    that fails verification is made again, and the log says so.
+    Every process gets them; the main process alone reads and writes, and all of them call
+    `compute`. An entry that fails verification is computed again and replaced, and the log says so.
 
     Args:
       folder: of entries by key; None computes without a cache.
@@ -419,7 +458,9 @@ def locked(folder: Path) -> BinaryIO:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
-            raise InputError(f"another process is making {folder}; wait for it, or choose another --cache") from None
+            raise InputError(
+                f"another process is making {folder}; wait for it, or choose another --cache"
+            ) from None
         except OSError as error:
             if error.errno not in (errno.ENOTSUP, errno.ENOLCK):  # a network disk without locks
                 file.close()

@@ -90,7 +90,7 @@ def kill_one(args: list[str], processes: int, devices: int, compiled: Path, cach
     """
     for _ in range(3):
         started = start(args, processes, devices, compiled)
-        while all(process.poll() is None for process in started) and not list(cache.glob("probes/*/snapshot.safetensors")):
+        while all(process.poll() is None for process in started) and not list(cache.glob("probes/*/snapshot-*")):
             time.sleep(0.01)
         started[victim].kill()
         killed = time.monotonic()

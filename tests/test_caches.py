@@ -17,7 +17,7 @@ from test_probe_record import Stopped, stop_after
 from test_recipes import fit
 
 from emojax import cli, store
-from emojax.commands import train as verbs_train
+from emojax.commands import train_steps
 from emojax.data.clip_folder import load_clip
 from emojax.data.concepts import ConceptSet
 from emojax.data.weights import save_vgg
@@ -234,7 +234,7 @@ def test_every_piece_of_a_large_file_is_verified(tmp_path, monkeypatch):
 
 
 def test_two_trainings_on_one_cache(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(verbs_train, "_key", lambda *_: "key")
+    monkeypatch.setattr(train_steps, "_key", lambda *_: "key")
     args = ["train", "--data.kind", "faces", "--data.limit", "64", "--train.epochs", "1", "--train.batch", "32"]
     args += ["--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
     with store.locked(tmp_path / "cache" / "training" / "key"):

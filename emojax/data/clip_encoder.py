@@ -48,7 +48,7 @@ class Preprocess:
     def __call__(self, images: UInt8[Array | np.ndarray, "B H W C"]) -> Float32[Array, "B h w 3"]:
         """uint8 [B, H, W, C] → float32 [B, crop, crop, 3]."""
         return image.clip_preprocess(
-            images, resize=self.resize, crop=self.crop, mean=self.mean, std=self.std
+            jnp.asarray(images), resize=self.resize, crop=self.crop, mean=self.mean, std=self.std
         )
 
 

@@ -24,7 +24,10 @@ class Images(Protocol):
     An array, files that are decoded when they are asked for, or a generator.
     """
 
-    shape: tuple[int, ...]
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Images, height, width, channels."""
+        ...
 
     def __getitem__(self, rows: slice, /) -> np.ndarray: ...
 

@@ -72,8 +72,8 @@ class _Rows:
     def __len__(self) -> int:
         return len(self._order)
 
-    def __getitem__(self, position: int, /) -> tuple[np.ndarray, np.int32]:
-        row = int(self._order[position])
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.int32]:
+        row = int(self._order[index])
         return self._images[row : row + 1][0], self._labels[row]
 
 

@@ -39,7 +39,8 @@ class Examples:
         self.split = split
         self.shards = prepared.shards(split)
         check_shards(self.shards)
-        self._source = ArrayRecordDataSource(self.shards)
+        # A shard has the attributes that array_record asks for, read-only where its types say not.
+        self._source = ArrayRecordDataSource(self.shards)  # pyright: ignore[reportArgumentType]
 
     def __len__(self) -> int:
         return len(self._source)
@@ -55,6 +56,8 @@ class Examples:
         from google.protobuf.message import DecodeError
         from tensorflow_datasets.proto import tf_example_pb2
 
+        # protobuf makes its classes as the module is loaded, out of pyright's sight.
+        parse = tf_example_pb2.Example.FromString  # pyright: ignore[reportAttributeAccessIssue]
         where = self._prepared.folder
         records = reading(where, lambda: self._source.__getitems__(rows))
         readers: dict[str, Callable[[Any], Any]] = {
@@ -65,7 +68,7 @@ class Examples:
         examples = []
         for row, record in zip(rows, records, strict=True):
             try:
-                features = tf_example_pb2.Example.FromString(record).features.feature
+                features = parse(record).features.feature
                 examples.append([readers[column](features[column]) for column in columns])
             except (DecodeError, ValueError, OverflowError, IndexError, zlib.error) as error:
                 reason = " ".join(str(error).split()) or "empty"

@@ -19,7 +19,7 @@ from emojax.models import deep_emotion, vgg
 from emojax.store import save_arrays
 
 _Model = TypeVar("_Model", bound=nnx.Module)
-_Classifier = TypeVar("_Classifier", vgg.VggNet, deep_emotion.DeepEmotion)
+_Classifier = TypeVar("_Classifier", bound=vgg.VggNet | deep_emotion.DeepEmotion)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -130,7 +130,8 @@ def with_classes(model: _Classifier, names: Sequence[str] | None) -> _Classifier
         class_names.check(names, "the network")
         names = tuple(names)
     named = nnx.merge(*nnx.split(model))
-    named.config = replace(model.config, class_names=names)
+    config = replace(model.config, class_names=names)
+    named.config = config  # pyright: ignore[reportAttributeAccessIssue] - of the model's own class
     return named
 
 
