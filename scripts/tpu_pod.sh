@@ -5,7 +5,7 @@
 #   TPU=my-pod ZONE=us-central2-b scripts/tpu_pod.sh probe --config configs/pod.yaml --data.path /mnt/data … --out RUN
 #
 # It needs gcloud, and data that every worker sees at the same path. Worker 0 writes --out and --cache. A job that lost a
-# worker ends with code 3 on the rest: the same line again goes on from the last snapshot.
+# worker ends with code 3 on the rest: the same line again resumes from the last snapshot.
 set -euo pipefail
 : "${TPU:?name of the TPU}" "${ZONE:?its zone}"
 [ $# -gt 0 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2; }
