@@ -129,11 +129,14 @@ class Evaluate(Section):
 class Train(Section):
     """Training: what, on what, and how."""
 
-    task: Literal["vgg", "deep_emotion", "clip"] = Field(
-        "vgg", description="a VGGNet or a Deep-Emotion on labelled images, or a CLIP on rendered faces"
+    task: Literal["vgg", "deep_emotion", "compact", "clip"] = Field(
+        "vgg",
+        description="a VGGNet, a Deep-Emotion or a compact residual network on labelled images, or a CLIP on rendered faces",
     )
-    size: Literal["paper", "small"] = Field("small", description="the published VGGNet, or 0.2 M parameters")
-    start: UserPath | None = Field(None, description="weights to begin with, instead of random ones (vgg, deep_emotion)")
+    size: Literal["paper", "small"] = Field(
+        "small", description="the network in full, or a small one of the same layers (vgg, compact)"
+    )
+    start: UserPath | None = Field(None, description="weights to begin with, instead of random ones (not for clip)")
     split: str = Field("training", description="split to train on")
     validation: str = Field("public_test", description="split to choose the epoch on, never trained on")
     test: str | None = Field(None, description="split to test on once, at the end, with the best epoch's weights")
@@ -142,7 +145,15 @@ class Train(Section):
     augment: Literal["flip", "affine", "one_crop", "ten_crop"] = Field(
         "flip",
         description="mirror only; mirror, crop, shift, rotation and erasing of the whole face; the same and one crop "
-        "of it; or its ten crops, as published (vgg, deep_emotion)",
+        "of it; or its ten crops, as published (not for clip)",
+    )
+    contrast: float = Field(
+        0.0, ge=0, lt=1, description="strength of random brightness and contrast, not with augment flip (not for clip)"
+    )
+    mixup: float = Field(
+        0.0,
+        ge=0,
+        description="alpha of the Beta distribution by which pairs of images are blended; 0 for none (not for clip)",
     )
     precision: Literal["float32", "bfloat16"] = Field("float32", description="what the network computes in while it learns")
     optimizer: Literal["sgd", "adamw"] = Field("adamw", description="sgd with Nesterov momentum, or adamw")
@@ -153,9 +164,7 @@ class Train(Section):
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps over which it rises (cosine, one_cycle)")
     weight_decay: float = Field(1e-4, ge=0, description="weight decay")
     momentum: float = Field(0.9, ge=0, lt=1, description="momentum (sgd)")
-    label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="share of the target spread over all classes (vgg, deep_emotion)"
-    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes (not for clip)")
     average: float = Field(
         0.0, ge=0, lt=1, description="decay of the moving average of weights that is kept; 0 keeps them as they are"
     )

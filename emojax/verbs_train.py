@@ -17,7 +17,7 @@ from emojax.data import faces as face_data
 from emojax.data import seen
 from emojax.data.loader import ImageSet
 from emojax.data.new_clip import small_clip
-from emojax.data.weights import ClipEncoder, load_network, save_clip, save_network
+from emojax.data.weights import Classifier, ClipEncoder, load_network, save_clip, save_network
 from emojax.engine import evaluate as tests
 from emojax.engine import tasks
 from emojax.engine import train as engine
@@ -26,11 +26,11 @@ from emojax.engine.network import as_network
 from emojax.engine.truth import affinity
 from emojax.errors import InputError
 from emojax.hosts import is_first
+from emojax.models.compact import CompactConfig, CompactNet
 from emojax.models.deep_emotion import DeepEmotion, DeepEmotionConfig
 from emojax.models.vgg import VggConfig, VggNet
 
 Report = Callable[[dict[str, float]], None]
-Classifier = VggNet | DeepEmotion
 
 
 def recipes(options: config.Train) -> list[engine.Recipe]:
@@ -44,6 +44,9 @@ def new_network(options: config.Train, images: ImageSet, seed: int) -> Classifie
     """A random network for a labelled set."""
     if options.task == "deep_emotion":
         return DeepEmotion(DeepEmotionConfig(images.images.shape[-1], len(images.classes)), rngs=nnx.Rngs(seed))
+    if options.task == "compact":
+        sizes = CompactConfig() if options.size == "paper" else CompactConfig.small()
+        return CompactNet(replace(sizes, classes=len(images.classes)), rngs=nnx.Rngs(seed))
     sizes = VggConfig.paper() if options.size == "paper" else VggConfig.small()
     return VggNet(replace(sizes, classes=len(images.classes)), rngs=nnx.Rngs(seed))
 
@@ -65,7 +68,7 @@ def train_classifiers(
     """
     build = functools.partial(new_network, options, images)
     model, start = (first, None) if first else (nnx.eval_shape(lambda: build(0)), tasks.start_fresh(build))
-    same = ("batch", "label_smoothing", "augment", "precision")
+    same = ("batch", "label_smoothing", "augment", "contrast", "mixup", "precision")
     task = tasks.classifier(model, images, start=start, **{name: getattr(options, name) for name in same})
 
     def validate(params: Any, rest: Any) -> dict[str, float]:

@@ -19,13 +19,14 @@ from flax import nnx
 from emojax.data.seen import Seen, to_metadata
 from emojax.errors import InputError
 from emojax.models import clip as clip_model
-from emojax.models import deep_emotion, vgg
+from emojax.models import compact, deep_emotion, vgg
 from emojax.ops import image
 from emojax.store import atomic_folder, content_key, save_arrays, write_json
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _TEXT_BATCH = 64
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of OpenAI's images
+Classifier = vgg.VggNet | deep_emotion.DeepEmotion | compact.CompactNet
 _Model = TypeVar("_Model", bound=nnx.Module)
 
 
@@ -100,14 +101,16 @@ def load_deep_emotion(path: Path | str) -> deep_emotion.DeepEmotion:
     return _load(path, deep_emotion.from_torch_state_dict)
 
 
-def load_network(path: Path | str) -> vgg.VggNet | deep_emotion.DeepEmotion:
-    """Either network in eval mode; which one, the file's names tell.
+def load_network(path: Path | str) -> Classifier:
+    """A classifier in eval mode; which one, the file's names tell.
 
     Raises:
       InputError: as `load_vgg`.
     """
 
-    def build(arrays: Mapping[str, np.ndarray]) -> vgg.VggNet | deep_emotion.DeepEmotion:
+    def build(arrays: Mapping[str, np.ndarray]) -> Classifier:
+        if "stem.weight" in arrays:
+            return compact.from_torch_state_dict(arrays)
         either = deep_emotion if "fc_loc.0.weight" in arrays else vgg
         return either.from_torch_state_dict(arrays)
 
@@ -127,11 +130,10 @@ def save_deep_emotion(model: deep_emotion.DeepEmotion, path: Path | str, *, seen
     _save(deep_emotion.to_torch_state_dict(model), path, seen)
 
 
-def save_network(
-    model: vgg.VggNet | deep_emotion.DeepEmotion, path: Path | str, *, seen: Iterable[Seen] | None = None
-) -> None:
-    """Either network, as `save_vgg` does."""
-    (save_vgg if isinstance(model, vgg.VggNet) else save_deep_emotion)(model, path, seen=seen)
+def save_network(model: Classifier, path: Path | str, *, seen: Iterable[Seen] | None = None) -> None:
+    """Any classifier, as `save_vgg` does."""
+    modules = {vgg.VggNet: vgg, deep_emotion.DeepEmotion: deep_emotion, compact.CompactNet: compact}
+    _save(modules[type(model)].to_torch_state_dict(model), path, seen)
 
 
 def _save(arrays: dict[str, np.ndarray], path: Path | str, seen: Iterable[Seen] | None) -> None:

@@ -15,6 +15,7 @@ from emojax.data.weights import ClipEncoder, unit_rows
 from emojax.engine.evaluate import labelled
 from emojax.engine.train import Task
 from emojax.errors import InputError
+from emojax.models.compact import CompactNet
 from emojax.models.deep_emotion import DeepEmotion
 from emojax.models.vgg import VggNet
 from emojax.ops import augment as views
@@ -46,13 +47,15 @@ def start_fresh(build: Callable[[int], nnx.Module]) -> Start:
 
 
 def classifier(
-    model: VggNet | DeepEmotion,
+    model: VggNet | DeepEmotion | CompactNet,
     images: ImageSet,
     *,
     batch: int,
     start: Start | None = None,
     label_smoothing: float = 0.0,
     augment: views.Augment = "flip",
+    contrast: float = 0.0,
+    mixup: float = 0.0,
     precision: Precision = "float32",
     resident: bool | None = None,
 ) -> Task:
@@ -60,7 +63,9 @@ def classifier(
 
     A set of up to 2 GiB stays on the device and batches are gathered there; a larger one (or `resident=False`) is
     streamed by Grain, in the same order. With `bfloat16` the network computes in it; parameters, statistics of BatchNorm,
-    loss and optimizer stay float32. `start` gives each seed's first variables; the network's own when None.
+    loss and optimizer stay float32. `contrast` and `mixup` are the strengths of `ops.augment`'s functions, 0 for none; with
+    mixup, training accuracy counts the class that weighs more. `start` gives each seed's first variables; the network's
+    own when None.
 
     Raises:
       InputError: the set has no labels, other classes than the network, or fewer images than a batch.
@@ -83,10 +88,13 @@ def classifier(
             x = network.preprocess(views.mirror(view_key, pixels))
         else:
             pixels = to_gray(pixels) if network.config.channels == 1 else pixels
-            x = network.normalize(views.augment(augment, view_key, to_unit(pixels), network.config.input_size))
+            side = network.config.input_size
+            x = network.normalize(views.augment(augment, view_key, to_unit(pixels), side, contrast=contrast))
+        own = jnp.repeat(own, len(x) // len(own))
+        target = optax.smooth_labels(jax.nn.one_hot(own, network.config.classes), label_smoothing)
+        if mixup:
+            x, target = views.mixup(jax.random.fold_in(key, 2), x, target, mixup)
         logits = network(x.astype(precision), rngs=nnx.Rngs(dropout=drop_key))[0].astype(jnp.float32)
-        own = jnp.repeat(own, len(logits) // len(own))
-        target = optax.smooth_labels(jax.nn.one_hot(own, logits.shape[-1]), label_smoothing)
         rest = nnx.state(network, nnx.Not(nnx.Param))
         return optax.softmax_cross_entropy(logits, target).mean(), (
             rest,
@@ -101,7 +109,7 @@ def classifier(
     return Task(start or (lambda seed: (params, rest)), data, loss, batches, len(images) // batch, batch)
 
 
-def trained(model: VggNet | DeepEmotion, params: Any, rest: Any) -> VggNet | DeepEmotion:
+def trained(model: VggNet | DeepEmotion | CompactNet, params: Any, rest: Any) -> VggNet | DeepEmotion | CompactNet:
     """A network of the same kind with these variables, in eval mode."""
     model = _with(model, params, rest)
     model.eval()

@@ -130,16 +130,44 @@ def erase(key: jax.Array, views: jax.Array) -> jax.Array:
     return jnp.where(gone[..., None], 0.0, views)
 
 
+def jitter(key: jax.Array, views: jax.Array, strength: float) -> jax.Array:
+    """Changes brightness and contrast of every other view [B, S, S, C] in [0, 1].
+
+    As torchvision's ColorJitter(brightness, contrast) with p 0.5: pixels are multiplied, then drawn to or away from their
+    mean, by factors that are uniform in 1 ± strength; the results are clipped.
+    """
+    chance_key, *factor_keys = jax.random.split(key, 3)
+    shape = (len(views), 1, 1, 1)
+    brightness, contrast = (1 + strength * jax.random.uniform(k, shape, minval=-1.0) for k in factor_keys)
+    changed = jnp.clip(views * brightness, 0.0, 1.0)
+    mean = changed.mean(axis=(1, 2, 3), keepdims=True)
+    changed = jnp.clip(mean + contrast * (changed - mean), 0.0, 1.0)
+    return jnp.where(jax.random.bernoulli(chance_key, shape=shape), changed, views)
+
+
+def mixup(key: jax.Array, views: jax.Array, targets: jax.Array, alpha: float) -> tuple[jax.Array, jax.Array]:
+    """Blends each view [B, S, S, C], and its target [B, classes], with those of another (Zhang et al. 2018).
+
+    The share of the other is drawn for each view from Beta(alpha, alpha), folded to at most one half; partners are the
+    batch in reverse, which is in random order already.
+    """
+    share = jax.random.beta(key, alpha, alpha, (len(views), 1))
+    share = jnp.minimum(share, 1.0 - share)
+    mixed = views + share[..., None, None] * (views[::-1] - views)
+    return mixed, targets + share * (targets[::-1] - targets)
+
+
 def mirror(key: jax.Array, images: jax.Array) -> jax.Array:
     """Mirrors every other image [B, H, W, C] at random."""
     return jnp.where(jax.random.bernoulli(key, shape=(len(images), 1, 1, 1)), images[:, :, ::-1], images)
 
 
-def augment(kind: Augment, key: jax.Array, images: jax.Array, side: int) -> jax.Array:
+def augment(kind: Augment, key: jax.Array, images: jax.Array, side: int, *, contrast: float = 0.0) -> jax.Array:
     """Float images [B, H, W, C] in [0, 1] → views [B·n, side, side, C], those of one image in a row.
 
     `ten_crop` is the published recipe (n 10); `one_crop` takes one crop, anywhere, of the same canvas (n 1); `affine`
-    shows the whole canvas instead of a crop, as the `resize40` protocol does (n 1).
+    shows the whole canvas instead of a crop, as the `resize40` protocol does (n 1). `contrast` is the strength of
+    `jitter`, 0 for none.
     """
     canvas = side if kind == "affine" else round(CANVAS * side)
     shown = canvas if kind == "ten_crop" else side
@@ -147,4 +175,6 @@ def augment(kind: Augment, key: jax.Array, images: jax.Array, side: int) -> jax.
     views = view(images, draw(draw_key, len(images), images.shape[1:3], canvas, shown), canvas, shown)
     if kind == "ten_crop":
         views = ten_crop(views, side).reshape(-1, side, side, images.shape[-1])
+    if contrast:
+        views = jitter(jax.random.fold_in(key, 1), views, contrast)
     return erase(erase_key, views)
