@@ -21,6 +21,8 @@ _HOMES = {
     "save_deep_emotion": "emojax.data.weights",
     "VggConfig": "emojax.models.vgg",
     "VggNet": "emojax.models.vgg",
+    "CompactConfig": "emojax.models.compact",
+    "CompactNet": "emojax.models.compact",
     "DeepEmotion": "emojax.models.deep_emotion",
     "DeepEmotionConfig": "emojax.models.deep_emotion",
     "ProbeRecord": "emojax.engine.record",

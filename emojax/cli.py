@@ -90,7 +90,7 @@ VERBS = dict(
         ),
         _verb(
             "train",
-            "train a VGGNet or a Deep-Emotion on labelled images, or a small CLIP on rendered faces",
+            "train a VGGNet, a Deep-Emotion or a CompactNet on labelled images, or a small CLIP on rendered faces",
             "data",
             "train",
             "evaluate",

@@ -47,7 +47,8 @@ class Target(Section):
     """The network under study."""
 
     weights: UserPath | None = Field(
-        None, description="VGGNet or Deep-Emotion weights: .safetensors, or a PyTorch checkpoint such as the published one"
+        None,
+        description="weights of a VGGNet, Deep-Emotion or CompactNet: .safetensors, or a PyTorch checkpoint",
     )
 
 
@@ -68,7 +69,8 @@ class Probe(Section):
     """The pass over the images."""
 
     layers: tuple[str, ...] = Field(
-        (), description="names or patterns of layers; without any, all of the network but a VGGNet's logits"
+        (),
+        description="names or patterns of layers; without any, all but the logits (and those of a Deep-Emotion)",
     )
     pool: Literal["avg", "max"] = Field("avg", description="how convolutions become one number per unit")
     taps: Literal["raw", "relu"] = Field("raw", description="raw outputs, or after BatchNorm and ReLU")

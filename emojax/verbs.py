@@ -19,7 +19,7 @@ from emojax.data import demo as demo_data
 from emojax.data import seen
 from emojax.data.concepts import ConceptSet, load_concepts
 from emojax.data.loader import ImageSet, open_split
-from emojax.data.weights import ClipEncoder, load_clip, load_network
+from emojax.data.weights import Classifier, ClipEncoder, load_clip, load_network
 from emojax.engine import concepts as concept_engine
 from emojax.engine import dissect as dissect_engine
 from emojax.engine import evaluate as evaluate_engine
@@ -30,8 +30,7 @@ from emojax.engine.evaluate import Evaluation
 from emojax.engine.network import as_network, resolve_layers
 from emojax.engine.record import ProbeRecord
 from emojax.errors import InputError
-from emojax.models.deep_emotion import DeepEmotion
-from emojax.models.vgg import VggNet
+from emojax.models.compact import Editable
 from emojax.ops.similarity import rank_reorder_size
 from emojax.report.write import write_dissection
 
@@ -59,8 +58,8 @@ def _open_tests(data: config.Data) -> list[ImageSet]:
     return [_open(data, split) for split in data.test_splits]
 
 
-def _open_target(target: config.Target) -> VggNet | DeepEmotion:
-    what = "VGGNet or Deep-Emotion weights, .safetensors or a PyTorch checkpoint"
+def _open_target(target: config.Target) -> Classifier:
+    what = "VGGNet, Deep-Emotion or CompactNet weights, .safetensors or a PyTorch checkpoint"
     return load_network(_need(target.weights, "--target.weights", what))
 
 
@@ -99,7 +98,7 @@ def _hyperparameters(options: config.Dissect) -> dict[str, Any]:
 
 
 def _check(
-    settings: Any, model: VggNet, clip: ClipEncoder, concepts: ConceptSet, images: ImageSet, tests: Sequence[ImageSet]
+    settings: Any, model: Editable, clip: ClipEncoder, concepts: ConceptSet, images: ImageSet, tests: Sequence[ImageSet]
 ) -> None:
     """Refuses before the probe what would be refused after it."""
     _hyperparameters(settings.dissect)
@@ -112,7 +111,7 @@ def _check(
 
 
 def _probe(
-    settings: Any, run: store.Run, model: VggNet, images: ImageSet, clip: ClipEncoder, cache: Path | None
+    settings: Any, run: store.Run, model: Editable, images: ImageSet, clip: ClipEncoder, cache: Path | None
 ) -> ProbeRecord:
     """The record for these settings, read from the cache when its content key is there."""
     options, scores = settings.probe, getattr(settings, "dissect", config.Dissect())  # the probe verb has no such section
@@ -173,7 +172,7 @@ def _dissect(
     return found
 
 
-def _evaluate(settings: Any, run: store.Run, model: VggNet, tests: Sequence[ImageSet], what: str) -> dict[str, Evaluation]:
+def _evaluate(settings: Any, run: store.Run, model: Editable, tests: Sequence[ImageSet], what: str) -> dict[str, Evaluation]:
     """Each split alone and, when there are several, all pooled."""
     options, results = settings.evaluate, {}
     with run.timed("evaluate"), progress(what) as bar:
@@ -403,7 +402,7 @@ def demo(settings: Any) -> None:
 def chain(
     settings: Any,
     run: store.Run,
-    model: VggNet,
+    model: Editable,
     clip: ClipEncoder,
     concepts: ConceptSet,
     images: ImageSet,
@@ -430,13 +429,14 @@ def _label(
     concepts: ConceptSet,
     clip: ClipEncoder,
     cache: Path | None,
-    model: VggNet | DeepEmotion | None,
+    model: Classifier | None,
 ) -> tuple[Dissection, list[LayerSummary], dict[str, Any]]:
     """From a record to labels, Table 1 and the summary, written and printed."""
     found = _dissect(settings, run, record, concepts, clip, cache)
     shape = {} if model is None else {"network": model.config.units()}
-    if isinstance(model, VggNet):
-        shape["outgoing"] = np.asarray(model.lin3.kernel[...])
+    if isinstance(model, Editable):
+        last = list(model.config.units())[-1]
+        shape["outgoing"] = np.asarray(getattr(model, last).kernel[...])
     table1, summary = write_dissection(run.folder, found, settings.dissect.tau, **shape)
     _print_table1(table1, settings.dissect.tau)
     if found.confidence:

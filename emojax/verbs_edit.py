@@ -12,7 +12,7 @@ from emojax import store
 from emojax.console import progress, say
 from emojax.data import seen
 from emojax.data.loader import ImageSet
-from emojax.data.weights import save_vgg
+from emojax.data.weights import save_network
 from emojax.engine import dissect as dissect_engine
 from emojax.engine import edit as edit_engine
 from emojax.engine.dissect import Dissection, LayerSummary
@@ -25,7 +25,7 @@ from emojax.engine.network import resolve_layers
 from emojax.engine.sweep import Outcomes, evaluate_gains, every_threshold, try_masks, try_settings
 from emojax.engine.verdict import Evidence
 from emojax.errors import InputError
-from emojax.models.vgg import VggNet
+from emojax.models.compact import Editable
 from emojax.ops.stats import benjamini_hochberg, mcnemar_exact
 
 AUTO = "auto"
@@ -37,7 +37,7 @@ def search_of(options: Any) -> Search:
     return Search(options.tau, options.factor, options.top_fraction, options.continuous, options.scope)
 
 
-def check(settings: Any, model: VggNet, images: ImageSet, tests: Sequence[ImageSet]) -> None:
+def check(settings: Any, model: Editable, images: ImageSet, tests: Sequence[ImageSet]) -> None:
     """Refuses before the probe what the edit would refuse after it.
 
     Raises:
@@ -45,9 +45,10 @@ def check(settings: Any, model: VggNet, images: ImageSet, tests: Sequence[ImageS
         without labels, or the same images where different ones are needed.
     """
     options = settings.edit
-    if not isinstance(model, VggNet):
+    if not isinstance(model, Editable):
         raise InputError(
-            f"edits are made to a VGGNet, and this is a {type(model).__name__}; `emojax dissect` labels its units"
+            f"edits are made to a VGGNet or a CompactNet, and this is a {type(model).__name__}; "
+            "`emojax dissect` labels its units"
         )
     layers, search = chosen_layers(settings, model), search_of(options)
     if options.gains is not None:
@@ -74,7 +75,7 @@ def check(settings: Any, model: VggNet, images: ImageSet, tests: Sequence[ImageS
             raise InputError(f"--edit.learned fits gains on {images.name}, which is also a test split; probe another split")
 
 
-def chosen_layers(settings: Any, model: VggNet) -> tuple[str, ...]:
+def chosen_layers(settings: Any, model: Editable) -> tuple[str, ...]:
     """The layers that the settings want edited, among those that were probed; `auto` alone stays as it is.
 
     Raises:
@@ -89,7 +90,7 @@ def chosen_layers(settings: Any, model: VggNet) -> tuple[str, ...]:
 def edit(
     settings: Any,
     run: store.Run,
-    model: VggNet,
+    model: Editable,
     found: Dissection,
     images: ImageSet,
     tests: Sequence[ImageSet],
@@ -169,15 +170,17 @@ def edit(
     return result
 
 
-def _save(run: store.Run, edited: VggNet, chosen_on: Sequence[ImageSet]) -> None:
+def _save(run: store.Run, edited: Editable, chosen_on: Sequence[ImageSet]) -> None:
     """Writes the edited network; its file tells what the network had seen and what the edit was chosen on."""
     known = run.target.get("seen")
     if known is not None:
         known = [*(seen.Seen(**each) for each in known), *(seen.of(images, "chosen") for images in chosen_on)]
-    save_vgg(edited, run.folder / "edited.safetensors", seen=known)
+    save_network(edited, run.folder / "edited.safetensors", seen=known)
 
 
-def _given(settings: Any, run: store.Run, model: VggNet, layers: Sequence[str], tests: Sequence[ImageSet]) -> dict[str, Any]:
+def _given(
+    settings: Any, run: store.Run, model: Editable, layers: Sequence[str], tests: Sequence[ImageSet]
+) -> dict[str, Any]:
     """Gains from a file on one layer: nothing is chosen, so all test splits are a test, and McNemar's is enough."""
     options = settings.edit
     gains = edit_engine.read_gains(options.gains, model.config.units()[layers[0]])
@@ -288,7 +291,7 @@ def _summaries(results: dict[str, Evaluation]) -> dict[str, dict[str, Any]]:
 def _ten_crops(
     settings: Any,
     run: store.Run,
-    model: VggNet,
+    model: Editable,
     scores: Mapping[str, np.ndarray],
     search: Search,
     tests: Sequence[ImageSet],

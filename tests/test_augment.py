@@ -125,3 +125,28 @@ def test_ten_crops_are_those_of_one_view(images):
     kept = crops[:, 0] != 0
     np.testing.assert_array_equal(crops[:, 0][kept], whole[:, :40, :40][kept])
     assert kept.mean() > 0.5
+
+
+def test_jitter_changes_every_other_view_as_told(images):
+    views, key = jnp.tile(jnp.asarray(images), (50, 1, 1, 1)), jax.random.key(3)
+    got, views = np.asarray(augment.jitter(key, views, 0.3), np.float64), np.asarray(views, np.float64)
+    changed = (got != views).any(axis=(1, 2, 3))
+    assert 120 < changed.sum() < 180  # of 300: seven standard deviations
+    assert got.min() >= 0
+    assert got.max() <= 1
+    for before, after in zip(views[changed], got[changed], strict=True):
+        middle = (after > 0.01) & (after < 0.99) & (before < 0.7)  # nowhere clipped: 0.7 · 1.3 < 1
+        slope, offset = np.polyfit(before[middle], after[middle], 1)
+        assert 0.7**2 - 1e-3 <= slope <= 1.3**2 + 1e-3
+        np.testing.assert_allclose(after[middle], slope * before[middle] + offset, atol=1e-5)
+
+
+def test_mixup_blends_views_and_targets_alike(images):
+    targets = np.eye(6, dtype=np.float32)
+    mixed, blended = augment.mixup(jax.random.key(0), jnp.asarray(images), jnp.asarray(targets), 0.4)
+    share = np.asarray(blended)[np.arange(6), np.arange(6)[::-1]]
+    assert (share <= 0.5).all()
+    assert np.ptp(share) > 0.01
+    np.testing.assert_allclose(blended, (1 - share)[:, None] * targets + share[:, None] * targets[::-1], atol=1e-6)
+    scale = share[:, None, None, None]
+    np.testing.assert_allclose(mixed, (1 - scale) * images + scale * images[::-1], atol=1e-6)

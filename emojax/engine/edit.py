@@ -20,7 +20,7 @@ from emojax.engine.evaluate import Evaluation, Protocol, labelled, tencrop_views
 from emojax.engine.network import map_images
 from emojax.errors import InputError, did_you_mean
 from emojax.models import vgg
-from emojax.models.vgg import VggNet
+from emojax.models.compact import Editable
 from emojax.ops import gains as ops
 from emojax.ops.gains import Scope
 from emojax.store import read_npy
@@ -28,7 +28,7 @@ from emojax.store import read_npy
 Kind = Literal["threshold", "top_fraction", "continuous"]
 
 
-def edit(model: VggNet, layer: str, gains: jax.Array | np.ndarray, *, scope: Scope = "weights") -> VggNet:
+def edit(model: Editable, layer: str, gains: jax.Array | np.ndarray, *, scope: Scope = "weights") -> Editable:
     """A copy of the network with the layer's units scaled by `gains` [U]; the model itself is left alone.
 
     `scope="weights"` leaves biases as they are, as the paper does.
@@ -39,7 +39,7 @@ def edit(model: VggNet, layer: str, gains: jax.Array | np.ndarray, *, scope: Sco
     return edit_layers(model, {layer: gains}, scope=scope)
 
 
-def edit_layers(model: VggNet, gains: Mapping[str, jax.Array | np.ndarray], *, scope: Scope = "weights") -> VggNet:
+def edit_layers(model: Editable, gains: Mapping[str, jax.Array | np.ndarray], *, scope: Scope = "weights") -> Editable:
     """As `edit`, for several layers at once: gains [U] by layer."""
     return vgg.with_gains(model, {name: ops.with_scope(_checked(model, name, g), scope) for name, g in gains.items()})
 
@@ -71,7 +71,7 @@ def read_gains(path: Path, units: int, *, factor: float | None = None) -> np.nda
     return values if factor is None else np.asarray(ops.from_mask(values == 1, factor))
 
 
-def _checked(model: VggNet, layer: str, gains: jax.Array | np.ndarray) -> jax.Array:
+def _checked(model: Editable, layer: str, gains: jax.Array | np.ndarray) -> jax.Array:
     """Gains [.., U] as float32, after checking that they fit the layer."""
     units = model.config.units()
     if layer not in units:
@@ -149,7 +149,7 @@ class GridCell:
 
 
 def sweep(
-    model: VggNet,
+    model: Editable,
     images: ImageSet,
     layer: str,
     gains: jax.Array | np.ndarray,
@@ -170,7 +170,8 @@ def sweep(
     gains = _checked(model, layer, gains)
     labels = labelled(images, model.config.classes)
     graphdef, state = nnx.split(model)
-    views = model.preprocess if protocol == "resize40" else tencrop_views(model.config.input_size)
+    ten = tencrop_views(model.config.input_size)
+    views = model.preprocess if protocol == "resize40" else lambda chunk: model.normalize(ten(chunk))
 
     def forward(params: Any, chunk: jax.Array) -> jax.Array:
         network, settings = nnx.merge(graphdef, params[0]), params[1]
@@ -185,7 +186,7 @@ def sweep(
 
 
 def threshold_grid(
-    model: VggNet,
+    model: Editable,
     images: ImageSet,
     layer: str,
     scores: np.ndarray,

@@ -16,7 +16,7 @@ from flax import nnx
 from emojax.data.loader import ImageSet, copies
 from emojax.engine.network import Network, map_images
 from emojax.errors import InputError
-from emojax.models.vgg import VggNet
+from emojax.models.compact import Editable
 from emojax.ops import image
 
 Protocol = Literal["resize40", "tencrop"]
@@ -136,13 +136,15 @@ def evaluate(
 ) -> Evaluation:
     """Runs the network over a labelled set.
 
-    `tencrop` averages the logits of ten crops of the network's input size (VGGNet only).
+    `tencrop` averages the logits of ten crops of the network's input size (VGGNet and CompactNet only).
 
     Raises:
       InputError: the set has no labels, or the classes do not match.
     """
-    if protocol == "tencrop" and not isinstance(model, VggNet):
-        raise InputError("the tencrop protocol crops to a VGGNet's input size; pass a VggNet or use resize40")
+    if protocol == "tencrop" and not isinstance(model, Editable):
+        raise InputError(
+            "the tencrop protocol crops to the network's input size; pass a VggNet or a CompactNet, or use resize40"
+        )
     if isinstance(model, nnx.Module):
         graphdef, params = nnx.split(model)
         forward = _logits_of(graphdef, protocol)
@@ -167,7 +169,7 @@ def _logits_of(graphdef: Any, protocol: Protocol) -> Callable[[Any, jax.Array], 
         model = nnx.merge(graphdef, state)
         if protocol == "resize40":
             return model(getattr(model, "preprocess", image.to_unit)(chunk))[0]
-        x = tencrop_views(model.config.input_size)(chunk)
+        x = model.normalize(tencrop_views(model.config.input_size)(chunk))
         return model(x.reshape(-1, *x.shape[2:]))[0].reshape(*x.shape[:2], -1).mean(axis=1)
 
     return forward

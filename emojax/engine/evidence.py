@@ -23,7 +23,7 @@ from emojax.engine.inputs import LayerInputs, join_inputs, layer_inputs
 from emojax.engine.sweep import evaluate_gains, try_gains, try_masks, try_settings
 from emojax.engine.verdict import Evidence
 from emojax.errors import InputError
-from emojax.models.vgg import VggNet
+from emojax.models.compact import Editable
 from emojax.ops import gains as ops
 from emojax.ops import stats
 from emojax.ops.gains import Scope
@@ -49,7 +49,7 @@ class Subject:
 
 
 def subject(
-    model: VggNet,
+    model: Editable,
     scores: Mapping[str, np.ndarray],
     select: ImageSet | Sequence[ImageSet],
     confirm: ImageSet | Sequence[ImageSet] | None = None,

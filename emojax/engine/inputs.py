@@ -22,7 +22,7 @@ from emojax.engine.network import as_network, default_tile, map_images
 from emojax.errors import InputError, did_you_mean
 from emojax.hosts import check_same, from_first, is_first
 from emojax.mesh import put_split
-from emojax.models.vgg import LAYERS, VggNet
+from emojax.models.compact import Editable
 from emojax.ops import gains as ops
 from emojax.ops.gains import Gain
 from emojax.store import content_key, read_npy, write_binary
@@ -65,7 +65,8 @@ class LayerInputs:
 
     Attributes:
       layer: the layer's name.
-      values: its output before the bias, [I, U], or [I, H, W, U] for a convolution; float32.
+      values: its output before the bias, [I, U], or [I, H, W, U] for a convolution; float32. Within a residual block,
+        what the block adds later is joined to it as further channels (see `CompactNet.until`).
       labels: [I] int32, and `classes` their names.
       params: parameters of what follows; a `Head` when that is the logits themselves.
       after: (params, values [T, ..], gain) → logits [T, C].
@@ -87,7 +88,7 @@ class LayerInputs:
     @property
     def units(self) -> int:
         """Units of the layer."""
-        return self.values.shape[-1]
+        return len(self.weight_sums)
 
     @property
     def feeds_logits(self) -> bool:
@@ -122,12 +123,12 @@ class LayerInputs:
 
 @functools.lru_cache(maxsize=32)
 def _rest_of(graphdef: Any, layer: str) -> After:
-    """`VggNet.after` as a function of the state; one object per architecture and layer, so that it compiles once."""
+    """The network's `after` as a function of the state; one object per architecture and layer, so that it compiles once."""
     return lambda state, values, gain: nnx.merge(graphdef, state).after(values, layer, gain)
 
 
 def layer_inputs(
-    model: VggNet,
+    model: Editable,
     images: ImageSet,
     layer: str,
     *,
@@ -144,8 +145,9 @@ def layer_inputs(
     Raises:
       InputError: no such layer, or the set has no labels or other classes.
     """
-    if layer not in LAYERS:
-        raise InputError(f"no layer {layer!r}{did_you_mean(layer, LAYERS)}")
+    layers = list(model.config.units())
+    if layer not in layers:
+        raise InputError(f"no layer {layer!r}{did_you_mean(layer, layers)}")
     labels = labelled(images, model.config.classes)
     tile = tile or default_tile()
     key = content_key([_FORMAT, as_network(model).key, images.key, layer, tile, jax.default_backend()])
@@ -164,11 +166,11 @@ def layer_inputs(
             write_binary(kept, lambda file: np.save(file, values))
     else:
         values = found["values"]
-    own, last, classes = getattr(model, layer), model.lin3, model.config.classes
+    own, last, classes = getattr(model, layer), getattr(model, layers[-1]), model.config.classes
     params, after = state, _rest_of(graphdef, layer)
-    if layer == "lin2":
+    if layer == layers[-2]:  # the dense layer before the logits, in either network
         params, after = Head(own.bias[...], last.kernel[...], last.bias[...]), _through
-    elif layer == "lin3":
+    elif layer == layers[-1]:
         identity, nothing = np.eye(classes, dtype=np.float32), np.zeros(classes, np.float32)
         params, after = Head(own.bias[...], identity, nothing, floor=-np.inf), _through
     sums = np.asarray(ops.weight_sums(own.kernel[...]))

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, PartitionSpec
 from emojax.data.loader import ImageSet, batches
 from emojax.errors import InputError, did_you_mean
 from emojax.mesh import AXIS, make_mesh, my_rows, put_batch, put_copy, readable
-from emojax.models.vgg import VggNet
+from emojax.models.compact import Editable
 from emojax.ops.image import to_unit
 from emojax.store import content_key
 
@@ -68,13 +68,13 @@ def as_network(
     """Wraps a flax.nnx module or any function that returns `(logits, taps)`.
 
     `preprocess` turns uint8 images into the model's input; None takes the model's own `preprocess`, or division by 255.
-    `taps="relu"` asks a VGGNet for outputs after BatchNorm and ReLU.
+    `taps="relu"` asks a VGGNet or a CompactNet for outputs after BatchNorm and ReLU.
     """
     chosen = preprocess or getattr(model, "preprocess", to_unit)
     if not isinstance(model, nnx.Module):
         return Network(lambda params, images: model(images), {}, chosen, None)
     graphdef, state = nnx.split(model)
-    options = {"taps": taps} if isinstance(model, VggNet) else {}
+    options = {"taps": taps} if isinstance(model, Editable) else {}
     key = None
     if preprocess is None:  # what somebody's function does to the images cannot be known
         key = content_key([type(model).__name__, repr(getattr(model, "config", "")), taps, parameters(state)])

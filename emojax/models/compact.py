@@ -145,6 +145,9 @@ class CompactNet(nnx.Module):
         return self.drop(active, rngs=rngs) if name == "hidden" and rngs is not None else active
 
 
+Editable = vgg.VggNet | CompactNet  # networks that can be cut at a layer, edited there, and tested by ten crops
+
+
 def _halve(x: jax.Array) -> jax.Array:
     """Maximum over 2×2 pixels, as a maximum of four slices: its gradient is several times faster on a CPU."""
     rows = jnp.maximum(x[:, ::2], x[:, 1::2])

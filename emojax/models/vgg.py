@@ -216,16 +216,18 @@ def to_torch_state_dict(model: VggNet) -> dict[str, np.ndarray]:
     return arrays
 
 
-def with_gains(model: VggNet, gains: Mapping[str, Gain]) -> VggNet:
+def with_gains(model: convert.Model, gains: Mapping[str, Gain]) -> convert.Model:
     """A copy of the network whose parameters carry the gains; the model itself is left alone.
 
-    A convolution's gain scales its kernel (and bias); the BatchNorm behind it keeps its statistics, as in the paper.
+    Any module will do whose layers hold a `kernel` and a `bias`. A convolution's gain scales its kernel (and bias); the
+    BatchNorm behind it keeps its statistics, as in the paper.
     """
     graphdef, state = nnx.split(model)
     leaves = dict(nnx.to_flat_state(state))
+    layers = [path[0] for path in leaves if path[-1] == "kernel"]
     for layer, gain in gains.items():
-        if (layer, "kernel") not in leaves:
-            raise ValueError(f"no layer {layer!r}; layers: {', '.join(LAYERS)}")
+        if layer not in layers:
+            raise ValueError(f"no layer {layer!r}; layers: {', '.join(layers)}")
         kernel, bias = leaves[layer, "kernel"], leaves[layer, "bias"]
         if gain.weight.shape != bias.shape:
             raise ValueError(f"layer {layer} has {bias.shape[0]} units, not {gain.weight.shape[0]}")
