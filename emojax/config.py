@@ -47,8 +47,7 @@ class Target(Section):
     """The network under study."""
 
     weights: UserPath | None = Field(
-        None,
-        description="weights of a VGGNet, Deep-Emotion or CompactNet: .safetensors, or a PyTorch checkpoint",
+        None, description="weights of a VGGNet, Deep-Emotion or CompactNet: .safetensors, or a PyTorch checkpoint"
     )
 
 
@@ -69,8 +68,7 @@ class Probe(Section):
     """The pass over the images."""
 
     layers: tuple[str, ...] = Field(
-        (),
-        description="names or patterns of layers; without any, all but the logits (and those of a Deep-Emotion)",
+        (), description="names or patterns of layers; without any, all but the logits of a VGGNet or a CompactNet"
     )
     pool: Literal["avg", "max"] = Field("avg", description="how convolutions become one number per unit")
     taps: Literal["raw", "relu"] = Field("raw", description="raw outputs, or after BatchNorm and ReLU")

@@ -228,7 +228,8 @@ def test_by_command(tmp_path, capsys, clip_folder):
     assert weights.load_network(target[1]).config == CompactConfig.small()
     ten = ["--evaluate.protocol", "tencrop", "--out", str(tmp_path / "e")]
     assert main(["evaluate", *faces, *target, *ten]) == 0, capsys.readouterr().err
-    clip, few = ["--clip.path", clip_folder, "--dissect.top-k", "20"], ["--edit.permutations", "19", "--edit.masks", "20"]
+    clip = ["--clip.path", str(clip_folder), "--dissect.top-k", "20"]
+    few = ["--edit.permutations", "19", "--edit.masks", "20"]
     args = [*faces, *target, *clip, *few, *cache, "--edit.layers", "res3b", "--out", str(tmp_path / "r")]
     assert main(["run", *args]) == 0, capsys.readouterr().err
     table = (tmp_path / "r" / "dissection.csv").read_text().splitlines()
