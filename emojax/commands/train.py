@@ -158,7 +158,7 @@ def epoch_reporter(path: Path) -> "Report":
     from emojax.commands.console import say
     from emojax.distributed.processes import is_main_process
 
-    def report(row: dict[str, float]) -> None:
+    def report(row: dict[str, int | float]) -> None:
         if is_main_process():
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "a", encoding="utf-8") as file:

@@ -161,7 +161,8 @@ def contrastive_loss(
     logits = scale * cosines
 
     def one_way(logits: Float[Array, "B B"], matches: Bool[Array, "B B"]) -> Float[Array, ""]:
-        target = matches / matches.sum(axis=1, keepdims=True)
+        true = matches.astype(jnp.float32)
+        target = true / true.sum(axis=1, keepdims=True)
         return optax.softmax_cross_entropy(logits, target).mean()
 
     return (one_way(logits, matches) + one_way(logits.T, matches.T)) / 2
