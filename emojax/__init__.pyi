@@ -1,11 +1,11 @@
 """The public names, for type checkers and editors; `__init__.py` reads them from here."""
 
+from emojax.data.clip_encoder import ClipEncoder as ClipEncoder
+from emojax.data.clip_folder import load_clip as load_clip
 from emojax.data.concepts import ConceptSet as ConceptSet
 from emojax.data.concepts import load_concepts as load_concepts
 from emojax.data.image_set import ImageSet as ImageSet
 from emojax.data.opening import open_split as open_split
-from emojax.data.weights import ClipEncoder as ClipEncoder
-from emojax.data.weights import load_clip as load_clip
 from emojax.data.weights import load_deep_emotion as load_deep_emotion
 from emojax.data.weights import load_vgg as load_vgg
 from emojax.data.weights import save_deep_emotion as save_deep_emotion

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from emojax import process
+from emojax import interruption
 from emojax.commands import (
     audit,
     compare,
@@ -190,7 +190,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Signals end the work in order, and printing cannot fail.
     """
-    with process.safe_streams(), process.listening():
+    with interruption.safe_streams(), interruption.listening():
         args = list(sys.argv[1:] if args is None else args)
         if not args or args[0] in ("-h", "--help"):
             print(overview())
@@ -214,7 +214,7 @@ def _run_line(args: Sequence[str]) -> int:
         if job is not None and job.index is not None:
             name += f"process {job.index}: "
         _run(command, parse(command, rest), job, _take_out(rest, ("--config",))[0].get("--config"))
-        process.check_interrupted()
+        interruption.check_interrupted()
         return 0
     except BaseException as error:
         outcome = _outcome_of(error)
@@ -239,8 +239,8 @@ def _outcome_of(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, processes.PeerLost):
         return str(error), processes.LOST
     # An error after a signal is its consequence, for instance of an import that it broke.
-    if isinstance(error, KeyboardInterrupt) or process.was_interrupted():
-        return "interrupted; nothing half-written was kept", process.exit_code()
+    if isinstance(error, KeyboardInterrupt) or interruption.was_interrupted():
+        return "interrupted; nothing half-written was kept", interruption.exit_code()
     if isinstance(error, OSError) and of_the_disk(error) is not None:
         return one_line(OSError(of_the_disk(error))), 2
     return None
@@ -254,7 +254,7 @@ def _run(
 
     mesh.use_all_cores()
     with processes.joined(job), console.log_shown(), contextlib.ExitStack() as quiet:
-        process.listen()  # anew: JAX's service for a job's processes takes SIGTERM for itself
+        interruption.listen()  # anew: JAX's service for a job's processes takes SIGTERM for itself
         if job is not None:
             told = [command.name, settings.model_dump(mode="json")]
             processes.check_same_everywhere(told, "settings")

@@ -11,13 +11,10 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """A file, value or setting that emojax refuses.
-
-    The message names it and says what would be right.
-    """
+    """A file, value or setting that emojax refuses; the message names it and what is right."""
 
 
-# Errors of the operating system that speak of the disk or the user's rights, and of no bug.
+# Errors of the operating system that concern the disk or the user's rights, not a bug.
 _ENVIRONMENT = {
     getattr(errno, name)
     for name in (
@@ -39,20 +36,20 @@ _ENVIRONMENT = {
 def one_line(error: Exception | str) -> str:
     """The message of an error as one line that a terminal can show."""
     line = " ".join(str(error).split())
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
-        for c in line
-    )
+    return "".join(c if c.isprintable() else _escaped(c) for c in line)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "backslashreplace").decode()
 
 
 def of_the_disk(error: OSError) -> str | None:
-    """What to say of an error of the system that the user can mend, None for any other."""
+    """The line for an error of the operating system that the user can mend; None for any other."""
     if error.errno in _ENVIRONMENT:
         where = f"{error.filename}: " if error.filename else "cannot write: "
         return f"{where}{error.strerror}; free space, or choose another --out or --cache"
-    if error.errno is None and re.search(
-        r"\d+ requested and \d+ written", str(error)
-    ):  # NumPy's words for a full disk
+    # NumPy reports a full disk without an error number, in these words.
+    if error.errno is None and re.search(r"\d+ requested and \d+ written", str(error)):
         return "cannot write: the disk is full; free space, or choose another --out or --cache"
     return None
 
@@ -63,9 +60,7 @@ def short(text: str, limit: int = 60) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the closest of the known names, or the list of them when none is
-    close.
-    """
+    """`"; did you mean 'x'?"` for the closest known name; all of them when none is close."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"

@@ -80,8 +80,7 @@ def foreign(folder: Path, files: Files) -> str | None:
         elif path.is_dir() and not path.is_symlink():
             known = name in folders
         else:
-            # A killed process leaves `.NAME.PID` of the file that it was writing
-            # (store.write_binary).
+            # `store.write_binary`, when killed, leaves `.NAME.PID` of the file that it was writing.
             part = re.fullmatch(r"\.(.+)\.\d+", path.name)
             whole = path.with_name(part[1]).relative_to(folder).as_posix() if part else None
             known = MANIFEST in (name, whole) or whole in files
@@ -274,13 +273,22 @@ def place(building: Path, target: Path) -> None:
     """
     if building.parent == target:
         _move_in(building, target)
-    elif target.exists():
-        retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-        os.replace(target, retired / target.name)
-        os.replace(building, target)
-        shutil.rmtree(retired)
     else:
+        move_into_place(building, target)
+
+
+def move_into_place(building: Path, target: Path) -> None:
+    """Renames a finished folder to `target`; what lay there, file, link or folder, is removed last.
+
+    A link is replaced itself: what it points to stays.
+    """
+    if not os.path.lexists(target):
         os.replace(building, target)
+        return
+    retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    os.replace(target, retired / target.name)
+    os.replace(building, target)
+    shutil.rmtree(retired)
 
 
 def _move_in(building: Path, target: Path) -> None:

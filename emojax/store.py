@@ -1,7 +1,8 @@
-"""Run folders and content keys: what a run leaves behind, written whole or not at all.
+"""Run folders, caches and content keys: what a run leaves behind, written whole or not at all.
 
 A content key is the sha256 of what made a thing (array bytes, names, settings), so a changed pixel,
-weight or concept is a different key whatever the file is called.
+weight or concept is a different key whatever the file is called. `cached` is how every computation
+that is worth keeping is looked up, verified, computed, broadcast and written.
 """
 
 import contextlib
@@ -46,8 +47,12 @@ _PACKAGES = (
 
 
 def content_key(value: Any) -> str:
-    """A hex key of nested dicts, lists, strings, numbers and arrays; equal content, equal key, on
-    any machine.
+    """A hex key of nested dicts, lists, strings, numbers and arrays.
+
+    Equal content has an equal key, on any machine.
+
+    Raises:
+      TypeError: a value is of another type.
     """
     digest = hashlib.sha256()
     _feed(digest, value)
@@ -81,12 +86,14 @@ def _feed(digest: "hashlib._Hash", value: Any) -> None:
 def atomic_folder(
     target: Path, check: Callable[[Path], None] = outputs.check_empty
 ) -> Iterator[Path]:
-    """A fresh folder that is put at `target` when the block ends well, and vanishes when it does
-    not.
+    """A fresh folder that is put at `target` when the block ends well, else removed.
 
-    What lies at `target` is replaced, so `check` must refuse what may not go, with an InputError.
-    It is called before the block and again after it, for what came in between; the new folder then
-    stays under another name.
+    What lies at `target` is replaced, so `check` must refuse what may not go. It is called before
+    the block and again after it, for what came in between; the new folder then stays under another
+    name.
+
+    Raises:
+      InputError: `check` refuses what lies at `target`, or nothing can be written there.
     """
     target = Path(target)
     check(target)
@@ -136,12 +143,15 @@ def write_json(path: Path, value: Any) -> None:
 def json_line(value: Mapping[str, Any]) -> str:
     """An object as one line of strict JSON, as `write_json` writes it."""
     finite, lost = _finite(value)
-    return json.dumps(finite | ({"not_finite": lost} if lost else {}), allow_nan=False) + "\n"
+    if lost:
+        finite |= {"not_finite": lost}
+    return json.dumps(finite, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> tuple[Any, dict[str, str]]:
-    """A copy with None for floats that are not finite, and these by their JSON pointers:
-    `{"/splits/test/nll": "inf"}`.
+    """A copy with None for floats that are not finite, and these by their JSON pointers.
+
+    Such as `{"/splits/test/nll": "inf"}`.
     """
     lost: dict[str, str] = {}
 
@@ -243,7 +253,8 @@ class Run:
         self.inputs: dict[str, str] = {}
         self.timings: dict[str, float] = {}
         self.target: dict[str, Any] = {}
-        self._command, self._settings = command, settings
+        self._command = command
+        self._settings = settings
         self._started = datetime.datetime.now(datetime.UTC)
 
     @contextlib.contextmanager
@@ -254,14 +265,12 @@ class Run:
         self.timings[name] = round(self.timings.get(name, 0.0) + time.perf_counter() - start, 3)
 
     def manifest(self) -> dict[str, Any]:
-        """Settings, versions, devices, content keys of the inputs, timings in seconds, and the
-        files that were written.
-        """
+        """What made the run: settings, versions, devices, content keys, timings (s), its files."""
         import jax
 
         return {
             "format": outputs.FORMAT,
-            "verb": self._command,
+            "verb": self._command,  # the key since the first version
             "started": self._started.isoformat(timespec="seconds"),
             "settings": self._settings,
             "versions": versions(),
@@ -276,24 +285,25 @@ class Run:
 
 def versions() -> dict[str, str]:
     """Versions of emojax and of the packages that its numbers depend on."""
-    found = {}
+    installed = {}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+            installed[package] = importlib.metadata.version(package)
+    return installed
 
 
 @contextlib.contextmanager
 def run_folder(
     out: Path, command: str, settings: Mapping[str, Any], *, overwrite: bool = False
 ) -> Iterator[Run]:
-    """Opens a run folder for writing; it appears at `out`, with its manifest, only when the block
-    ends
-    well.
+    """Opens a run folder for writing.
 
-    A run that is there already is replaced when `overwrite` is given and nothing else lies in its
-    folder. Of several processes the first writes; what the others put into their folders is thrown
-    away.
+    It appears at `out`, with its manifest, only when the block ends well. A run that is there
+    already is replaced when `overwrite` is given and nothing else lies in its folder. Of several
+    processes the main one writes; what the others put into their folders is thrown away.
+
+    Raises:
+      InputError: `out` holds what may not be replaced, or cannot be written.
     """
     if not is_main_process():
         with tempfile.TemporaryDirectory(prefix="emojax-") as scratch:
@@ -306,12 +316,11 @@ def run_folder(
 
 
 def list_again(folder: Path, names: Iterable[str], *, done: bool) -> None:
-    """Puts files that are written into a whole run folder on its manifest's list: before (not
-    `done`)
-    and after.
+    """Lists files that are added to a finished run folder in its manifest.
 
-    In between, a killed process leaves them in any state, and they still count as the run's.
-    Without a list, as in runs of older versions, nothing is written.
+    Called before they are written (not `done`) and after. In between, a killed process leaves them
+    in any state, and they still count as the run's. Without a list, as in runs
+    of older versions, nothing is written.
     """
     manifest = outputs.read_manifest(folder)
     if "files" in manifest:
@@ -338,8 +347,8 @@ def cached(
 ) -> dict[str, np.ndarray]:
     """Named arrays from the cache `folder`, or computed and cached there.
 
-    Every process gets them, process 0 alone reads and writes; all of them call `compute`. An entry
-    that fails verification is made again, and the log says so.
+    Every process gets them; the main process alone reads and writes, and all of them call
+    `compute`. An entry that fails verification is computed again and replaced, and the log says so.
 
     Args:
       folder: of entries by key; None computes without a cache.
@@ -371,17 +380,14 @@ def read_entry(entry: Path, key: str, *, mapped: bool = False) -> dict[str, np.n
 
 
 def write_entry(entry: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a cache entry, whole or not at all; replaces one that failed verification.
-
-    An entry that is a link is replaced itself: what it points to may be anybody's folder.
-    """
+    """Writes a cache entry, whole or not at all; replaces one that failed verification."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.parent))
     try:
         for name, array in arrays.items():
             np.save(building / f"{name}.npy", array)
         write_checksums(building, key)
-        move_into_place(building, entry)
+        outputs.move_into_place(building, entry)
     except OSError as error:  # another process put the same entry there at the same moment
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
             raise
@@ -437,15 +443,6 @@ def _checksums(path: Path) -> list[int]:
 def report_damage(path: Path, reason: str) -> None:
     """Logs that something in the cache cannot be used and is made again."""
     _log.warning("%s is not used and is made again: %s", path, reason)
-
-
-def move_into_place(building: Path, target: Path) -> None:
-    """Renames a finished folder to `target`, in place of what lies there."""
-    if os.path.lexists(target):
-        retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-        os.replace(target, retired / target.name)
-        shutil.rmtree(retired)
-    os.replace(building, target)
 
 
 def locked(folder: Path) -> BinaryIO:

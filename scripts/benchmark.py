@@ -317,7 +317,7 @@ def random_clip(size: str, dtype: str = "float32"):
     import jax.numpy as jnp
     from flax import nnx
 
-    from emojax.data.weights import ClipEncoder, Preprocess
+    from emojax.data.clip_encoder import ClipEncoder, Preprocess
     from emojax.models.clip import Clip, ClipConfig
 
     config = ClipConfig.from_hf(clip_config(size).to_dict())

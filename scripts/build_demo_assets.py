@@ -35,8 +35,9 @@ def main(options: Options) -> None:
     from emojax import outputs, store
     from emojax import settings as config
     from emojax.commands.train import epoch_reporter
-    from emojax.data import seen
-    from emojax.data.weights import load_clip, save_clip, save_vgg
+    from emojax.data.clip_folder import load_clip, save_clip
+    from emojax.data.provenance import use_of
+    from emojax.data.weights import save_vgg
     from emojax.synthetic import faces
     from emojax.training.classifiers import new_network, train_classifiers
     from emojax.training.contrastive import pair_accuracy, train_clip
@@ -79,8 +80,8 @@ def main(options: Options) -> None:
             batch=train_vgg.batch,
             report=report,
         )
-        uses = [seen.of(images, "trained"), seen.of(validation, "chosen")]
-        save_vgg(model, folder / "vgg.safetensors", seen=uses)
+        uses = [use_of(images, "trained"), use_of(validation, "chosen")]
+        save_vgg(model, folder / "vgg.safetensors", uses=uses)
 
         held_out = faces.split("private_test", options.test_faces)  # not looked at while training
         pictures = held_out.render()

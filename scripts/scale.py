@@ -110,7 +110,7 @@ def compiled_step(
     import jax.numpy as jnp
     from flax import nnx
 
-    from emojax.data.weights import CLIP_MEAN, CLIP_STD, Preprocess
+    from emojax.data.clip_encoder import CLIP_MEAN, CLIP_STD, Preprocess
     from emojax.distributed import mesh as meshes
     from emojax.models.clip import Clip
     from emojax.models.vgg import VggNet

@@ -38,8 +38,9 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 from flax import nnx
 
 from emojax.data import fer2013
+from emojax.data.clip_folder import load_clip, save_clip
 from emojax.data.image_set import ImageSet
-from emojax.data.weights import load_clip, save_clip, save_vgg
+from emojax.data.weights import save_vgg
 from emojax.distributed.mesh import make_mesh
 from emojax.models.clip import Clip, ClipConfig
 from emojax.models.vgg import VggConfig, VggNet

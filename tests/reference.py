@@ -1,8 +1,11 @@
-"""Plain float64 numpy versions of the kernels, one unit and one concept at a time where that is
-clearest.
-"""
+"""Plain float64 numpy versions of the kernels, and PyTorch versions of the networks."""
 
 import numpy as np
+
+
+def relative(got, want):
+    """Largest difference, relative to the largest value."""
+    return np.abs(np.asarray(got) - want).max() / np.abs(want).max()
 
 
 def _softmax(x):
@@ -93,9 +96,7 @@ def affine_grid(theta, size):
 
 
 def grid_sample(images, grid):
-    """Every pixel weighs in with a tent of one pixel's width around its centre; outside there is
-    nothing to weigh in.
-    """
+    """Every pixel weighs in with a tent of one pixel's width around its centre."""
     images, grid = np.float64(images), np.float64(grid)
     height, width = images.shape[1:3]
     x, y = ((grid[..., 0] + 1) * width - 1) / 2, ((grid[..., 1] + 1) * height - 1) / 2
@@ -105,9 +106,7 @@ def grid_sample(images, grid):
 
 
 def torch_vgg(torch, config):
-    """VGGNet without dropout, written in PyTorch; `torch` is the module, which not every machine
-    has.
-    """
+    """VGGNet without dropout in PyTorch; `torch` is the module, which may be missing."""
     convs = [f"conv{number}{letter}" for number in range(1, 5) for letter in "ab"]
 
     class Torch(torch.nn.Module):
@@ -132,3 +131,78 @@ def torch_vgg(torch, config):
             return self.lin3(torch.relu(self.lin2(torch.relu(self.lin1(x.flatten(1))))))
 
     return Torch()
+
+
+# Rotation, shear, zoom out and a shift: a good part of what the CNN sees lies outside the image.
+_TILTED = np.float32([1.1, 0.35, 0.2, -0.3, 0.9, -0.25])
+
+
+def deep_emotion_arrays(channels=1, classes=7):
+    """A state dict without trivial values; the transform depends on the image."""
+    rng = np.random.default_rng(11)
+    shapes = {"localization.0": (8, channels, 7, 7), "localization.3": (10, 8, 5, 5)}
+    shapes |= {"fc_loc.0": (32, 640), "fc_loc.2": (6, 32), "conv1": (10, channels, 3, 3)}
+    shapes |= dict.fromkeys(("conv2", "conv3", "conv4"), (10, 10, 3, 3)) | {
+        "fc1": (50, 810),
+        "fc2": (classes, 50),
+    }
+    arrays = {}
+    for name, shape in shapes.items():
+        arrays[f"{name}.weight"] = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+        arrays[f"{name}.bias"] = 0.1 * rng.standard_normal(shape[0])
+    arrays["fc_loc.2.weight"] *= 0.2
+    arrays["fc_loc.2.bias"] = _TILTED
+    for name in ("norm.weight", "norm.running_var"):
+        arrays[name] = rng.uniform(0.5, 1.5, 10)
+    for name in ("norm.bias", "norm.running_mean"):
+        arrays[name] = 0.5 * rng.standard_normal(10)
+    arrays = {name: np.float32(array) for name, array in arrays.items()}
+    return arrays | {"norm.num_batches_tracked": np.zeros((), np.int64)}
+
+
+def torch_deep_emotion(torch, arrays):
+    """The architecture in torch, as the paper's PyTorch version lays it out; dropout left out."""
+    nn, functional = torch.nn, torch.nn.functional
+    channels, classes = arrays["conv1.weight"].shape[1], arrays["fc2.weight"].shape[0]
+
+    class Torch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            for number, inputs in enumerate((channels, 10, 10, 10), 1):
+                setattr(self, f"conv{number}", nn.Conv2d(inputs, 10, 3))
+            self.norm = nn.BatchNorm2d(10)
+            self.fc1, self.fc2 = nn.Linear(810, 50), nn.Linear(50, classes)
+            pool = nn.MaxPool2d(2)
+            self.localization = nn.Sequential(
+                nn.Conv2d(channels, 8, 7), pool, nn.ReLU(), nn.Conv2d(8, 10, 5), pool, nn.ReLU()
+            )
+            self.fc_loc = nn.Sequential(nn.Linear(640, 32), nn.ReLU(), nn.Linear(32, 6))
+
+        def forward(self, x):
+            theta = self.fc_loc(self.localization(x).flatten(1)).view(-1, 2, 3)
+            x = functional.grid_sample(
+                x, functional.affine_grid(theta, x.shape, align_corners=False), align_corners=False
+            )
+            taps = {"conv1": self.conv1(x)}
+            taps["conv2"] = self.conv2(taps["conv1"].relu())
+            taps["conv3"] = self.conv3(functional.max_pool2d(taps["conv2"], 2).relu())
+            taps["conv4"] = self.conv4(taps["conv3"].relu())
+            x = functional.max_pool2d(self.norm(taps["conv4"]), 2).relu().flatten(1)
+            taps["fc1"] = self.fc1(x)
+            taps["fc2"] = self.fc2(taps["fc1"].relu())
+            return theta, taps
+
+    model = Torch()
+    model.load_state_dict(
+        {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}, strict=True
+    )
+    return model.eval()
+
+
+def channels_first(torch, images):
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+
+
+def channels_last(tensor):
+    array = tensor.detach().numpy()
+    return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from emojax.data import seen
 from emojax.data.image_set import ImageSet, copies
+from emojax.data.provenance import Use, overlap_warnings, read_provenance, use_of
 from emojax.data.weights import load_vgg, save_vgg
 from emojax.distributed.mesh import make_mesh, parameter_shardings
 from emojax.report.figures import plot_training
@@ -40,15 +40,19 @@ def test_one_rule_places_parameters():
 def test_weights_say_what_they_have_seen(tiny_vgg, images, tmp_path):
     path, other = tmp_path / "model.safetensors", faces.random_faces(20, 5).image_set("other")
     save_vgg(tiny_vgg, path)
-    assert seen.read(path) is None
-    assert seen.warnings(None, "model", [images, other]) == [
+    assert read_provenance(path) is None
+    assert overlap_warnings(None, "model", [images, other]) == [
         "model does not say what it was trained on, so it counts as having seen faces, other"
     ]
-    save_vgg(tiny_vgg, path, seen=[seen.of(images, "trained"), seen.of(other, "chosen")])
-    known = seen.read(path)
+    save_vgg(
+        tiny_vgg,
+        path,
+        uses=[use_of(images, "trained"), use_of(other, "chosen")],
+    )
+    known = read_provenance(path)
     assert [(each.name, each.role) for each in known] == [("faces", "trained"), ("other", "chosen")]
     renamed = ImageSet.from_arrays(images.images, images.labels, images.classes, name="renamed")
-    found = seen.warnings(
+    found = overlap_warnings(
         known, "model", [renamed, other, faces.random_faces(20, 6).image_set("new")]
     )
     assert found == [
@@ -96,14 +100,16 @@ def test_shards_of_weights(tiny_vgg, tmp_path):
     save_vgg(
         tiny_vgg,
         tmp_path / "model.safetensors",
-        seen=[seen.Seen("FER2013 training", "key", "trained")],
+        uses=[Use("FER2013 training", "key", "trained")],
     )
     script.shard(tmp_path / "model.safetensors", tmp_path / "shards", megabytes=0.068)
     sizes = [file.stat().st_size for file in (tmp_path / "shards").glob("*.safetensors")]
     assert len(sizes) > 2
     assert max(sizes) <= 68_000
     script.join(tmp_path / "shards", tmp_path / "back.safetensors")
-    assert seen.read(tmp_path / "back.safetensors") == seen.read(tmp_path / "model.safetensors")
+    assert read_provenance(tmp_path / "back.safetensors") == read_provenance(
+        tmp_path / "model.safetensors"
+    )
     for a, b in zip(
         leaves(nnx.state(load_vgg(tmp_path / "back.safetensors"))),
         leaves(nnx.state(tiny_vgg)),

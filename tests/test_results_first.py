@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import TINY
 
-from emojax import cli, process, store
+from emojax import cli, interruption, store
 from emojax.data.concepts import load_concepts
 from emojax.data.weights import save_vgg
 from emojax.dissection.dissect import dissect
@@ -294,7 +294,7 @@ def test_signals_in_the_first_moments(tmp_path, number):
         out = tmp_path / f"{delay}"
         code = (
             "import signal, runpy, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
-            "signal.signal(signal.SIGHUP, signal.SIG_DFL); from emojax import process; "
+            "signal.signal(signal.SIGHUP, signal.SIG_DFL); from emojax import interruption; "
             "process.begin_loading();"
             "import os; os.write(1, b'!'); sys.argv = ['emojax', "
             f"*{[str(a) for a in demo(out)]!r}];"
@@ -335,5 +335,5 @@ def test_a_lost_interrupt_is_not_success(capsys, monkeypatch):
     assert cli.main(["demo"]) == 143
     assert capsys.readouterr().err == "emojax: interrupted; nothing half-written was kept\n"
     assert signal.getsignal(signal.SIGTERM) == before
-    with process.listening():  # a later command in the same process begins anew
-        process.check_interrupted()
+    with interruption.listening():  # a later command in the same process begins anew
+        interruption.check_interrupted()

@@ -11,7 +11,6 @@ import pytest
 
 import emojax
 from emojax import store
-from emojax.data import weights
 from emojax.editing.edit import read_gains
 from emojax.errors import InputError
 
@@ -64,9 +63,9 @@ def test_a_folder_is_read_without_the_network(monkeypatch, clip_folder):
 
     monkeypatch.setattr(socket.socket, "connect", no_network)
     monkeypatch.setattr("huggingface_hub.snapshot_download", no_network)
-    assert weights.load_clip(clip_folder).model.config.embedding == 24
+    assert clip_folder.load_clip(clip_folder).model.config.embedding == 24
     with pytest.raises(InputError, match="or a hub name"):
-        weights.load_clip(clip_folder / "none")
+        clip_folder.load_clip(clip_folder / "none")
 
 
 def test_the_hub_is_asked_for_a_name_and_only_for_harmless_files(monkeypatch, clip_folder):
@@ -77,7 +76,7 @@ def test_the_hub_is_asked_for_a_name_and_only_for_harmless_files(monkeypatch, cl
         return str(clip_folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert weights.load_clip("owner/name").name == "owner/name"
+    assert clip_folder.load_clip("owner/name").name == "owner/name"
     assert asked == [("owner/name", ["*.json", "*.safetensors", "*.txt", "pytorch_model.bin"])]
 
 

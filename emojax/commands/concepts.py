@@ -10,8 +10,8 @@ from emojax.commands.base import Command, WritesRun, out_folder
 from emojax.section import UserPath
 
 if TYPE_CHECKING:
+    from emojax.data.clip_encoder import ClipEncoder
     from emojax.data.concepts import Entry
-    from emojax.data.weights import ClipEncoder
     from emojax.dissection.concept_review import Problem
 
 _EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")

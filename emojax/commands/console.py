@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from emojax import process
+from emojax import interruption
 from emojax.distributed.processes import is_main_process
 
 console = Console(highlight=False, markup=False)  # names from data may hold brackets
@@ -59,7 +59,7 @@ def progress(what: str, unit: str = "images") -> Iterator[Callable[..., None]]:
         task = bar.add_task(what, total=None, note="")
 
         def update(done: int, total: int | None, note: str = "") -> None:
-            process.check_interrupted()
+            interruption.check_interrupted()
             bar.update(task, completed=done, total=total, note=note)
 
         yield update

@@ -45,8 +45,8 @@ def demo(settings: DemoSettings) -> None:
     from emojax import store
     from emojax.commands import opening, report, steps
     from emojax.commands.console import say_written
-    from emojax.data import seen
     from emojax.data.concepts import load_concepts
+    from emojax.data.provenance import read_provenance
     from emojax.synthetic import shipped
 
     effective = _effective(settings)
@@ -59,9 +59,9 @@ def demo(settings: DemoSettings) -> None:
                 faces.image_set(name) for faces, name in zip(test_faces, _TEST_SPLITS, strict=True)
             ]
         model, clip = shipped.load_demo()
-        provenance = seen.read(shipped.ASSETS / "vgg.safetensors") or ()
+        uses = read_provenance(shipped.ASSETS / "vgg.safetensors") or ()
         run.target = {
-            "seen": [use._asdict() for use in provenance],
+            "seen": [use._asdict() for use in uses],
             "classes": list(model.config.class_names or ()),
         }
         concepts = load_concepts("paper25")

@@ -7,14 +7,16 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from emojax import process, store
+from emojax import interruption, store
 from emojax.commands import classes
 from emojax.commands.base import Studying, Testing, WritesRun
 from emojax.commands.console import say_written, warn
-from emojax.data import seen
+from emojax.data.clip_encoder import ClipEncoder
+from emojax.data.clip_folder import load_clip
 from emojax.data.image_set import ImageSet
 from emojax.data.opening import open_split
-from emojax.data.weights import ClipEncoder, load_clip, load_network
+from emojax.data.provenance import overlap_warnings, read_provenance
+from emojax.data.weights import load_network
 from emojax.errors import InputError
 from emojax.models.deep_emotion import DeepEmotion
 from emojax.models.vgg import VggNet
@@ -81,7 +83,7 @@ def open_clip(clip: Clip) -> ClipEncoder:
 
 def open_run(settings: WritesRun, command: str, **extra: Any) -> AbstractContextManager[store.Run]:
     """The run folder that a command writes; `extra` goes beside the settings into its manifest."""
-    process.begin_work()
+    interruption.begin_work()
     dumped = settings.model_dump(mode="json") | extra
     return store.run_folder(settings.out, command, dumped, overwrite=settings.overwrite)
 
@@ -94,12 +96,12 @@ def note_provenance(
 
     Returns warnings of test splits among these images, to end the command with.
     """
-    provenance = seen.read(weights)
+    uses = read_provenance(weights)
     run.target = {
-        "seen": None if provenance is None else [use._asdict() for use in provenance],
+        "seen": None if uses is None else [use._asdict() for use in uses],
         "classes": None if class_names is None else list(class_names),
     }
-    return seen.warnings(provenance, weights.name, tests)
+    return overlap_warnings(uses, weights.name, tests)
 
 
 def end_with(out: Path, warnings: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field, ValidationError
 
-from emojax import process, settings
+from emojax import interruption, settings
 from emojax.commands.base import Command
 from emojax.errors import InputError
 from emojax.section import Section, UserPath
@@ -77,7 +77,7 @@ def add(
         images = _probe_set_of(run)
     if not is_main_process():
         return
-    process.begin_work()
+    interruption.begin_work()
     shown = images if wanted else None
     page, figures = add_page(run, shown, people=not rendered, size=options.size)
     say(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB), {figures} figures")

@@ -16,9 +16,9 @@ from emojax import store
 from emojax.commands.base import Dissecting, Probing, Studying
 from emojax.commands.console import console, progress, say
 from emojax.commands.study import study_edits
+from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.concepts import ConceptSet
 from emojax.data.image_set import ImageSet
-from emojax.data.weights import ClipEncoder
 from emojax.dissection.dissect import dissect as dissect_record
 from emojax.dissection.dissect import embed_concepts
 from emojax.dissection.labels import Dissection

@@ -8,7 +8,7 @@ from emojax import store
 from emojax.commands.base import Studying
 from emojax.commands.console import progress, say
 from emojax.data.image_set import ImageSet
-from emojax.data.seen import Seen
+from emojax.data.provenance import Use
 from emojax.dissection.labels import Dissection
 from emojax.dissection.table import LayerSummary
 from emojax.editing.activations import FEEDS_LOGITS, Progress
@@ -75,8 +75,8 @@ def study_edits(
 def finish_study(run: store.Run, study: Study) -> dict[str, Any]:
     """Writes and prints a study; returns its part of summary.json."""
     seen = run.target.get("seen")
-    provenance = None if seen is None else [Seen(**entry) for entry in seen]
-    write_study(run.folder, study, provenance, run.target.get("classes"))
+    uses = None if seen is None else [Use(**entry) for entry in seen]
+    write_study(run.folder, study, uses, run.target.get("classes"))
     print_study(study)
     return study.summary.as_json()
 

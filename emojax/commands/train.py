@@ -103,7 +103,7 @@ def _train_clip(settings: TrainSettings) -> None:
     """Trains a small CLIP on rendered faces."""
     from emojax.commands import opening
     from emojax.commands.console import progress
-    from emojax.data.weights import save_clip
+    from emojax.data.clip_folder import save_clip
     from emojax.synthetic import faces
     from emojax.training import contrastive
 
@@ -158,7 +158,7 @@ def epoch_reporter(path: Path) -> "Report":
     from emojax.commands.console import say
     from emojax.distributed.processes import is_main_process
 
-    def report(row: dict[str, float]) -> None:
+    def report(row: dict[str, int | float]) -> None:
         if is_main_process():
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "a", encoding="utf-8") as file:
@@ -289,23 +289,23 @@ def _save_classifiers(
     validation: "ImageSet",
 ) -> dict[str, Any]:
     """Saves every network, best and last, with its provenance; returns the summary of all."""
-    from emojax.data import seen
+    from emojax.data.provenance import read_provenance, use_of
     from emojax.data.weights import save_network
     from emojax.training import classifiers
 
     start = settings.train.start
-    provenance = None
-    earlier = None if start is None else seen.read(start)
+    uses = None
+    earlier = None if start is None else read_provenance(start)
     if start is None or earlier is not None:
-        uses = [seen.of(images, "trained"), seen.of(validation, "chosen")]
-        provenance = [*(earlier or ()), *uses]
+        both = [use_of(images, "trained"), use_of(validation, "chosen")]
+        uses = [*(earlier or ()), *both]
     # Else the provenance of the first weights is unknown, and so is that of these.
     described = []
     for number, network in enumerate(trained):
         tail = f"_{number}" if len(trained) > 1 else ""
-        save_network(network.model, run.folder / f"model{tail}.safetensors", seen=provenance)
+        save_network(network.model, run.folder / f"model{tail}.safetensors", uses=uses)
         last = classifiers.trained(network.model, *network.result.last)
-        save_network(last, run.folder / f"last{tail}.safetensors", seen=provenance)
+        save_network(last, run.folder / f"last{tail}.safetensors", uses=uses)
         recipe = _recipes(settings.train)[number]
         described.append(
             {

@@ -1,4 +1,4 @@
-"""The wall to the disk: all reading of images, concepts and weights.
+"""Reading: image sets and their batches, audits, concepts, weights, encoders.
 
-What it refuses, it refuses with `InputError`.
+What cannot be used is refused with `emojax.errors.InputError`, before any work on it.
 """

@@ -1,9 +1,8 @@
-"""What is wrong with a data set: frames without a face, repeated images, images in Training and in
-a test split.
+"""Faults of a data set: frames without a face, repeated images, training images in a test split.
 
-`pictures` reads every form of data set that emojax reads, the raw ones too, and goes on past a file
-that cannot be read. `findings` judges them by rules on a 48×48 gray version of each. Shapes: I
-images, B chunk, S 48.
+`pictures` reads every form of data set that emojax reads, the raw ones too, and skips past a file
+that cannot be read. `audit` judges them by rules on a 48×48 gray version of each. Shapes: I images,
+B chunk, S 48.
 
 A placeholder (a removed-image page, an icon) is drawn by a program, a face is lit by the sun or a
 lamp. So a drawn frame is a few flat levels of gray and the edges between them; on skin, gray
@@ -20,13 +19,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from emojax.data import fer2013, folder, tfds_set
 from emojax.data.decode import read_image
 from emojax.data.image_set import ImageSet, pixel_digest
-from emojax.data.opening import resolve
+from emojax.data.opening import Kind, resolve
 from emojax.data.reasons import REASONS, Reason
 from emojax.errors import InputError
-from emojax.synthetic import faces
 
 SIDE = 48
 BITS = 120  # of the perceptual hash
@@ -40,10 +37,11 @@ _BIAS = 5.0
 
 
 class Picture(NamedTuple):
-    """An image as it was found.
+    """An image as it lies in the data set.
 
-    `file` is its name in its own form of data set, `id` the name under which the other verbs know
-    it, `pixels` uint8 [H, W] or [H, W, 3], or None with the `complaint` when it cannot be read.
+    `file` is its name in its own form of data set, `id` the name under which the other commands
+    know it, `pixels` uint8 [H, W] or [H, W, 3], or None with the `complaint` when it cannot be
+    read.
     """
 
     file: str
@@ -69,7 +67,7 @@ class Finding(NamedTuple):
 
 
 def pictures(
-    path: Path | None, kind: str = "auto", *, limit: int | None = None
+    path: Path | None, kind: Kind = "auto", *, limit: int | None = None
 ) -> Iterator[Picture]:
     """Every image of every split, the training split first.
 
@@ -77,19 +75,22 @@ def pictures(
       InputError: there is no data set, or its form is wrong as a whole; a single bad image is a
         `complaint` instead.
     """
-    kind, path = resolve(path, kind, raw=True)
-    if kind == "faces":
+    from emojax.data import fer2013, tfds_set
+    from emojax.synthetic import faces
+
+    form, path = resolve(path, kind, raw=True)
+    if form == "faces":
         sets: Iterable[ImageSet] = (
             faces.split(name, limit).image_set(f"faces/{name}") for name in faces.SPLITS
         )
-        yield from _of_sets(sets, faces.SPLITS)
-    elif kind == "fer2013":
+        yield from _of_sets(sets, list(faces.SPLITS))
+    elif form == "fer2013":
         names = fer2013.prepared_splits(path)
         yield from _of_sets((fer2013.load(path, name).first(limit) for name in names), names)
-    elif kind == "tfds":
+    elif form == "tfds":
         names = sorted(tfds_set.splits(path), key=lambda name: not is_training(name))
         yield from _of_sets((tfds_set.load(path, name).first(limit) for name in names), names)
-    elif kind == "raw":
+    elif form == "raw":
         yield from _limited(_raw(path), limit)
     else:
         yield from _limited(_folder(path), limit)
@@ -110,21 +111,26 @@ def _of_sets(sets: Iterable[ImageSet], names: Sequence[str]) -> Iterator[Picture
 
 
 def _raw(path: Path) -> Iterator[Picture]:
+    from emojax.data import fer2013
+
     bad: list[Picture] = []
 
     def refused(source: str, error: InputError) -> None:
         bad.append(Picture(source, "", "", "", None, str(error)))
 
-    names, found = fer2013.Names(), {name: [] for name in fer2013.SPLITS}
+    names = fer2013.Names()
+    readable: dict[str, list[Picture]] = {name: [] for name in fer2013.SPLITS}
     for face in fer2013.read(path, refused=refused):
         pixels = np.frombuffer(face.pixels, np.uint8).reshape(fer2013.SIZE, fer2013.SIZE)
         label = fer2013.CLASSES[face.label]
-        found[face.split].append(Picture(face.source, names.of(face), face.split, label, pixels))
-    for each in (*found.values(), bad):
-        yield from each
+        readable[face.split].append(Picture(face.source, names.of(face), face.split, label, pixels))
+    for split in (*readable.values(), bad):
+        yield from split
 
 
 def _folder(path: Path) -> Iterator[Picture]:
+    from emojax.data import folder
+
     for split, root in sorted(
         folder.splits_of(path).items(), key=lambda item: not is_training(item[0])
     ):
@@ -132,17 +138,19 @@ def _folder(path: Path) -> Iterator[Picture]:
             for file in files:
                 name = file.relative_to(path).as_posix()
                 try:
-                    pixels, complaint = np.asarray(read_image(file)), ""
+                    pixels = np.asarray(read_image(file))
                 except InputError as error:
-                    pixels, complaint = None, str(error)
-                yield Picture(name, name, split, label, pixels, complaint)
+                    yield Picture(name, name, split, label, None, str(error))
+                else:
+                    yield Picture(name, name, split, label, pixels)
 
 
-def _limited(all_of_them: Iterable[Picture], limit: int | None) -> Iterator[Picture]:
-    seen: dict[str, int] = {}
-    for picture in all_of_them:
-        seen[picture.split] = seen.get(picture.split, 0) + 1
-        if limit is None or seen[picture.split] <= limit:
+def _limited(found: Iterable[Picture], limit: int | None) -> Iterator[Picture]:
+    """The first `limit` pictures of each split."""
+    counts: dict[str, int] = {}
+    for picture in found:
+        counts[picture.split] = counts.get(picture.split, 0) + 1
+        if limit is None or counts[picture.split] <= limit:
             yield picture
 
 
@@ -155,8 +163,8 @@ def is_training(split: str) -> bool:
 
 
 @dataclass
-class _Seen:
-    """What is kept of the readable images: little, so that many fit."""
+class _Measured:
+    """What is remembered of the readable images: little, so that many fit."""
 
     pictures: list[Picture] = field(default_factory=list)  # without their pixels
     digests: list[bytes] = field(default_factory=list)
@@ -165,7 +173,7 @@ class _Seen:
 
 
 class Audit(NamedTuple):
-    """All findings, in the order of the images, and the number of images of each split."""
+    """All findings, in the order of the images, and the number of images read of each split."""
 
     findings: list[Finding]
     images: dict[str, int]
@@ -191,18 +199,20 @@ def audit(
       keep: gets each picture and its gray version [S, S], for a contact sheet.
       progress: called with the number of images read.
     """
-    seen, complaints, images = _Seen(), [], {}
+    readable = _Measured()
+    complaints: list[Picture] = []
+    images: dict[str, int] = {}
     waiting: list[tuple[Picture, np.ndarray]] = []
 
     def measure() -> None:
         if waiting:
             gray = np.stack([small for _, small in waiting])
-            seen.statistics.append(statistics(gray))
-            seen.bits.append(perceptual_hash(gray))
-            seen.pictures.extend(picture._replace(pixels=None) for picture, _ in waiting)
+            readable.statistics.append(statistics(gray))
+            readable.bits.append(perceptual_hash(gray))
+            readable.pictures.extend(picture._replace(pixels=None) for picture, _ in waiting)
             waiting.clear()
         if progress is not None:
-            progress(len(seen.pictures) + len(complaints))
+            progress(len(readable.pictures) + len(complaints))
 
     for picture in found:
         images[picture.split] = images.get(picture.split, 0) + 1
@@ -210,7 +220,7 @@ def audit(
             complaints.append(picture)
             continue
         gray = _small(picture.pixels)
-        seen.digests.append(pixel_digest(picture.pixels))
+        readable.digests.append(pixel_digest(picture.pixels))
         waiting.append((picture, gray))
         if keep is not None:
             keep(picture, gray)
@@ -221,27 +231,30 @@ def audit(
         _finding(picture, "unreadable", " ".join(picture.complaint.split()))
         for picture in complaints
     ]
-    if seen.pictures:
-        measured, bits = np.concatenate(seen.statistics), np.concatenate(seen.bits)
-        rows += _judge(seen, measured, bits, near, reasons)
+    if readable.pictures:
+        measured, bits = np.concatenate(readable.statistics), np.concatenate(readable.bits)
+        rows += _judge(readable, measured, bits, near, reasons)
     return Audit([row for row in rows if row.reason in reasons], images)
 
 
 def _judge(
-    seen: _Seen, measured: np.ndarray, bits: np.ndarray, near: int, reasons: Sequence[Reason]
+    images: _Measured, measured: np.ndarray, bits: np.ndarray, near: int, reasons: Sequence[Reason]
 ) -> list[Finding]:
-    rows, blank, drawn = [], is_blank(measured), is_placeholder(measured)
-    originals = _first_copies(seen)
+    rows = []
+    blank = is_blank(measured)
+    drawn = is_placeholder(measured)
+    originals = _first_duplicates(images)
+    # Blank frames and placeholders look alike without being one picture, so hashes compare faces.
     faces = np.flatnonzero((originals < 0) & ~blank & ~drawn)
     close = _closest(bits[faces], near) if {"near_duplicate", "leak"} & set(reasons) else {}
     close = {int(faces[row]): (int(faces[other]), apart) for row, (other, apart) in close.items()}
-    for at, picture in enumerate(seen.pictures):
-        if blank[at]:
+    for row, picture in enumerate(images.pictures):
+        if blank[row]:
             rows.append(
-                _finding(picture, "blank", f"spans {measured[at][3] * 255:.0f} of 255 gray levels")
+                _finding(picture, "blank", f"spans {measured[row][3] * 255:.0f} of 255 gray levels")
             )
-        elif drawn[at]:
-            levels, shading = measured[at][:2]
+        elif drawn[row]:
+            levels, shading = measured[row][:2]
             rows.append(
                 _finding(
                     picture,
@@ -249,15 +262,18 @@ def _judge(
                     f"{levels:.0%} of it flat in three grays, {shading:.0%} shaded",
                 )
             )
-        if originals[at] >= 0:
+        if originals[row] >= 0:
             rows.append(
-                _repeat(picture, seen.pictures[originals[at]], "same pixels as", "duplicate")
+                _repeat(picture, images.pictures[originals[row]], "same pixels as", "duplicate")
             )
-        elif at in close:
-            other, apart = close[at]
+        elif row in close:
+            other, apart = close[row]
             rows.append(
                 _repeat(
-                    picture, seen.pictures[other], f"{apart} of {BITS} bits from", "near_duplicate"
+                    picture,
+                    images.pictures[other],
+                    f"{apart} of {BITS} bits from",
+                    "near_duplicate",
                 )
             )
     return rows
@@ -267,34 +283,39 @@ def _finding(picture: Picture, reason: Reason, detail: str) -> Finding:
     return Finding(picture.file, picture.split, picture.label, reason, detail, picture.id)
 
 
-def _repeat(picture: Picture, first: Picture, how: str, reason: Reason) -> Finding:
+def _repeat(picture: Picture, first: Picture, relation: str, reason: Reason) -> Finding:
     if is_training(first.split) and picture.split and not is_training(picture.split):
         reason = "leak"
     other = f", labelled {first.label} there" if first.label != picture.label else ""
-    return _finding(picture, reason, f"{how} {first.file}{other}")
+    return _finding(picture, reason, f"{relation} {first.file}{other}")
 
 
-def _first_copies(seen: _Seen) -> np.ndarray:
+def _first_duplicates(images: _Measured) -> np.ndarray:
     """Index of the first image with the same pixels, −1 for the first itself [I]."""
     first: dict[bytes, int] = {}
-    found = [first.setdefault(digest, at) for at, digest in enumerate(seen.digests)]
-    return np.asarray([-1 if original == at else original for at, original in enumerate(found)])
+    original = np.asarray([first.setdefault(d, row) for row, d in enumerate(images.digests)], int)
+    return np.where(original == np.arange(len(original)), -1, original)
 
 
 def _closest(bits: np.ndarray, near: int) -> dict[int, tuple[int, int]]:
-    """For images whose hash [I, 120] lies within `near` bits of an earlier one's: the closest such,
-    and how far.
+    """For images whose hash is close to an earlier one's: the closest such, and the distance.
+
+    Args:
+      bits: perceptual hashes [I, 120].
+      near: the greatest distance, in bits.
     """
-    signs, found = np.where(bits, np.float32(1), np.float32(-1)), {}
+    # The product of two hashes of ±1 is their equal bits minus their different ones.
+    signs = np.where(bits, np.float32(1), np.float32(-1))
+    closest: dict[int, tuple[int, int]] = {}
     for top in range(0, len(signs), _TILE):
         for left in range(0, top + 1, _TILE):
             apart = (BITS - signs[top : top + _TILE] @ signs[left : left + _TILE].T) / 2
             rows, columns = np.nonzero(apart <= near)
             for row, column in zip(rows + top, columns + left, strict=True):
                 distance = int(apart[row - top, column - left])
-                if column < row and distance < found.get(int(row), (0, BITS))[1]:
-                    found[int(row)] = (int(column), distance)
-    return found
+                if column < row and distance < closest.get(int(row), (0, BITS))[1]:
+                    closest[int(row)] = (int(column), distance)
+    return closest
 
 
 # Measuring
@@ -310,11 +331,9 @@ def _small(pixels: np.ndarray) -> np.ndarray:
 
 
 def perceptual_hash(gray: np.ndarray) -> np.ndarray:
-    """Signs of the 11×11 lowest cosine frequencies but the mean, against their median: bool [B,
-    120].
-    """
-    at = np.arange(SIDE) + 0.5
-    waves = np.cos(np.pi * at * np.arange(11)[:, None] / SIDE).astype(np.float32)
+    """Signs of the 11×11 lowest cosine frequencies but the mean, against their median."""
+    centres = np.arange(SIDE) + 0.5
+    waves = np.cos(np.pi * centres * np.arange(11)[:, None] / SIDE).astype(np.float32)
     frequencies = (waves @ gray.astype(np.float32) @ waves.T).reshape(len(gray), -1)[:, 1:]
     return frequencies > np.median(frequencies, axis=1, keepdims=True)
 
@@ -322,18 +341,22 @@ def perceptual_hash(gray: np.ndarray) -> np.ndarray:
 def statistics(gray: np.ndarray) -> np.ndarray:
     """Four shares of each gray image [B, S, S], float [B, 4].
 
-    levels: of pixels in flat surroundings and in the three commonest bands of nine grays. shading:
-    of pixels where gray changes gently and no edge is near, relative to the image's contrast.
-    detail: of pixels at an edge. contrast: gray levels that the image spans without its 0.5 %
-    darkest and brightest pixels, of 255.
+    levels: of pixels in flat surroundings and in the three commonest bands of nine grays.
+    shading: of pixels where gray changes gently and no edge is near, relative to the image's
+      contrast.
+    detail: of pixels at an edge.
+    contrast: gray levels that the image spans without its 0.5 % darkest and brightest pixels, of
+      255.
     """
-    count, pixels = len(gray), SIDE * SIDE
+    count = len(gray)
+    pixels = SIDE * SIDE
     offsets = 256 * np.arange(count)[:, None]
     flat = gray.reshape(count, -1)
     histogram = np.bincount((flat + offsets).ravel(), minlength=256 * count).reshape(count, 256)
     below = histogram.cumsum(1)
     contrast = (below < 0.995 * pixels).sum(1) - (below <= 0.005 * pixels).sum(1)
-    close, wide = _range(gray, 1), _range(gray, 3)
+    close = _range(gray, 1)
+    wide = _range(gray, 3)
     calm = (close <= _FLAT).reshape(count, -1)
     chosen = np.bincount((flat + offsets)[calm], minlength=256 * count).reshape(count, 256)
     levels = np.zeros(count)

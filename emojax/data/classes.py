@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int32
 
 from emojax.errors import InputError
 
@@ -52,25 +53,29 @@ def check(classes: Sequence[str], where: str) -> None:
     for name in classes:
         same = meaning(name)
         if same in first:
-            told = f"the classes {first[same]!r} and {name!r} mean the same"
-            raise InputError(f"{where}: {told}; merge them, or rename one")
+            raise InputError(
+                f"{where}: the classes {first[same]!r} and {name!r} mean the same; "
+                "merge them, or rename one"
+            )
         first[same] = name
 
 
-def positions(own: Sequence[str], wanted: Sequence[str]) -> np.ndarray | None:
-    """For each of one's own classes its index [classes] int32 in another order; None if they
-    differ.
-    """
-    index = {meaning(name): at for at, name in enumerate(wanted)}
+def positions(own: Sequence[str], wanted: Sequence[str]) -> Int32[np.ndarray, " classes"] | None:
+    """For each own class its index in another order, int32; None if the classes differ."""
+    index = {meaning(name): number for number, name in enumerate(wanted)}
     meanings = [meaning(name) for name in own]
     if len(own) != len(wanted) or set(meanings) != set(index):
         return None
-    return np.asarray([index[each] for each in meanings], np.int32)
+    return np.asarray([index[name] for name in meanings], np.int32)
 
 
 def to_metadata(classes: Sequence[str] | None) -> dict[str, str]:
     """Metadata of a safetensors file; empty where the names are not known."""
     return {} if classes is None else {_ENTRY: json.dumps(list(classes))}
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and value.isprintable()
 
 
 def read(path: Path, outputs: int) -> tuple[str, ...] | None:
@@ -89,12 +94,9 @@ def read(path: Path, outputs: int) -> tuple[str, ...] | None:
         return None
     try:
         names = json.loads(entry)
-        sound = isinstance(names, list) and all(
-            isinstance(name, str) and name.strip() and name.isprintable() for name in names
-        )
     except (ValueError, RecursionError):
-        sound = False
-    if not sound:
+        names = None
+    if not isinstance(names, list) or not all(map(_is_name, names)):
         raise InputError(f"{path}: its record of class names is damaged ({entry[:60]!r})")
     if len(names) != outputs:
         raise InputError(f"{path}: it names {len(names)} classes and has {outputs} outputs")

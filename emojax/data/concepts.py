@@ -1,9 +1,8 @@
-"""Concept sets: the phrases that units are matched with, and the emotions that each phrase speaks
-for.
+"""Concept sets: the phrases that units are matched with, and the emotions each phrase stands for.
 
 A concept file is UTF-8 text with one concept a line, or a csv with the header `concept,emotions`
-where emotions are separated by semicolons. Blank lines are dropped everywhere alike (the original
-dropped them when encoding but not when indexing, which shifted every later label).
+where emotions are separated by semicolons. Blank lines are dropped everywhere alike (the reference
+implementation dropped them when encoding but not when indexing, which shifted every later label).
 """
 
 import csv
@@ -58,8 +57,8 @@ class ConceptSet:
             first[concept] = number
         if self.emotions is not None and len(self.emotions) != len(self.concepts):
             raise InputError(
-                f"{self.name}: {len(self.concepts)} concepts but {len(self.emotions)} emotion "
-                "entries"
+                f"{self.name}: {len(self.concepts)} concepts "
+                f"but {len(self.emotions)} emotion entries"
             )
 
     def __len__(self) -> int:
@@ -85,8 +84,8 @@ class ConceptSet:
                 if meaning(emotion) not in index:
                     hint = did_you_mean(emotion, classes)
                     raise InputError(
-                        f"{self.name}: {concept!r} names the emotion {emotion!r}, no class of the "
-                        f"data{hint}"
+                        f"{self.name}: {concept!r} names the emotion {emotion!r}, "
+                        f"no class of the data{hint}"
                     )
                 mask[row, index[meaning(emotion)]] = True
         return mask
@@ -111,8 +110,9 @@ def load_concepts(source: str | Path) -> ConceptSet:
 
 
 class Entry(NamedTuple):
-    """A line of a concept file: its number, the concept (empty when blank) and its emotions, None
-    without a map.
+    """A line of a concept file: its number, the concept and its emotions.
+
+    A blank line has an empty concept; a file without a map has None for emotions.
     """
 
     line: int
@@ -150,8 +150,8 @@ def entries(text: str, name: str) -> list[Entry]:
     for number, line in enumerate(lines, 1):
         if len(line) > _LONGEST:
             raise InputError(
-                f"{name}, line {number}: {len(line)} characters long, at most {_LONGEST} make a "
-                "concept"
+                f"{name}, line {number}: {len(line)} characters long, "
+                f"at most {_LONGEST} make a concept"
             )
         if control := _CONTROL.search(line):
             raise InputError(
@@ -165,21 +165,19 @@ def entries(text: str, name: str) -> list[Entry]:
 
 def parse_concepts(text: str, name: str) -> ConceptSet:
     """A concept set from the text of a concept file; see the module's description."""
-    found = [entry for entry in entries(text, name) if entry.concept]
+    listed = [entry for entry in entries(text, name) if entry.concept]
     first: dict[str, int] = {}
-    for entry in found:
+    for entry in listed:
         if entry.concept in first:
             raise InputError(
-                f"{name}: {short(entry.concept)} stands on lines {first[entry.concept]} and "
-                f"{entry.line}; remove one"
+                f"{name}: {short(entry.concept)} stands on lines {first[entry.concept]} "
+                f"and {entry.line}; remove one"
             )
         first[entry.concept] = entry.line
-    emotions = (
-        tuple(entry.emotions for entry in found)
-        if found and found[0].emotions is not None
-        else None
-    )
-    return ConceptSet(tuple(entry.concept for entry in found), emotions, name)
+    # A file has emotions on every line or on none: `entries` sees to that.
+    emotions = tuple(entry.emotions for entry in listed if entry.emotions is not None)
+    concepts = tuple(entry.concept for entry in listed)
+    return ConceptSet(concepts, emotions or None, name)
 
 
 def to_csv(concepts: ConceptSet) -> str:
@@ -196,16 +194,13 @@ def to_csv(concepts: ConceptSet) -> str:
 
 
 def prompt(classes: Sequence[str], count: int = 25) -> str:
-    """What to ask a language model for a set like the paper's: its answer is what `parse_answer`
-    reads.
-    """
+    """A prompt for a set like the paper's; `parse_answer` reads the answer."""
     return (
-        f"List {count} distinct visible facial expressions or movements of parts of the face, such "
-        "as the brows, eyes,"
-        " nostrils, mouth, lips, jaw and chin, that tell these emotions apart: "
-        f"{', '.join(classes)}.\n"
-        "Each is a short noun phrase of two to five words that a photograph of a face can show, "
-        "without the name of an"
+        f"List {count} distinct visible facial expressions or movements of parts of the face, "
+        "such as the brows, eyes, nostrils, mouth, lips, jaw and chin, "
+        f"that tell these emotions apart: {', '.join(classes)}.\n"
+        "Each is a short noun phrase of two to five words "
+        "that a photograph of a face can show, without the name of an"
         " emotion in it. Cover every emotion; a phrase may speak for several.\n"
         "Answer with lines of the form `phrase: emotion, emotion` and nothing else, for example\n"
         "Wide Open Eyes: surprise\n"
@@ -213,8 +208,9 @@ def prompt(classes: Sequence[str], count: int = 25) -> str:
 
 
 def parse_answer(text: str, classes: Sequence[str], name: str = "answer") -> ConceptSet:
-    """A concept set from a language model's answer to `prompt`: `phrase: emotion, emotion`, with or
-    without list marks.
+    """A concept set from a language model's answer to `prompt`.
+
+    A line is `phrase: emotion, emotion`, with or without the marks of a list.
 
     Raises:
       InputError: a line has no emotions or one that is not asked for, a phrase comes twice, or
@@ -232,14 +228,14 @@ def parse_answer(text: str, classes: Sequence[str], name: str = "answer") -> Con
         given = [e.strip(" .").casefold() for e in re.split(r"[,;/]", listed) if e.strip(" .")]
         if not phrase.strip() or not given:
             raise InputError(
-                f"{name}, line {number}: {raw.strip()!r} is not of the form `phrase: emotion, "
-                "emotion`"
+                f"{name}, line {number}: {raw.strip()!r} is not of the form "
+                "`phrase: emotion, emotion`"
             )
         for emotion in given:
             if emotion not in known:
                 raise InputError(
-                    f"{name}, line {number}: no emotion {emotion!r} was asked "
-                    f"for{did_you_mean(emotion, known)}"
+                    f"{name}, line {number}: no emotion {emotion!r} was asked for"
+                    f"{did_you_mean(emotion, known)}"
                 )
         if phrase.strip() in found:
             raise InputError(f"{name}, line {number}: {phrase.strip()!r} comes twice; remove one")
@@ -256,13 +252,13 @@ def _csv_rows(lines: list[str], start: int, name: str) -> Iterable[Entry]:
             continue
         if len(row) != 2:
             raise InputError(
-                f"{name}, line {number}: {len(row)} columns, not concept,emotions; quote a concept "
-                "with a comma"
+                f"{name}, line {number}: {len(row)} columns, not concept,emotions; "
+                "quote a concept with a comma"
             )
         emotions = tuple(e.strip() for e in row[1].split(";") if e.strip())
         if not row[0].strip() or not emotions:
             raise InputError(
-                f"{name}, line {number}: a concept and at least one emotion are needed, not "
-                f"{','.join(row)!r}"
+                f"{name}, line {number}: a concept and at least one emotion are needed, "
+                f"not {','.join(row)!r}"
             )
         yield Entry(number, row[0].strip(), emotions)

@@ -1,5 +1,6 @@
-"""The one door through which image files come in: a few formats, 8 bits, and never a traceback for
-a damaged file.
+"""The only reader of image files: a few formats, 8 bits, and one line for a damaged file.
+
+All that opens an image (folders, raw FER2013, encoded images of TFDS, the audit) does it here.
 """
 
 import contextlib
@@ -53,20 +54,19 @@ def entries(folder: Path) -> list[Path]:
         hold.
     """
     try:
-        found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise InputError(f"cannot read {folder}: {error.strerror}") from None
-    for path in found:
+    for path in paths:
         try:
             path.name.encode()
         except UnicodeEncodeError:
             raise InputError(f"{path}: the name is not UTF-8; rename it") from None
-    return found
+    return paths
 
 
 def check_regular(file: Path, *, limit: int | None = None) -> None:
-    """Looks at what a file is before it is opened, which a pipe or a device could make last for
-    ever.
+    """Refuses what is no regular file before it is opened: a pipe could make that last for ever.
 
     Raises:
       InputError: it is missing, a folder, a pipe, a socket or a device; or it is of more than
@@ -102,16 +102,18 @@ def read_bytes(file: Path) -> bytes:
 
 
 def read_header(file: Path, data: bytes) -> tuple[tuple[int, int], int]:
-    """Width and height as the image is to be seen, and its channels, 1 or 3; pixels are not looked
-    at.
+    """Width and height of the upright image, and its channels, 1 or 3; pixels are not read.
 
     Raises:
       InputError: it is damaged, of another format, of more than 8 bits, or of more pixels than
         Pillow deems safe.
     """
     with _open(file, data) as image:
-        lying = image.getexif().get(0x0112, 1) >= 5
-        return image.size[::-1] if lying else image.size, _CHANNELS[image.mode]
+        # EXIF's orientation, as cameras write it: from 5 on, the image lies on its side.
+        sideways = image.getexif().get(0x0112, 1) >= 5
+        width, height = image.size
+        size = (height, width) if sideways else (width, height)
+        return size, _CHANNELS[image.mode]
 
 
 def read_image(file: Path) -> Image.Image:

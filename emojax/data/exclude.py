@@ -1,5 +1,6 @@
-"""Lists of images to leave out: a csv with a column `file`, such as `emojax audit --exclude`
-writes.
+"""Lists of images to leave out: a csv with a column `file`, as `emojax audit --exclude` writes.
+
+Every reader of a data set takes one (`--data.exclude`) and leaves those images out.
 """
 
 import csv
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int64
 
 from emojax.data.decode import read_bytes
 from emojax.errors import InputError, short
@@ -33,13 +35,12 @@ class Excluded:
         """
         path = Path(path).expanduser()
         try:
-            rows = csv.DictReader(
-                io.StringIO(read_bytes(path).decode("utf-8-sig"), newline=""), strict=True
-            )
+            text = read_bytes(path).decode("utf-8-sig")
+            rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
             if COLUMN not in (rows.fieldnames or ()):
                 raise InputError(
-                    f"{path}: no column {COLUMN!r}; its first line names the columns, as in "
-                    "file,reason"
+                    f"{path}: no column {COLUMN!r}; "
+                    "its first line names the columns, as in file,reason"
                 )
             ids = [row[COLUMN] for row in rows]
         except UnicodeDecodeError as error:
@@ -48,33 +49,33 @@ class Excluded:
             ) from None
         except csv.Error as error:
             raise InputError(f"{path}: not a readable csv ({error})") from None
-        if not all(ids):
-            raise InputError(
-                f"{path}: entry {1 + [bool(one) for one in ids].index(False)} names no file"
-            )
+        for number, name in enumerate(ids, 1):
+            if not name:
+                raise InputError(f"{path}: entry {number} names no file")
         return cls(frozenset(ids), str(path))
 
-    def rows_left(self, ids: Sequence[str], others: Sequence[str], where: str) -> np.ndarray:
+    def rows_left(
+        self, ids: Sequence[str], others: Sequence[str], where: str
+    ) -> Int64[np.ndarray, " rows"]:
         """Rows of `ids` that are not on the list; the list may also name images of other splits.
 
         Args:
-          ids: of the images at hand.
+          ids: of the images of one split.
           others: what the ids of other splits begin with.
           where: name of the set, for messages.
 
         Raises:
           InputError: the list names an image that is of no split, or nothing is left.
         """
-        unknown = sorted(
-            one for one in self.ids.difference(ids) if not one.startswith(tuple(others))
-        )
+        missing = self.ids.difference(ids)
+        unknown = sorted(name for name in missing if not name.startswith(tuple(others)))
         if unknown:
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
             raise InputError(
-                f"{self.name}: no image {short(unknown[0])}{more} in {where}; is this the list of "
-                "another data set?"
+                f"{self.name}: no image {short(unknown[0])}{more} in {where}; "
+                "is this the list of another data set?"
             )
-        rows = np.asarray([row for row, one in enumerate(ids) if one not in self.ids], np.int64)
+        rows = np.asarray([row for row, name in enumerate(ids) if name not in self.ids], np.int64)
         if not len(rows):
             raise InputError(f"{self.name} excludes every image of {where}")
         return rows

@@ -1,25 +1,26 @@
-"""FER2013 (Goodfellow et al. 2013) as a TFDS data set in array_record files, without TensorFlow.
+"""FER2013 (Goodfellow et al. 2013) as a TFDS data set in array_record files.
 
 Read from `fer2013.csv` (columns emotion, pixels, Usage) or from the image folder
 `train/<emotion>/Training_*.jpg`, `test/<emotion>/{PublicTest,PrivateTest}_*.jpg`. Classes carry the
 csv's numbers in both. An image's id is its split and a hash of its label and pixels (with a count
-for repeats), so both forms give the same ids wherever pixels are equal.
+for repeats), so both forms give the same ids wherever pixels are equal. `prepare` writes, `load`
+reads what it wrote.
 """
 
 import collections
 import contextlib
 import csv
 import errno
+import functools
 import hashlib
 import io
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from emojax.data import classes
 from emojax.data.decode import check_regular, entries, read_image
@@ -28,6 +29,9 @@ from emojax.data.prepared import Prepared, describe
 from emojax.data.tfds_set import Examples
 from emojax.errors import InputError, did_you_mean, short
 
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
 CLASSES = classes.FER2013
 SIZE = 48
 _USAGE = {"Training": "training", "PublicTest": "public_test", "PrivateTest": "private_test"}
@@ -35,6 +39,9 @@ SPLITS = tuple(_USAGE.values())
 _COLUMNS = ["emotion", "pixels", "Usage"]
 _MAX_CSV = 1 << 30  # three times what the published file has
 _PIXELS = {str(value): value for value in range(256)}
+_CHUNK = 1024  # images read at once
+_VERSION = "1.0.0"
+_DESCRIPTION = "FER2013: 48×48 gray faces with one of seven expressions (Goodfellow et al. 2013)."
 
 
 class Face(NamedTuple):
@@ -46,8 +53,8 @@ class Face(NamedTuple):
     source: str
 
 
-# Told of an image that is refused: where it came from, and why. Without one, the first refusal ends
-# the reading.
+# Called with an image that is refused: where it came from, and why. Without one, the first refusal
+# ends the reading.
 Refused = Callable[[str, InputError], None]
 
 
@@ -69,9 +76,8 @@ def read_csv(path: Path, refused: Refused | None = None) -> Iterator[Face]:
                     f"{path}: columns are {short(','.join(header))}, not {','.join(_COLUMNS)!r}"
                 )
             for number, row in enumerate(reader, 1):
-                face = _attempt(
-                    lambda n=number, r=row: _csv_face(path, n, r), f"row {number}", refused
-                )
+                read_row = functools.partial(_csv_face, path, number, row)
+                face = _attempt(read_row, f"row {number}", refused)
                 if face is not None:
                     yield face
     except UnicodeDecodeError as error:
@@ -82,9 +88,10 @@ def read_csv(path: Path, refused: Refused | None = None) -> Iterator[Face]:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _attempt(read: Callable[[], Face], source: str, refused: Refused | None) -> Face | None:
+def _attempt(read_face: Callable[[], Face], source: str, refused: Refused | None) -> Face | None:
+    """A face, or None after its refusal was passed on."""
     try:
-        return read()
+        return read_face()
     except InputError as error:
         if refused is None:
             raise
@@ -105,8 +112,9 @@ def _csv_face(path: Path, number: int, row: list[str]) -> Face:
     try:
         face = bytes(map(_PIXELS.__getitem__, values))
     except KeyError as error:
+        value = short(error.args[0])
         raise InputError(
-            f"{where}: pixel value {short(error.args[0])} is not a whole number from 0 to 255"
+            f"{where}: pixel value {value} is not a whole number from 0 to 255"
         ) from None
     if len(face) != SIZE * SIZE:
         raise InputError(f"{where}: {len(face)} pixel values, not {SIZE * SIZE}")
@@ -123,18 +131,17 @@ def read_folder(path: Path, refused: Refused | None = None) -> Iterator[Face]:
     for part in ("train", "test"):
         if not (path / part).is_dir():
             raise InputError(
-                f"{path}: no folder {part!r} in it; FER2013 has train/<emotion>/ and "
-                "test/<emotion>/"
+                f"{path}: no folder {part!r} in it; "
+                "FER2013 has train/<emotion>/ and test/<emotion>/"
             )
         for folder in (entry for entry in entries(path / part) if entry.is_dir()):
             if folder.name not in CLASSES:
-                raise InputError(
-                    f"{folder}: {folder.name!r} is no class of "
-                    f"FER2013{did_you_mean(folder.name, CLASSES)}"
-                )
+                hint = did_you_mean(folder.name, CLASSES)
+                raise InputError(f"{folder}: {folder.name!r} is no class of FER2013{hint}")
             for file in entries(folder):
                 source = f"{part}/{folder.name}/{file.name}"
-                face = _attempt(lambda f=file, s=source: _file_face(f, s), source, refused)
+                read_file = functools.partial(_file_face, file, source)
+                face = _attempt(read_file, source, refused)
                 if face is not None:
                     yield face
 
@@ -170,8 +177,8 @@ def read(source: Path, refused: Refused | None = None) -> Iterator[Face]:
     if source.is_dir():
         return read_folder(source, refused)
     raise InputError(
-        f"no FER2013 at {str(source)!r}; pass --source fer2013.csv or the folder with train/ and "
-        "test/"
+        f"no FER2013 at {str(source)!r}; "
+        "pass --source fer2013.csv or the folder with train/ and test/"
     )
 
 
@@ -181,56 +188,77 @@ def looks_raw(path: Path) -> bool:
 
 
 class Names:
-    """Names faces in the order in which they are read: split, a hash of label and pixels, a count
-    for repeats.
+    """Names faces in the order in which they are read.
+
+    A name is the split, a hash of label and pixels, and a count for repeats.
     """
 
     def __init__(self):
-        self._seen = collections.Counter()
+        self._counts: collections.Counter[str] = collections.Counter()
 
     def of(self, face: Face) -> str:
         """The id of the next face."""
-        name = f"{face.split}-{hashlib.sha256(bytes([face.label]) + face.pixels).hexdigest()[:16]}"
-        self._seen[name] += 1
-        return name if self._seen[name] == 1 else f"{name}-{self._seen[name]}"
+        content = hashlib.sha256(bytes([face.label]) + face.pixels).hexdigest()
+        name = f"{face.split}-{content[:16]}"
+        self._counts[name] += 1
+        count = self._counts[name]
+        return name if count == 1 else f"{name}-{count}"
 
 
-class Fer2013(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder: features image [48, 48, 1] uint8, label, id, source."""
+@functools.cache
+def _builder() -> "Callable[..., tfds.core.DatasetBuilder]":
+    """The TFDS builder: features image [48, 48, 1] uint8, label, id, source.
 
-    VERSION = tfds.core.Version("1.0.0")
+    TFDS takes a second to import and only writing needs it, hence a class in a function; it is
+    made once, since TFDS refuses two classes of one name.
+    """
+    import tensorflow_datasets as tfds
 
-    def __init__(self, *, faces: Sequence[Face] = (), **kwargs):
-        self._faces = faces
-        super().__init__(file_format="array_record", **kwargs)
+    class Fer2013(tfds.core.GeneratorBasedBuilder):
+        """FER2013 as a data set of TFDS."""
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="FER2013: 48×48 gray faces with one of seven expressions (Goodfellow et "
-            "al. 2013).",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Tensor(shape=(SIZE, SIZE, 1), dtype=np.uint8),
-                    "label": tfds.features.ClassLabel(names=list(CLASSES)),
-                    "id": tfds.features.Text(),
-                    "source": tfds.features.Text(),
-                }
-            ),
-        )
+        VERSION = tfds.core.Version(_VERSION)
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        present = {face.split for face in self._faces}
-        return {split: self._generate_examples(split) for split in SPLITS if split in present}
+        def __init__(self, *, faces: Sequence[Face] = (), **options: Any):
+            self._faces = faces
+            super().__init__(file_format="array_record", **options)
 
-    def _generate_examples(self, split: str) -> Iterator[tuple[str, dict]]:
-        names = Names()
-        for face in self._faces:
-            if face.split != split:
-                continue
-            name = names.of(face)
-            pixels = np.frombuffer(face.pixels, np.uint8).reshape(SIZE, SIZE, 1)
-            yield name, {"image": pixels, "label": face.label, "id": name, "source": face.source}
+        def _info(self) -> tfds.core.DatasetInfo:
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=_DESCRIPTION,
+                features=tfds.features.FeaturesDict(
+                    {
+                        "image": tfds.features.Tensor(shape=(SIZE, SIZE, 1), dtype=np.uint8),
+                        "label": tfds.features.ClassLabel(names=list(CLASSES)),
+                        "id": tfds.features.Text(),
+                        "source": tfds.features.Text(),
+                    }
+                ),
+            )
+
+        def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+            present = {face.split for face in self._faces}
+            return {name: self._generate_examples(name) for name in SPLITS if name in present}
+
+        def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+            names = Names()
+            for face in self._faces:
+                if face.split != split:
+                    continue
+                name = names.of(face)
+                pixels = np.frombuffer(face.pixels, np.uint8).reshape(SIZE, SIZE, 1)
+                yield (
+                    name,
+                    {
+                        "image": pixels,
+                        "label": face.label,
+                        "id": name,
+                        "source": face.source,
+                    },
+                )
+
+    return Fer2013
 
 
 def prepare(faces: Iterable[Face], folder: Path) -> dict[str, np.ndarray]:
@@ -239,16 +267,18 @@ def prepare(faces: Iterable[Face], folder: Path) -> dict[str, np.ndarray]:
     Raises:
       InputError: the faces are refused while they are read (see `read_csv`, `read_folder`), or
         there are none.
+      OSError: the disk is full or fails.
     """
     faces = list(faces)
     if not faces:
         raise InputError("the source holds no image")
+    import tensorflow_datasets as tfds
+
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces downloads that do not happen
         try:
-            Fer2013(faces=faces, data_dir=folder).download_and_prepare(
-                download_dir=folder / "downloads"
-            )
+            builder = _builder()(faces=faces, data_dir=folder)
+            builder.download_and_prepare(download_dir=folder / "downloads")
         except RuntimeError as error:  # array_record's words for an error of the disk
             for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
                 if os.strerror(code) in str(error):
@@ -263,12 +293,12 @@ def prepare(faces: Iterable[Face], folder: Path) -> dict[str, np.ndarray]:
 
 def is_prepared(path: Path) -> bool:
     """Whether `prepare` has run on this folder."""
-    return (path / "fer2013" / str(Fer2013.VERSION) / "dataset_info.json").is_file()
+    return (path / "fer2013" / _VERSION / "dataset_info.json").is_file()
 
 
 def _described(path: Path) -> Prepared:
     """The checked description of a prepared data set; TFDS would import what its files name."""
-    folder = path / "fer2013" / str(Fer2013.VERSION)
+    folder = path / "fer2013" / _VERSION
     prepared = describe(folder)
     image = (prepared.shape, prepared.encoding)
     if prepared.classes != CLASSES or image != ((SIZE, SIZE, 1), "none") or not prepared.has_ids:
@@ -288,22 +318,26 @@ def prepared_splits(path: Path) -> list[str]:
 
 
 def load(path: Path, split: str) -> ImageSet:
-    """A split of a prepared data set, in memory, in the order on disk (shuffled, the same for both
-    source forms).
+    """A split of a prepared data set, in memory, in the order on disk.
+
+    That order is shuffled, and the same for both forms of the source.
 
     Raises:
       InputError: the prepared data has no such split, or its files are damaged.
     """
     prepared = _described(path)
     if split not in prepared.splits:
-        raise InputError(f"{path} has no split {split!r}; it has {', '.join(prepared.splits)}")
+        present = ", ".join(prepared.splits)
+        raise InputError(f"{path} has no split {split!r}; it has {present}")
     examples = Examples(prepared, split)
     images = np.empty((len(examples), SIZE, SIZE, 1), np.uint8)
     labels = np.empty(len(examples), np.int32)
     ids = []
-    for start in range(0, len(examples), 1024):
-        rows = range(start, min(start + 1024, len(examples)))
-        for row, found in zip(rows, examples.read(rows, ("image", "label", "id")), strict=True):
-            images[row], labels[row], name = found
+    for start in range(0, len(examples), _CHUNK):
+        rows = range(start, min(start + _CHUNK, len(examples)))
+        columns = examples.read(rows, ("image", "label", "id"))
+        for row, (image, label, name) in zip(rows, columns, strict=True):
+            images[row] = image
+            labels[row] = label
             ids.append(name)
     return ImageSet.from_arrays(images, labels, CLASSES, ids=ids, name=f"FER2013 {split}")

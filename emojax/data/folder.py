@@ -27,14 +27,15 @@ _CHUNK = 256  # files that are looked at together
 
 
 class ImageFiles:
-    """Image files as an array uint8 [I, size, size, channels], decoded slice by slice on a few
-    threads.
+    """Image files as an array uint8 [I, size, size, channels], decoded slice by slice on threads.
 
     `names` are those of the files below `root`.
     """
 
     def __init__(self, root: Path, names: Sequence[str], size: int, channels: int):
-        self._root, self._names, self._mode = root, names, "L" if channels == 1 else "RGB"
+        self._root = root
+        self._names = names
+        self._mode = "L" if channels == 1 else "RGB"
         self.shape = (len(names), size, size, channels)
 
     def __getitem__(self, rows: slice, /) -> np.ndarray:
@@ -42,16 +43,19 @@ class ImageFiles:
         if not names:
             return np.empty((0, *self.shape[1:]), np.uint8)
         with ThreadPoolExecutor(4) as pool:
-            return np.stack(list(pool.map(lambda name: self._read(self._root / name), names)))
+            return np.stack(list(pool.map(self._read, names)))
 
-    def _read(self, file: Path) -> np.ndarray:
+    def _read(self, name: str) -> np.ndarray:
         size = self.shape[1]
-        image = read_image(file).convert(self._mode)
+        image = read_image(self._root / name).convert(self._mode)
         if image.size != (size, size):
             scale = size / min(image.size)
-            wanted = (max(size, int(image.width * scale)), max(size, int(image.height * scale)))
-            image = image.resize(wanted, Image.Resampling.BICUBIC)
-            left, top = (image.width - size) // 2, (image.height - size) // 2
+            # Rounding down could make the short side one pixel shorter than the square.
+            width = max(size, int(image.width * scale))
+            height = max(size, int(image.height * scale))
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+            left = (width - size) // 2
+            top = (height - size) // 2
             image = image.crop((left, top, left + size, top + size))
         return np.asarray(image, np.uint8).reshape(self.shape[1:])
 
@@ -97,57 +101,77 @@ def _scan(file: Path) -> tuple[str, tuple[int, int], int]:
 def load(
     path: Path, split: str, *, size: int | None = None, excluded: Excluded | None = None
 ) -> ImageSet:
-    """A split of an image folder; `split="all"` for a folder of class folders without splits.
+    """A split of an image folder.
 
-    `size` is the side of the square that images are brought to: the common side when None and all
-    images are squares of one size, else 224. Classes are the folder names, in alphabetical order.
-    Files that are `excluded` are not opened.
+    Args:
+      path: the folder.
+      split: its split; `all` for a folder of class folders without splits.
+      size: side of the square that images are brought to; None is the common side when all images
+        are squares of one size, else 224.
+      excluded: files to leave out; they are not opened.
+
+    Returns:
+      The split. Classes are the folder names, in alphabetical order.
 
     Raises:
       InputError: no such split, no class folder, no image, two classes that mean the same, or a
         file that is not a readable 8-bit image.
     """
     splits = splits_of(path)
-    if split not in splits:
-        if splits == {"all": path}:
-            raise InputError(
-                f"{path} has class folders and no splits; pass the split 'all' instead of {split!r}"
-            )
-        raise InputError(f"{path} has no split {split!r}{did_you_mean(split, splits)}")
-    classes, name = files_of(splits[split]), f"{path.name} {split}"
-    check(tuple(classes), str(splits[split]))
-    found = [
+    _check_split(path, split, splits)
+    set_name = f"{path.name} {split}"
+    files = files_of(splits[split])
+    classes = tuple(files)
+    check(classes, str(splits[split]))
+    labelled = [
         (file.relative_to(path).as_posix(), label)
-        for label, files in enumerate(classes.values())
-        for file in files
+        for label, class_files in enumerate(files.values())
+        for file in class_files
     ]
     if excluded is not None:
         others = [f"{other}/" for other in splits if other != split]
-        found = [
-            found[row] for row in excluded.rows_left([each for each, _ in found], others, name)
-        ]
-    if not found:
-        raise InputError(f"{name}: no images in its class folders")
-    ids, labels = [each for each, _ in found], np.asarray([label for _, label in found], np.int32)
-
-    def scan(at: int) -> list[tuple[str, tuple[int, int], int]]:
-        return list(pool.map(_scan, (path / each for each in ids[at : at + _CHUNK])))
-
-    with ThreadPoolExecutor(4) as pool:
-        scanned = [
-            one for chunk in map_in_shares(scan, range(0, len(ids), _CHUNK)) for one in chunk
-        ]
-    hashes, sizes, channels = zip(*scanned, strict=True)
+        rows = excluded.rows_left([name for name, _ in labelled], others, set_name)
+        labelled = [labelled[row] for row in rows]
+    if not labelled:
+        raise InputError(f"{set_name}: no images in its class folders")
+    ids = [name for name, _ in labelled]
+    labels = np.asarray([label for _, label in labelled], np.int32)
+    hashes, sizes, channels = zip(*_scan_all(path, ids), strict=True)
     if size is None:
-        squares = {tuple(each) for each in sizes}
-        width, height = next(iter(squares))
-        size = width if len(squares) == 1 and width == height else MIXED_SIZE
-    names = tuple(classes)
+        size = _common_side(sizes)
     return ImageSet(
         images=ImageFiles(path, ids, size, max(channels)),
         labels=labels,
-        classes=names,
+        classes=classes,
         ids=ids,
-        key=content_key([list(hashes), labels, list(names), size, max(channels)]),
-        name=name,
+        key=content_key([list(hashes), labels, list(classes), size, max(channels)]),
+        name=set_name,
     )
+
+
+def _check_split(path: Path, split: str, splits: dict[str, Path]) -> None:
+    if split in splits:
+        return
+    if splits == {"all": path}:
+        raise InputError(
+            f"{path} has class folders and no splits; pass the split 'all' instead of {split!r}"
+        )
+    raise InputError(f"{path} has no split {split!r}{did_you_mean(split, splits)}")
+
+
+def _scan_all(root: Path, names: Sequence[str]) -> list[tuple[str, tuple[int, int], int]]:
+    """`_scan` of every file, on threads, and of several processes each does its share."""
+
+    def scan(start: int) -> list[tuple[str, tuple[int, int], int]]:
+        return list(pool.map(_scan, (root / name for name in names[start : start + _CHUNK])))
+
+    with ThreadPoolExecutor(4) as pool:
+        chunks = map_in_shares(scan, range(0, len(names), _CHUNK))
+    return [scanned for chunk in chunks for scanned in chunk]
+
+
+def _common_side(sizes: Sequence[Sequence[int]]) -> int:
+    """The side of the images where all are squares of one size."""
+    shapes = {tuple(size) for size in sizes}  # those of other processes arrive as lists
+    width, height = next(iter(shapes))
+    return width if len(shapes) == 1 and width == height else MIXED_SIZE

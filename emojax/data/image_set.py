@@ -1,7 +1,7 @@
-"""The image set: uint8 images with labels, names and a content key, whatever form of data set they
-are from.
+"""`ImageSet`, the type in which every data set reaches the rest of emojax, and its views.
 
-The readers of this package make image sets; `loader` feeds them to the devices in batches.
+The readers of the formats (`fer2013`, `folder`, `tfds_set`) make image sets, `opening` says which
+reader a path needs, and `loader` turns image sets into batches for the devices. Shapes: I images.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+from jaxtyping import Bool, Int32, UInt8
 
 from emojax.data import classes as class_names
 from emojax.data.exclude import Excluded
@@ -18,11 +19,15 @@ from emojax.store import content_key
 
 
 class Images(Protocol):
-    """Anything with a uint8 shape [I, H, W, C] that gives images by slice: an array, files, a
-    generator.
+    """Anything with a uint8 shape [I, H, W, C] that gives images by slice.
+
+    An array, files that are decoded when they are asked for, or a generator.
     """
 
-    shape: tuple[int, ...]
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Images, height, width, channels."""
+        ...
 
     def __getitem__(self, rows: slice, /) -> np.ndarray: ...
 
@@ -41,7 +46,7 @@ class ImageSet:
     """
 
     images: Images
-    labels: np.ndarray | None
+    labels: Int32[np.ndarray, " I"] | None
     classes: tuple[str, ...]
     ids: Sequence[str]
     key: str
@@ -68,8 +73,8 @@ class ImageSet:
             images = images[..., None]
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
             raise InputError(
-                f"{name}: images are uint8 [I, H, W], [.., 1] or [.., 3], not {images.dtype} "
-                f"{images.shape}"
+                f"{name}: images are uint8 [I, H, W], [.., 1] or [.., 3], "
+                f"not {images.dtype} {images.shape}"
             )
         if not len(images):
             raise InputError(f"{name}: no image in it")
@@ -79,14 +84,14 @@ class ImageSet:
                 raise InputError(f"{name}: {len(images)} images but labels of shape {labels.shape}")
             if labels.min() < 0 or labels.max() >= len(classes):
                 raise InputError(
-                    f"{name}: labels must lie in 0…{len(classes) - 1}, the indices of the class "
-                    "names"
+                    f"{name}: labels must lie in 0…{len(classes) - 1}, "
+                    "the indices of the class names"
                 )
         class_names.check(classes, name)
-        ids = [f"{name}/{i}" for i in range(len(images))] if ids is None else ids
-        return cls(
-            images, labels, tuple(classes), ids, content_key([images, labels, list(classes)]), name
-        )
+        if ids is None:
+            ids = [f"{name}/{row}" for row in range(len(images))]
+        key = content_key([images, labels, list(classes)])
+        return cls(images, labels, tuple(classes), ids, key, name)
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -95,10 +100,12 @@ class ImageSet:
         """The first `limit` images, all when None."""
         if limit is None or limit >= len(self):
             return self
-        labels = None if self.labels is None else self.labels[:limit]
-        key = content_key([self.key, limit])
         return replace(
-            self, images=_First(self.images, limit), labels=labels, ids=self.ids[:limit], key=key
+            self,
+            images=_First(self.images, limit),
+            labels=None if self.labels is None else self.labels[:limit],
+            ids=self.ids[:limit],
+            key=content_key([self.key, limit]),
         )
 
     def in_order(self, classes: Sequence[str], *, of: str = "the network") -> "ImageSet":
@@ -109,13 +116,13 @@ class ImageSet:
         """
         if tuple(classes) == self.classes:
             return self
-        new = class_names.positions(self.classes, classes)
-        if new is None:
+        new_index = class_names.positions(self.classes, classes)
+        if new_index is None:
             raise InputError(
                 f"{self.name} has the classes {class_names.listed(self.classes)}, "
                 f"{of} {class_names.listed(classes)}; rename the classes so that they match"
             )
-        labels = None if self.labels is None else new[self.labels]
+        labels = None if self.labels is None else new_index[self.labels]
         key = content_key([self.key, list(classes)])
         return replace(self, labels=labels, classes=tuple(classes), key=key)
 
@@ -130,16 +137,21 @@ class ImageSet:
         rows = excluded.rows_left(self.ids, others, self.name)
         if len(rows) == len(self):
             return self
-        labels = None if self.labels is None else self.labels[rows]
-        ids, key = [self.ids[row] for row in rows], content_key([self.key, rows])
-        return replace(self, images=_Some(self.images, rows), labels=labels, ids=ids, key=key)
+        return replace(
+            self,
+            images=_Some(self.images, rows),
+            labels=None if self.labels is None else self.labels[rows],
+            ids=[self.ids[row] for row in rows],
+            key=content_key([self.key, rows]),
+        )
 
 
 class _First:
     """A view of the first rows, without reading them."""
 
     def __init__(self, images: Images, limit: int):
-        self._images, self.shape = images, (limit, *images.shape[1:])
+        self._images = images
+        self.shape = (limit, *images.shape[1:])
 
     def __getitem__(self, rows: slice, /) -> np.ndarray:
         start, stop, _ = rows.indices(self.shape[0])
@@ -147,29 +159,34 @@ class _First:
 
 
 class _Some:
-    """A view of rising rows: a slice is cut from the stretch of images in which they lie."""
+    """A view of rising rows; a slice is read without gaps, from its first row to its last."""
 
     def __init__(self, images: Images, rows: np.ndarray):
-        self._images, self._rows, self.shape = images, rows, (len(rows), *images.shape[1:])
+        self._images = images
+        self._rows = rows
+        self.shape = (len(rows), *images.shape[1:])
 
     def __getitem__(self, rows: slice, /) -> np.ndarray:
         wanted = self._rows[rows]
         if not len(wanted):
             return self._images[:0]
-        return self._images[wanted[0] : wanted[-1] + 1][wanted - wanted[0]]
+        # Images are sliceable and nothing more. Few rows are excluded, so the range of the source
+        # that spans the wanted rows is little more than these.
+        span = self._images[wanted[0] : wanted[-1] + 1]
+        return span[wanted - wanted[0]]
 
 
-def pixel_digest(image: np.ndarray) -> bytes:
-    """What only an image of equal shape and pixels has, too."""
+def pixel_digest(image: UInt8[np.ndarray, "..."]) -> bytes:
+    """A sha256 that two images share only if their shapes and pixels are equal."""
     return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).data).digest()
 
 
-def copies(images: Images, of: Images, *, chunk: int = 1024) -> np.ndarray:
-    """Which images [I] bool also occur in another set, pixel for pixel; read a chunk at a time."""
+def duplicates(images: Images, of: Images, *, chunk: int = 1024) -> Bool[np.ndarray, " I"]:
+    """Which images also occur in another set, pixel for pixel; read `chunk` images at a time."""
 
-    def digests(each: Images) -> Iterator[bytes]:
-        for at in range(0, each.shape[0], chunk):
-            for image in each[at : at + chunk]:
+    def digests(source: Images) -> Iterator[bytes]:
+        for start in range(0, source.shape[0], chunk):
+            for image in source[start : start + chunk]:
                 yield pixel_digest(image)
 
     known = set(digests(of))

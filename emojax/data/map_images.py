@@ -1,4 +1,7 @@
-"""Applies a function to every image of a set, on all devices."""
+"""Applies a function to every image of a set, on all devices, and gathers the results on the host.
+
+Evaluation, activations before a layer and the demo's truth run their networks through it.
+"""
 
 import functools
 from collections.abc import Callable
@@ -23,15 +26,14 @@ def map_images(
     progress: Callable[[int, int], None] | None = None,
     keep: bool = False,
 ) -> Any:
-    """Applies `function(params, uint8 images [T, H, W, C])` to a whole set, in tiles, on all
-    devices.
+    """Applies `function(params, uint8 images [T, H, W, C])` to a set, in tiles, on all devices.
 
     Args:
       function: gives a pytree of arrays whose first axis is the images' [T].
-      params: pytree of arrays, whole on every device.
+      params: pytree of arrays, replicated to every device.
       images: the set.
-      batch: images that travel at once, rounded up to whole tiles on every device; results do not
-        depend on it.
+      batch: images sent to the devices at once, rounded up to whole tiles on every device; results
+        do not depend on it.
       tile: images computed together; None suits the device.
       progress: called with (images done, images in all) after every batch.
       keep: hold on to the compiled program for the next call with this function object, which must

@@ -1,4 +1,7 @@
-"""From a path to an image set: which form of data set it is, and its reader."""
+"""Opens a data set from its path: which format it is in, and so which reader makes the image set.
+
+The only module that knows all formats; each reader knows its own and nothing of the others.
+"""
 
 import functools
 import logging
@@ -12,20 +15,21 @@ from emojax.errors import InputError, did_you_mean
 from emojax.synthetic import faces
 
 Kind = Literal["auto", "fer2013", "tfds", "folder", "faces"]
+_log = logging.getLogger("emojax")
 
 
-def resolve(
-    path: Path | None, kind: Kind = "auto", *, raw: bool = False
-) -> tuple[str, Path | None]:
-    """What a path is, `fer2013` (prepared), `folder`, `faces` or, where that will do, `raw`; and
-    the path itself.
+def resolve(path: Path | None, kind: Kind = "auto", *, raw: bool = False) -> tuple[str, Path]:
+    """The format of a path, and the path with the home folder filled in.
+
+    The format is `fer2013` (prepared), `tfds`, `folder`, `faces` (rendered, without a path) or,
+    where the caller can read it (`raw`), `raw`: FER2013 as it is downloaded.
 
     Raises:
-      InputError: the path is missing, or is raw FER2013 (with the command that prepares it) where
-        that will not do.
+      InputError: the path is missing; or it is raw FER2013 where that cannot be read (the message
+        has the command that prepares it).
     """
     if kind == "faces":
-        return kind, None
+        return kind, Path()
     if path is None:
         raise InputError("--data.path is needed: a prepared FER2013 or an image folder")
     path = Path(path).expanduser()
@@ -38,8 +42,8 @@ def resolve(
             return "raw", path
         if path.is_file() or fer2013.looks_raw(path):
             raise InputError(
-                f"{path} is raw FER2013; run `emojax prepare --source {path} --out DIR` and pass "
-                "--data.path DIR"
+                f"{path} is raw FER2013; run `emojax prepare --source {path} --out DIR` "
+                "and pass --data.path DIR"
                 if path.is_dir() or path.suffix == ".csv"
                 else f"{path} is a file; pass --data.path a prepared FER2013 or an image folder"
             )
@@ -52,14 +56,13 @@ def resolve(
 
 
 def _tfds_or_folder(path: Path) -> Literal["tfds", "folder"]:
-    """What a folder is: that a file is called dataset_info.json does not make it TFDS's. Says so,
-    once a folder.
+    """The format of a folder, logged once; other tools, too, write a `dataset_info.json`.
 
     Raises:
-      InputError: why it is no data set of TFDS, if it is no image folder either.
+      InputError: it is neither; the message says why it is no data set of TFDS.
     """
-    found = tfds_set.find(path)
-    if found is None:
+    described = tfds_set.find(path)
+    if described is None:
         return "folder"
     try:
         tfds_set.open_prepared(path)
@@ -68,16 +71,16 @@ def _tfds_or_folder(path: Path) -> Literal["tfds", "folder"]:
             folder.splits_of(path)
         except InputError:
             raise error from None
-        _say_once(f"data: {path} is read as an image folder, {found} is not: {error}")
+        _log_once(f"data: {path} is read as an image folder, {described} is not: {error}")
         return "folder"
-    _say_once(f"data: {path} is read as the set that TFDS prepared in {found}; see --data.kind")
+    _log_once(f"data: {path} is read as the set that TFDS prepared in {described}; see --data.kind")
     return "tfds"
 
 
 @functools.cache
-def _say_once(line: str) -> None:
-    """A line that splits opened one after another would repeat; the command line shows it."""
-    logging.getLogger("emojax").info("%s", line)
+def _log_once(line: str) -> None:
+    """Logs a line that splits of one folder, opened one after another, would repeat."""
+    _log.info(line)
 
 
 def open_split(
@@ -89,31 +92,32 @@ def open_split(
     limit: int | None = None,
     exclude: Path | None = None,
 ) -> ImageSet:
-    """Opens a split of a prepared FER2013, of any data set that TFDS prepared, or of an image
-    folder; or renders one.
+    """Opens a split of a data set.
 
-    `kind="faces"` renders and takes no path. `exclude` is a list of images to leave out, see
-    `exclude.py`; `limit` counts those that are left, but for rendered faces, of which as many are
-    rendered.
+    Args:
+      path: a prepared FER2013, any data set that TFDS prepared, or an image folder.
+      split: the split's name.
+      kind: the format; `auto` finds out, `faces` renders and takes no path.
+      size: side of the square that the images of a folder are brought to; None suits the images.
+      limit: the number of images to read, counted after `exclude`; of rendered faces, as many are
+        rendered, and then excluded.
+      exclude: a list of images to leave out, see `exclude.py`.
 
     Raises:
       InputError: see `resolve`; there is no such split, or the list does not fit.
     """
-    kind, path = resolve(path, kind)
+    kind_found, path = resolve(path, kind)
     excluded = None if exclude is None else Excluded.read(exclude)
-    if kind == "faces":
+    if kind_found == "faces":
         images = faces.split(split, limit).image_set(f"faces/{split}")
         return images.without(
             excluded, [f"faces/{name}/" for name in faces.SPLITS if name != split]
         )
-    if kind == "folder":
+    if kind_found == "folder":
         return folder.load(path, split, size=size, excluded=excluded).first(limit)
-    if kind == "tfds":
-        return (
-            tfds_set.load(path, split)
-            .without(excluded, [f"{name}/" for name in tfds_set.splits(path)])
-            .first(limit)
-        )
+    if kind_found == "tfds":
+        others = [f"{name}/" for name in tfds_set.splits(path)]
+        return tfds_set.load(path, split).without(excluded, others).first(limit)
     if split not in fer2013.SPLITS:
         raise InputError(f"FER2013 has no split {split!r}{did_you_mean(split, fer2013.SPLITS)}")
     others = [f"{name}-" for name in fer2013.SPLITS if name != split]

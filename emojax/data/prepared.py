@@ -1,5 +1,4 @@
-"""What the files of a data set that TFDS prepared say about themselves, checked before anything
-else is read.
+"""The description of a data set that TFDS prepared, checked before any example is read.
 
 TFDS itself imports whatever Python class `features.json` (or the features inside
 `dataset_info.json`) names, so it is never asked about a folder: the two files are read here as
@@ -37,7 +36,7 @@ _FIELDS = {
 
 
 class Shard(NamedTuple):
-    """A file of examples; the attributes are those that array_record asks for."""
+    """A file of examples, with the attributes that array_record wants of a file instruction."""
 
     filename: str
     skip: int
@@ -83,8 +82,9 @@ class Prepared(NamedTuple):
 
 
 def describe(folder: Path) -> Prepared:
-    """Reads and checks `dataset_info.json`, `features.json` and the names of classes; opens no file
-    of examples.
+    """Reads and checks `dataset_info.json`, `features.json` and the class names.
+
+    Opens no file of examples: see `check_shards`.
 
     Raises:
       InputError: a file is missing, damaged or not regular, names a class that is not TFDS's own or
@@ -122,10 +122,10 @@ def _read_json(path: Path) -> Any:
         raise ValueError(f"{name} is not JSON")
 
     def no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
+        unique = dict(pairs)
+        if len(unique) < len(pairs):
             raise ValueError("a key occurs twice in one object")
-        return found
+        return unique
 
     text = _read_text(path)
     try:
@@ -148,14 +148,14 @@ def _array(value: Any, path: Path, what: str) -> list[Any]:
     return value
 
 
-def _text(found: dict[str, Any], key: str, path: Path, default: str | None = None) -> str:
-    value = found.get(key, default)
+def _text(record: dict[str, Any], key: str, path: Path, default: str | None = None) -> str:
+    value = record.get(key, default)
     if not isinstance(value, str) or not value or not value.isprintable():
         raise InputError(f"{path}: {key} is {short(str(value))}, not a printable text; {_AGAIN}")
     return value
 
 
-def _whole(value: Any, path: Path, what: str, most: int) -> int:
+def _integer(value: Any, path: Path, what: str, most: int) -> int:
     """A whole number from 0 to `most`; TFDS writes 64-bit ones as texts."""
     number = value if type(value) is int else None
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value):
@@ -172,9 +172,7 @@ def _whole(value: Any, path: Path, what: str, most: int) -> int:
 
 
 def _read_features(path: Path) -> dict[str, dict[str, Any]]:
-    """The features of an example by name, after every class that is named anywhere was found to be
-    TFDS's own.
-    """
+    """The features of an example by name; refuses a file that names classes not TFDS's own."""
     content = _object(_read_json(path), path)
     _check_class_names(content, path)
     if "type" in content:
@@ -185,7 +183,7 @@ def _read_features(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _check_class_names(value: Any, path: Path) -> None:
-    """Looks at every depth, at the features too that emojax leaves alone."""
+    """Refuses classes that are not TFDS's own, at every depth, even of features not read."""
     waiting = [value]
     while waiting:
         value = waiting.pop()
@@ -199,9 +197,9 @@ def _check_class_names(value: Any, path: Path) -> None:
             name = value.get(key)
             if isinstance(name, str) and not name.startswith(_OURS):
                 raise InputError(
-                    f"{path} names the class {short(name)}, which is not TFDS's own; emojax "
-                    "imports no class that"
-                    " data names: prepare the set again with TFDS's features"
+                    f"{path} names the class {short(name)}, which is not TFDS's own; "
+                    "emojax imports no class that data names: "
+                    "prepare the set again with TFDS's features"
                 )
 
 
@@ -226,7 +224,7 @@ def _image(path: Path, features: dict[str, dict[str, Any]]) -> tuple[tuple[int, 
     shape = _object(found.get("shape"), path, "the shape of 'image'")
     dimensions = _array(shape.get("dimensions"), path, "the shape of 'image'")
     sizes = [
-        _whole(size, path, "a side of 'image'", _MAX_IMAGE) if size != "-1" else 0
+        _integer(size, path, "a side of 'image'", _MAX_IMAGE) if size != "-1" else 0
         for size in dimensions
     ]
     dtype = found.get("dtype")
@@ -257,7 +255,7 @@ def _classes(folder: Path, features: dict[str, dict[str, Any]]) -> tuple[str, ..
         return ()
     path = folder / "features.json"
     found = _content(features["label"], path, "the feature 'label'", ("classLabel",))
-    count = _whole(found.get("numClasses"), path, "numClasses of 'label'", _MAX_CLASSES)
+    count = _integer(found.get("numClasses"), path, "numClasses of 'label'", _MAX_CLASSES)
     names_file = folder / "label.labels.txt"
     if not names_file.exists():
         cure = f"write the names of the {count} classes into it, one a line, in order"
@@ -298,7 +296,7 @@ def _splits(folder: Path, info: dict[str, Any]) -> dict[str, list[Shard]]:
             raise InputError(f"{path}: the split {short(name)} occurs twice; {_AGAIN}")
         lengths = _array(split.get("shardLengths", []), path, f"shardLengths of {short(name)}")
         counts = [
-            _whole(length, path, f"a length of {short(name)}", 2**31 - 1) for length in lengths
+            _integer(length, path, f"a length of {short(name)}", 2**31 - 1) for length in lengths
         ]
         if sum(counts) >= 2**31:
             total = f"{sum(counts)} examples, more than emojax numbers"
@@ -356,17 +354,23 @@ def check_shards(shards: list[Shard]) -> None:
     for shard in shards:
         check_regular(Path(shard.filename))
         reader = reading(shard.filename, lambda file=shard.filename: ArrayRecordReader(file))
-        if not reader.ok():  # and not closed, which would raise what is told here
+        if not reader.ok():  # not closed: closing would raise the error that is reported here
             raise InputError(f"{shard.filename}: damaged, or no array_record file; {_AGAIN}")
-        found = reader.num_records()
+        count = reader.num_records()
         reader.close()
-        if found != shard.take:
-            said = f"{found} examples in it, dataset_info.json says {shard.take}"
-            raise InputError(f"{shard.filename}: {said}; {_AGAIN}")
+        if count != shard.take:
+            raise InputError(
+                f"{shard.filename}: {count} examples in it, "
+                f"dataset_info.json says {shard.take}; {_AGAIN}"
+            )
 
 
 def reading(where: Path | str, read: Callable[[], T]) -> T:
-    """What `read` returns, the errors of array_record told as those of the input."""
+    """What `read` returns; errors of array_record become errors of the input.
+
+    Raises:
+      InputError: array_record cannot read the file.
+    """
     try:
         return read()
     except InputError:

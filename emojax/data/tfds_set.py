@@ -1,7 +1,6 @@
-"""Any labelled images that TFDS has prepared in array_record files, read by index as needed,
-without TensorFlow.
+"""Any images that TFDS has prepared in array_record files, read by index, without TensorFlow.
 
-The feature `image` is an uint8 array of one size, `label` a class and `id` a text; the last two may
+The feature `image` is a uint8 array of one size, `label` a class and `id` a text; the last two may
 be missing. TFDS is not asked to open the folder, since it would import what the folder names: see
 `prepared.py`.
 """
@@ -27,8 +26,7 @@ _CHUNK = 4096  # examples whose labels are read together
 
 
 class Examples:
-    """The examples of a split by index: images, labels and ids, every one checked against the
-    description.
+    """The examples of a split by index, each checked: images, labels and ids.
 
     Raises:
       InputError: a file of the split is missing, damaged, or not as described.
@@ -37,43 +35,52 @@ class Examples:
     def __init__(self, prepared: Prepared, split: str):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-        self._about, self.split = prepared, split
+        self._prepared = prepared
+        self.split = split
         self.shards = prepared.shards(split)
         check_shards(self.shards)
-        self._source = ArrayRecordDataSource(self.shards)
+        # A shard has the attributes that array_record asks for, read-only where its types say not.
+        self._source = ArrayRecordDataSource(self.shards)  # pyright: ignore[reportArgumentType]
 
     def __len__(self) -> int:
         return len(self._source)
 
     def read(self, rows: Sequence[int], columns: Sequence[str]) -> list[list[Any]]:
-        """The named columns (`image` uint8 [H, W, C], `label` a number, `id` text) of some rows."""
+        """The named columns (`image` uint8 [H, W, C], `label` a number, `id` a text) of some rows.
+
+        Raises:
+          InputError: an example is damaged, or not as `features.json` describes it.
+        """
         if not len(rows):
             return []
         from google.protobuf.message import DecodeError
         from tensorflow_datasets.proto import tf_example_pb2
 
-        where = self._about.folder
+        # protobuf makes its classes as the module is loaded, out of pyright's sight.
+        parse = tf_example_pb2.Example.FromString  # pyright: ignore[reportAttributeAccessIssue]
+        where = self._prepared.folder
         records = reading(where, lambda: self._source.__getitems__(rows))
         readers: dict[str, Callable[[Any], Any]] = {
             "image": self._image,
             "label": self._label,
             "id": _id,
         }
-        found = []
+        examples = []
         for row, record in zip(rows, records, strict=True):
-            name = f"{where}, example {row} of {self.split}"
             try:
-                features = tf_example_pb2.Example.FromString(record).features.feature
-                found.append([readers[column](features[column]) for column in columns])
+                features = parse(record).features.feature
+                examples.append([readers[column](features[column]) for column in columns])
             except (DecodeError, ValueError, OverflowError, IndexError, zlib.error) as error:
                 reason = " ".join(str(error).split()) or "empty"
                 raise InputError(
-                    f"{name}: not as features.json describes it ({reason}); prepare the set again"
+                    f"{where}, example {row} of {self.split}: not as features.json describes it "
+                    f"({reason}); prepare the set again"
                 ) from None
-        return found
+        return examples
 
     def _image(self, feature: Any) -> np.ndarray:
-        shape, encoding = self._about.shape, self._about.encoding
+        shape = self._prepared.shape
+        encoding = self._prepared.encoding
         size = shape[0] * shape[1] * shape[2]
         if encoding == "none":
             pixels = np.array(feature.int64_list.value, np.int64).reshape(shape)
@@ -82,18 +89,19 @@ class Examples:
             return pixels.astype(np.uint8)
         data = feature.bytes_list.value[0]
         if encoding == "zlib":
-            data = zlib.decompressobj().decompress(data, size + 1)  # no more, whatever is packed
+            # At most one byte more than fits: a small file may unpack to many gigabytes.
+            data = zlib.decompressobj().decompress(data, size + 1)
         if encoding != "image":
             return np.frombuffer(data, np.uint8).reshape(shape)
-        image = decode(self._about.folder, data)
+        image = decode(self._prepared.folder, data)
         if image.size != (shape[1], shape[0]):
             raise ValueError(f"an image of {image.height}×{image.width} pixels")
         return np.asarray(image.convert("L" if shape[2] == 1 else "RGB"), np.uint8).reshape(shape)
 
     def _label(self, feature: Any) -> int:
         label = feature.int64_list.value[0]
-        if not 0 <= label < len(self._about.classes):
-            raise ValueError(f"label {label}, and {len(self._about.classes)} classes")
+        if not 0 <= label < len(self._prepared.classes):
+            raise ValueError(f"label {label}, and {len(self._prepared.classes)} classes")
         return label
 
 
@@ -119,12 +127,11 @@ class Records:
 def find(path: Path) -> Path | None:
     """The folder of the only version of the only data set at the path or up to two below it.
 
-    A file `dataset_info.json` is all that is looked for: whether it is TFDS's is for
-    `open_prepared` to say.
+    A file `dataset_info.json` is all that is looked for; `open_prepared` says whether it is TFDS's.
     """
     depths = ("", "*/", "*/*/")
-    found = [info.parent for depth in depths for info in path.glob(f"{depth}dataset_info.json")]
-    return found[0] if len(found) == 1 else None
+    folders = [info.parent for depth in depths for info in path.glob(f"{depth}dataset_info.json")]
+    return folders[0] if len(folders) == 1 else None
 
 
 def open_prepared(path: Path) -> Prepared:
@@ -135,8 +142,10 @@ def open_prepared(path: Path) -> Prepared:
     """
     folder = find(path)
     if folder is None:
-        what = "holds no data set that TFDS prepared, or several"
-        raise InputError(f"{path} {what}; name the folder of one version")
+        raise InputError(
+            f"{path} holds no data set that TFDS prepared, or several; "
+            "name the folder of one version"
+        )
     return describe(folder)
 
 
@@ -162,8 +171,9 @@ def load(path: Path, split: str) -> ImageSet:
     examples.read(range(1), ("image",))  # what is wrong with all images is wrong with the first
     columns = ("label",) * bool(prepared.classes) + ("id",) * prepared.has_ids
     labels = None
-    ids = [f"{split}/{at}" for at in range(len(examples))]
+    ids = [f"{split}/{row}" for row in range(len(examples))]
     if columns:
+        # Labels and ids are needed at once, images only batch by batch.
         read = functools.partial(_chunk, examples, columns)
         chunks = map_in_shares(read, range(0, len(examples), _CHUNK))
         rows = [row for chunk in chunks for row in chunk]

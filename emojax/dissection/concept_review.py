@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.concepts import Entry
-from emojax.data.weights import ClipEncoder
 
 
 class Problem(NamedTuple):

@@ -14,8 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.concepts import ConceptSet
-from emojax.data.weights import ClipEncoder
 from emojax.dissection import scores as similarities
 from emojax.dissection import wpmi
 from emojax.dissection.labels import Confidence, Dissection

@@ -26,11 +26,13 @@ def use_all_cores() -> None:
     changes where the number was set already, or on an accelerator.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if jax.config.jax_num_cpu_devices != -1 or "xla_force_host_platform_device_count" in flags:
+    if (
+        jax.config.read("jax_num_cpu_devices") != -1
+        or "xla_force_host_platform_device_count" in flags
+    ):
         return
-    with contextlib.suppress(
-        RuntimeError
-    ):  # JAX is in use already, and the number stays what it is
+    # RuntimeError: JAX is in use already, and the number stays what it is.
+    with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", min(4, os.cpu_count() or 1))
 
 

@@ -1,4 +1,4 @@
-"""Networks as flax.nnx modules, with converters from PyTorch names.
+"""Networks as flax.nnx modules, with converters from PyTorch names. They know no files, no mesh.
 
-They know no files and no mesh.
+A classifier gives `logits, taps = model(images)`: a tap is one layer's output.
 """

@@ -1,89 +1,108 @@
-"""Filling a module's parameters from arrays under PyTorch names, and back: one rule, checked
-against the shapes.
+"""Filling a module's parameters from arrays under PyTorch names, and back: one table per network.
 
-A module offers `torch_names(path)`: for each parameter path of ours the PyTorch name and the axes
-that turn PyTorch's array into ours. Every parameter must be found with its exact shape and every
-given name must be used.
+Weight files reach the models through here. A parameter's PyTorch name is its path in the module,
+joined by points, with some parts renamed: that is the network's table. Its axes follow from the
+leaf. Every parameter must be found with its exact shape and every given name must be used.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 Model = TypeVar("Model", bound=nnx.Module)
-Path = tuple[str | int, ...]
-# PyTorch's kernels are [out, in] and [out, in, height, width]; ours are [in, out] and [height,
-# width, in, out].
+Path = tuple[Hashable, ...]  # module names, positions in lists, and the leaf's name last
+Arrays = Mapping[str, np.ndarray]
+
+# PyTorch's kernels are [out, in] and [out, in, height, width]; ours are [in, out] and
+# [height, width, in, out].
 AXES = {2: (1, 0), 4: (2, 3, 1, 0)}
-# Leaves of flax's convolutions, dense layers and BatchNorms under PyTorch's names.
-LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
+# A part of our path → PyTorch's, or None where PyTorch has no such part.
+Table = Mapping[str, str | None]
 
 
-def _torch_axes(path: Path, ndim: int) -> tuple[int, ...]:
-    return AXES[ndim] if path[-1] == "kernel" else tuple(range(ndim))
-
-
-def _shorten(names: Iterable[str], limit: int = 5) -> str:
-    names = sorted(names)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+def torch_name(path: Path, table: Table) -> str:
+    """PyTorch's name of a parameter. Parts that are not in the table keep their names."""
+    parts = (table.get(str(part), str(part)) for part in path)
+    return ".".join(part for part in parts if part is not None)
 
 
 def fill(
     make: Callable[[], Model],
-    arrays: Mapping[str, np.ndarray],
-    torch_name: Callable[[Path], str],
+    arrays: Arrays,
+    table: Table,
     *,
     ignore: Callable[[str], bool] = lambda name: False,
-    dtype: jnp.dtype | None = None,
+    dtype: DTypeLike | None = None,
 ) -> Model:
     """Builds `make()` abstractly and fills it; floating parameters take `dtype` when given.
+
+    Names for which `ignore` is true may be there and are not read.
 
     Raises:
       ValueError: a name is missing or unknown, a shape differs, or a value is not finite; the
         message lists them.
     """
+    # Abstract, because drawing random values only to replace them takes seconds.
     graphdef, state = nnx.split(nnx.eval_shape(make))
     leaves = dict(nnx.to_flat_state(state))
-    wanted = {path: torch_name(path) for path in leaves}
-    missing = set(wanted.values()) - set(arrays)
-    unknown = {name for name in arrays if not ignore(name)} - set(wanted.values())
-    if missing:
-        raise ValueError(f"{len(missing)} parameters are missing: {_shorten(missing)}")
-    if unknown:
-        raise ValueError(f"{len(unknown)} names are not of this network: {_shorten(unknown)}")
+    names = {path: torch_name(path, table) for path in leaves}
+    _match(names.values(), [name for name in arrays if not ignore(name)], arrays)
 
     filled = {}
-    for path, name in wanted.items():
-        array, leaf = np.asarray(arrays[name]), leaves[path]
+    for path, name in names.items():
+        leaf = leaves[path]
+        array = np.asarray(arrays[name])
         axes = _torch_axes(path, len(leaf.shape))
         shape = tuple(leaf.shape[axes.index(i)] for i in range(len(axes)))
-        if array.shape != shape:
-            raise ValueError(f"{name} has shape {array.shape}, not {shape}")
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(f"{name} holds {array.dtype}, not floating-point numbers")
-        if not np.isfinite(array.astype(np.float32)).all():
-            raise ValueError(f"{name} holds values that are not finite")
-        if path[-1] == "var" and (array < 0).any():
-            raise ValueError(f"{name} holds variances below zero")
+        _check(name, array, shape, variance=path[-1] == "var")
         filled[path] = leaf.replace(jnp.asarray(array.transpose(axes), dtype or leaf.dtype))
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
-def to_torch(model: nnx.Module, torch_name: Callable[[Path], str]) -> dict[str, np.ndarray]:
+def to_torch(model: nnx.Module, table: Table) -> dict[str, np.ndarray]:
     """The module's parameters as contiguous numpy arrays under their PyTorch names and layouts."""
     arrays = {}
     for path, leaf in nnx.to_flat_state(nnx.state(model)):
         value = np.asarray(leaf[...])
         axes = _torch_axes(path, value.ndim)
-        arrays[torch_name(path)] = np.array(value.transpose(np.argsort(axes)), order="C")
+        arrays[torch_name(path, table)] = np.array(value.transpose(np.argsort(axes)), order="C")
     return arrays
+
+
+def _torch_axes(path: Path, ndim: int) -> tuple[int, ...]:
+    """The axes that turn PyTorch's array into ours; only kernels differ."""
+    return AXES[ndim] if path[-1] == "kernel" else tuple(range(ndim))
+
+
+def _match(names: Iterable[str], given: Iterable[str], arrays: Arrays) -> None:
+    """Every name of the network is among the arrays, and every given one is of the network."""
+    names = set(names)
+    missing = names - set(arrays)
+    unknown = set(given) - names
+    if missing:
+        raise ValueError(f"{len(missing)} parameters are missing: {_shorten(missing)}")
+    if unknown:
+        raise ValueError(f"{len(unknown)} names are not of this network: {_shorten(unknown)}")
+
+
+def _check(name: str, array: np.ndarray, shape: tuple[int, ...], *, variance: bool) -> None:
+    """Shape, kind of numbers and values of one array, all of them reasons to refuse a file."""
+    if array.shape != shape:
+        raise ValueError(f"{name} has shape {array.shape}, not {shape}")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"{name} holds {array.dtype}, not floating-point numbers")
+    if not np.isfinite(array.astype(np.float32)).all():
+        raise ValueError(f"{name} holds values that are not finite")
+    if variance and (array < 0).any():
+        raise ValueError(f"{name} holds variances below zero")
+
+
+def _shorten(names: Iterable[str], limit: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    names = sorted(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,30 +1,39 @@
-"""Deep-Emotion (Minaee and Abdolrashidi 2019, arXiv 1902.01019): a spatial transformer before a
-small CNN, 48×48 faces.
+"""Deep-Emotion (Minaee and Abdolrashidi 2019, arXiv 1902.01019): spatial transformer, small CNN.
 
-Layers, sizes and parameter names are those of the widely used PyTorch version, class
-`Deep_Emotion`. The transformer looks at the image, chooses an affine map and resamples the image by
-it; the CNN sees the result. As with VGGNet, `logits, taps = model(images)`, where `taps[layer]` is
-a layer's raw output. Shapes: B batch, C channels, U units.
+The second classifier that can be probed and trained. Layers, sizes and parameter names are those of
+the widely used PyTorch version, class `Deep_Emotion`. The transformer looks at the image, chooses
+an affine map and resamples the image by it; the CNN sees the result. As with VGGNet,
+`logits, taps = model(images)`, where `taps[layer]` is a layer's raw output.
+Shapes: B batch, H height, W width, C channels, U units; faces are 48×48.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Key, UInt8
 
 from emojax.models import convert
 from emojax.ops import image
+from emojax.ops.arrays import AnyArray
 
 SIZE = 48
 CONVS = ("conv1", "conv2", "conv3", "conv4")
 LAYERS = (*CONVS, "fc1", "fc2")
-WIDTH, HIDDEN = 10, 50
+WIDTH = 10
+HIDDEN = 50
 # PyTorch's default start: uniform within ±1/√(inputs of a unit).
 _KERNEL = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+_TORCH_NAMES: convert.Table = {
+    "layers": None,  # flax's Sequential holds its members under this name, PyTorch's directly
+    "kernel": "weight",
+    "scale": "weight",
+    "mean": "running_mean",
+    "var": "running_var",
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ class DeepEmotionConfig:
         return dict.fromkeys(CONVS, WIDTH) | {"fc1": HIDDEN, "fc2": self.classes}
 
     def probed(self) -> tuple[str, ...]:
-        """Layers that are dissected when none are named: all, fc2 as well, as in the paper."""
+        """Layers that are dissected when none are named: all, with fc2, as the paper did."""
         return LAYERS
 
 
@@ -65,9 +74,8 @@ class DeepEmotion(nnx.Module):
         self.config = config
 
         def conv(inputs: int, outputs: int, side: int = 3) -> nnx.Conv:
-            return nnx.Conv(
-                inputs, outputs, (side, side), padding="VALID", kernel_init=_KERNEL, rngs=rngs
-            )
+            size = (side, side)
+            return nnx.Conv(inputs, outputs, size, padding="VALID", kernel_init=_KERNEL, rngs=rngs)
 
         def dense(inputs: int, outputs: int) -> nnx.Linear:
             return nnx.Linear(inputs, outputs, kernel_init=_KERNEL, rngs=rngs)
@@ -77,10 +85,9 @@ class DeepEmotion(nnx.Module):
         self.localization = nnx.Sequential(
             conv(config.channels, 8, 7), _halve, nnx.relu, conv(8, 10, 5), _halve, nnx.relu
         )
-        still = nnx.Linear(
-            32, 6, kernel_init=nnx.initializers.zeros, bias_init=_identity, rngs=rngs
-        )
-        self.fc_loc = nnx.Sequential(dense(640, 32), nnx.relu, still)
+        zeros = nnx.initializers.zeros
+        to_map = nnx.Linear(32, 6, kernel_init=zeros, bias_init=_identity_map, rngs=rngs)
+        self.fc_loc = nnx.Sequential(dense(640, 32), nnx.relu, to_map)
         inputs = config.channels
         for name in CONVS:
             setattr(self, name, conv(inputs, WIDTH))
@@ -90,9 +97,10 @@ class DeepEmotion(nnx.Module):
         self.fc1 = dense(WIDTH * 9 * 9, HIDDEN)
         self.fc2 = dense(HIDDEN, config.classes)
 
-    def preprocess(self, images: jax.Array) -> jax.Array:
-        """uint8 faces [B, H, W, 1 or 3] → [B, 48, 48, C] in [-1, 1]; other sizes by bilinear, not
-        antialiased.
+    def preprocess(
+        self, images: UInt8[AnyArray, "B H W channels"]
+    ) -> Float[AnyArray, "B {self.config.input_size} {self.config.input_size} C"]:
+        """Faces, gray or RGB → [B, 48, 48, C] in [-1, 1]; other sizes by bilinear, not antialiased.
 
         A gray network takes RGB by its luma, an RGB network takes gray as three equal channels.
         """
@@ -103,34 +111,34 @@ class DeepEmotion(nnx.Module):
             unit = image.resize_bilinear(unit, (SIZE, SIZE))
         return self.normalize(unit)
 
-    def normalize(self, unit: jax.Array) -> jax.Array:
+    def normalize(self, unit: Float[AnyArray, "B H W channels"]) -> Float[Array, "B H W C"]:
         """Views [B, 48, 48, 1 or C] in [0, 1] → the network's input [B, 48, 48, C] in [-1, 1]."""
-        return (jnp.broadcast_to(unit, (*unit.shape[:-1], self.config.channels)) - 0.5) / 0.5
+        shape = (*unit.shape[:-1], self.config.channels)
+        return (jnp.broadcast_to(unit, shape) - 0.5) / 0.5
 
-    def transform(self, images: jax.Array) -> jax.Array:
-        """The affine map [B, 2, 3] that the transformer chooses for images [B, 48, 48, C] (see
-        `image.affine_grid`).
-        """
+    def transform(self, images: Float[AnyArray, "B H W C"]) -> Float[Array, "B 2 3"]:
+        """The affine map that the transformer chooses for each image (see `image.affine_grid`)."""
         return self.fc_loc(_flatten(self.localization(images))).reshape(-1, 2, 3)
 
     def __call__(
-        self, images: jax.Array, *, rngs: nnx.Rngs | None = None
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Images [B, 48, 48, C] in [-1, 1] → logits [B, classes] and every layer's raw output,
-        convolutions NHWC.
+        self, images: Float[AnyArray, "B H W C"], *, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "B classes"], dict[str, Array]]:
+        """Images [B, 48, 48, C] in [-1, 1] → logits and every layer's raw output, NHWC.
 
         Raw is before pooling, BatchNorm and ReLU; fc2's tap is the logits. `rngs` feeds dropout
         while training. (The PyTorch version drops half of fc1's inputs in eval mode too, a slip
         that makes its predictions random.)
         """
+        height, width = images.shape[1:3]
         taps = {}
-        x = image.grid_sample(images, image.affine_grid(self.transform(images), images.shape[1:3]))
+        x = image.grid_sample(images, image.affine_grid(self.transform(images), (height, width)))
         for name in LAYERS:
             taps[name] = getattr(self, name)(x)
             x = self._to_next(name, taps[name], rngs)
         return x, taps
 
-    def _to_next(self, name: str, raw: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+    def _to_next(self, name: str, raw: Array, rngs: nnx.Rngs | None) -> Array:
+        """From a layer's raw output to the next layer's input."""
         if name == "fc2":
             return raw
         if name == "conv4":  # the only BatchNorm
@@ -140,41 +148,38 @@ class DeepEmotion(nnx.Module):
         active = nnx.relu(raw)
         if name != "conv4":
             return active
-        return _flatten(active) if rngs is None else self.drop(_flatten(active), rngs=rngs)
+        flat = _flatten(active)
+        return flat if rngs is None else self.drop(flat, rngs=rngs)
 
 
-def _identity(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+def _identity_map(
+    key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike | None
+) -> Float[Array, "..."]:
     """Bias of the transformer's last layer: it starts by leaving every image alone."""
     return jnp.eye(2, 3, dtype=dtype).reshape(shape)
 
 
-def _halve(x: jax.Array) -> jax.Array:
+def _halve(x: Float[Array, "B H W U"]) -> Float[Array, "B h w U"]:
     return nnx.max_pool(x, (2, 2), strides=(2, 2))
 
 
-def _flatten(x: jax.Array) -> jax.Array:
-    """[B, H, W, U] → [B, U·H·W], channel-major as PyTorch flattens, so dense layers keep PyTorch's
-    column order.
-    """
+def _flatten(x: Float[Array, "B H W U"]) -> Float[Array, "B columns"]:
+    """Channel-major as PyTorch flattens, so dense layers keep PyTorch's column order."""
     return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
 
 
-def _torch_name(path: convert.Path) -> str:
-    *module, leaf = (
-        str(part) for part in path if part != "layers"
-    )  # `layers` is how flax's Sequential holds its parts
-    return ".".join([*module, convert.LEAVES[leaf]])
+def from_torch_state_dict(arrays: convert.Arrays) -> DeepEmotion:
+    """The network in eval mode from arrays under PyTorch's names.
 
-
-def from_torch_state_dict(arrays: Mapping[str, np.ndarray]) -> DeepEmotion:
-    """The network in eval mode from arrays under PyTorch's names; channels and classes are read off
-    the shapes.
+    Channels and classes are read off the shapes.
 
     Raises:
       ValueError: names are missing or unknown, shapes disagree, or values are not finite.
     """
     try:
-        config = DeepEmotionConfig(arrays["conv1.weight"].shape[1], arrays["fc2.weight"].shape[0])
+        channels = arrays["conv1.weight"].shape[1]
+        classes = arrays["fc2.weight"].shape[0]
+        config = DeepEmotionConfig(channels, classes)
     except (KeyError, IndexError) as error:
         raise ValueError(
             f"this is not a Deep-Emotion state dict: {error} is missing or has no shape"
@@ -182,7 +187,7 @@ def from_torch_state_dict(arrays: Mapping[str, np.ndarray]) -> DeepEmotion:
     model = convert.fill(
         lambda: DeepEmotion(config, rngs=nnx.Rngs(0)),
         arrays,
-        _torch_name,
+        _TORCH_NAMES,
         ignore=lambda name: name == "norm.num_batches_tracked",
     )
     model.eval()
@@ -191,6 +196,5 @@ def from_torch_state_dict(arrays: Mapping[str, np.ndarray]) -> DeepEmotion:
 
 def to_torch_state_dict(model: DeepEmotion) -> dict[str, np.ndarray]:
     """The parameters under PyTorch's names and layouts, loadable there with `strict=True`."""
-    return convert.to_torch(model, _torch_name) | {
-        "norm.num_batches_tracked": np.zeros((), np.int64)
-    }
+    arrays = convert.to_torch(model, _TORCH_NAMES)
+    return arrays | {"norm.num_batches_tracked": np.zeros((), np.int64)}

@@ -1,20 +1,24 @@
-"""From a layer's output to one number per image and unit: mean or max over space, token 0 of a
-transformer.
-"""
+"""From a layer's output to one number per image and unit, which is what the probe keeps."""
 
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
+
+from emojax.ops.arrays import AnyArray
 
 Pool = Literal["avg", "max"]
 
 
-def pool(outputs: jax.Array, how: Pool = "avg") -> jax.Array:
+def pool(outputs: Float[AnyArray, "I ..."], how: Pool = "avg") -> Float[AnyArray, "I U"]:
     """Pools a layer's outputs to [I, U] as CLIP-Dissect does (arXiv 2204.10965, section 3).
 
     [I, H, W, U] (convolution) is averaged or maximised over space, [I, tokens, U] (transformer)
     gives its class token, token 0, and [I, U] (dense) passes through.
+
+    Raises:
+      ValueError: the output has other than 2, 3 or 4 axes.
     """
     match outputs.ndim:
         case 2:
@@ -22,9 +26,13 @@ def pool(outputs: jax.Array, how: Pool = "avg") -> jax.Array:
         case 3:
             return outputs[:, 0]
         case 4:
-            return jnp.max(outputs, axis=(1, 2)) if how == "max" else jnp.mean(outputs, axis=(1, 2))
+            return _over_space(outputs, how)
         case _:
             raise ValueError(
-                "a layer's output has 2, 3 or 4 axes ([I, U], [I, L, U], [I, H, W, U]); got "
-                f"{outputs.shape}"
+                "a layer's output has 2, 3 or 4 axes ([I, U], [I, L, U], [I, H, W, U]); "
+                f"got {outputs.shape}"
             )
+
+
+def _over_space(outputs: Float[AnyArray, "I H W U"], how: Pool) -> Float[jax.Array, "I U"]:
+    return jnp.max(outputs, axis=(1, 2)) if how == "max" else jnp.mean(outputs, axis=(1, 2))

@@ -1,101 +1,127 @@
-"""The five similarity functions of CLIP-Dissect (Oikarinen and Weng, arXiv 2204.10965), with the
-official names.
+"""The five similarity functions of CLIP-Dissect (Oikarinen and Weng, arXiv 2204.10965).
 
-Each takes `clip_feats` [I, C] (cosine of image and concept) and `target_feats` [I, U] (pooled
-activations) and gives scores [U, C]. `segment_ids` [U], ascending from 0, tells the layer of each
-unit: the WPMI normaliser is taken inside a layer, so all layers are scored in one call. Inside
-`jax.shard_map` with the concepts of `clip_feats` split over a mesh axis, the two WPMI functions
-take its name as `axis_name`: only the softmax's normaliser and each unit's top images are
-exchanged, and on a CPU one device per core beats one device on all of them. The `*_from_topk` forms
-take what a streaming probe keeps instead: each unit's top-k image indices [U, K]. Shapes: I images,
-U units, C concepts, K top-k, D embedding.
+They turn activations and CLIP's similarities into the scores that units are labelled by. Each takes
+`clip_feats` [I, C] (cosine of image and concept) and `target_feats` [I, U] (pooled activations) and
+gives scores [U, C]; names and defaults are the official ones.
+
+`segment_ids` [U], ascending from 0, tells the layer of each unit: the WPMI normaliser is taken
+inside a layer, so all layers are scored in one call. Inside `jax.shard_map` with the concepts of
+`clip_feats` sharded over a mesh axis, the two WPMI functions take its name as `axis_name`: only the
+softmax's normaliser and each unit's top images are exchanged, and on a CPU one device per core
+beats one device on all of them. The `*_from_topk` and `*_from_moments` forms take the statistics
+that a streaming probe stores, such as each unit's top-k image indices [U, K].
+
+Shapes: I images, U units, C concepts, K top-k, D embedding, L layers, N top images of rank_reorder,
+R random orders.
 """
 
 import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int, Int32, Key, UInt32
+
+from emojax.ops.arrays import AnyArray
 
 _HIGHEST = jax.lax.Precision.HIGHEST
-# Concepts at a time: a CPU's cache nearly holds 10,000 images' probabilities; 32 and 128 were
+# Concepts at a time. A CPU's cache nearly holds the probabilities of 10,000 images; 32 and 128 were
 # slower.
 CONCEPT_TILE = 64
+_STEP = 10  # gathers in one compiled loop: few enough for a CPU's registers
+_MAX_EXPONENT = 85.0  # e^85 = 8e36, a twentieth of what float32 holds
 
 
-def cos_similarity(clip_feats: jax.Array, target_feats: jax.Array) -> jax.Array:
-    """Cosine over images, not centred: [I, C], [I, U] → [U, C]."""
+def cos_similarity(
+    clip_feats: Float[AnyArray, "I C"], target_feats: Float[AnyArray, "I U"]
+) -> Float[Array, "U C"]:
+    """Cosine over images, not centred."""
     cross = jnp.matmul(target_feats.T, clip_feats, precision=_HIGHEST)
-    norms = (
-        jnp.linalg.norm(target_feats, axis=0)[:, None]
-        * jnp.linalg.norm(clip_feats, axis=0)[None, :]
-    )
-    return cross / norms
+    unit_norms = jnp.linalg.norm(target_feats, axis=0)[:, None]
+    concept_norms = jnp.linalg.norm(clip_feats, axis=0)[None, :]
+    return cross / (unit_norms * concept_norms)
 
 
 def cos_similarity_from_moments(
-    cross: jax.Array, square: jax.Array, gram: jax.Array, text_embeddings: jax.Array
-) -> jax.Array:
-    """`cos_similarity` from moments alone: `cross` = AᵀE [U, D], `square` = ΣA² [U], `gram` = EᵀE
-    [D, D], text [C, D].
-    """
-    against = jnp.matmul(cross, text_embeddings.T, precision=_HIGHEST)
-    spread = jnp.einsum("cd,de,ce->c", text_embeddings, gram, text_embeddings, precision=_HIGHEST)
-    return against / (jnp.sqrt(square)[:, None] * jnp.sqrt(spread)[None, :])
+    cross: Float[AnyArray, "U D"],
+    square: Float[AnyArray, " U"],
+    gram: Float[AnyArray, "D D"],
+    text_embeddings: Float[AnyArray, "C D"],
+) -> Float[Array, "U C"]:
+    """`cos_similarity` from moments alone: `cross` = AᵀE, `square` = ΣA², `gram` = EᵀE."""
+    product = jnp.matmul(cross, text_embeddings.T, precision=_HIGHEST)
+    # A concept's squared norm over images is Σ(E·t)² = tᵀ(EᵀE)t.
+    concept_squares = jnp.einsum(
+        "cd,de,ce->c", text_embeddings, gram, text_embeddings, precision=_HIGHEST
+    )
+    return product / (jnp.sqrt(square)[:, None] * jnp.sqrt(concept_squares)[None, :])
 
 
 def cos_similarity_cubed(
-    clip_feats: jax.Array, target_feats: jax.Array, *, min_norm: float = 1e-3
-) -> jax.Array:
-    """Cosine of centred, cubed columns, norms clipped at `min_norm`: [I, C], [I, U] → [U, C]."""
+    clip_feats: Float[AnyArray, "I C"],
+    target_feats: Float[AnyArray, "I U"],
+    *,
+    min_norm: float = 1e-3,
+) -> Float[Array, "U C"]:
+    """Cosine of the centred, cubed columns, norms clipped at `min_norm`."""
 
-    def cubed(x: jax.Array) -> jax.Array:
-        x = (x - x.mean(axis=0, keepdims=True)) ** 3
-        return x / jnp.maximum(jnp.linalg.norm(x, axis=0, keepdims=True), min_norm)
+    def cubed(x: Float[AnyArray, "I columns"]) -> Float[Array, "I columns"]:
+        x = jnp.asarray(x)
+        cubes = (x - x.mean(axis=0, keepdims=True)) ** 3
+        return cubes / jnp.maximum(jnp.linalg.norm(cubes, axis=0, keepdims=True), min_norm)
 
     return jnp.matmul(cubed(target_feats).T, cubed(clip_feats), precision=_HIGHEST)
 
 
-def top_k_images(target_feats: jax.Array, k: int, axis_name: str | None = None) -> jax.Array:
-    """Indices [U, K] of each unit's k most activating images, ties to the lower index.
+def top_k_images(
+    target_feats: Float[AnyArray, "I U"], k: int, axis_name: str | None = None
+) -> Int32[Array, "U {k}"]:
+    """Indices of each unit's k most activating images, ties to the lower index.
 
-    With `axis_name` each device of that mesh axis sorts its share of the units, which are whole on
-    all of them.
+    With `axis_name` each device of that mesh axis sorts its share of the units, which are
+    replicated.
     """
     if axis_name is None:
         return _top_k_of_groups(target_feats, k)
     units = target_feats.shape[1]
     share = -(-units // jax.lax.axis_size(axis_name))
     padded = jnp.pad(target_feats, ((0, 0), (0, -units % share)))
-    own = jax.lax.dynamic_slice_in_dim(padded, jax.lax.axis_index(axis_name) * share, share, axis=1)
+    first = jax.lax.axis_index(axis_name) * share
+    own = jax.lax.dynamic_slice_in_dim(padded, first, share, axis=1)
     return jax.lax.all_gather(top_k_images(own, k), axis_name, tiled=True)[:units]
 
 
-def _top_k_of_groups(target_feats: jax.Array, k: int) -> jax.Array:
-    """`top_k_images` of one device: the top k lie in those k groups of images that have the largest
-    maxima.
+def _top_k_of_groups(target_feats: Float[AnyArray, "I U"], k: int) -> Int32[Array, "U {k}"]:
+    """`top_k_images` of one device, by two short sorts in place of a long one.
 
-    Two short sorts in place of a long one. Equal maxima go to the earlier group, so that ties still
-    go to the lower index.
+    Images are cut into groups of `size` neighbours. The top k lie in those k groups that have the
+    largest maxima: an image outside of them is below k maxima, and so is not among the top k.
     """
     images, units = target_feats.shape
+    # Sorting I/size maxima and then k·size candidates costs least at size = √(I/k).
     size = math.isqrt(images // k)
     if size < 2:
         return jax.lax.top_k(target_feats.T, k)[1]
     groups = -(-images // size)
-    padded = jnp.pad(target_feats, ((0, groups * size - images), (0, 0)), constant_values=-jnp.inf)
-    largest = padded.reshape(groups, size, units).max(axis=1)
-    chosen = jnp.sort(jax.lax.top_k(largest.T, k)[1], axis=1)
-    among = (chosen[:, :, None] * size + jnp.arange(size)).reshape(units, k * size)
-    best = jax.lax.top_k(jnp.take_along_axis(padded.T, among, axis=1), k)[1]
-    return jnp.take_along_axis(among, best, axis=1)
+    fill = groups * size - images
+    padded = jnp.pad(target_feats, ((0, fill), (0, 0)), constant_values=-jnp.inf)
+    maxima = padded.reshape(groups, size, units).max(axis=1)
+    # Ties go to the lower index: `top_k` takes the earlier of equal maxima, and the groups are put
+    # back in their order, so that the second `top_k` meets equal candidates in theirs.
+    chosen = jnp.sort(jax.lax.top_k(maxima.T, k)[1], axis=1)
+    members = jnp.arange(size, dtype=chosen.dtype)
+    candidates = (chosen[:, :, None] * size + members).reshape(units, k * size)
+    values = jnp.take_along_axis(padded.T, candidates, axis=1)
+    return jnp.take_along_axis(candidates, jax.lax.top_k(values, k)[1], axis=1)
 
 
-def layer_sizes(segment_ids: jax.Array | np.ndarray | None, units: int) -> tuple[int, ...]:
-    """Units of each layer from ascending `segment_ids`, which must be concrete: the sizes shape the
-    program.
+def layer_sizes(segment_ids: Int[AnyArray, "..."] | None, units: int) -> tuple[int, ...]:
+    """Units of each layer from ascending `segment_ids`, which must be concrete.
+
+    The sizes shape the program. None means a single layer.
 
     Raises:
       ValueError: `segment_ids` are not ascending from 0 or not one per unit.
@@ -110,133 +136,179 @@ def layer_sizes(segment_ids: jax.Array | np.ndarray | None, units: int) -> tuple
     return tuple(int(n) for n in np.bincount(ids))
 
 
-def layer_prior(loglik: jax.Array, sizes: Sequence[int]) -> jax.Array:
-    """logsumexp over each layer's units of loglik [U, C], less log U_layer: [layers, C]."""
+def layer_prior(loglik: Float[Array, "U C"], sizes: Sequence[int]) -> Float[Array, "L C"]:
+    """logsumexp of loglik over each layer's units, less log U_layer: log p(concept)."""
     starts = np.cumsum([0, *sizes])
     layers = [loglik[start : start + size] for start, size in zip(starts, sizes, strict=False)]
     return jnp.stack([jax.nn.logsumexp(layer, axis=0) - math.log(len(layer)) for layer in layers])
 
 
-def subtract_layer_prior(loglik: jax.Array, lam: float, sizes: Sequence[int]) -> jax.Array:
-    """loglik − λ·prior of the unit's layer: [U, C] → [U, C]."""
-    prior = jnp.repeat(
-        layer_prior(loglik, sizes), np.asarray(sizes), axis=0, total_repeat_length=len(loglik)
-    )
-    return loglik - lam * prior
+def subtract_layer_prior(
+    loglik: Float[Array, "U C"], lam: float, sizes: Sequence[int]
+) -> Float[Array, "U C"]:
+    """loglik − λ·prior of the unit's layer."""
+    prior = layer_prior(loglik, sizes)
+    of_unit = jnp.repeat(prior, np.asarray(sizes), axis=0, total_repeat_length=len(loglik))
+    return loglik - lam * of_unit
 
 
-def soft_weights(top_k: int, p_start: float = 0.998, p_end: float = 0.97) -> np.ndarray:
-    """Soft-WPMI's chance [K] that an image of rank r belongs to the unit's highly activating set;
-    float64.
+def soft_weights(
+    top_k: int, p_start: float = 0.998, p_end: float = 0.97
+) -> Float[np.ndarray, " {top_k}"]:
+    """Soft-WPMI's chance that an image of rank r is in the unit's highly activating set; float64.
+
+    Falls linearly from `p_start` (equation 6 of the paper and the official code's constants).
     """
     return p_start - np.arange(top_k) / top_k * (p_start - p_end)
 
 
 def weighted_loglik(
-    probs: jax.Array, indices: jax.Array, weights: np.ndarray, min_prob: float, concepts: int
-) -> tuple[jax.Array, float]:
-    """Σ_r log(1 + w_r(S − 1) + min_prob) over each unit's images, as a difference from its value at
-    S = 1/concepts.
+    probs: Float[Array, "I C"],
+    indices: Int[Array, "U K"],
+    weights: Float[np.ndarray, " K"],
+    min_prob: float,
+    concepts: int,
+) -> tuple[Float[Array, "U C"], float]:
+    """Σ_r log(1 + w_r(S − 1) + min_prob) over each unit's images, less its value at S = 1/concepts.
 
-    `probs` [I, C] = S, `indices` [U, K], `weights` [K], 1 without soft membership → ([U, C], the
-    constant that was taken off). The difference is what scores are made of and is small, so float32
-    holds it well. A factor is w_r·(S + odds_r) with odds_r = (1 − w_r + min_prob) / w_r, which
-    keeps a small S. The w_r go to the constant, and a common scale makes the product of all factors
-    1 at S = 1/concepts. Factors are multiplied in groups before the logarithm: in so few that no
-    product can fall below float32's range whatever S is, and if one then rises above it, in as many
-    as are safe.
+    The difference is what scores are made of and is small, so float32 holds it well.
+
+    Args:
+      probs: S, the softmax over all `concepts` of each image's similarities; may be a tile of them.
+      indices: each unit's top images, by rank r.
+      weights: w_r; 1 without soft membership.
+
+    Returns:
+      The difference, and the constant that was taken off: their sum is the sum of logarithms.
     """
-    odds = (
-        (1.0 - weights) + min_prob
-    ) / weights  # in float64: 1 - 0.998 would cost float32 four digits
+    # A term is the logarithm of w·(S + odds) with odds = (1 − w + min_prob) / w. With thousands of
+    # concepts S is near 1e-4: added to odds of 2e-3 it keeps its digits, in 1 + w(S − 1) it would
+    # lose them. The odds are taken in float64, since 1 − 0.998 would cost float32 four digits.
+    odds = ((1.0 - weights) + min_prob) / weights
+    # Every factor S + odds is multiplied by one number, such that the product of all of them is 1
+    # at S = 1/concepts. What the scale and the w take away goes to the constant.
     log_scale = -np.log(odds + 1.0 / concepts).mean()
-    lowest, highest = np.log(odds) + log_scale, np.log(odds + 1.0) + log_scale
-    odds, probs = jnp.asarray(np.exp(lowest), probs.dtype), probs * float(np.exp(log_scale))
-    images = indices.T.astype(
-        jnp.uint32
-    )  # without a sign there are no negative indices to look for
+    constant = float(np.log(weights).sum() - len(weights) * log_scale)
+    log_at_0 = np.log(odds) + log_scale  # of a scaled factor at S = 0, its least
+    log_at_1 = np.log(odds + 1.0) + log_scale  # at S = 1, its largest
+    scaled_odds = jnp.asarray(np.exp(log_at_0), probs.dtype)
+    scaled_probs = probs * float(np.exp(log_scale))
+    # Unsigned: XLA does not look for negative indices then.
+    images_by_rank = indices.T.astype(jnp.uint32)
 
-    def multiply(product: jax.Array, ranks: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        rows = (probs.at[image].get(mode="promise_in_bounds") for image in ranks[1])
-        factors = [odd + row for odd, row in zip(ranks[0], rows, strict=True)]
-        return math.prod(factors, start=product), None
-
-    def in_groups(groups: int) -> jax.Array:
+    def in_groups(groups: int) -> Float[Array, "U C"]:
+        """Products of the factors of each group of ranks, and the sum of their logarithms."""
         total = jnp.zeros((len(indices), probs.shape[1]), probs.dtype)
         for first, steps in _groups_of_ranks(len(weights), groups):
-            product = multiply(jnp.ones_like(total), (odds[first], images[first]))[0]
-            total += jnp.log(jax.lax.scan(multiply, product, (odds[steps], images[steps]))[0])
+            product = _multiply(
+                jnp.ones_like(total), scaled_probs, scaled_odds[first], images_by_rank[first]
+            )
+            product, _ = jax.lax.scan(
+                lambda product, step: (_multiply(product, scaled_probs, *step), None),
+                product,
+                (scaled_odds[steps], images_by_rank[steps]),
+            )
+            total += jnp.log(product)
         return total
 
-    few, safe = (
-        _groups_within_range(lowest, np.zeros_like(lowest)),
-        _groups_within_range(lowest, highest),
-    )
+    # A logarithm costs far more than a product, so factors are multiplied in few groups: so few
+    # that no product can fall below float32's range whatever S is (it would come out as log 0,
+    # unnoticed among others). It may rise above the range, where S is large on most ranks; that
+    # shows as infinity, and then all is done again in as many groups as are safe on both sides.
+    few = _groups_within_range(log_at_0, np.zeros_like(log_at_0))
+    safe = _groups_within_range(log_at_0, log_at_1)
     quick = in_groups(few)
-    total = (
-        quick
-        if few == safe
-        else jax.lax.cond(jnp.isfinite(quick).all(), lambda: quick, lambda: in_groups(safe))
-    )
-    return total, float(np.log(weights).sum() - len(weights) * log_scale)
+    if few == safe:
+        return quick, constant
+    total = jax.lax.cond(jnp.isfinite(quick).all(), lambda: quick, lambda: in_groups(safe))
+    return total, constant
 
 
-def _groups_of_ranks(k: int, groups: int, step: int = 10) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Ranks 0 to k − 1 dealt to groups in turn, and in each to steps in turn: a first, short step
-    [< 10], others [n, 10].
+def _multiply(
+    product: Float[Array, "U C"],
+    probs: Float[Array, "I C"],
+    odds: Float[Array, " ranks"],
+    images: UInt32[Array, "ranks U"],
+) -> Float[Array, "U C"]:
+    """The product, times S + odds for each of a few ranks.
 
-    In turn, so that the small odds of the first ranks meet large ones everywhere. Ten gathers in
-    one compiled loop are few enough for a CPU's registers.
+    Unrolled, so that the compiler reads and writes `product` once for all ranks.
+    """
+    rows = [probs.at[image].get(mode="promise_in_bounds") for image in images]
+    factors = [odd + row for odd, row in zip(odds, rows, strict=True)]
+    return functools.reduce(operator.mul, factors, product)
+
+
+def _groups_of_ranks(k: int, groups: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Ranks 0 to k − 1 dealt to groups in turn, and in each group to steps in turn.
+
+    In turn, so that the small odds of the first ranks meet large ones everywhere: products then
+    stay near the middle of their range.
+
+    Returns:
+      For each group a first, short step [< 10] and the others [steps, 10].
     """
     dealt = []
-    for ranks in (np.arange(first, k, groups) for first in range(groups)):
-        whole = len(ranks) // step * step
-        dealt.append((ranks[whole:], ranks[:whole].reshape(step, -1).T))
+    for group in range(groups):
+        ranks = np.arange(group, k, groups)
+        in_full_steps = len(ranks) // _STEP * _STEP
+        steps = ranks[:in_full_steps].reshape(_STEP, -1).T
+        dealt.append((ranks[in_full_steps:], steps))
     return dealt
 
 
-def _groups_within_range(lowest: np.ndarray, highest: np.ndarray) -> int:
+def _groups_within_range(
+    log_lowest: Float[np.ndarray, " K"], log_highest: Float[np.ndarray, " K"]
+) -> int:
     """Into how few groups factors can be dealt so that no running product leaves float32's range.
 
-    `lowest` and `highest` are the logarithms [K] of each factor's bounds.
+    `log_lowest` and `log_highest` are the logarithms of each factor's bounds.
     """
-    room = 85.0  # e^85 = 8e36
-    for groups in range(1, len(lowest)):
+    for groups in range(1, len(log_lowest)):
+        # Running products matter, not only the last: one that underflows on the way stays 0.
         orders = [
             np.concatenate([first, steps.ravel()])
-            for first, steps in _groups_of_ranks(len(lowest), groups)
+            for first, steps in _groups_of_ranks(len(log_lowest), groups)
         ]
         if all(
-            lowest[ranks].cumsum().min() > -room and highest[ranks].cumsum().max() < room
+            log_lowest[ranks].cumsum().min() > -_MAX_EXPONENT
+            and log_highest[ranks].cumsum().max() < _MAX_EXPONENT
             for ranks in orders
         ):
             return groups
-    return len(lowest)
+    return len(log_lowest)
 
 
 def log_normaliser(
-    rows: jax.Array,
-    logits: Callable[[jax.Array], jax.Array],
+    rows: Float[Array, "I ..."],
+    logits: Callable[[Array], Array],
     axis_name: str | None = None,
     block: int = 64,
-) -> jax.Array:
-    """logsumexp over concepts of each image's logits [I], a block of images at a time: `logits`
-    maps rows [b, …] → [b, C].
+) -> Float[Array, " I"]:
+    """logsumexp over concepts of each image's logits, a block of images at a time.
 
-    The last block reaches back over images that are done, so that no copy has to be padded. With
-    `axis_name` a device has its part of the concepts and the sum goes over all.
+    Args:
+      rows: what an image's logits are made of.
+      logits: maps rows [block, ...] to logits [block, C].
+      axis_name: the mesh axis over which the concepts are sharded; the sum goes over all of them.
+      block: images at a time, so that all logits never exist at once.
     """
     images = len(rows)
     block = min(block, images)
 
-    def by_block(log_sum: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        def one(number: jax.Array, out: jax.Array) -> jax.Array:
+    def by_block(log_sum: Callable[[Array], Array]) -> Float[Array, " I"]:
+        def write_block(number: Int[Array, ""], out: Float[Array, " I"]) -> Float[Array, " I"]:
+            # The last block overlaps the one before it, so that no image has to be padded; what
+            # is written twice is the same number.
             start = jnp.minimum(number * block, images - block)
             own = log_sum(logits(jax.lax.dynamic_slice_in_dim(rows, start, block)))
             return jax.lax.dynamic_update_slice_in_dim(out, own, start, axis=0)
 
-        return jax.lax.fori_loop(0, -(-images // block), one, jnp.zeros(images, rows.dtype))
+        blocks = -(-images // block)
+        return jax.lax.fori_loop(0, blocks, write_block, jnp.zeros(images, rows.dtype))
 
+    # The quick sum overflows only where a row's logits differ by more than 88, which no cosine
+    # does at the papers' temperatures; it then says so by not being finite.
     quick = by_block(_quick_logsumexp)
     safe = functools.partial(by_block, functools.partial(jax.nn.logsumexp, axis=1))
     own = jax.lax.cond(jnp.isfinite(quick).all(), lambda: quick, safe)
@@ -246,77 +318,93 @@ def log_normaliser(
     return largest + jnp.log(jax.lax.psum(jnp.exp(own - largest), axis_name))
 
 
-def _quick_logsumexp(logits: jax.Array) -> jax.Array:
-    """logsumexp over each row of logits [b, C] → [b], or what is not finite where logits differ by
-    more than 88.
+def _quick_logsumexp(logits: Float[Array, "block C"]) -> Float[Array, " block"]:
+    """logsumexp over each row, or what is not finite where a row's logits differ by more than 88.
 
-    It reads the logits once: what it takes off is the largest of a row's first ones. It adds
-    halves, because XLA does not vectorise a sum along rows on a CPU.
+    It reads the logits once: what it takes off is the largest of a row's first ones, not of all.
     """
     shift = logits[:, :CONCEPT_TILE].max(axis=1)
-    terms, odd = jnp.exp(logits - shift[:, None]), 0.0
+    terms = jnp.exp(logits - shift[:, None])
+    # Halves are added to each other, element by element, because XLA does not vectorise a sum
+    # along rows on a CPU. An odd last column is put aside.
+    aside: Array | float = 0.0
     while (width := terms.shape[1]) > 64:
-        odd += terms[:, width // 2 * 2 :].sum(axis=1)
-        terms = terms[:, : width // 2] + terms[:, width // 2 : width // 2 * 2]
-    return shift + jnp.log(terms.sum(axis=1) + odd)
+        half = width // 2
+        aside += terms[:, half * 2 :].sum(axis=1)
+        terms = terms[:, :half] + terms[:, half : half * 2]
+    return shift + jnp.log(terms.sum(axis=1) + aside)
 
 
+@functools.partial(
+    jax.jit, static_argnames=("weights", "a", "lam", "min_prob", "sizes", "axis_name")
+)
 def _wpmi_scores(
-    clip_feats: jax.Array,
-    target_feats: jax.Array,
-    weights: np.ndarray,
+    clip_feats: Float[Array, "I C"],
+    target_feats: Float[Array, "I U"],
+    *,
+    weights: tuple[float, ...],
     a: float,
     lam: float,
     min_prob: float,
-    segment_ids: jax.Array | None,
+    sizes: tuple[int, ...],
     axis_name: str | None,
-) -> jax.Array:
-    """WPMI scores [U, C] with `weights` [K] by rank, a tile of concepts at a time, so that its
-    softmax stays in the cache.
+) -> Float[Array, "U C"]:
+    """WPMI scores with `weights` [K] by rank, for layers of `sizes` units.
 
-    The last tile reaches back over concepts that are done.
+    A tile of concepts at a time, so that its softmax stays in the cache.
     """
-    units, concepts = target_feats.shape[1], clip_feats.shape[1]
-    indices = top_k_images(target_feats, len(weights), axis_name)
+    units = target_feats.shape[1]
+    concepts = clip_feats.shape[1]
+    width = min(CONCEPT_TILE, concepts)
     all_concepts = concepts * (1 if axis_name is None else jax.lax.axis_size(axis_name))
-    width, sizes = min(CONCEPT_TILE, concepts), layer_sizes(segment_ids, units)
+    by_rank = np.asarray(weights)
+    indices = top_k_images(target_feats, len(weights), axis_name)
+    # The softmax over concepts needs every concept's logit, the tiles need only its normaliser.
     normaliser = log_normaliser(clip_feats, lambda rows: a * rows, axis_name)
 
-    def tile(number: jax.Array, scores: jax.Array) -> jax.Array:
+    def write_tile(number: Int[Array, ""], scores: Float[Array, "U C"]) -> Float[Array, "U C"]:
+        # The last tile overlaps the one before it: all tiles have one shape, and nothing is padded.
         start = jnp.minimum(number * width, concepts - width)
         logits = a * jax.lax.dynamic_slice_in_dim(clip_feats, start, width, axis=1)
         probs = jnp.exp(logits - normaliser[:, None])
-        loglik, constant = weighted_loglik(probs, indices, weights, min_prob, all_concepts)
-        part = subtract_layer_prior(loglik, lam, sizes) + (1.0 - lam) * constant
-        return jax.lax.dynamic_update_slice_in_dim(scores, part, start, axis=1)
+        loglik, constant = weighted_loglik(probs, indices, by_rank, min_prob, all_concepts)
+        # The prior is of the difference too, and so lacks the constant once: loglik − λ·prior
+        # lacks it 1 − λ times.
+        tile = subtract_layer_prior(loglik, lam, sizes) + (1.0 - lam) * constant
+        return jax.lax.dynamic_update_slice_in_dim(scores, tile, start, axis=1)
 
-    return jax.lax.fori_loop(
-        0, -(-concepts // width), tile, jnp.zeros((units, concepts), clip_feats.dtype)
-    )
+    tiles = -(-concepts // width)
+    scores = jnp.zeros((units, concepts), clip_feats.dtype)
+    return jax.lax.fori_loop(0, tiles, write_tile, scores)
 
 
 def wpmi(
-    clip_feats: jax.Array,
-    target_feats: jax.Array,
+    clip_feats: Float[AnyArray, "I C"],
+    target_feats: Float[AnyArray, "I U"],
     *,
     top_k: int = 28,
     a: float = 2.0,
     lam: float = 0.6,
     min_prob: float = 1e-7,
-    segment_ids: jax.Array | None = None,
+    segment_ids: Int[AnyArray, "..."] | None = None,
     axis_name: str | None = None,
-) -> jax.Array:
-    """Weighted pointwise mutual information: [I, C], [I, U] → [U, C] (equation 4 of the
-    CLIP-Dissect paper).
-    """
+) -> Float[Array, "U C"]:
+    """Weighted pointwise mutual information (equation 4 of the CLIP-Dissect paper)."""
     return _wpmi_scores(
-        clip_feats, target_feats, np.ones(top_k), a, lam, min_prob, segment_ids, axis_name
+        clip_feats,
+        target_feats,
+        weights=(1.0,) * top_k,
+        a=a,
+        lam=lam,
+        min_prob=min_prob,
+        sizes=layer_sizes(segment_ids, target_feats.shape[1]),
+        axis_name=axis_name,
     )
 
 
 def soft_wpmi(
-    clip_feats: jax.Array,
-    target_feats: jax.Array,
+    clip_feats: Float[AnyArray, "I C"],
+    target_feats: Float[AnyArray, "I U"],
     *,
     top_k: int = 100,
     a: float = 10.0,
@@ -324,98 +412,117 @@ def soft_wpmi(
     min_prob: float = 1e-7,
     p_start: float = 0.998,
     p_end: float = 0.97,
-    segment_ids: jax.Array | None = None,
+    segment_ids: Int[AnyArray, "..."] | None = None,
     axis_name: str | None = None,
-) -> jax.Array:
-    """WPMI with soft membership of the top images: [I, C], [I, U] → [U, C] (equation 6 of the
-    CLIP-Dissect paper).
-    """
-    weights = soft_weights(top_k, p_start, p_end)
-    return _wpmi_scores(clip_feats, target_feats, weights, a, lam, min_prob, segment_ids, axis_name)
+) -> Float[Array, "U C"]:
+    """WPMI with soft membership of the top images (equation 6 of the CLIP-Dissect paper)."""
+    return _wpmi_scores(
+        clip_feats,
+        target_feats,
+        weights=tuple(soft_weights(top_k, p_start, p_end).tolist()),
+        a=a,
+        lam=lam,
+        min_prob=min_prob,
+        sizes=layer_sizes(segment_ids, target_feats.shape[1]),
+        axis_name=axis_name,
+    )
 
 
 def rank_reorder_baseline(
-    activations: jax.Array, permutations: jax.Array, p: float = 3.0
-) -> jax.Array:
-    """Mean |a[π] − a|^p over random orders: `activations` [U, N], descending, `permutations` [U, R,
-    N] → [U].
+    activations: Float[AnyArray, "U N"], permutations: Int[AnyArray, "U R N"], p: float = 3.0
+) -> Float[Array, " U"]:
+    """Mean |a[π] − a|^p over random orders π; activations descending.
 
     The permutations count from the smallest activation, as in the official code.
     """
     ascending = activations[:, ::-1]
-    shuffled = jax.vmap(lambda a, order: a[order])(ascending, permutations)
+    shuffled = jax.vmap(lambda values, orders: values[orders])(ascending, permutations)
     return jnp.mean(jnp.abs(shuffled - ascending[:, None, :]) ** p, axis=(1, 2))
 
 
-def random_permutations(key: jax.Array, units: int, size: int, repeats: int = 5) -> jax.Array:
-    """Random orders [U, R, N] for `rank_reorder`'s baseline."""
+def random_permutations(
+    key: Key[Array, ""], units: int, size: int, repeats: int = 5
+) -> Int32[Array, "{units} {repeats} {size}"]:
+    """Random orders for `rank_reorder`'s baseline."""
     orders = jnp.broadcast_to(jnp.arange(size), (units, repeats, size))
     return jax.random.permutation(key, orders, axis=2, independent=True)
 
 
-def descending_order(values: jax.Array) -> jax.Array:
-    """Stable argsort, largest first, of each row of float32 [R, N] → int32 [R, N].
+def descending_order(values: Float[Array, "R N"]) -> Int32[Array, "R N"]:
+    """Stable argsort, largest first, of each row of float32.
 
-    Sorting pairs is slow on a CPU, sorting plain integers is fast: sort the values' bits, look up
-    each value's rank, and sort rank·N + place, which puts equal values in the order of their
-    places.
+    Sorting pairs is slow on a CPU, sorting plain integers is fast. So each value's rank and its
+    place become one integer, rank·N + place, and those are sorted.
     """
     n = values.shape[1]
-    if n * n >= 2**31:
+    if n * n >= 2**31:  # rank·N + place would not fit
         return jnp.argsort(-values, axis=1).astype(jnp.int32)
-    bits = jax.lax.bitcast_convert_type(-values + 0.0, jnp.int32)  # + 0.0 makes -0 and 0 equal
-    bits = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # as integers in the order of the floats
-    rank = jax.vmap(lambda row, sought: jnp.searchsorted(row, sought, method="scan_unrolled"))(
-        jnp.sort(bits, axis=1), bits
-    )
-    return jnp.sort(rank.astype(jnp.int32) * n + jnp.arange(n, dtype=jnp.int32), axis=1) % n
+    # A float's bits, read as an integer, grow with the float if it is positive. A negative one's
+    # other bits count downwards, so they are flipped. + 0.0 makes -0 and 0 equal.
+    bits = jax.lax.bitcast_convert_type(-values + 0.0, jnp.int32)
+    bits = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    # Equal values get equal ranks, the number of values before them; the place decides then.
+    find = functools.partial(jnp.searchsorted, method="scan_unrolled")
+    rank = jax.vmap(find)(jnp.sort(bits, axis=1), bits).astype(jnp.int32)
+    return jnp.sort(rank * n + jnp.arange(n, dtype=jnp.int32), axis=1) % n
 
 
 def rank_reorder_from_topk(
-    activations: jax.Array,
-    clip_rows: jax.Array,
-    baseline: jax.Array,
+    activations: Float[Array, " N"],
+    clip_rows: Float[Array, "N C"],
+    baseline: Float[Array, ""],
     *,
     p: float = 3.0,
     scale_p: float = 0.5,
-) -> jax.Array:
-    """One unit: its N largest `activations` [N], descending, the same images' `clip_rows` [N, C],
-    its baseline [] → [C].
-    """
-    reordered = activations[
-        descending_order(clip_rows.T)
-    ]  # [C, N]; image r of the concept's ranking against the r-th
+) -> Float[Array, " C"]:
+    """One unit: its N largest activations, descending, the same images' rows, its baseline."""
+    # [C, N]: image r of the concept's ranking is compared with the r-th of the unit's own.
+    reordered = activations[descending_order(clip_rows.T)]
     error = jnp.mean(jnp.abs(reordered - activations) ** p, axis=1) / baseline
     return -error / clip_rows.mean(axis=0) ** scale_p
 
 
 def rank_reorder(
-    clip_feats: jax.Array,
-    target_feats: jax.Array,
+    clip_feats: Float[AnyArray, "I C"],
+    target_feats: Float[AnyArray, "I U"],
     *,
     p: float = 3.0,
     top_fraction: float = 0.05,
     scale_p: float = 0.5,
-    permutations: jax.Array | None = None,
-    key: jax.Array | None = None,
-) -> jax.Array:
-    """Minus the error of reordering a unit's top activations by the concept's ranking: [I, C], [I,
-    U] → [U, C].
+    permutations: Int[AnyArray, "U R N"] | None = None,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "U C"]:
+    """Minus the error of reordering a unit's top activations by the concept's ranking.
 
-    `permutations` [U, 5, N] are the random orders of the baseline; without them they are drawn from
-    `key` (`jax.random.key(0)` when None), so the result never depends on hidden state.
+    `permutations` are the random orders of the baseline; without them they are drawn from `key`
+    (`jax.random.key(0)` when None), so the result never depends on hidden state.
     """
     n = rank_reorder_size(target_feats.shape[0], top_fraction)
-    values, indices = jax.lax.top_k(target_feats.T, n)
     if permutations is None:
-        permutations = random_permutations(
-            jax.random.key(0) if key is None else key, values.shape[0], n
-        )
+        key = jax.random.key(0) if key is None else key
+        permutations = random_permutations(key, target_feats.shape[1], n)
+    values, indices = jax.lax.top_k(target_feats.T, n)
     baseline = rank_reorder_baseline(values, permutations, p)
-    one = functools.partial(rank_reorder_from_topk, p=p, scale_p=scale_p)
-    return jax.lax.map(
-        lambda unit: one(unit[0], clip_feats[unit[1]], unit[2]), (values, indices, baseline)
-    )
+    return _reorder_errors(clip_feats, values, indices, baseline, p=p, scale_p=scale_p)
+
+
+@functools.partial(jax.jit, static_argnames=("p", "scale_p"))
+def _reorder_errors(
+    clip_feats: Float[Array, "I C"],
+    activations: Float[Array, "U N"],
+    indices: Int32[Array, "U N"],
+    baseline: Float[Array, " U"],
+    *,
+    p: float,
+    scale_p: float,
+) -> Float[Array, "U C"]:
+    """`rank_reorder_from_topk` of all units; one after the other, which bounds the memory."""
+
+    def of_unit(unit: tuple[Array, Array, Array]) -> Float[Array, " C"]:
+        values, images, baseline = unit
+        return rank_reorder_from_topk(values, clip_feats[images], baseline, p=p, scale_p=scale_p)
+
+    return jax.lax.map(of_unit, (activations, indices, baseline))
 
 
 def rank_reorder_size(images: int, top_fraction: float = 0.05) -> int:

@@ -19,11 +19,11 @@ from jax.sharding import Mesh
 
 from emojax.distributed.mesh import fetch_to_main
 from emojax.distributed.processes import broadcast_from_main, is_main_process
+from emojax.outputs import move_into_place
 from emojax.probing.record import ProbeRecord, save_statistics
 from emojax.probing.step import State, to_leaves
 from emojax.store import (
     locked,
-    move_into_place,
     read_entry,
     read_npy,
     report_damage,

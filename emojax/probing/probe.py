@@ -14,9 +14,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.image_set import ImageSet
 from emojax.data.loader import batches
-from emojax.data.weights import ClipEncoder
 from emojax.distributed.data_parallel import default_tile
 from emojax.distributed.mesh import (
     fetch_to_main,

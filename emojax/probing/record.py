@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.image_set import ImageSet
-from emojax.data.weights import ClipEncoder
 from emojax.distributed.processes import broadcast_from_main, is_main_process
 from emojax.errors import InputError
 from emojax.ops import topk

@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32, PyTree, UInt8
 
-from emojax.data.weights import unit_rows
+from emojax.data.clip_encoder import unit_rows
 from emojax.distributed.data_parallel import data_parallel, in_tiles
 from emojax.distributed.mesh import batch_sharded, host_readable, put_sharded
 from emojax.ops import moments, topk

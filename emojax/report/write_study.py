@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emojax import store
-from emojax.data import seen as provenance
-from emojax.data.seen import Seen
+from emojax.data.provenance import Use, use_of
 from emojax.data.weights import save_vgg, with_classes
 from emojax.editing.study import Study
 
@@ -13,12 +12,12 @@ from emojax.editing.study import Study
 def write_study(
     folder: Path,
     study: Study,
-    seen: Sequence[Seen] | None,
+    uses: Sequence[Use] | None,
     class_names: Sequence[str] | None = None,
 ) -> None:
     """Writes sweep.csv, thresholds.csv, bands.csv, evidence.json and edited.safetensors.
 
-    A table that does not apply is not written. `seen` is what shaped the unedited network; the
+    A table that does not apply is not written. `uses` is what shaped the unedited network; the
     edited one's file adds what its edit was selected on. With None the file does not say. It names
     its classes by `class_names`, those of the network's own file: what was assumed stays out of it.
     """
@@ -29,7 +28,7 @@ def write_study(
             store.write_csv(folder / f"{name}.csv", list(table), rows)
     if study.evidence is not None:
         store.write_json(folder / "evidence.json", study.evidence.summary())
-    if seen is not None:
-        seen = [*seen, *(provenance.of(images, "chosen") for images in study.selected_on)]
+    if uses is not None:
+        uses = [*uses, *(use_of(images, "chosen") for images in study.selected_on)]
     edited = with_classes(study.edited, class_names)
-    save_vgg(edited, folder / "edited.safetensors", seen=seen)
+    save_vgg(edited, folder / "edited.safetensors", uses=uses)

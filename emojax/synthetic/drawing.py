@@ -85,7 +85,7 @@ def _over(image: Picture, cover: Plane, tone: Plane | Number | float) -> Picture
 def _face(p: Mapping[str, Number], seed: UInt32[Array, ""], side: int) -> UInt8[Array, "S S"]:
     """One face: the background, the head, its parts from back to front, then the camera."""
     # From the picture's coordinates (px, py), in (−1, 1), to the face's (x, y): shift, scale, roll.
-    ticks = (jnp.arange(side) + 0.5) / side * 2.0 - 1.0
+    ticks = (jnp.arange(side, dtype=jnp.float32) + 0.5) / side * 2.0 - 1.0
     px = ticks[None, :]
     py = ticks[:, None]
     u = (px - p["shift_x"]) / p["scale"]
@@ -259,7 +259,7 @@ def _mouth(
     down = jnp.maximum(-curve, 0.0)
     away = jnp.abs(x)
     # The line between the lips, and where upper and lower lip are when they open.
-    round_ = 0.22 * opening * (curve < 0.3)
+    round_ = 0.22 * opening * (curve < 0.3).astype(jnp.float32)
     width = p["mouth_width"] * (1.0 + 0.20 * smile + 0.16 * tension - round_ - 0.08 * press)
     base = 0.47 + 0.05 * p["jaw"] - 0.055 * p["chin"] + 0.03 * down
     along = x / width

@@ -5,7 +5,9 @@
 
 from pathlib import Path
 
-from emojax.data.weights import ClipEncoder, load_clip, load_vgg
+from emojax.data.clip_encoder import ClipEncoder
+from emojax.data.clip_folder import load_clip
+from emojax.data.weights import load_vgg
 from emojax.models.vgg import VggNet
 from emojax.synthetic.faces import Faces, random_faces
 

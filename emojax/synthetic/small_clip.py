@@ -10,7 +10,7 @@ from typing import NamedTuple
 from flax import nnx
 from transformers import CLIPConfig, CLIPTokenizer
 
-from emojax.data.weights import CLIP_MEAN, CLIP_STD, ClipEncoder, HfTokenizer, Preprocess
+from emojax.data.clip_encoder import CLIP_MEAN, CLIP_STD, ClipEncoder, HfTokenizer, Preprocess
 from emojax.models.clip import Clip, ClipConfig
 
 START = "<|startoftext|>"

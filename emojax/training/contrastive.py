@@ -17,8 +17,8 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt8
 
+from emojax.data.clip_encoder import ClipEncoder, Preprocess, unit_rows
 from emojax.data.image_set import ImageSet
-from emojax.data.weights import ClipEncoder, Preprocess, unit_rows
 from emojax.ops import augment as views
 from emojax.ops.affinity import affinity
 from emojax.synthetic.faces import ATTRIBUTES, Captions, Faces, random_captions
@@ -161,7 +161,8 @@ def contrastive_loss(
     logits = scale * cosines
 
     def one_way(logits: Float[Array, "B B"], matches: Bool[Array, "B B"]) -> Float[Array, ""]:
-        target = matches / matches.sum(axis=1, keepdims=True)
+        true = matches.astype(jnp.float32)
+        target = true / true.sum(axis=1, keepdims=True)
         return optax.softmax_cross_entropy(logits, target).mean()
 
     return (one_way(logits, matches) + one_way(logits.T, matches.T)) / 2

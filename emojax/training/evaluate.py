@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Integer, PyTree, UInt8
 
 from emojax.data import classes as class_names
-from emojax.data.image_set import ImageSet, copies
+from emojax.data.image_set import ImageSet, duplicates
 from emojax.data.map_images import map_images
 from emojax.errors import InputError
 from emojax.models.deep_emotion import DeepEmotion
@@ -196,7 +196,7 @@ def without_duplicates(result: Evaluation, images: ImageSet, of: ImageSet) -> Ev
     Raises:
       InputError: all of them do.
     """
-    new = ~copies(images.images, of.images)
+    new = ~duplicates(images.images, of.images)
     if not new.any():
         raise InputError(f"every image of {images.name} also occurs in {of.name}")
     return Evaluation(result.logits[new], result.labels[new], result.classes)

@@ -88,7 +88,8 @@ class Recipe(Section):
             first = int(rise > 0)  # a first step at rate 0 would be lost
         else:
             return np.full(steps, self.learning_rate, np.float32)
-        return np.asarray(jax.vmap(schedule)(jnp.arange(steps) + first), np.float32)
+        with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+            return np.asarray(jax.vmap(schedule)(jnp.arange(steps) + first), np.float32)
 
 
 def _is_kernel(params: Any) -> Any:

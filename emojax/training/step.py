@@ -105,13 +105,15 @@ def _jitted_step(
         key = jax.random.fold_in(key, number)
         gradient = jax.value_and_grad(loss, has_aux=True)
         (value, (rest, metrics)), grads = gradient(state.params, state.rest, data, batch, key)
-        updates, optimizer = transform.update(grads, state.optimizer, state.params)
+        with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+            updates, optimizer = transform.update(grads, state.optimizer, state.params)
         params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
         average = state.average
         if recipe.average:
             # The decay rises to the recipe's: with few steps behind it, the average would else
             # consist of the random start.
-            decay = jnp.minimum(recipe.average, (1.0 + number) / (10.0 + number))
+            steps = number.astype(jnp.float32)
+            decay = jnp.minimum(recipe.average, (1.0 + steps) / (10.0 + steps))
             average = jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, params)
         return State(params, rest, optimizer, average), {"loss": value, **metrics}
 

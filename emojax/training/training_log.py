@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, cast
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -15,7 +16,7 @@ from optax.contrib import ReduceLROnPlateauState
 
 from emojax.training.tasks import Metrics
 
-Row = dict[str, float]
+Row = dict[str, int | float]
 
 
 class Plateau:
@@ -36,7 +37,8 @@ class Plateau:
 
     def scale(self, value: float) -> float:
         """What the peak rate is multiplied by after an epoch that reached this value."""
-        _, state = self._rule.update({}, self._state, value=jnp.float32(-value))
+        with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+            _, state = self._rule.update({}, self._state, value=jnp.float32(-value))
         self._state = cast(ReduceLROnPlateauState, state)
         return float(np.asarray(self._state.scale))
 

@@ -12,7 +12,7 @@ from flax import nnx
 from small_training import assert_same
 
 from emojax import cli
-from emojax.data import seen
+from emojax.data.provenance import read_provenance
 from emojax.data.weights import load_network, load_vgg
 from emojax.models.deep_emotion import DeepEmotion
 
@@ -146,7 +146,8 @@ def test_an_ensemble_by_command(tmp_path, capsys):
     summary = json.loads((out / "summary.json").read_text())
     assert [member["seed"] for member in summary["members"]] == [0, 1]
     assert "faces/private_test, ensemble, no copies of faces/training" in summary["test"]
-    assert {each.role for each in seen.read(out / "model_1.safetensors")} == {"trained", "chosen"}
+    uses = read_provenance(out / "model_1.safetensors")
+    assert {use.role for use in uses} == {"trained", "chosen"}
     tested = [
         "--target.weights",
         out / "model_0.safetensors",

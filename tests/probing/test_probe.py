@@ -261,7 +261,8 @@ PROGRAM = """
     from pathlib import Path
     import numpy as np
     from emojax.data.image_set import ImageSet
-    from emojax.data.weights import load_clip, load_vgg
+    from emojax.data.clip_folder import load_clip
+    from emojax.data.weights import load_vgg
     from emojax.probing.probe import probe
     import time
     images = ImageSet.from_arrays(np.load(sys.argv[5]), name="noise")

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emojax.data.weights import load_clip, save_clip
+from emojax.data.clip_folder import load_clip, save_clip
 from emojax.synthetic import faces
 from emojax.synthetic.shipped import ASSETS
 from emojax.synthetic.small_clip import small_clip, train_tokenizer

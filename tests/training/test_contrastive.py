@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from emojax.data.weights import load_clip, save_clip
+from emojax.data.clip_folder import load_clip, save_clip
 from emojax.distributed.mesh import make_mesh
 from emojax.synthetic import faces
 from emojax.synthetic.small_clip import small_clip

@@ -112,10 +112,10 @@ def test_a_stopped_training_resumes_to_the_bit(tiny_vgg, images, tmp_path, steps
             images,
             validate=validate,
             checkpoints=tmp_path,
-            save_every=0,
+            save_every=0.0,
             progress=killer(32 * steps),
         )
-    again = fit(tiny_vgg, images, validate=validate, checkpoints=tmp_path, save_every=0)[0]
+    again = fit(tiny_vgg, images, validate=validate, checkpoints=tmp_path, save_every=0.0)[0]
     assert_same((whole.params, whole.rest, whole.last), (again.params, again.rest, again.last))
     assert (whole.best_epoch, again.best_epoch) == (1, 1)
     assert [row["loss"] for row in whole.history] == [row["loss"] for row in again.history]
@@ -139,7 +139,7 @@ def test_a_checkpoint_resumes_on_other_devices(tiny_vgg, images, tmp_path):
             devices=8,
             shard=True,
             checkpoints=tmp_path,
-            save_every=0,
+            save_every=0.0,
             progress=killer(64),
         )
     again = fit(tiny_vgg, images, checkpoints=tmp_path)[0]

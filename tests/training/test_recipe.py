@@ -1,5 +1,6 @@
 """Recipes: the optimizer against PyTorch, schedules, members."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -26,7 +27,8 @@ def test_optimizer_equals_pytorchs(optimizer):
         theirs.param_groups[0]["lr"] = rate
         weight.grad = torch.tensor(gradient)
         theirs.step()
-        updates, state = transform.update(jnp.asarray(gradient), state, ours)
+        with jax.numpy_dtype_promotion("standard"):  # optax relies on it, as in the step
+            updates, state = transform.update(jnp.asarray(gradient), state, ours)
         ours = ours - rate * updates
     np.testing.assert_allclose(ours, weight.detach().numpy(), rtol=1e-5, atol=1e-6)
 

@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -29,9 +30,9 @@ def test_plateau_equals_pytorchs():
 
 def test_what_a_checkpoint_holds_does_not_change_while_it_is_written():
     log = TrainingLog(1)
-    log.add([{"loss": 1.0}])
+    log.add([{"loss": jnp.float32(1)}])
     written = log.to_json()
-    log.add([{"loss": 2.0}])
+    log.add([{"loss": jnp.float32(2)}])
     log.history[0].append({"epoch": 1})
     assert (written["sums"], written["history"]) == ({"loss": [1.0]}, [[]])
 
@@ -41,16 +42,16 @@ def test_a_log_survives_json():
     log = TrainingLog(2)
     log.start_clock()
     for value in (0.5, 0.25):
-        log.add([{"loss": value}, {"loss": 2 * value}])
+        log.add([{"loss": jnp.float32(value)}, {"loss": jnp.float32(2 * value)}])
         log.steps += 1
     log.add_epoch(log.end_epoch(2, 8, [0.1, 0.2]), "loss", plateau=True)
-    log.add([{"loss": 1.0}, {"loss": 3.0}])
+    log.add([{"loss": jnp.float32(1)}, {"loss": jnp.float32(3)}])
     log.steps += 1
     restored = TrainingLog(2)
     restored.restore(json.loads(json.dumps(log.to_json())))
     for one in (log, restored):
         one.start_clock()
-        one.add([{"loss": 2.0}, {"loss": 4.0}])
+        one.add([{"loss": jnp.float32(2)}, {"loss": jnp.float32(4)}])
         one.steps += 1
     rows, again = log.end_epoch(2, 8, [0.1, 0.2]), restored.end_epoch(2, 8, [0.1, 0.2])
     assert [row["loss"] for row in rows] == [row["loss"] for row in again] == [1.5, 3.5]

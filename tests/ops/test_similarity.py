@@ -17,8 +17,7 @@ NAMES = ("cos_similarity", "cos_similarity_cubed", "wpmi", "soft_wpmi", "rank_re
 @pytest.mark.parametrize("case", ["small", "wide"])
 @pytest.mark.parametrize("name", NAMES)
 def test_golden(golden, case, name):
-    """Same labels, and scores within 1e-4 of the official float32 code, relative to the largest
-    score.
+    """Same labels as the official float32 code, scores within 1e-4 of the largest one.
 
     The official soft-WPMI itself is off from float64 by 1.4e-4 on `wide`; `test_float64` is the
     sharper test.
@@ -118,9 +117,7 @@ def test_soft_wpmi_keeps_small_probabilities():
 @pytest.mark.parametrize("concepts", [2, 25, 20_000])
 @pytest.mark.parametrize("soft", [True, False])
 def test_products_stay_in_range(concepts, top_k, soft):
-    """Probabilities at either end, on every rank or on some: products are largest and smallest
-    there.
-    """
+    """Probabilities at either end, on every rank or on some: the extremes of the products."""
     rng = np.random.default_rng(6)
     columns = [np.zeros(top_k), np.ones(top_k), np.full(top_k, 1 / concepts)]
     columns += [
@@ -193,3 +190,28 @@ def test_descending_order_is_a_stable_argsort(n):
     np.testing.assert_array_equal(
         similarity.descending_order(jnp.asarray(values)), np.argsort(-values, axis=1, kind="stable")
     )
+
+
+@pytest.fixture
+def traces():
+    """The functions that JAX traces while a test runs."""
+    names = []
+
+    def listen(event, _, **details):
+        if event == "/jax/core/compile/jaxpr_trace_duration":
+            names.append(details.get("fun_name"))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_second_call_traces_nothing(features, traces, name):
+    clip, acts = (jnp.asarray(x[:391]) for x in features)  # a shape that no other test traced
+    call = getattr(similarity, name)
+    first = call(clip, acts)
+    assert traces
+    traces.clear()
+    np.testing.assert_array_equal(call(clip, acts), first)
+    assert not traces

@@ -8,13 +8,13 @@ import pytest
 from conftest import hf_config, hf_tokenizer
 from safetensors.numpy import load_file, save_file
 
-from emojax.data.weights import load_clip
+from emojax.data.clip_folder import load_clip
 from emojax.errors import InputError
 from emojax.models import clip
 
 
 def torch_parity(config, batch, tmp_path):
-    """Largest relative difference of both embeddings to torch's CLIPModel, by a saved folder."""
+    """Largest relative difference of both embeddings to torch's, through a saved folder."""
     torch = pytest.importorskip("torch", reason="the oracle extra (torch) is not installed")
     from transformers import CLIPImageProcessorPil, CLIPModel
 
@@ -58,8 +58,9 @@ def test_tiny_parity(tmp_path, activation):
 
 
 def test_vit_b32_parity(tmp_path):
-    """The published widths, vocabulary and image size; two blocks of twelve, which are all alike,
-    to save a minute.
+    """The published widths, vocabulary and image size.
+
+    Two blocks of twelve, which are all alike, to save a minute.
     """
     from transformers import CLIPConfig
 
@@ -69,9 +70,7 @@ def test_vit_b32_parity(tmp_path):
 
 
 def test_old_end_token_means_largest_id(tiny_clip):
-    """Published configs of 2021 say end token 2; transformers then takes the position of the
-    largest id.
-    """
+    """Configs of 2021 say end token 2; transformers then takes the largest id's position."""
     ids = jnp.asarray(tiny_clip.tokenize(["Raised Brows"]))
     graph = tiny_clip.model.text_model
     try:

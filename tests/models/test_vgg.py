@@ -10,9 +10,7 @@ from emojax.ops.gains import with_scope
 
 
 def golden_weights():
-    """The weights that `golden/vgg_torch.npz` was made with, regenerated as its README says; and
-    the generator.
-    """
+    """The weights of `golden/vgg_torch.npz`, made as its README says; and the generator."""
     rng = np.random.default_rng(7)
     config = vgg.VggConfig.paper()
     shapes, inputs = [], 1
@@ -46,10 +44,6 @@ def golden_weights():
     return arrays, rng
 
 
-def relative(got, want):
-    return np.abs(np.asarray(got) - want).max() / np.abs(want).max()
-
-
 def test_golden(golden):
     data = np.load(golden / "vgg_torch.npz")
     arrays, rng = golden_weights()
@@ -58,7 +52,7 @@ def test_golden(golden):
     model = vgg.from_torch_state_dict(arrays)
     assert model.config == vgg.VggConfig.paper()
     logits, taps = nnx.jit(lambda m, x: m(x))(model, jnp.asarray(images.transpose(0, 2, 3, 1)))
-    assert relative(logits, data["logits"]) <= 1e-5
+    assert reference.relative(logits, data["logits"]) <= 1e-5
     for layer in (*vgg.CONVS, *vgg.HIDDEN):
         tap = np.asarray(taps[layer])
         for how, pooled in (
@@ -66,7 +60,7 @@ def test_golden(golden):
             if tap.ndim == 4
             else (("avg", tap),)
         ):
-            assert relative(pooled, data[f"{how}/{layer}"]) <= 1e-5, layer
+            assert reference.relative(pooled, data[f"{how}/{layer}"]) <= 1e-5, layer
     np.testing.assert_array_equal(taps["lin3"], logits)
 
 
@@ -77,9 +71,7 @@ def test_paper_size():
 
 
 def plain_forward(arrays, x):
-    """The network in float64 numpy: [B, 40, 40, 1] → logits and raw layer outputs, channels first
-    inside.
-    """
+    """The network in float64 numpy: [B, 40, 40, 1] → logits and raw layer outputs."""
     x, taps = np.float64(x).transpose(0, 3, 1, 2), {}
     for name in vgg.CONVS:
         w = np.float64(arrays[f"{name}.weight"])
@@ -111,9 +103,9 @@ def batch():
 def test_equals_float64_numpy(tiny_vgg, batch):
     logits, taps = tiny_vgg(jnp.asarray(batch))
     want, want_taps = plain_forward(vgg.to_torch_state_dict(tiny_vgg), batch)
-    assert relative(logits, want) <= 1e-5
+    assert reference.relative(logits, want) <= 1e-5
     for layer in vgg.LAYERS:
-        assert relative(taps[layer], want_taps[layer]) <= 1e-5, layer
+        assert reference.relative(taps[layer], want_taps[layer]) <= 1e-5, layer
 
 
 def test_relu_taps_are_what_the_next_layer_sees(tiny_vgg, batch):
@@ -168,10 +160,10 @@ def test_gain_inside_equals_edited_parameters(tiny_vgg, batch, layer, scope):
     edited = vgg.with_gains(tiny_vgg, {layer: gain})(x)[0]
     inside = tiny_vgg(x, gains={layer: gain})[0]
     after = tiny_vgg.after(tiny_vgg.until(x, layer), layer, gain)
-    assert relative(inside, np.asarray(edited)) <= 1e-5
-    assert relative(after, np.asarray(edited)) <= 1e-5
+    assert reference.relative(inside, np.asarray(edited)) <= 1e-5
+    assert reference.relative(after, np.asarray(edited)) <= 1e-5
     assert (inside.argmax(1) == edited.argmax(1)).all()
-    assert relative(edited, np.asarray(tiny_vgg(x)[0])) > 1e-3  # the edit did something
+    assert reference.relative(edited, np.asarray(tiny_vgg(x)[0])) > 1e-3  # the edit did something
 
 
 @pytest.mark.parametrize("layer", ["conv1a", "conv4b", "lin2"])
@@ -205,4 +197,4 @@ def test_loads_into_torch_with_strict(tiny_vgg, batch):
     oracle.eval()
     with torch.no_grad():
         want = oracle(torch.from_numpy(batch.transpose(0, 3, 1, 2).copy())).numpy()
-    assert relative(edited(jnp.asarray(batch))[0], want) <= 1e-5
+    assert reference.relative(edited(jnp.asarray(batch))[0], want) <= 1e-5

@@ -134,9 +134,7 @@ def test_kinds(images, kind, views):
 
 
 def test_ten_crops_are_those_of_one_view(images):
-    """Crops of an image share its geometry: where none was erased, a crop and its mirrored partner
-    agree.
-    """
+    """Crops of an image share its geometry: where none was erased, they agree with its view."""
     drawn = augment.draw(jax.random.split(jax.random.key(3))[0], 6, (48, 48), 48, 48)
     whole = np.asarray(augment.view(jnp.asarray(images), drawn, 48, 48))
     crops = np.asarray(

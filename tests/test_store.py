@@ -18,8 +18,9 @@ from small_training import fit
 
 from emojax import cli, store
 from emojax.commands import train as train_command
+from emojax.data.clip_folder import load_clip
 from emojax.data.concepts import ConceptSet
-from emojax.data.weights import load_clip, save_vgg
+from emojax.data.weights import save_vgg
 from emojax.dissection import dissect
 from emojax.distributed.mesh import make_mesh
 from emojax.editing import activations, edit, sweep

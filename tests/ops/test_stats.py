@@ -18,20 +18,17 @@ from emojax.ops import stats
 @example(10, 1065)
 @given(st.integers(0, 3000), st.integers(0, 3000))
 def test_mcnemar_equals_exact_fractions(gained, lost):
-    """And scipy, except where its own p-value underflows: 10 of 1,075 is 2.7e-300, and scipy says
-    0.
-    """
-    trials, fewer = gained + lost, min(gained, lost)
-    ways = itertools.accumulate(
-        range(fewer), lambda ways, k: ways * (trials - k) // (k + 1), initial=1
-    )  # C(trials, k)
+    """And binomtest, except where it underflows: 10 of 1,075 is 2.7e-300, and it says 0."""
+    trials = gained + lost
+    fewer = min(gained, lost)
+    next_binomial = lambda ways, k: ways * (trials - k) // (k + 1)  # C(trials, k + 1)
+    ways = itertools.accumulate(range(fewer), next_binomial, initial=1)
     tail = Fraction(2 * sum(ways), 2**trials)
-    found = stats.mcnemar_exact(gained, lost)
-    assert found == pytest.approx(float(min(tail, 1)), rel=1e-9, abs=1e-305)
-    if found > 1e-250:
-        assert found == pytest.approx(
-            scipy_stats.binomtest(gained, trials, 0.5).pvalue if trials else 1.0, rel=1e-9
-        )
+    p_value = stats.mcnemar_exact(gained, lost)
+    assert p_value == pytest.approx(float(min(tail, 1)), rel=1e-9, abs=1e-305)
+    if p_value > 1e-250:
+        want = scipy_stats.binomtest(gained, trials, 0.5).pvalue if trials else 1.0
+        assert p_value == pytest.approx(want, rel=1e-9)
 
 
 def test_mcnemar_equals_statsmodels():
@@ -47,6 +44,33 @@ def test_mcnemar_equals_statsmodels():
 
 def test_mcnemar_of_the_paper():
     assert stats.mcnemar_exact(48, 33) == pytest.approx(0.119, abs=5e-4)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_benjamini_hochberg_equals_the_definition(dtype):
+    """The smallest of p·U/rank over the p-values that are no smaller; in the dtype that came."""
+    p = np.round(np.random.default_rng(0).uniform(0, 1, 300) ** 3, 3).astype(dtype)
+    p[:2] = 0, 1
+    rank = np.argsort(np.argsort(p, kind="stable"), kind="stable") + 1
+    scaled = np.float64(p) * len(p) / rank
+    want = [min(1.0, scaled[rank >= r].min()) for r in rank]
+    got = stats.benjamini_hochberg(p)
+    assert got.dtype == dtype
+    np.testing.assert_allclose(got, want, rtol=2 * np.finfo(dtype).eps)
+    if dtype == np.float32:  # arrays on the device give the same
+        np.testing.assert_array_equal(stats.benjamini_hochberg(jnp.asarray(p)), got)
+    np.testing.assert_array_equal(stats.benjamini_hochberg(p[:1]), p[:1])
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        stats.benjamini_hochberg(np.array([0.5, np.nan], dtype))
+
+
+def test_permutation_p_values_count_the_draws_that_reach():
+    rng = np.random.default_rng(0)
+    observed = rng.integers(0, 9, 40).astype(np.float32)
+    null = rng.integers(0, 9, 99).astype(np.float32)
+    want = [(1 + (null >= value).sum()) / 100 for value in observed]
+    got = stats.permutation_p_values(jnp.asarray(observed), jnp.asarray(null))
+    np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
 def plain_totals(columns, key, resamples):
@@ -75,8 +99,7 @@ def test_bootstrap_equals_plain_resampling():
 
 
 def test_bootstrap_interval_is_scipys():
-    """Percentile intervals of a mean, from other draws: equal up to five standard errors of 20,000
-    resamples.
+    """Percentile intervals of a mean, from other draws: equal up to five standard errors.
 
     A 2.5 % quantile of R normal draws has standard error sqrt(0.025 · 0.975 / R) / 0.0584 standard
     deviations.

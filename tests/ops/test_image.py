@@ -1,0 +1,176 @@
+"""Resizes against Pillow and the golden files, affine maps against torch and float64 numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from PIL import Image
+
+from emojax.ops import image
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+NO_TORCH = "the oracle extra (torch) is not installed"
+
+
+def pillow(images, size):
+    return np.stack(
+        [
+            np.asarray(Image.fromarray(x).resize(size[::-1], Image.Resampling.BICUBIC))
+            for x in images
+        ]
+    )
+
+
+SIZES = [
+    ((48, 48), (224, 224)),
+    ((224, 224), (224, 224)),
+    ((300, 500), (37, 61)),  # more than 4 taps a pixel
+    ((2000, 30), (2, 60)),  # three digits of fixed point, height first
+    ((50, 50), (49, 51)),
+    ((57, 22), (10, 4)),
+    ((100, 50), (39, 20)),  # the last height that goes first
+    ((100, 50), (41, 20)),
+    ((40, 60), (80, 30)),
+    ((1, 1), (5, 5)),
+]
+
+
+@pytest.mark.parametrize(("source", "target"), SIZES)
+def test_bicubic_equals_pillow_on_every_pixel(source, target):
+    images = np.random.default_rng(0).integers(0, 256, (2, *source), dtype=np.uint8)
+    got = jax.jit(lambda x: image.resize_bicubic_pil(x, target))(images)
+    np.testing.assert_array_equal(got, pillow(images, target))
+
+
+def test_bicubic_colour_and_extremes():
+    images = np.random.default_rng(1).choice(np.array([0, 255], np.uint8), (2, 31, 31, 3))
+    got = jax.jit(lambda x: image.resize_bicubic_pil(x, (64, 64)))(jnp.asarray(images))
+    np.testing.assert_array_equal(got, pillow(images, (64, 64)))
+
+
+def test_bicubic_refuses_floats():
+    with pytest.raises(TypeError, match="uint8"):
+        image.resize_bicubic_pil(jnp.ones((1, 4, 4)), (2, 2))
+
+
+def test_gray_equals_pillow():
+    images = np.random.default_rng(2).integers(0, 256, (3, 20, 20, 3), dtype=np.uint8)
+    want = np.stack([np.asarray(Image.fromarray(x).convert("L")) for x in images])
+    np.testing.assert_array_equal(image.to_gray(jnp.asarray(images))[..., 0], want)
+
+
+def test_golden_preprocessing(golden):
+    data = np.load(golden / "preprocess.npz")
+    images = jnp.asarray(data["images_uint8"])[..., None]
+    for antialias in (True, False):
+        got = image.resize_bilinear(image.to_unit(images), (40, 40), antialias=antialias)[..., 0]
+        np.testing.assert_allclose(got, data[f"bilinear40_antialias_{antialias}"], atol=4e-6)
+    got = np.asarray(image.clip_preprocess(images, resize=224, crop=(224, 224), mean=MEAN, std=STD))
+    stored = data["clip224_bicubic_pil_uint8"].astype(
+        np.float32
+    )  # rounded to float16: pixels are still exact
+    pixels = [np.rint((x * np.array(STD) + np.array(MEAN)) * 255) for x in (got, stored)]
+    np.testing.assert_array_equal(*pixels)
+    np.testing.assert_allclose(got, stored, atol=1e-3)
+
+
+def test_clip_preprocess_crops_the_long_side():
+    images = np.random.default_rng(3).integers(0, 256, (2, 40, 64, 3), dtype=np.uint8)
+    got = image.clip_preprocess(jnp.asarray(images), resize=32, crop=(32, 32), mean=MEAN, std=STD)
+    resized = pillow(images, (32, 51))[:, :, 9:41]
+    np.testing.assert_allclose(got, (resized / 255 - np.array(MEAN)) / np.array(STD), atol=2e-6)
+
+
+def test_ten_crop_order():
+    x = jnp.arange(48 * 48, dtype=jnp.float32).reshape(1, 48, 48, 1)
+    crops = np.asarray(image.ten_crop(x, 40))[0, ..., 0]
+    full = np.asarray(x)[0, ..., 0]
+    corners = [(0, 0), (0, 8), (8, 0), (8, 8), (4, 4)]
+    for got, (top, left) in zip(crops[:5], corners, strict=True):
+        np.testing.assert_array_equal(got, full[top : top + 40, left : left + 40])
+    for got, (top, left) in zip(crops[5:], corners, strict=True):
+        np.testing.assert_array_equal(got, full[:, ::-1][top : top + 40, left : left + 40])
+
+
+def points(seed, shape):
+    """Points well outside the image, on its edges and corners, on pixels' centres, far away."""
+    grid = np.random.default_rng(seed).uniform(-1.6, 1.6, (*shape, 2)).astype(np.float32)
+    grid[:, 0, :4] = [[-1, -1], [1, 1], [-1, 1], [1, -1]]
+    grid[:, 1, :4] = [[3e9, 0], [0, -3e9], [1e30, 1e30], [0, 0]]
+    return grid
+
+
+@pytest.mark.parametrize("size", [(7, 11), (1, 5)])
+def test_grid_sample_equals_float64_numpy(size):
+    images = np.random.default_rng(1).standard_normal((3, *size, 2)).astype(np.float32)
+    grid = points(2, (3, 6, 9))
+    got = jax.jit(image.grid_sample)(images, grid)
+    np.testing.assert_allclose(got, reference.grid_sample(images, grid), atol=2e-5)
+    assert (np.asarray(got) == 0).all(-1).any()
+
+
+def test_infinity_is_outside():
+    grid = jnp.full((1, 2, 2, 2), jnp.inf).at[0, 0].set(-jnp.inf)
+    np.testing.assert_array_equal(
+        image.grid_sample(jnp.ones((1, 4, 4, 1)), grid), np.zeros((1, 2, 2, 1))
+    )
+
+
+def test_affine_grid_equals_float64_numpy():
+    theta = np.random.default_rng(3).standard_normal((4, 2, 3)).astype(np.float32)
+    np.testing.assert_allclose(
+        image.affine_grid(theta, (6, 9)), reference.affine_grid(theta, (6, 9)), atol=1e-6
+    )
+
+
+def moved(images, *rows):
+    theta = jnp.broadcast_to(jnp.asarray(rows, jnp.float32), (len(images), 2, 3))
+    return np.asarray(
+        image.grid_sample(jnp.asarray(images), image.affine_grid(theta, images.shape[1:3]))
+    )
+
+
+def test_transforms_whose_result_is_known():
+    images = np.random.default_rng(4).random((2, 48, 32, 3), dtype=np.float32)
+    np.testing.assert_allclose(moved(images, [1, 0, 0], [0, 1, 0]), images, atol=1e-5)
+    np.testing.assert_allclose(moved(images, [-1, 0, 0], [0, 1, 0]), images[:, :, ::-1], atol=1e-5)
+    shifted = np.zeros_like(images)
+    shifted[:, :-5, 3:] = images[:, 5:, :-3]  # 3 pixels to the right, 5 up; what comes in is zero
+    np.testing.assert_allclose(
+        moved(images, [1, 0, -3 * 2 / 32], [0, 1, 5 * 2 / 48]), shifted, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("size", [(7, 11), (12, 5)])
+def test_grid_sample_and_affine_grid_equal_torchs(size):
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    functional = torch.nn.functional
+    rng = np.random.default_rng(5)
+    images = rng.standard_normal((4, 8, 10, 3)).astype(np.float32)
+    theta = rng.standard_normal((4, 2, 3)).astype(np.float32)
+    weight = rng.standard_normal((4, *size, 3)).astype(np.float32)
+    their_images = reference.channels_first(torch, images).requires_grad_()
+    their_theta = torch.from_numpy(theta).requires_grad_()
+    grid = functional.affine_grid(their_theta, (4, 3, *size), align_corners=False)
+    sampled = functional.grid_sample(their_images, grid, align_corners=False)
+    (sampled * reference.channels_first(torch, weight)).sum().backward()
+    assert (grid.detach().abs() > 1).any(-1).float().mean() > 0.2  # many points are outside
+
+    np.testing.assert_allclose(image.affine_grid(theta, size), grid.detach().numpy(), atol=1e-6)
+    ours = image.grid_sample(images, image.affine_grid(theta, size))
+    assert reference.relative(ours, reference.channels_last(sampled)) <= 1e-5
+
+    def total(images, theta):
+        return (image.grid_sample(images, image.affine_grid(theta, size)) * weight).sum()
+
+    of_images, of_theta = jax.grad(total, (0, 1))(images, theta)
+    assert reference.relative(of_images, reference.channels_last(their_images.grad)) <= 1e-5
+    assert reference.relative(of_theta, their_theta.grad.numpy()) <= 1e-5
+    extreme = points(6, (4, *size))
+    want = functional.grid_sample(their_images, torch.from_numpy(extreme), align_corners=False)
+    assert (
+        reference.relative(image.grid_sample(images, extreme), reference.channels_last(want))
+        <= 1e-5
+    )

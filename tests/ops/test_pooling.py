@@ -1,0 +1,21 @@
+"""Pooling, against numpy."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emojax.ops import pooling
+
+
+@pytest.mark.parametrize("how", ["avg", "max"])
+def test_pooling(how):
+    x = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
+    np.testing.assert_allclose(
+        pooling.pool(jnp.asarray(x), how),
+        getattr(x, {"avg": "mean", "max": "max"}[how])((1, 2)),
+        rtol=1e-5,
+    )
+    np.testing.assert_array_equal(pooling.pool(jnp.asarray(x[:, 0]), how), x[:, 0, 0])
+    np.testing.assert_array_equal(pooling.pool(jnp.asarray(x[:, 0, 0]), how), x[:, 0, 0])
+    with pytest.raises(ValueError, match="2, 3 or 4 axes"):
+        pooling.pool(jnp.ones(3), how)
