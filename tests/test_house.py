@@ -37,7 +37,7 @@ LEVELS = (
     {"training"},
     {"probing"},
     {"data", "synthetic"},
-    {"distributed", "store", "outputs", "process"},
+    {"distributed", "store", "outputs", "interruption"},
     {"models"},
     {"ops", "section"},
 )

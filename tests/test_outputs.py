@@ -455,7 +455,7 @@ def test_a_folder_mounted_on_the_same_disk_is_written_into(tmp_path):
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
-from test_overwrite import written_run
+from test_outputs import written_run
 for text, again in (("1", False), ("2", True)):
     written_run(Path({str(tmp_path / "R")!r}), text, overwrite=again)
 """

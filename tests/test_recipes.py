@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from emojax.data.image_set import ImageSet, copies
+from emojax.data.image_set import ImageSet, duplicates
 from emojax.data.provenance import Use, overlap_warnings, read_provenance, use_of
 from emojax.data.weights import load_vgg, save_vgg
 from emojax.distributed.mesh import make_mesh, parameter_shardings
@@ -66,7 +66,7 @@ def test_copies(images):
     pixels = images.images
     mixed = np.concatenate([pixels[5:7], 255 - pixels[:3], pixels[:1]])
     np.testing.assert_array_equal(
-        copies(mixed, pixels, chunk=4), [True, True, False, False, False, True]
+        duplicates(mixed, pixels, chunk=4), [True, True, False, False, False, True]
     )
 
 

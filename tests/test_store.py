@@ -1,6 +1,6 @@
 """Cached files: each carries its key and checksums, and what fails verification is made again.
 
-`EMOJAX_FLIPS=500 pytest tests/test_caches.py -k random` damages that many files instead of a few.
+`EMOJAX_FLIPS=500 pytest tests/test_store.py -k random` damages that many files instead of a few.
 """
 
 import json

@@ -26,10 +26,9 @@ def use_all_cores() -> None:
     changes where the number was set already, or on an accelerator.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    if (
-        jax.config.read("jax_num_cpu_devices") != -1
-        or "xla_force_host_platform_device_count" in flags
-    ):
+    # JAX makes the attributes of its config as it runs, out of pyright's sight.
+    devices = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
+    if devices != -1 or "xla_force_host_platform_device_count" in flags:
         return
     # RuntimeError: JAX is in use already, and the number stays what it is.
     with contextlib.suppress(RuntimeError):

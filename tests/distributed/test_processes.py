@@ -20,7 +20,7 @@ from emojax.distributed import processes as hosts
 from emojax.distributed.mesh import local_rows, make_mesh
 from emojax.errors import InputError
 
-CHECK = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "check_hosts.py"))
+CHECK = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "check_hosts.py"))
 ARGS = [
     *(
         "dissect",
@@ -154,7 +154,7 @@ def test_errors_before_the_job_are_as_ever(capsys):
 
 def test_start_scripts_pass_arguments_on(tmp_path):
     """With stand-ins for the programs of a cluster, which print what they are given."""
-    scripts = Path(__file__).parents[1] / "scripts"
+    scripts = Path(__file__).parents[2] / "scripts"
     for name in ("srun", "gcloud"):
         (tmp_path / name).write_text('#!/bin/bash\nprintf "%s|" "$@"\n')
         (tmp_path / name).chmod(0o755)
