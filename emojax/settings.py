@@ -101,6 +101,11 @@ class Probe(Section):
     taps: Literal["raw", "relu"] = Field(
         default="raw", description="raw outputs, or after BatchNorm and ReLU"
     )
+    antialias: bool = Field(
+        default=False,
+        description="resize the network's input with antialiasing, as the paper's probe did; tests "
+        "never do",
+    )
     top_k: Positive = Field(default=100, description="most activating images kept per unit")
     batch: Positive = Field(default=256, description="images per step; does not change results")
     tile: Positive | None = Field(

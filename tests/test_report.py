@@ -188,6 +188,16 @@ def test_the_page_says_what_the_network_has_seen(hostile, tmp_path):
     )
 
 
+def test_the_page_says_how_the_probe_resized(hostile, tmp_path):
+    folder = copy_of(hostile[0], tmp_path)
+    summary = json.loads((folder / "summary.json").read_text())
+    for antialias, said in ((True, "with antialiasing (tests: without)"), (None, None)):
+        store.write_json(folder / "summary.json", summary | {"antialias": antialias})
+        page_text = page.build(read_run(folder))[0]
+        assert ("resized for the probe" in page_text) == (said is not None)
+        assert said is None or said in page_text
+
+
 def test_size_bounds_the_page():
     """Noise is the hardest to pack; pages shrink by showing fewer and smaller images, and never
     exceed their bound.

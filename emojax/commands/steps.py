@@ -79,7 +79,7 @@ def probe(
     top_k = max(options.top_k, scores.top_k or 0)
     if scores.similarity == "rank_reorder":
         top_k = max(top_k, rank_reorder_size(len(images)))
-    network = as_network(model, taps=options.taps)
+    network = as_network(model, taps=options.taps, antialias=options.antialias)
     start = time.perf_counter()
     with run.timed("probe"), progress("probe") as bar:
         record = probe_network(

@@ -98,9 +98,9 @@ class DeepEmotion(nnx.Module):
         self.fc2 = dense(HIDDEN, config.classes)
 
     def preprocess(
-        self, images: UInt8[AnyArray, "B H W channels"]
+        self, images: UInt8[AnyArray, "B H W channels"], *, antialias: bool = False
     ) -> Float[AnyArray, "B {self.config.input_size} {self.config.input_size} C"]:
-        """Faces, gray or RGB → [B, 48, 48, C] in [-1, 1]; other sizes by bilinear, not antialiased.
+        """Faces, gray or RGB → [B, 48, 48, C] in [-1, 1]; other sizes by bilinear.
 
         A gray network takes RGB by its luma, an RGB network takes gray as three equal channels.
         """
@@ -108,7 +108,7 @@ class DeepEmotion(nnx.Module):
             images = image.to_gray(images)
         unit = image.to_unit(images)
         if unit.shape[1:3] != (SIZE, SIZE):
-            unit = image.resize_bilinear(unit, (SIZE, SIZE))
+            unit = image.resize_bilinear(unit, (SIZE, SIZE), antialias=antialias)
         return self.normalize(unit)
 
     def normalize(self, unit: Float[AnyArray, "B H W channels"]) -> Float[Array, "B H W C"]:

@@ -123,10 +123,17 @@ class VggNet(nnx.Module):
             inputs = width
         self.drop = nnx.Dropout(config.dropout)
 
-    def preprocess(self, images: UInt8[AnyArray, "B H W C"]) -> Float[Array, "B side side 1"]:
-        """Faces → [B, 40, 40, 1] in [0, 1]: gray, then bilinear, not antialiased (`resize40`)."""
+    def preprocess(
+        self, images: UInt8[AnyArray, "B H W C"], *, antialias: bool = False
+    ) -> Float[Array, "B side side 1"]:
+        """Faces → [B, 40, 40, 1] in [0, 1]: gray, then bilinear.
+
+        Without `antialias` it is what the network is tested with (`resize40`), with it what the
+        paper probed with; torchvision's `Resize` of tensors has both.
+        """
         size = (self.config.input_size, self.config.input_size)
-        return image.resize_bilinear(image.to_unit(image.to_gray(images)), size)
+        unit = image.to_unit(image.to_gray(images))
+        return image.resize_bilinear(unit, size, antialias=antialias)
 
     def normalize(self, unit: Float[AnyArray, "B H W 1"]) -> Float[AnyArray, "B H W 1"]:
         """Gray views [B, 40, 40, 1] in [0, 1] → the network's input: as they are."""

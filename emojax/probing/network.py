@@ -6,6 +6,7 @@ Probe, evaluation and ground truth all run a model through `Network`: its forwar
 
 import fnmatch
 import functools
+import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
@@ -51,6 +52,8 @@ class Network:
         function, or a module with somebody's `preprocess`).
       reusable: `apply` and `preprocess` hold no arrays and are equal where they compute the same,
         so that programs made of them may be kept for the next network of this architecture.
+      antialias: whether `preprocess` resizes with antialiasing; None where the model has no such
+        choice.
     """
 
     apply: Apply
@@ -58,6 +61,7 @@ class Network:
     preprocess: Preprocess
     key: str | None
     reusable: bool = False
+    antialias: bool | None = None
 
     def tap_shapes(self, image_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
         """Shape of every tap for one image of uint8 [H, W, C], in the network's order.
@@ -126,6 +130,7 @@ def as_network(
     *,
     preprocess: Preprocess | None = None,
     taps: str = "raw",
+    antialias: bool = False,
 ) -> Network:
     """Wraps a flax.nnx module or any function that returns `(logits, taps)`.
 
@@ -134,7 +139,17 @@ def as_network(
       preprocess: uint8 images → the model's input; None takes the model's own `preprocess`, which
         for a module may depend on its settings but not on its parameters, or division by 255.
       taps: `relu` asks a VGGNet for outputs after BatchNorm and ReLU, `raw` for those before.
+      antialias: whether the model's own `preprocess` resizes with antialiasing.
+
+    Raises:
+      InputError: `antialias` for a model whose preprocessing has no such choice.
     """
+    chooses = preprocess is None and isinstance(model, nnx.Module) and _can_antialias(model)
+    if antialias and not chooses:
+        raise InputError(
+            f"antialias (--probe.antialias) is not a choice of {type(model).__name__}'s "
+            "preprocessing; leave it out"
+        )
     if not isinstance(model, nnx.Module):
         own = preprocess or getattr(model, "preprocess", to_unit)
         return Network(lambda params, images: model(images), {}, own, None)
@@ -145,10 +160,24 @@ def as_network(
     own = to_unit
     if hasattr(model, "preprocess"):
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
-        own = _ModulePreprocess(graphdef, nnx.merge(graphdef, shapes))
+        own = _ModulePreprocess(graphdef, antialias, nnx.merge(graphdef, shapes))
     settings = [type(model).__name__, repr(getattr(model, "config", "")), taps]
-    key = content_key([*settings, parameters(state)])
-    return Network(apply, state, own, key, reusable=_is_hashable(graphdef))
+    if antialias:  # left out without, so that keys of records made before it was a choice hold
+        settings.append("antialias")
+    return Network(
+        apply,
+        state,
+        own,
+        content_key([*settings, parameters(state)]),
+        reusable=_is_hashable(graphdef),
+        antialias=antialias if chooses else None,
+    )
+
+
+def _can_antialias(model: nnx.Module) -> bool:
+    """Whether a module has a preprocessing that takes `antialias`."""
+    own = getattr(model, "preprocess", None)
+    return own is not None and "antialias" in inspect.signature(own).parameters
 
 
 @dataclass(frozen=True)
@@ -168,10 +197,12 @@ class _ModulePreprocess:
     """A module's own preprocessing; holds the module with shapes in place of its parameters."""
 
     graphdef: nnx.GraphDef
+    antialias: bool
     module: nnx.Module = field(compare=False, repr=False)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        return getattr(self.module, "preprocess")(images)  # noqa: B009 - no type knows of it
+        own = getattr(self.module, "preprocess")  # noqa: B009 - no type knows of it
+        return own(images, antialias=True) if self.antialias else own(images)
 
 
 def _is_hashable(graphdef: Hashable) -> bool:

@@ -48,6 +48,7 @@ def probe(
     layers: Sequence[str] = ("*",),
     pool: Pool = "avg",
     taps: str = "raw",
+    antialias: bool = False,
     top_k: int = 100,
     batch: int = 256,
     tile: int | None = None,
@@ -70,6 +71,8 @@ def probe(
       layers: names or patterns of taps.
       pool: how convolutions become one number per unit, `avg` or `max` over space.
       taps: `raw` outputs, or `relu` for those after BatchNorm and ReLU (VGGNet).
+      antialias: whether the model's own preprocessing resizes with antialiasing, as the paper's
+        probe did (VGGNet, Deep-Emotion).
       top_k: length of the lists.
       batch: images per step; rounded up so that every device gets whole, even-sized tiles.
       tile: images computed together, see `in_tiles`; results depend on it in the last bits, not on
@@ -84,12 +87,12 @@ def probe(
       progress: called with (images done, images in all) after every batch.
 
     Raises:
-      InputError: no such layer, activations that are not finite, or another process is making the
+      InputError: no such layer, `antialias` where the model has no such choice, activations that are not finite, or another process is making the
         same record.
     """
     network = model
     if not isinstance(network, Network):
-        network = as_network(network, preprocess=preprocess, taps=taps)
+        network = as_network(network, preprocess=preprocess, taps=taps, antialias=antialias)
     if not isinstance(images, ImageSet):
         images = ImageSet.from_arrays(images)
     mesh = mesh or make_mesh()
@@ -110,6 +113,7 @@ def probe(
         key=key,
         clip_key=clip.key,
         clip=clip,
+        antialias=network.antialias,
     )
     if entry is not None:
         cached = in_every_process(lambda: find(entry, key), build_record)

@@ -55,6 +55,8 @@ class ProbeRecord:
       clip_key: content key of the CLIP that made the embeddings.
       activations: pooled activations [I, U], when they were asked for.
       clip: the encoder that made the embeddings, when in the same process.
+      antialias: whether the network's input was resized with antialiasing; None where the network
+        has no such choice, or the record does not say.
       done_before: images that an earlier process had probed; all of them in a record from disk.
     """
 
@@ -69,6 +71,7 @@ class ProbeRecord:
     clip_key: str
     activations: Float32[np.ndarray, "I U"] | None = None
     clip: ClipEncoder | None = field(default=None, repr=False)
+    antialias: bool | None = None
     done_before: int = 0
 
     @cached_property
@@ -187,6 +190,7 @@ def save_statistics(record: ProbeRecord, folder: Path) -> list[str]:
         "clip_key": record.clip_key,
         "classes": record.classes,
         "layers": [[name, units] for name, units in record.layers.items()],
+        "antialias": record.antialias,
     }
     write_json(folder / "record.json", about)
     return ["statistics.safetensors", "ids.jsonl", "record.json"]
@@ -260,6 +264,7 @@ def _read(folder: Path, key: str | None) -> ProbeRecord:
         key=about["key"],
         clip_key=about["clip_key"],
         activations=read_npy(activations, mapped=True) if activations.exists() else None,
+        antialias=about.get("antialias"),
         done_before=len(embeddings),
     )
     _refuse_misfit(record)

@@ -379,6 +379,7 @@ def _what(run: Results) -> list[tuple[str, str]]:
             if demo
             else str(s.get("target", {}).get("weights") or "unknown"),
         ),
+        *_resized(run.summary.get("antialias")),
         ("splits that it has seen", seen(run.manifest)),
         (
             "CLIP",
@@ -391,6 +392,14 @@ def _what(run: Results) -> list[tuple[str, str]]:
         ),
     ]
     return pairs
+
+
+def _resized(antialias: bool | None) -> list[tuple[str, str]]:
+    """How the probe brought images to the network's size, where the record says it."""
+    if antialias is None:
+        return []
+    how = "with antialiasing (tests: without)" if antialias else "without antialiasing, as in tests"
+    return [("resized for the probe", how)]
 
 
 def seen(manifest: Mapping[str, Any]) -> str:

@@ -73,5 +73,6 @@ class Summary(_Part):
     concepts: int
     similarity: str
     tau: float
+    antialias: bool | None = None  # of the probe's resize; runs of older versions do not say
     confidence: _Confidence | None = None
     truth: dict[str, dict[str, _Agreement]] | None = None

@@ -77,6 +77,7 @@ def write_dissection(
     units.save(units.collect(found, network, outgoing), folder)
     summary = {
         "images": found.record.images,
+        "antialias": found.record.antialias,
         "layers": found.record.layers,
         "concepts": len(found.concepts),
         "similarity": found.similarity,

@@ -147,14 +147,16 @@ def test_preprocess():
     )
 
 
-def test_preprocess_resizes_as_torch_does():
+@pytest.mark.parametrize("antialias", [False, True])
+def test_preprocess_resizes_as_torch_does(antialias):
     torch = pytest.importorskip("torch", reason=NO_TORCH)
     faces = np.random.default_rng(8).integers(0, 256, (2, 96, 60, 3), dtype=np.uint8)
     unit = reference.channels_first(torch, faces.astype(np.float32) / 255)
-    want = reference.channels_last(torch.nn.functional.interpolate(unit, (48, 48), mode="bilinear"))
-    np.testing.assert_allclose(
-        abstract(channels=3).preprocess(faces), (want - 0.5) / 0.5, atol=1e-5
+    want = reference.channels_last(
+        torch.nn.functional.interpolate(unit, (48, 48), mode="bilinear", antialias=antialias)
     )
+    got = abstract(channels=3).preprocess(faces, antialias=antialias)
+    np.testing.assert_allclose(got, (want - 0.5) / 0.5, atol=1e-5)
 
 
 def test_state_dict_round_trip(arrays):

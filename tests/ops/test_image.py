@@ -76,6 +76,42 @@ def test_golden_preprocessing(golden):
     np.testing.assert_allclose(got, stored, atol=1e-3)
 
 
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize(
+    ("source", "target"), [((48, 48), (40, 40)), ((97, 31), (12, 40)), ((7, 300), (16, 16))]
+)
+def test_bilinear_equals_torch(source, target, antialias):
+    """torchvision's `Resize` of tensors is this function of torch."""
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    images = np.random.default_rng(4).random((2, *source, 1), np.float32)
+    want = torch.nn.functional.interpolate(
+        torch.from_numpy(images.transpose(0, 3, 1, 2)), target, mode="bilinear", antialias=antialias
+    ).numpy()
+    got = image.resize_bilinear(images, target, antialias=antialias)[..., 0]
+    np.testing.assert_allclose(got, want[:, 0], atol=resize_error(source, target), rtol=0)
+
+
+@pytest.mark.parametrize(("source", "target"), [((48, 48), (40, 40)), ((97, 31), (12, 40))])
+def test_antialiased_bilinear_equals_pillow_on_floats(source, target):
+    """Pillow resizes floats with antialiasing, always; on bytes it rounds between its passes."""
+    images = np.random.default_rng(5).random((2, *source), np.float32)
+    resized = [Image.fromarray(x).resize(target[::-1], Image.Resampling.BILINEAR) for x in images]
+    got = image.resize_bilinear(images[..., None], target, antialias=True)[..., 0]
+    np.testing.assert_allclose(got, np.stack(resized), atol=resize_error(source, target), rtol=0)
+
+
+def resize_error(source, target):
+    """How far two float32 resizes of values in [0, 1] can be apart.
+
+    A pass sums the n pixels under a tent of weights that add up to 1: n + 1 roundings. The weights
+    of torch and Pillow follow from a centre in float32, which is off by up to eps times the
+    source's length; a shift of the tent by that much moves weights of twice as much in all.
+    """
+    taps = max(2 * max(s / t, 1) + 1 for s, t in zip(source, target, strict=True))
+    one_pass = (taps + 1 + 2 * max(source)) * np.finfo(np.float32).eps
+    return 2 * 2 * one_pass  # two passes, two implementations
+
+
 def test_clip_preprocess_crops_the_long_side():
     images = np.random.default_rng(3).integers(0, 256, (2, 40, 64, 3), dtype=np.uint8)
     got = image.clip_preprocess(jnp.asarray(images), resize=32, crop=(32, 32), mean=MEAN, std=STD)

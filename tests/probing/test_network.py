@@ -32,6 +32,27 @@ def test_preprocessing_of_a_module_holds_no_parameters(tiny_vgg, blobs):
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
 
 
+def test_antialias_is_another_preprocessing_key_and_program(tiny_vgg, blobs, golden):
+    plain, smooth = as_network(tiny_vgg), as_network(tiny_vgg, antialias=True)
+    assert (plain.antialias, smooth.antialias) == (False, True)
+    assert plain.key != smooth.key
+    assert plain.key == as_network(tiny_vgg, antialias=False).key
+    programs = [pooled_taps(network, ["lin2"], "avg") for network in (plain, smooth)]
+    assert programs[0] != programs[1]
+    assert programs[1] == pooled_taps(as_network(tiny_vgg, antialias=True), ["lin2"], "avg")
+    data = np.load(golden / "preprocess.npz")
+    images = jnp.asarray(data["images_uint8"])[..., None]
+    for network in (plain, smooth):
+        want = data[f"bilinear40_antialias_{network.antialias}"]
+        np.testing.assert_allclose(network.preprocess(images)[..., 0], want, atol=4e-6)
+
+
+def test_antialias_is_refused_where_it_is_no_choice(tiny_vgg):
+    for model, own in ((lambda x: (x, {}), None), (tiny_vgg, lambda x: x)):
+        with pytest.raises(InputError, match=r"antialias .* is not a choice of"):
+            as_network(model, preprocess=own, antialias=True)
+
+
 def test_functions_and_unhashable_settings_are_not_reused(tiny_vgg):
     class Strange(nnx.Module):
         def __init__(self):

@@ -32,6 +32,7 @@ def test_record_survives_the_disk(found, tmp_path, tiny_clip):
     np.testing.assert_array_equal(again.embeddings, found.embeddings)
     np.testing.assert_array_equal(again.activations, found.activations)
     assert (again.done_before, again.clip_key) == (300, tiny_clip.key)
+    assert again.antialias is found.antialias is False
     with pytest.raises(InputError, match="pass the clip"):
         dissect.dissect(again, CONCEPTS)
     np.testing.assert_array_equal(
@@ -44,8 +45,8 @@ def test_record_survives_the_disk(found, tmp_path, tiny_clip):
 
 
 def test_key_follows_content(tiny_vgg, blobs, tiny_clip):
-    def key(model=tiny_vgg, images=blobs, top_k=100):
-        net = network.as_network(model)
+    def key(model=tiny_vgg, images=blobs, top_k=100, antialias=False):
+        net = network.as_network(model, antialias=antialias)
         return record.record_key(net, images, tiny_clip, ["lin1"], "avg", top_k, 8, False)
 
     pixels = blobs.images[0:300].copy()
@@ -54,4 +55,5 @@ def test_key_follows_content(tiny_vgg, blobs, tiny_clip):
     changed = ImageSet.from_arrays(pixels, blobs.labels, blobs.classes)
     edited = edit.edit(tiny_vgg, "lin2", np.r_[2.0, np.ones(19)])
     assert key(images=same) == key()
-    assert len({key(), key(images=changed), key(model=edited), key(top_k=50)}) == 4
+    others = [key(images=changed), key(model=edited), key(top_k=50), key(antialias=True)]
+    assert len({key(), *others}) == 5
