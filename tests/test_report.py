@@ -198,6 +198,14 @@ def test_the_page_says_how_the_probe_resized(hostile, tmp_path):
         assert said is None or said in page_text
 
 
+def test_findings_of_older_versions_are_called_what_they_are_now(hostile, tmp_path):
+    folder = copy_of(hostile[0], tmp_path)
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["edit"]["finding"] = "helps whatever the scores"
+    store.write_json(folder / "summary.json", summary)
+    assert read_run(folder).study.finding == "no effect of the scores shown"
+
+
 def test_size_bounds_the_page():
     """Noise is the hardest to pack; pages shrink by showing fewer and smaller images, and never
     exceed their bound.

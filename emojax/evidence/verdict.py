@@ -13,11 +13,13 @@ from emojax.editing.search import Setting
 from emojax.errors import InputError
 from emojax.ops.stats import mcnemar_exact
 
-Finding = Literal["helps", "helps whatever the scores", "harms", "no effect shown"]
+Finding = Literal["helps", "no effect of the scores shown", "harms", "no effect shown"]
+RENAMED: dict[str, Finding] = {"helps whatever the scores": "no effect of the scores shown"}
+"""Words of older versions, which run folders may hold, and what they are called now."""
 
-_HEADLINES = {
+_HEADLINES: dict[Finding, str] = {
     "helps": "The edit helps, and the scores are why.",
-    "helps whatever the scores": "The edit helps, but nothing shows that the scores are why.",
+    "no effect of the scores shown": "No effect of the scores is shown.",
     "harms": "The edit harms.",
     "no effect shown": "No effect is shown.",
 }
@@ -99,7 +101,7 @@ class Evidence:
             return "helps"
         # The best of a search on the test's own images is expected to look good; without permuted
         # scores nothing says how good.
-        return "no effect shown" if self.selected_on_test else "helps whatever the scores"
+        return "no effect shown" if self.selected_on_test else "no effect of the scores shown"
 
     @property
     def verdict(self) -> str:
@@ -186,7 +188,13 @@ def _test(evidence: Evidence, shown: str) -> str:
         return (
             f"{test} does not count that {searched}; only the comparison with permuted scores does."
         )
-    return f"That is more than chance would change ({test})."
+    line = f"That is more than chance would change ({test})"
+    if evidence.finding != "no effect of the scores shown":
+        return f"{line}."
+    # Many networks gain a little from any scaling: with random scores this is no rare result.
+    if evidence.p_scores is None:
+        return f"{line}; whether the scores have a part in it was not tested."
+    return f"{line}, but edits by permuted scores do as well: it does not speak for the scores."
 
 
 def _differences(intervals: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from emojax.dissection.labels import Dissection
 from emojax.dissection.table import LayerSummary
 from emojax.editing.study import StudySummary
 from emojax.errors import InputError
-from emojax.evidence.verdict import Evidence
+from emojax.evidence.verdict import RENAMED, Evidence
 from emojax.report import schema, units
 from emojax.report.units import Details
 from emojax.store import MANIFEST, restore_numbers
@@ -146,6 +146,7 @@ def read_run(folder: Path, audit: Path | None = None) -> Results:
     dissected = "dissection.csv" in NEEDED[command]
     if dissected:
         _valid(folder / "summary.json", schema.Summary, summary)
+    _rename_finding(summary)
     edited = schema.MaybeEdit if dissected else schema.EditOnly
     study = _valid(folder / "summary.json", edited, summary).edit
     flagged = (
@@ -191,6 +192,13 @@ def read_run(folder: Path, audit: Path | None = None) -> Results:
         audit=_table(flagged, ("file", "reason")),
         evidence=evidence,
     )
+
+
+def _rename_finding(summary: dict[str, Any]) -> None:
+    """Calls the finding of an older version what it is called now."""
+    edit = summary.get("edit")
+    if isinstance(edit, dict) and isinstance(finding := edit.get("finding"), str):
+        edit["finding"] = RENAMED.get(finding, finding)
 
 
 def _json(path: Path, missing: str = "") -> dict[str, Any]:

@@ -21,8 +21,8 @@ def test_verdict_on_the_papers_counts():
     ("gained", "lost", "p_scores", "on_test", "finding"),
     [
         (80, 20, 0.01, False, "helps"),
-        (80, 20, 0.3, False, "helps whatever the scores"),
-        (80, 20, None, False, "helps whatever the scores"),
+        (80, 20, 0.3, False, "no effect of the scores shown"),
+        (80, 20, None, False, "no effect of the scores shown"),
         (80, 20, 0.01, True, "helps"),
         (80, 20, 0.3, True, "no effect shown"),
         (80, 20, None, True, "no effect shown"),
@@ -36,3 +36,11 @@ def test_findings(gained, lost, p_scores, on_test, finding):
     assert found.finding == finding
     assert found.verdict.startswith(verdict._HEADLINES[finding])
     assert ("not distinguishable" in found.verdict) == (found.p_value > 0.05)
+
+
+@pytest.mark.parametrize("p_scores", [0.3, None])
+def test_a_change_that_random_scores_make_too_is_no_support(p_scores):
+    found = verdict.Evidence(80, 20, 1000, p_scores=p_scores)
+    assert "helps" not in found.finding + found.verdict
+    said = "was not tested" if p_scores is None else "does not speak for the scores"
+    assert said in found.verdict
