@@ -4,7 +4,7 @@
     python scripts/check_labels.py --data FER --split training --weights VGGNET --clip CLIP
 
 The reference is independent of emojax's preprocessing, network, statistics and scores: torch
-resizes (`interpolate`, bilinear, antialiased as the paper's probe), torch runs the VGGNet with hooks
+resizes (`interpolate`, bilinear, antialiased as the paper's probe) and runs the VGGNet with hooks
 on the raw outputs, and `tests/reference.py` scores soft_wpmi one unit at a time in float64. Only
 CLIP's embeddings are shared: the towers have tests of their own. Without `--weights` the shipped
 network takes part and one of the published size with random weights; the CLIP is the shipped one.
@@ -87,9 +87,9 @@ def torch_activations(model: "VggNet", images: np.ndarray) -> dict[str, np.ndarr
     network.load_state_dict({name: torch.from_numpy(x.copy()) for name, x in arrays.items()})
     network.eval()
     kept: dict[str, list[np.ndarray]] = {name: [] for name in LAYERS[:-1]}
-    for name in kept:
+    for name, parts in kept.items():
         getattr(network, name).register_forward_hook(
-            lambda _module, _inputs, out, name=name: kept[name].append(
+            lambda _module, _inputs, out, parts=parts: parts.append(
                 (out.mean((2, 3)) if out.ndim == 4 else out).numpy()
             )
         )

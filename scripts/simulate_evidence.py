@@ -10,7 +10,8 @@ tested on the images of the selection. `planted`: some units of the network are 
 hidden layer, and the scores say which, with noise. Prints one line for each, and one JSON line to
 --out. Of the findings only `helps` speaks for the scores, and its rate under a null is what alpha
 bounds; `no_effect_of_the_scores` is an edit that changed accuracy for the better, as permuted
-scores do too, and is as frequent as such edits are. `mcnemar_below_alpha` counts changes for better and worse.
+scores do too, and is as frequent as such edits are. `mcnemar_below_alpha` counts changes for better
+and worse.
 """
 
 import dataclasses

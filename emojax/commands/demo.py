@@ -123,7 +123,7 @@ def _compare_with_truth(
             name: dissect(record, attributes, similarity=name, null_sets=0)
             for name in get_args(Similarity)
         }
-        scores = {name: dissection.scores for name, dissection in dissections.items()}
+        scores = {name: dissection.ranked for name, dissection in dissections.items()}
         tables = {"units": truth.table(scores, affinity.auroc)}
         if np.nanmax(affinity.auroc) >= RESPONDS:
             title = f"units that respond to something (AUROC ≥ {RESPONDS})"

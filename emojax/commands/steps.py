@@ -167,6 +167,11 @@ def label(
     tau = settings.dissect.tau
     table1, summary = write_dissection(run.folder, dissection, tau, network, outgoing)
     print_table1(table1, tau)
+    if dissection.undefined:
+        say(
+            f"labels: {dissection.similarity} is undefined for {dissection.undefined:,} of "
+            f"{dissection.scores.size:,} pairs of unit and concept, which win no label"
+        )
     if dissection.confidence:
         say(_confidence_line(summary["confidence"], sum(record.layers.values())))
     return dissection, table1, summary

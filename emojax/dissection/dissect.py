@@ -64,8 +64,8 @@ def dissect(
         `emojax.dissection.options`).
 
     Raises:
-      InputError: the record lacks what the function needs, there is no encoder, or a score is
-        undefined.
+      InputError: the record lacks what the function needs, there is no encoder, or the function is
+        undefined for a unit with every concept.
       TypeError: the function has no such hyperparameter.
     """
     if not isinstance(concepts, ConceptSet):
@@ -73,7 +73,7 @@ def dissect(
     options = options_of(similarity, hyperparameters)
     texts = _texts(record, concepts, clip, text_embeddings)
     scores, confidence = _score(record, texts, options, null_sets, mesh or make_mesh())
-    _refuse_undefined(scores, similarity, concepts)
+    scores = _undefined_marked(scores, similarity)
     return Dissection(record, concepts, similarity, scores, confidence)
 
 
@@ -123,15 +123,19 @@ def _score(
             return similarities.cos_similarity_cubed(record, texts, options), None
 
 
-def _refuse_undefined(scores: np.ndarray, similarity: str, concepts: ConceptSet) -> None:
-    bad = ~np.isfinite(scores)
-    if bad.any():
-        unit, concept = np.argwhere(bad)[0]
+def _undefined_marked(
+    scores: Float[np.ndarray, "U C"], similarity: str
+) -> Float[np.ndarray, "U C"]:
+    """The scores with NaN for every undefined pair; refuses units that have no other."""
+    undefined = ~np.isfinite(scores)
+    without = undefined.all(axis=1)
+    if without.any():
         raise InputError(
-            f"{similarity} is undefined for {bad.sum()} pairs, first unit {unit} with "
-            f"{concepts.concepts[concept]!r} (rank_reorder takes the root of a mean cosine that "
-            "must be positive); use another similarity"
+            f"{similarity} is undefined with every concept for {without.sum()} units, first unit "
+            f"{np.argmax(without)} (rank_reorder takes the root of a mean cosine that must be "
+            "positive, over top activations that must differ); use another similarity"
         )
+    return np.where(undefined, np.float32(np.nan), scores)
 
 
 def embed_concepts(

@@ -59,7 +59,9 @@ class Dissection:
       record: the probe record.
       concepts: the concept set.
       similarity: name of the similarity function.
-      scores: float32; comparable only within a layer, probe set and concept set.
+      scores: float32; comparable only within a layer, probe set and concept set. NaN where the
+        function is undefined, as rank_reorder is for a mean cosine below 0: such a pair never
+        wins.
       confidence: of the labels, for the two WPMI functions; None otherwise.
     """
 
@@ -70,21 +72,34 @@ class Dissection:
     confidence: Confidence | None = None
 
     @cached_property
+    def undefined(self) -> int:
+        """Pairs of unit and concept without a score."""
+        return int(np.isnan(self.scores).sum())
+
+    @cached_property
+    def ranked(self) -> Float[np.ndarray, "U C"]:
+        """The scores, with undefined ones below all others (the least float32)."""
+        return np.nan_to_num(self.scores, nan=np.finfo(np.float32).min)
+
+    @cached_property
     def labels(self) -> Int[np.ndarray, " U"]:
         """Index of each unit's best concept; ties to the earlier concept."""
-        return self.scores.argmax(axis=1)
+        return self.ranked.argmax(axis=1)
 
     @cached_property
     def best(self) -> Float[np.ndarray, " U"]:
         """Each unit's maximum similarity."""
-        return self.scores.max(axis=1)
+        return self.ranked.max(axis=1)
 
     @cached_property
     def runner_up(self) -> Int[np.ndarray, " U"] | None:
-        """Index of each unit's second-best concept; None with a single concept."""
+        """Index of each unit's second-best concept, whose score is NaN where only the best has one.
+
+        None with a single concept.
+        """
         if len(self.concepts) < 2:
             return None
-        others = self.scores.copy()
+        others = self.ranked.copy()
         others[np.arange(len(others)), self.labels] = -np.inf
         return others.argmax(axis=1)
 

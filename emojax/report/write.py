@@ -58,7 +58,10 @@ def write_dissection(
                     row += ["", "", ""]
                 else:
                     second = found.scores[at, found.runner_up[at]]
-                    row += [names[found.runner_up[at]], second, found.best[at] - second]
+                    if np.isnan(second):
+                        row += ["", "", ""]
+                    else:
+                        row += [names[found.runner_up[at]], second, found.best[at] - second]
                 if confidence:
                     agree = "" if holds is None else "yes" if holds[at] else "no"
                     row += [confidence.p_value[at], confidence.q_value[at], agree]
@@ -81,6 +84,7 @@ def write_dissection(
         "layers": found.record.layers,
         "concepts": len(found.concepts),
         "similarity": found.similarity,
+        "undefined_pairs": found.undefined,
         "tau": tau,
         "interpretability": [asdict(row) for row in table1],
         "confidence": _confidence_summary(found),

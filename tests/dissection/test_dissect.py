@@ -1,6 +1,8 @@
 """Scores from a record: against float64, in tiles, layer by layer; and what is refused."""
 
+import csv
 import dataclasses
+import json
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,8 @@ from emojax.dissection import dissect
 from emojax.distributed.mesh import make_mesh
 from emojax.errors import InputError
 from emojax.probing import probe
+from emojax.report import units
+from emojax.report.write import write_dissection
 
 CONCEPTS = ConceptSet(
     ("Smile", "Frown", "Raised Brows", "Closed Eyes", "Jaw"),
@@ -80,6 +84,39 @@ def test_late_rank_reorder_equals_float64(found):
     np.testing.assert_allclose(got.scores, want, rtol=2e-4)
 
 
+def test_undefined_pairs_are_marked_and_win_nothing(found, tmp_path):
+    """A concept whose mean cosine is negative has no rank_reorder score; the others keep theirs."""
+    rng = np.random.default_rng(0)
+    text = np.abs(rng.standard_normal((3, 24))).astype(np.float32)
+    positive = dataclasses.replace(found, embeddings=np.abs(found.embeddings))
+    signs = np.float32([[-1], [1], [1]])
+
+    def label(concepts, rows):
+        texts = (signs * text)[rows]
+        return dissect.dissect(positive, concepts, similarity="rank_reorder", text_embeddings=texts)
+
+    some = label(CONCEPTS.concepts[:3], slice(0, 3))
+    defined = label(CONCEPTS.concepts[1:3], slice(1, 3))
+    assert np.isnan(some.scores[:, 0]).all()
+    assert some.undefined == len(some.scores)
+    np.testing.assert_allclose(some.scores[:, 1:], defined.scores, rtol=2e-4)
+    np.testing.assert_array_equal(some.labels, 1 + some.scores[:, 1:].argmax(axis=1))
+    np.testing.assert_array_equal(some.best, some.scores[:, 1:].max(axis=1))
+    np.testing.assert_array_equal(some.runner_up, 3 - some.labels)
+
+    alone = label(CONCEPTS.concepts[:2], slice(0, 2))  # no runner-up is defined
+    write_dissection(tmp_path, alone, 0.0)
+    with open(tmp_path / "dissection.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {(row["concept"], row["runner_up"], row["margin"]) for row in rows} == {
+        (CONCEPTS.concepts[1], "", "")
+    }
+    details = units.load(tmp_path)
+    np.testing.assert_array_equal(np.isnan(details.best_scores), [[False, True]] * len(rows))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["undefined_pairs"] == len(rows)
+
+
 def test_many_concepts_cross_tiles(found):
     rng = np.random.default_rng(0)
     text = rng.standard_normal((203, 24)).astype(np.float32)
@@ -106,7 +143,7 @@ def test_dissect_refusals(tiny_vgg, blobs, tiny_clip):
         dissect.dissect(short, CONCEPTS, similarity="wpmi")
     with pytest.raises(InputError, match=r"probe with --probe.keep-activations"):
         dissect.dissect(few, CONCEPTS, similarity="cos_similarity_cubed")
-    with pytest.raises(InputError, match="rank_reorder is undefined"):
+    with pytest.raises(InputError, match="undefined with every concept for 20 units"):
         dissect.dissect(
             few, CONCEPTS, similarity="rank_reorder", text_embeddings=-few.embeddings[:5]
         )

@@ -1,4 +1,4 @@
-"""Labels of a probe against torch and float64 numpy from the pixels on (`scripts/check_labels.py`)."""
+"""Labels of a probe against torch and float64 numpy, from the pixels on."""
 
 import importlib.util
 import sys
