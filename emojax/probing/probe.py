@@ -87,8 +87,8 @@ def probe(
       progress: called with (images done, images in all) after every batch.
 
     Raises:
-      InputError: no such layer, `antialias` where the model has no such choice, activations that are
-        not finite, or another process is making the same record.
+      InputError: no such layer, `antialias` where the model has no such choice, activations that
+        are not finite, or another process is making the same record.
     """
     network = model
     if not isinstance(network, Network):
