@@ -11,12 +11,10 @@ from emojax.data.image_set import ImageSet
 from emojax.data.provenance import Use
 from emojax.dissection.labels import Dissection
 from emojax.dissection.table import LayerSummary
-from emojax.editing.activations import FEEDS_LOGITS, Progress
-from emojax.editing.search import Edit
-from emojax.editing.study import Stage, Study, layers_to_edit, run_study
+from emojax.editing.activations import Progress
+from emojax.editing.study import Stage, Study, run_study
 from emojax.models.vgg import VggNet
 from emojax.report.write_study import write_study
-from emojax.training.evaluate import Protocol
 
 
 def timed_stages(run: store.Run) -> Stage:
@@ -30,20 +28,6 @@ def timed_stages(run: store.Run) -> Stage:
     return stage
 
 
-def warn_of_slow_layers(options: Edit, table1: Sequence[LayerSummary], protocol: Protocol) -> None:
-    """Says before the study which layers make its evidence slow, and what helps."""
-    if options.gains is not None or protocol == "tencrop":
-        return
-    layers = layers_to_edit(options, table1)
-    slow = [layer for layer in layers if layer not in FEEDS_LOGITS]
-    if slow:
-        runs = len(options.settings(layers)) * (options.permutations + 1) + options.masks
-        say(
-            f"evidence: {', '.join(slow)} does not feed the logits, so the rest of the network "
-            f"runs for each of {runs:,} settings; fewer --edit.permutations are faster"
-        )
-
-
 def study_edits(
     settings: Studying,
     run: store.Run,
@@ -55,8 +39,6 @@ def study_edits(
 ) -> dict[str, Any]:
     """Selects an edit, tests it, writes and prints it; returns its part of summary.json."""
     run.inputs |= {test.name: test.key for test in tests}
-    protocol = settings.evaluate.protocol
-    warn_of_slow_layers(settings.edit, table1, protocol)
     study = run_study(
         model,
         dissection,
@@ -64,7 +46,7 @@ def study_edits(
         images,
         tests,
         settings.edit,
-        protocol=protocol,
+        protocol=settings.evaluate.protocol,
         batch=settings.evaluate.batch,
         cache=settings.cache / "edits",
         stage=timed_stages(run),

@@ -112,6 +112,13 @@ class Edit(Search):
     masks: int = Field(
         default=1000, ge=0, description="random choices of as many units to compare with"
     )
+    minutes: float = Field(
+        default=15.0,
+        gt=0,
+        description="time for layers that do not feed the logits: with too little for all "
+        "permutations and masks there are fewer, with too little for the fewest that reach alpha "
+        "`auto` takes a layer that feeds them",
+    )
     learned: bool = Field(
         default=False, description="also fit gains on the probe split by gradient, as a yardstick"
     )

@@ -29,6 +29,7 @@ from emojax.editing.activations import (
     pre_bias_activations,
 )
 from emojax.editing.baselines import learn_gains
+from emojax.editing.budget import within_minutes
 from emojax.editing.edit import edit, gains_of, read_gains
 from emojax.editing.search import AUTO, PAPER_STUDY, Edit, Kind, Scope, Search, Setting
 from emojax.editing.sweep import Outcomes, Sweep
@@ -98,12 +99,13 @@ class StudySummary:
         sweep did not try it.
       edited: those of the edited network.
       layer_chosen: what chose the layer.
+      limited: what was left out to stay within `--edit.minutes`.
       tested: where, and with what result.
       finding: the verdict in a word.
       p_value: McNemar's.
       verdict: in plain language.
 
-    The last five are None where there was no such choice or test.
+    The last six are None where there was no such choice or test.
     """
 
     setting: ChosenSetting
@@ -112,6 +114,7 @@ class StudySummary:
     baseline: dict[str, SplitResult] | None
     edited: dict[str, SplitResult]
     layer_chosen: str | None = None
+    limited: str | None = None
     tested: Tested | None = None
     finding: Finding | None = None
     p_value: float | None = None
@@ -264,31 +267,39 @@ def run_study(
       stage: a context around every stage of the work.
 
     Raises:
-      InputError: as `check_study`, or the dissection lacks a layer.
+      InputError: as `check_study`, the dissection lacks a layer, or `options.minutes` are too few
+        for the layers that are named.
     """
     layers = layers_to_edit(options, table1)
     if options.gains is not None:
         return _given_gains(model, layers[0], tests, options, protocol, batch, stage)
-    scores = {layer: dissection.layer_scores(layer) for layer in layers}
     if protocol == "tencrop":
+        scores = {layer: dissection.layer_scores(layer) for layer in layers}
         return _ten_crops(model, scores, tests, options, batch, stage)
 
-    with stage("layer activations", "images") as progress:
-
-        def read(layer: str, split: ImageSet) -> PreBiasActivations:
+    def read(layer: str, split: ImageSet) -> PreBiasActivations:
+        with stage("layer activations", "images") as progress:
             return pre_bias_activations(
                 model, split, layer, batch=batch, cache=cache, progress=progress
             )
 
-        by_split = {layer: [read(layer, test) for test in tests] for layer in layers}
-        fitted_on = {layer: read(layer, images) for layer in layers if options.learned}
+    def read_tests(layers: Sequence[str]) -> dict[str, list[PreBiasActivations]]:
+        return {layer: [read(layer, test) for test in tests] for layer in layers}
+
+    by_split = read_tests(layers)
+    allowed = within_minutes(options, layers, by_split, table1)
+    if allowed.layers != layers:
+        layers = allowed.layers
+        by_split = read_tests(layers)
+    scores = {layer: dissection.layer_scores(layer) for layer in layers}
+    fitted_on = {layer: read(layer, images) for layer in layers if options.learned}
     pooled = {layer: pool_activations(*own) for layer, own in by_split.items()}
 
     sweeps = {layer: Sweep(own, scope=options.scope, cache=cache) for layer, own in pooled.items()}
-    with stage("sweep", "settings"):
+    with stage("sweep", "settings") as progress:
         # Splits are pooled for the tables, as in the paper; the selection has its own images.
         grid = options.grid(layers)
-        outcomes = _sweep_grid(sweeps, grid, scores)
+        outcomes = _sweep_grid(sweeps, grid, scores, progress)
         sweep_table = _sweep_table(grid, outcomes, next(iter(sweeps.values())))
         threshold_table = _threshold_table(sweeps, scores, options)
 
@@ -304,8 +315,8 @@ def run_study(
             [Subject(scores, selection, held_out, learned)],
             options,
             alpha=options.alpha,
-            permutations=options.permutations,
-            masks=options.masks,
+            permutations=allowed.permutations,
+            masks=allowed.masks,
             cache=cache,
             progress=progress,
         )
@@ -323,6 +334,7 @@ def run_study(
         baseline=_results(names, [sweep.evaluate(np.ones_like(gains)) for sweep in own]),
         edited=_results(names, [sweep.evaluate(gains) for sweep in own]),
         layer_chosen=_what_chose(options, layers),
+        limited=allowed.limited,
         tested=Tested(
             on=names[1:] if apart else names,
             images=evidence.total,
@@ -503,7 +515,10 @@ def _setting_columns(grid: Sequence[Setting]) -> Table:
 
 
 def _sweep_grid(
-    sweeps: Mapping[str, Sweep], grid: Sequence[Setting], scores: Mapping[str, np.ndarray]
+    sweeps: Mapping[str, Sweep],
+    grid: Sequence[Setting],
+    scores: Mapping[str, np.ndarray],
+    progress: Progress | None,
 ) -> Outcomes:
     """The outcomes of settings of several layers, in the grid's order."""
     outcomes = []
@@ -511,7 +526,7 @@ def _sweep_grid(
     for layer, sweep in sweeps.items():
         numbers = [number for number, setting in enumerate(grid) if setting.layer == layer]
         own = [grid[number] for number in numbers]
-        outcomes.append(sweep.settings(own, [scores[layer]] * len(own)))
+        outcomes.append(sweep.settings(own, [scores[layer]] * len(own), progress=progress))
         order += numbers
     return Outcomes.join(outcomes).select(np.argsort(order))
 

@@ -36,6 +36,7 @@ from emojax.training.evaluate import Evaluation
 
 _FORMAT = 2  # of what is cached on disk; part of its key
 _CHUNK = 512  # settings computed together
+_SLOW_CHUNK = 32  # the same where each takes seconds: what is lost when a run is stopped
 _BLOCK = 32  # units whose running sums are one small matrix product
 _NEAR = 1e-5  # of logits' size: float32 sums over 4,096 units stay well within
 
@@ -298,6 +299,8 @@ def _by_cuts(
 
 # × the tile of an evaluation: rows that keep a device busy
 _TILES = {_by_gains: 1, _by_masks: 4, _by_cuts: 8, _logits: 1, _each_logits: 1}
+# Behind a dense layer that does not feed the logits come large kernels, read anew for every tile.
+_TILES_BEFORE_DENSE = 8
 
 
 @functools.lru_cache(maxsize=64)
@@ -344,6 +347,14 @@ def _row(setting: Setting, scores: np.ndarray) -> np.ndarray:
     """The mask that a setting makes of scores [U], or its gains where they are continuous."""
     mask = mask_of(setting, scores)
     return gains_of(setting, scores) if mask is None else mask
+
+
+def _distinct(rows: np.ndarray) -> tuple[np.ndarray, Int[np.ndarray, " S"]]:
+    """The different rows in the order of their first, and for each row the number of its like."""
+    numbers: dict[bytes, int] = {}
+    copies = [numbers.setdefault(row.tobytes(), len(numbers)) for row in rows]
+    first = np.unique(copies, return_index=True)[1]
+    return rows[first], np.array(copies)
 
 
 def _joined(cache: Path | None, chunks: Iterable[_Chunk], settings: int) -> Outcomes:
@@ -450,12 +461,25 @@ class Sweep:
         return thresholds
 
     def settings(
-        self, settings: Sequence[Setting], scores: Sequence[np.ndarray], *, full: bool = True
+        self,
+        settings: Sequence[Setting],
+        scores: Sequence[np.ndarray],
+        *,
+        full: bool = True,
+        progress: Progress | None = None,
     ) -> Outcomes:
         """What settings of this layer give, each with its own scores [U], in their order.
 
         Masks with one factor are tried together, whatever made them; so are continuous gains.
+        Settings that come to the same are tried once: above all thresholds at either end, and all
+        of factor 1, which edits nothing. `progress` hears of settings where each takes seconds.
         """
+        if not self.activations.feeds_logits:
+            gains = [gains_of(one, own) for one, own in zip(settings, scores, strict=True)]
+            rows = np.stack(gains)
+            self._check("scores", rows)
+            distinct, copies = _distinct(rows)
+            return self.gains(distinct, full=full, progress=progress).select(copies)
         groups: dict[float | None, list[int]] = {}  # numbers of settings by factor
         for number, setting in enumerate(settings):
             factor = None if setting.kind == "continuous" else float(setting.factor)
@@ -464,8 +488,11 @@ class Sweep:
         for factor, numbers in groups.items():
             rows = np.stack([_row(settings[number], scores[number]) for number in numbers])
             self._check("scores", rows)
-            chunks = self._chunks(rows, factor, full)
-            outcomes.append(_joined(self.cache, chunks, len(rows)))
+            if factor == 1:
+                rows[:] = True  # whatever the mask
+            distinct, copies = _distinct(rows)
+            chunks = self._chunks(distinct, factor, full)
+            outcomes.append(_joined(self.cache, chunks, len(distinct)).select(copies))
         back = np.argsort(np.concatenate(list(groups.values())))
         return Outcomes.join(outcomes).select(back)
 
@@ -525,7 +552,8 @@ class Sweep:
             factor = None
         kernel = _by_gains if factor is None else _by_masks
         # A power of two at most: few shapes, hence few compilations.
-        size = min(_CHUNK, 1 << (len(rows) - 1).bit_length())
+        largest = _CHUNK if layer.feeds_logits else _SLOW_CHUNK
+        size = min(largest, 1 << (len(rows) - 1).bit_length())
         for start in range(0, len(rows), size):
             chunk = rows[start : start + size]
             settings = np.pad(chunk, ((0, size - len(chunk)), (0, 0)))
@@ -555,6 +583,8 @@ class Sweep:
         layer = self.activations
         mesh = self.mesh or make_mesh()
         tile = default_tile() * _TILES[kernel]
+        if kernel is _by_gains and layer.values.ndim == 2 and not layer.feeds_logits:
+            tile *= _TILES_BEFORE_DENSE
         count = _count_all if full else _count_hits
         fixed = (layer.after, self.scope, count) if kernel is _by_gains else (self.scope, count)
         program = _program(kernel, fixed, 2, mesh, tile)

@@ -36,6 +36,7 @@ from emojax.ops import stats
 from emojax.training.evaluate import Evaluation, same_classes
 
 _GROUP = 256  # permutations tried together
+_SLOW_GROUP = 4  # the same where a setting takes seconds: how often progress is heard of
 
 Scores = Mapping[str, np.ndarray]  # of the units [U], by layer
 Pair = tuple[Evaluation, Evaluation]  # of one network, before and after the edit
@@ -285,7 +286,9 @@ def assess(
     # that one is tested. So the comparison allows for the search itself, however large it was.
     best = np.empty(permutations, np.int64)  # change of the best setting, on the selection's images
     tested = np.empty(permutations, np.int64)  # and of the same setting on the test's
-    for rows, draws in _permuted(scores, permutations, rng):
+    quick = all(own.feeds_logits for one in subjects for own in one.selection.values())
+    group = _GROUP if quick else _SLOW_GROUP
+    for rows, draws in _permuted(scores, permutations, group, rng):
         drawn = rows.stop - rows.start
         every = [[draw for draw in own for _ in settings] for own in draws]
         changes = selection.changes(settings * drawn, every).reshape(drawn, -1)
@@ -341,17 +344,17 @@ def _float32(scores: Scores) -> dict[str, Float[np.ndarray, " U"]]:
 
 
 def _permuted(
-    scores: Sequence[Scores], permutations: int, rng: np.random.Generator
+    scores: Sequence[Scores], permutations: int, group: int, rng: np.random.Generator
 ) -> Iterator[tuple[slice, list[list[Scores]]]]:
-    """Permuted scores, `_GROUP` permutations at a time: their numbers, and a list per network.
+    """Permuted scores, `group` permutations at a time: their numbers, and a list per network.
 
     Which score belongs to which unit is what the null hypothesis calls arbitrary, so scores change
     places within their layer and keep their values: thresholds and fractions scale as many units
     up as before. Networks and layers are permuted independently. They go together in groups
     because a sweep of thousands of masks is one matrix product.
     """
-    for start in range(0, permutations, _GROUP):
-        rows = slice(start, min(start + _GROUP, permutations))
+    for start in range(0, permutations, group):
+        rows = slice(start, min(start + group, permutations))
         # The order of the draws fixes the results for a seed: by network, permutation, layer.
         yield (
             rows,

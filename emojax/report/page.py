@@ -458,6 +458,8 @@ def _edit(run: Results, study: StudySummary) -> dict[str, Any]:
         said += f" Tested on {', '.join(study.tested.on)}"
         where_chosen = ", where it was chosen."
         said += where_chosen if study.selected_on_test else ", which took no part in its choice."
+    if study.limited is not None:
+        said += f" To save time: {study.limited}."
     before = study.baseline or {}
     after = study.edited
     return {

@@ -1,0 +1,207 @@
+"""How long a study takes on layers that do not feed the logits, and what fits into the time for it.
+
+On such a layer the rest of the network runs for every setting, and the evidence asks for thousands
+of them. So a few settings are timed on a few images first, and the study is planned from that: with
+fewer permutations and random masks where all of them would take longer than the options allow, and
+on another layer, or not at all, where even the fewest that can reach alpha would.
+"""
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from emojax.dissection.table import LayerSummary, most_interpretable_layer
+from emojax.distributed.processes import broadcast_from_main
+from emojax.editing.activations import FEEDS_LOGITS, PreBiasActivations
+from emojax.editing.search import AUTO, Edit
+from emojax.editing.sweep import Sweep
+from emojax.errors import InputError
+
+_log = logging.getLogger("emojax")
+_IMAGES = 512  # that settings are timed on
+_SETTINGS = 2
+_REPEATS = 3
+_CONTROLS = 10  # single settings beside the grid: unedited, edited, all up, inverted, …
+
+
+@dataclass(frozen=True)
+class Images:
+    """Numbers of images: all that are tested on, those of the selection, those of the test."""
+
+    all: int
+    selection: int
+    test: int
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What the time allows.
+
+    Attributes:
+      layers: to edit.
+      permutations: of the scores.
+      masks: random choices of units.
+      limited: what is left out, in words; None for nothing.
+    """
+
+    layers: tuple[str, ...]
+    permutations: int
+    masks: int
+    limited: str | None = None
+
+
+def within_minutes(
+    options: Edit,
+    layers: tuple[str, ...],
+    by_split: Mapping[str, Sequence[PreBiasActivations]],
+    table1: Sequence[LayerSummary],
+) -> Allowed:
+    """Plans a study from a timed setting, and logs the estimate before the work begins.
+
+    Where the layer is chosen (`auto`) and `options.minutes` are too few for it, the most
+    interpretable one among those that feed the logits is taken. Those take seconds and are not
+    timed.
+
+    Args:
+      options: of the study.
+      layers: to edit.
+      by_split: their activations on every test split.
+      table1: of the layers that were probed.
+
+    Raises:
+      InputError: layers that were named take longer, or no probed layer feeds the logits.
+    """
+    slow = [layer for layer in layers if layer not in FEEDS_LOGITS]
+    if not slow:
+        return Allowed(layers, options.permutations, options.masks)
+    sizes = [len(split.labels) for split in by_split[slow[0]]]
+    total = sum(sizes)
+    images = Images(total, total, total)
+    if options.choose_on == "first_split" and len(sizes) > 1:
+        images = Images(total, sizes[0], total - sizes[0])
+    costs = {}
+    for layer in slow:
+        largest = max(by_split[layer], key=lambda split: len(split.labels))
+        costs[layer] = seconds_per_image(largest, options)
+
+    named = ", ".join(slow)
+    given = f"--edit.minutes {options.minutes:g}"
+    full = Size(options.permutations, options.masks)
+    size = largest_size(costs, options, images)
+    if size is not None:
+        limited = None
+        if size != full:
+            limited = (
+                f"{size.permutations} permutations and {size.masks} random masks instead of "
+                f"{full.permutations} and {full.masks}, which would take about "
+                f"{in_words(seconds(costs, options, images, full))}"
+            )
+        _log.info(
+            "edit: %s does not feed the logits, so the rest of the network runs for every setting: "
+            "about %s%s",
+            named,
+            in_words(seconds(costs, options, images, size)),
+            "" if limited is None else f" with {limited} ({given})",
+        )
+        return Allowed(layers, size.permutations, size.masks, limited)
+
+    least = math.ceil(seconds(costs, options, images, _sizes(options)[-1]) / 60)
+    quick = [row for row in table1 if row.layer in FEEDS_LOGITS]
+    if options.layers != (AUTO,) or not quick:
+        raise InputError(
+            f"an edit of {named}, which does not feed the logits, takes about {least} min at "
+            f"least, more than {given}; give --edit.minutes {2 * least}, fewer settings, or "
+            f"another layer with --edit.layers"
+        )
+    chosen = most_interpretable_layer(quick)
+    limited = (
+        f"{chosen}, the layer with the most interpretable units of those that feed the logits, "
+        f"instead of {named}, which would take about {least} min at least"
+    )
+    _log.info("edit: %s (%s)", limited, given)
+    return Allowed((chosen,), options.permutations, options.masks, limited)
+
+
+def seconds_per_image(activations: PreBiasActivations, options: Edit) -> float:
+    """Seconds that one setting takes for one image behind the layer, as measured.
+
+    The same number in every process, for they must plan the same.
+    """
+    few = dataclasses.replace(
+        activations, values=activations.values[:_IMAGES], labels=activations.labels[:_IMAGES]
+    )
+    sweep = Sweep(few, scope=options.scope)
+    gains = np.ones((_SETTINGS, few.units), np.float32)
+    sweep.gains(gains, full=False)  # compiles
+    times = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        sweep.gains(gains, full=False)
+        times.append(time.perf_counter() - start)
+    measured = np.median(times) / (_SETTINGS * len(few.labels))
+    shared = broadcast_from_main(lambda: {"seconds": np.array([measured])})
+    if shared is None:
+        raise ValueError("the main process measured nothing")
+    return float(shared["seconds"][0])
+
+
+@dataclass(frozen=True)
+class Size:
+    """Permutations and random masks of a study."""
+
+    permutations: int
+    masks: int
+
+
+def _sizes(options: Edit) -> list[Size]:
+    """Sizes from what the options ask for down to the smallest that can reach alpha.
+
+    Permutations go down in the steps at which a p-value of just alpha exists (…, 39, 19 at 0.05),
+    random masks in the same proportion and to no fewer than the smallest step.
+    """
+    step = math.ceil(1 / options.alpha)
+    sizes = [Size(options.permutations, options.masks)]
+    for permutations in range(step - 1, options.permutations, step)[::-1]:
+        masks = max(step - 1, options.masks * permutations // options.permutations)
+        sizes.append(Size(permutations, min(options.masks, masks)))
+    return sizes
+
+
+def seconds(costs: Mapping[str, float], options: Edit, images: Images, size: Size) -> float:
+    """Estimate for a study of a size.
+
+    Args:
+      costs: `seconds_per_image` of every layer that does not feed the logits.
+      options: of the study.
+      images: how many there are.
+      size: permutations and masks.
+    """
+    highest = max(costs.values())  # the layer of the chosen setting is not known yet
+    per_image = sum(cost * len(options.settings([layer])) for layer, cost in costs.items())
+    grid = (per_image + sum(costs.values())) * images.all  # with factor 1
+    selection = per_image * images.selection
+    tested = 0.0  # of a permutation's own best setting, which was already tried on the same images
+    if images.test != images.all:
+        tested = highest * images.test
+    single = highest * images.test * (_CONTROLS + size.masks)
+    return grid + selection + size.permutations * (selection + tested) + single
+
+
+def largest_size(costs: Mapping[str, float], options: Edit, images: Images) -> Size | None:
+    """The largest size that takes no more than `options.minutes`; None where none does."""
+    for size in _sizes(options):
+        if seconds(costs, options, images, size) <= 60 * options.minutes:
+            return size
+    return None
+
+
+def in_words(duration: float) -> str:
+    """Seconds as a person says them."""
+    if duration < 120:
+        return f"{duration:.0f} s"
+    return f"{duration / 60:.0f} min" if duration < 7200 else f"{duration / 3600:.1f} h"
