@@ -54,8 +54,11 @@ def test_infinite_losses_do_not_cost_the_run(capsys, tmp_path, fer_folder):
     from flax import nnx
 
     model = VggNet(TINY, rngs=nnx.Rngs(0))
-    model.lin3.kernel[...] = model.lin3.kernel[...] * 1e38
-    model.lin3.bias[...] = np.linspace(-1, 1, 7).astype(np.float32) * 3e38
+    # Every unit of lin2 is near 10, and every class weighs all of them by the same sign: sums of
+    # 20 terms of 10³⁹ overflow in whatever order they are added.
+    model.lin2.bias[...] = np.full(20, 10, np.float32)
+    signs = np.float32([1, -1, 1, -1, 1, -1, 1])
+    model.lin3.kernel[...] = np.ones((20, 1), np.float32) * signs * np.float32(1e38)
     save_vgg(model, tmp_path / "vgg.safetensors")
     assert cli.main(["prepare", "--source", str(fer_folder), "--out", str(tmp_path / "fer")]) == 0
     args = [
