@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import Inputs
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -231,6 +232,15 @@ def sound(tmp_path_factory, tiny_vgg, tiny_clip, clip_folder) -> Path:
     return root
 
 
+@pytest.fixture
+def inputs(capsys, monkeypatch, tmp_path, sound) -> Inputs:
+    """Sound inputs and a place for bad ones, in a working folder and a home of their own."""
+    (tmp_path / "bad").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return Inputs(sound, tmp_path / "bad", capsys)
+
+
 def some_record(clip_key: str) -> ProbeRecord:
     """A record of 40 images and 20 units without the probe."""
     rng = np.random.default_rng(1)
@@ -251,3 +261,51 @@ def some_record(clip_key: str) -> ProbeRecord:
         key="0",
         clip_key=clip_key,
     )
+
+
+def twice(images: ImageSet, first: int) -> ImageSet:
+    """The first images and then the same again."""
+    pixels = np.concatenate([images.images[:first]] * 2)
+    return ImageSet.from_arrays(
+        pixels, np.tile(images.labels[:first], 2), images.classes, name="blobs"
+    )
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory, tiny_vgg, tiny_clip) -> tuple[Path, ImageSet]:
+    """A run whose concepts, file names and settings try to break out, with its images, half of
+    which are repeats.
+    """
+    from hostile_run import HOSTILE, PLAIN
+
+    from emojax import settings as config
+    from emojax import store
+    from emojax.commands import report as reporting
+    from emojax.commands import steps
+    from emojax.commands.base import Studying
+    from emojax.data.concepts import ConceptSet
+
+    images = twice(generated_images(120, 2, "<b>blobs</b>"), 120)
+    tests = [
+        generated_images(40, seed, name) for seed, name in ((3, "public_test"), (4, "private_test"))
+    ]
+    emotions = [(name,) for name in images.classes]
+    concepts = ConceptSet((*HOSTILE, *PLAIN), tuple(emotions), name="hostile")
+    options = {
+        "tau": (-0.5, 0.0),
+        "factor": (1.0, 2.0),
+        "permutations": 19,
+        "masks": 50,
+        "layers": ("lin2",),
+    }
+    settings = Studying(
+        cache=tmp_path_factory.mktemp("cache"),
+        edit=config.Edit(**options),
+        target=config.Target(weights=Path("</td><i>vgg")),
+        probe=config.Probe(layers=("conv1a", "lin1", "lin2")),
+    )
+    out = tmp_path_factory.mktemp("runs") / "a <b> & run"
+    with store.run_folder(out, "run", settings.model_dump(mode="json")) as run:
+        steps.chain(settings, run, tiny_vgg, tiny_clip, concepts, images, tests)
+    reporting.add(out, config.Report(images="thumbnails"), images)
+    return out, images

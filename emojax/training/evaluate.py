@@ -66,9 +66,12 @@ class Evaluation:
     def losses(self) -> Float[np.ndarray, " I"]:
         """Negative log-likelihood of each image, natural logarithm; float64."""
         logits = self.logits.astype(np.float64)
-        logits -= logits.max(axis=1, keepdims=True)
-        own = np.take_along_axis(logits, self.labels[:, None], axis=1)[:, 0]
-        return np.log(np.exp(logits).sum(axis=1)) - own
+        # Logits that overflowed are infinite: the loss of such an image is no number, which is said
+        # by its value (NaN), not by a warning.
+        with np.errstate(invalid="ignore"):
+            logits -= logits.max(axis=1, keepdims=True)
+            own = np.take_along_axis(logits, self.labels[:, None], axis=1)[:, 0]
+            return np.log(np.exp(logits).sum(axis=1)) - own
 
     def nll(self) -> float:
         """Mean of the losses."""

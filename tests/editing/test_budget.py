@@ -46,7 +46,7 @@ def test_seconds_count_every_setting():
     ("minutes", "permutations", "masks"), [(1e9, 199, 1000), (15, 139, 698), (2.6, 19, 95)]
 )
 def test_permutations_go_down_to_the_fewest_that_reach_alpha(minutes, permutations, masks):
-    cost = {"lin1": 900 / budget.seconds({"lin1": 1.0}, OPTIONS, BOTH, budget.Size(139, 698))}
+    cost = {"lin1": 899.9 / budget.seconds({"lin1": 1.0}, OPTIONS, BOTH, budget.Size(139, 698))}
     options = OPTIONS.model_copy(update={"minutes": minutes})
     size = budget.largest_size(cost, options, BOTH)
     assert size == budget.Size(permutations, masks)
@@ -84,7 +84,7 @@ def test_where_nothing_fits(splits, caplog, monkeypatch):
     assert "lin2, the layer with the most interpretable units of those" in caplog.messages[0]
     named = OPTIONS.model_copy(update={"layers": ("lin1",)})
     for options, table1 in ((named, TABLE1), (OPTIONS, TABLE1[:1])):
-        with pytest.raises(InputError, match="more than --edit.minutes 15; give --edit.minutes"):
+        with pytest.raises(InputError, match=r"more than --edit.minutes 15; give --edit.minutes"):
             budget.within_minutes(options, ("lin1",), splits, table1)
     lin2 = budget.within_minutes(OPTIONS, ("lin2",), splits, TABLE1)
     assert lin2 == budget.Allowed(("lin2",), 199, 1000)

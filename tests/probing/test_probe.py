@@ -10,6 +10,8 @@ import time
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
+from flax import nnx
 from interruptions import Stopped, stop_after
 
 import emojax
@@ -19,7 +21,7 @@ from emojax.dissection import dissect
 from emojax.distributed.mesh import make_mesh
 from emojax.editing import edit
 from emojax.errors import InputError
-from emojax.models import vgg
+from emojax.models import deep_emotion, vgg
 from emojax.probing import network, probe, record
 
 CONCEPTS = ("Smile", "Frown", "Raised Brows", "Closed Eyes", "Jaw")
@@ -313,3 +315,21 @@ def test_killed_probe_is_identical(tiny_vgg, tiny_clip, clip_folder, tmp_path, k
     for a, b in zip((*got.top, *got.moments), (*want.top, *want.moments), strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(got.embeddings, want.embeddings)
+
+
+@nnx.jit
+def run(model, images):
+    return model(images)
+
+
+def test_probe(tiny_clip, blobs):
+    model = deep_emotion.from_torch_state_dict(reference.deep_emotion_arrays())
+    images = blobs.images[:24]
+    record = emojax.probe(
+        model, images, tiny_clip, layers=["conv4", "fc2"], top_k=5, batch=16, tile=8
+    )
+    taps = run(model, model.preprocess(images))[1]
+    pooled = np.concatenate(
+        [np.asarray(taps["conv4"]).mean((1, 2)), np.asarray(taps["fc2"])], axis=1
+    )
+    np.testing.assert_allclose(record.top_k(5).values, -np.sort(-pooled, axis=0)[:5].T, atol=1e-5)

@@ -9,7 +9,8 @@ from conftest import hf_config
 from emojax.models.clip import ClipConfig
 from emojax.models.vgg import VggConfig
 
-SCALE = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "scale.py"))
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+SCALE = runpy.run_path(str(SCRIPTS / "scale.py"))
 VGG, CLIP = (
     VggConfig(widths=(8, 8, 12, 12, 16, 16, 24, 24), hidden=(64, 32)),
     ClipConfig.from_hf(hf_config().to_dict()),
@@ -41,9 +42,8 @@ def test_devices_of_one_process_exchange_nothing():
 
 def test_a_published_size():
     """ViT-B/16 is known to take 17.6·10⁹ multiplications with an addition each for an image."""
-    size = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "benchmark.py"))[
-        "clip_config"
-    ]("b16")
+    networks = runpy.run_path(str(SCRIPTS / "benchmarks" / "networks.py"))
+    size = networks["clip_config"]("b16")
     assert SCALE["vision_operations"](ClipConfig.from_hf(size.to_dict())) == pytest.approx(
         2 * 17.56e9, rel=0.01
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from emojax import cli
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_tutorial(capsys, tmp_path, monkeypatch):
