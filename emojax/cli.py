@@ -253,6 +253,9 @@ def _run(
     from emojax.distributed import mesh
 
     mesh.use_all_cores()
+    cache: Path | None = getattr(settings, "cache", None)
+    if cache is not None:
+        mesh.keep_programs(cache / "programs")
     with processes.joined(job), console.log_shown(), contextlib.ExitStack() as quiet:
         interruption.listen()  # anew: JAX's service for a job's processes takes SIGTERM for itself
         if job is not None:

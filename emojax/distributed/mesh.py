@@ -7,8 +7,11 @@ gives its own rows of a batch, and results that the host reads are replicated to
 
 import contextlib
 import functools
+import hashlib
 import os
+import platform
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +19,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "data"
+_WORTH_KEEPING = 0.2  # seconds that a program took to compile
 
 
 def use_all_cores() -> None:
@@ -33,6 +37,29 @@ def use_all_cores() -> None:
     # RuntimeError: JAX is in use already, and the number stays what it is.
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", min(4, os.cpu_count() or 1))
+
+
+def keep_programs(folder: Path) -> None:
+    """Lets JAX keep compiled programs below a folder, for the next process to load.
+
+    For programs to call, not for libraries, before JAX's first use. A program for a CPU holds for
+    its instruction set, so each kind of machine has a folder of its own. Nothing changes where a
+    folder was set already (JAX_COMPILATION_CACHE_DIR).
+    """
+    # pyright: as above
+    if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder / _machine()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING)
+
+
+def _machine() -> str:
+    """A name for this kind of processor."""
+    about = platform.machine() + platform.processor()
+    with contextlib.suppress(OSError):  # where the system tells no more
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        about += next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return hashlib.sha256(about.encode()).hexdigest()[:16]
 
 
 def make_mesh(devices: int | None = None) -> Mesh:

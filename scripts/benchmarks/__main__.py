@@ -2,6 +2,7 @@
 
     python scripts/benchmarks score               # similarity functions against a loop over units
     python scripts/benchmarks probe               # one pass for all layers against a pass for each
+    python scripts/benchmarks originals           # whole processes against both originals' ways
     python scripts/benchmarks memory              # peak memory of a probe against number of images
     python scripts/benchmarks sweep               # edits of lin2 against full evaluations
     python scripts/benchmarks train               # steps of training against PyTorch's
@@ -9,9 +10,9 @@
     python scripts/benchmarks all --out NEW       # all, each in its own process; --quick: small
     python scripts/benchmarks compare OLD NEW     # which ratios got worse; exits 1 if any did
 
-score, probe and train need the `oracle` extra (torch), page playwright and a Chromium. Prints a
-table, and one JSON line per measurement to --out. Sizes are options (`--help`); `--device` picks
-the CPU or GPU.
+score, probe, originals and train need the `oracle` extra (torch), page playwright and a Chromium.
+Prints a table, and one JSON line per measurement to --out. Sizes are options (`--help`);
+`--device` picks the CPU or GPU.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from typing import Annotated, Literal
 
 import compare
 import memory
+import originals
 import page
 import probe
 import score
@@ -34,6 +36,7 @@ from common import OnDevice, report
 BENCHMARKS = {
     "score": score,
     "probe": probe,
+    "originals": originals,
     "memory": memory,
     "sweep": sweep,
     "train": train,
@@ -54,6 +57,7 @@ class All:
 Commands = (
     Annotated[score.Options, tyro.conf.subcommand("score")]
     | Annotated[probe.Options, tyro.conf.subcommand("probe")]
+    | Annotated[originals.Options, tyro.conf.subcommand("originals")]
     | Annotated[memory.Options, tyro.conf.subcommand("memory")]
     | Annotated[sweep.Options, tyro.conf.subcommand("sweep")]
     | Annotated[train.Options, tyro.conf.subcommand("train")]
