@@ -11,6 +11,9 @@ def start() -> None:
     """
     interruption.begin_loading()
     from emojax.cli import main
+    from emojax.data.torch_apart import hide_torch
+
+    hide_torch()
 
     code = main()
     interruption.ignore_signals()
