@@ -11,11 +11,8 @@ def start() -> None:
     """
     interruption.begin_loading()
     from emojax.cli import main
-    from emojax.data.torch_apart import hide_torch
 
-    hide_torch()
-
-    code = main()
+    code = main(alone=True)
     interruption.ignore_signals()
     if interruption.was_interrupted():
         # What was computing when the signal came may not survive Python's own way out.

@@ -34,6 +34,7 @@ from emojax.commands import (
     train,
 )
 from emojax.commands.base import Command, WritesRun
+from emojax.data.torch_apart import import_transformers
 from emojax.distributed import processes
 from emojax.errors import InputError, did_you_mean, of_the_disk, one_line
 from emojax.section import Section
@@ -185,8 +186,8 @@ def _one_line(boxed: str) -> str:
     return " ".join(text.split()) or " ".join(boxed.split())
 
 
-def main(args: Sequence[str] | None = None) -> int:
-    """Runs a command line; returns the exit code.
+def main(args: Sequence[str] | None = None, *, alone: bool = False) -> int:
+    """Runs a command line; returns the exit code. `alone`: nothing else is done in this process.
 
     Signals end the work in order, and printing cannot fail.
     """
@@ -200,10 +201,10 @@ def main(args: Sequence[str] | None = None) -> int:
 
             print(f"emojax {versions().get('emojax', 'not installed')}")
             return 0
-        return _run_line(args)
+        return _run_line(args, alone)
 
 
-def _run_line(args: Sequence[str]) -> int:
+def _run_line(args: Sequence[str], alone: bool) -> int:
     """Runs `<command> [flags]`; what goes wrong becomes one line on stderr and an exit code."""
     job, name = None, "emojax: "
     try:
@@ -213,7 +214,10 @@ def _run_line(args: Sequence[str]) -> int:
         job, rest = parse_job(args[1:])
         if job is not None and job.index is not None:
             name += f"process {job.index}: "
-        _run(command, parse(command, rest), job, _take_out(rest, ("--config",))[0].get("--config"))
+        settings = parse(command, rest)
+        if alone and hasattr(settings, "clip"):
+            import_transformers()
+        _run(command, settings, job, _take_out(rest, ("--config",))[0].get("--config"))
         interruption.check_interrupted()
         return 0
     except BaseException as error:

@@ -8,18 +8,19 @@ import os
 import sys
 
 
-def hide_torch() -> None:
-    """Lets torch look as if it were not installed; for programs to call, not for libraries.
+def import_transformers() -> None:
+    """Imports transformers while torch looks as if it were not installed, which it remembers.
 
-    Nothing changes where it is loaded already.
+    For programs to call, not for libraries: transformers has no models in this process then.
+    Nothing changes where it or torch is loaded already.
     """
-    if "torch" not in sys.modules:
-        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType] - as Python documents it
-        # transformers would say at every start that it found no torch.
-        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-
-
-def show_torch() -> None:
-    """Undoes `hide_torch`, for an import of torch to find it."""
-    if sys.modules.get("torch", True) is None:
+    if "transformers" in sys.modules or "torch" in sys.modules:
+        return
+    # transformers would say at every start that it found no torch.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    sys.modules["torch"] = None  # pyright: ignore[reportArgumentType] - as Python documents it
+    try:
+        import transformers
+    finally:
         del sys.modules["torch"]
+    assert not transformers.is_torch_available()

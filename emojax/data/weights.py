@@ -14,7 +14,6 @@ from flax import nnx
 
 from emojax.data import classes as class_names
 from emojax.data.provenance import Use, to_metadata
-from emojax.data.torch_apart import show_torch
 from emojax.errors import InputError
 from emojax.models import deep_emotion, vgg
 from emojax.store import save_arrays
@@ -47,7 +46,6 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    show_torch()
     try:
         import torch
     except ImportError:
