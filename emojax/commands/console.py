@@ -94,11 +94,14 @@ class _Lines(logging.Handler):
 def log_shown() -> Iterator[None]:
     """Shows what the library logs, which never prints by itself: lines, and warnings as such."""
     log = logging.getLogger("emojax")
-    lines, level = _Lines(logging.INFO), log.level
+    lines = _Lines(logging.INFO)
+    level, propagate = log.level, log.propagate
     log.addHandler(lines)
     log.setLevel(logging.INFO)
+    log.propagate = False  # or a handler that some library gave the root shows each line again
     try:
         yield
     finally:
         log.removeHandler(lines)
         log.setLevel(level)
+        log.propagate = propagate

@@ -103,7 +103,7 @@ def within_minutes(
             )
         _log.info(
             "edit: %s does not feed the logits, so the rest of the network runs for every setting: "
-            "about %s%s",
+            "about %s beside compilation%s",
             named,
             in_words(seconds(costs, options, images, size)),
             "" if limited is None else f" with {limited} ({given})",
