@@ -79,7 +79,7 @@ class Dissection:
     @cached_property
     def ranked(self) -> Float[np.ndarray, "U C"]:
         """The scores, with undefined ones below all others (the least float32)."""
-        return np.nan_to_num(self.scores, nan=np.finfo(np.float32).min)
+        return np.where(np.isnan(self.scores), np.finfo(np.float32).min, self.scores)
 
     @cached_property
     def labels(self) -> Int[np.ndarray, " U"]:

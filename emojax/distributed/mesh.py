@@ -46,7 +46,7 @@ def keep_programs(folder: Path) -> None:
     its instruction set, so each kind of machine has a folder of its own. Nothing changes where a
     folder was set already (JAX_COMPILATION_CACHE_DIR).
     """
-    # pyright: as above
+    # Again an attribute that pyright does not see.
     if jax.config.jax_compilation_cache_dir is not None:  # pyright: ignore[reportAttributeAccessIssue]
         return
     jax.config.update("jax_compilation_cache_dir", str(folder / _machine()))
