@@ -69,7 +69,7 @@ def overview() -> str:
         *(f"  {name:<10} {command.about}" for name, command in COMMANDS.items()),
         "",
         "emojax <command> --help lists its settings with their defaults. --config FILE takes them "
-        "from YAML (see configs/).",
+        "from YAML; --config paper and other files of configs/ go by name.",
         "Several processes as one (docs/scale.md): --coordinator HOST:PORT --processes N --index "
         "I, or --coordinator auto.",
     ]

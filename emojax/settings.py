@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from emojax.dissection.options import Similarity
 from emojax.editing.search import Edit
@@ -39,8 +39,17 @@ class Data(Section):
     )
     limit: Positive | None = Field(
         default=None,
-        description="take only the first images of each split; of rendered faces, how many to "
-        "render",
+        description="take only so many images of each split; of rendered faces, how many to render",
+    )
+    draw: Literal["balanced", "first"] = Field(
+        default="balanced",
+        description="which images a limit takes: as many of each class, drawn by draw-seed; or the "
+        "first",
+    )
+    draw_seed: Seed = Field(default=0, description="seed of the balanced draw")
+    class_map: tuple[str, ...] = Field(
+        default=(),
+        description="other names for classes of the data, as OLD=NEW; several OLD may have one NEW",
     )
     exclude: UserPath | None = Field(
         default=None,
@@ -50,6 +59,15 @@ class Data(Section):
     size: Positive | None = Field(
         default=None, description="side that folder images are brought to; None keeps a common size"
     )
+
+    @field_validator("class_map")
+    @classmethod
+    def _are_pairs(cls, pairs: tuple[str, ...]) -> tuple[str, ...]:
+        for pair in pairs:
+            old, equals, new = pair.partition("=")
+            if not (old.strip() and equals and new.strip()):
+                raise ValueError(f"{pair!r} is not of the form OLD=NEW")
+        return pairs
 
 
 class Target(Section):
@@ -215,6 +233,8 @@ class Report(Section):
     )
 
 
+# Where `--config NAME` looks: in an installed package, or in a clone.
+_CONFIGS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
 CACHE = Field(
     default=Path("~/.cache/emojax"),
     validate_default=True,
@@ -255,17 +275,22 @@ def paths_in(settings: BaseModel, prefix: str = "--") -> Iterator[tuple[str, Pat
             yield from ((flag, path) for path in each if isinstance(path, Path))
 
 
-def read_settings(path: Path) -> Settings:
-    """Settings from a YAML file.
+def read_settings(path: Path | str) -> Settings:
+    """Settings from a YAML file, or from one that comes with emojax, by its name: `paper`.
 
     Raises:
       InputError: the file is missing or not YAML, or a name or value is refused; the message names
         it.
     """
+    path = _shipped(Path(path))
     try:
-        values = yaml.safe_load(Path(path).read_text("utf-8"))
+        values = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:
-        raise InputError(f"cannot read the settings file {path}: {error.strerror}") from None
+        files = (file for folder in _CONFIGS for file in folder.glob("*.yaml"))
+        known = ", ".join(sorted(file.stem for file in files))
+        raise InputError(
+            f"cannot read the settings file {path}: {error.strerror}; shipped by name: {known}"
+        ) from None
     except RecursionError:
         raise InputError(f"{path}: not YAML that makes sense here (nested too deep)") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that is none
@@ -276,6 +301,15 @@ def read_settings(path: Path) -> Settings:
         return Settings.model_validate(values or {})
     except ValidationError as error:
         raise InputError(f"{path}: {explain(error, Settings)}") from None
+
+
+def _shipped(path: Path) -> Path:
+    """The path, or for a bare name that is no file here the file that comes with emojax."""
+    if path.parent == Path() and not path.suffix and not path.exists():
+        for folder in _CONFIGS:
+            if (folder / f"{path}.yaml").is_file():
+                return folder / f"{path}.yaml"
+    return path
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:

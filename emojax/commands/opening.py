@@ -39,14 +39,30 @@ def needed(value: _Value | None, flag: str, what: str) -> _Value:
 
 def open_split_of(data: Data, split: str) -> ImageSet:
     """A split of the settings' data set."""
+    pairs = (pair.partition("=") for pair in data.class_map)
     return open_split(
-        data.path, split, kind=data.kind, size=data.size, limit=data.limit, exclude=data.exclude
+        data.path,
+        split,
+        kind=data.kind,
+        size=data.size,
+        limit=data.limit,
+        draw=data.draw,
+        seed=data.draw_seed,
+        exclude=data.exclude,
+        class_map={old.strip(): new.strip() for old, _, new in pairs},
     )
 
 
 def open_probe_set(data: Data) -> ImageSet:
-    """The split that is probed."""
-    return open_split_of(data, data.probe_split)
+    """The split that is probed. Warns of one in which nothing can differ by class."""
+    images = open_split_of(data, data.probe_split)
+    if images.labels is not None and (images.labels == images.labels[0]).all():
+        label = images.classes[images.labels[0]]
+        warn(
+            f"all {len(images)} images of {images.name} are of the class {label!r}: labels can "
+            "only tell what differs within it, and their description accuracy means nothing"
+        )
+    return images
 
 
 def open_test_splits(data: Data) -> list[ImageSet]:
