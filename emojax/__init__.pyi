@@ -22,13 +22,13 @@ from emojax.editing.edit import edit_layers as edit_layers
 from emojax.editing.edit import read_gains as read_gains
 from emojax.editing.search import Search as Search
 from emojax.editing.search import Setting as Setting
-from emojax.editing.study import Study as Study
 from emojax.editing.study import run_study as run_study
+from emojax.editing.study_result import Study as Study
 from emojax.editing.sweep import Sweep as Sweep
 from emojax.errors import InputError as InputError
-from emojax.evidence.assess import Subject as Subject
 from emojax.evidence.assess import assess as assess
-from emojax.evidence.assess import subject as subject
+from emojax.evidence.subject import Subject as Subject
+from emojax.evidence.subject import subject as subject
 from emojax.evidence.verdict import Evidence as Evidence
 from emojax.models.deep_emotion import DeepEmotion as DeepEmotion
 from emojax.models.deep_emotion import DeepEmotionConfig as DeepEmotionConfig

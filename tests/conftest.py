@@ -283,7 +283,10 @@ def hostile(tmp_path_factory, tiny_vgg, tiny_clip) -> tuple[Path, ImageSet]:
     from emojax.commands import report as reporting
     from emojax.commands import steps
     from emojax.commands.base import Studying
+    from emojax.commands.opening import StudyInputs
+    from emojax.commands.study import begin_study, finish_study
     from emojax.data.concepts import ConceptSet
+    from emojax.editing.study import run_study
 
     images = twice(generated_images(120, 2, "<b>blobs</b>"), 120)
     tests = [
@@ -306,6 +309,13 @@ def hostile(tmp_path_factory, tiny_vgg, tiny_clip) -> tuple[Path, ImageSet]:
     )
     out = tmp_path_factory.mktemp("runs") / "a <b> & run"
     with store.run_folder(out, "run", settings.model_dump(mode="json")) as run:
-        steps.chain(settings, run, tiny_vgg, tiny_clip, concepts, images, tests)
+        inputs = StudyInputs(tiny_vgg, tiny_clip, concepts, images, tests, None)
+        model = steps.check_study_inputs(settings, inputs)
+        record = steps.probe(settings, run, model, images, tiny_clip)
+        dissection, table1, summary = steps.label(settings, run, record, concepts, tiny_clip, model)
+        options = begin_study(settings, run, table1, tests)
+        study = run_study(model, dissection, table1, images, tests, **options)
+        summary["edit"] = finish_study(run, study)
+        store.write_json(run.folder / "summary.json", summary)
     reporting.add(out, config.Report(images="thumbnails"), images)
     return out, images

@@ -45,8 +45,10 @@ def demo(settings: DemoSettings) -> None:
     from emojax import store
     from emojax.commands import opening, report, steps
     from emojax.commands.console import say_written
+    from emojax.commands.study import begin_study, finish_study
     from emojax.data.concepts import load_concepts
     from emojax.data.provenance import read_provenance
+    from emojax.editing.study import run_study
     from emojax.synthetic import shipped
 
     effective = _effective(settings)
@@ -65,7 +67,14 @@ def demo(settings: DemoSettings) -> None:
             "classes": list(model.config.class_names or ()),
         }
         concepts = load_concepts("paper25")
-        record, summary = steps.chain(effective, run, model, clip, concepts, images, tests)
+        class_names = model.config.class_names
+        inputs = opening.StudyInputs(model, clip, concepts, images, tests, class_names)
+        model = steps.check_study_inputs(effective, inputs)
+        record = steps.probe(effective, run, model, images, clip)
+        dissection, table1, summary = steps.label(effective, run, record, concepts, clip, model)
+        options = begin_study(effective, run, table1, tests)
+        study = run_study(model, dissection, table1, images, tests, **options)
+        summary["edit"] = finish_study(run, study)
         summary["truth"] = _compare_with_truth(run, model, record, test_faces, tests)
         store.write_json(run.folder / "summary.json", summary)
     try:

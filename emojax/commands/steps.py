@@ -1,7 +1,8 @@
 """The steps of the main job, from built objects to results in a run folder, with what is printed of
 them.
 
-`run`, `dissect`, `sweep` and `demo` are made of these: check, probe, dissect, label, study.
+`run`, `dissect`, `sweep` and `demo` are made of these: check, probe, dissect, label. The study that
+may follow is in `commands/study.py`.
 """
 
 import time
@@ -15,7 +16,7 @@ from rich.table import Table
 from emojax import store
 from emojax.commands.base import Dissecting, Probing, Studying
 from emojax.commands.console import console, progress, say
-from emojax.commands.study import study_edits
+from emojax.commands.opening import Classifier, StudyInputs
 from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.concepts import ConceptSet
 from emojax.data.image_set import ImageSet
@@ -23,9 +24,8 @@ from emojax.dissection.dissect import dissect as dissect_record
 from emojax.dissection.dissect import embed_concepts
 from emojax.dissection.labels import Dissection
 from emojax.dissection.options import wpmi_options
-from emojax.dissection.table import LayerSummary, interpretability
-from emojax.editing.study import check_study
-from emojax.models.deep_emotion import DeepEmotion
+from emojax.dissection.table import LayerSummary
+from emojax.editing.study_checks import check_study
 from emojax.models.vgg import VggNet
 from emojax.ops.similarity import rank_reorder_size
 from emojax.probing.network import as_network, resolve_layers
@@ -33,8 +33,6 @@ from emojax.probing.probe import probe as probe_network
 from emojax.probing.record import ProbeRecord
 from emojax.report.write import write_dissection
 from emojax.settings import Dissect
-
-Classifier = VggNet | DeepEmotion
 
 
 def check(
@@ -53,20 +51,22 @@ def check(
     resolve_layers(settings.probe.layers or model.config.probed(), list(model.config.units()))
 
 
-def check_edits(
-    settings: Studying, model: Classifier, images: ImageSet, tests: Sequence[ImageSet]
-) -> VggNet:
-    """Refuses before the probe what the edit would refuse after it; returns what can be edited."""
+def check_study_inputs(settings: Studying, inputs: StudyInputs) -> VggNet:
+    """Refuses before the probe what labelling and editing would refuse after it.
+
+    Returns the network as one that can be edited.
+    """
+    check(settings, inputs.model, inputs.clip, inputs.concepts, inputs.images)
     check_study(
-        model,
+        inputs.model,
         settings.edit,
-        images,
-        tests,
+        inputs.images,
+        inputs.tests,
         probed=settings.probe.layers,
         protocol=settings.evaluate.protocol,
     )
-    assert isinstance(model, VggNet)  # others were refused
-    return model
+    assert isinstance(inputs.model, VggNet)  # others were refused
+    return inputs.model
 
 
 def probe(
@@ -170,48 +170,6 @@ def label(
     if dissection.confidence:
         say(_confidence_line(summary["confidence"], sum(record.layers.values())))
     return dissection, table1, summary
-
-
-def chain(
-    settings: Studying,
-    run: store.Run,
-    model: Classifier,
-    clip: ClipEncoder,
-    concepts: ConceptSet,
-    images: ImageSet,
-    tests: Sequence[ImageSet],
-) -> tuple[ProbeRecord, dict[str, Any]]:
-    """The main job: probe, labels, Table 1, the edit and its evidence; all of it written.
-
-    Returns the record and the summary that was written.
-    """
-    check(settings, model, clip, concepts, images)
-    editable = check_edits(settings, model, images, tests)
-    record = probe(settings, run, model, images, clip)
-    dissection, table1, summary = label(settings, run, record, concepts, clip, model)
-    summary["edit"] = study_edits(settings, run, editable, dissection, table1, images, tests)
-    store.write_json(run.folder / "summary.json", summary)
-    return record, summary
-
-
-def sweep(
-    settings: Studying,
-    run: store.Run,
-    model: Classifier,
-    clip: ClipEncoder,
-    concepts: ConceptSet,
-    images: ImageSet,
-    tests: Sequence[ImageSet],
-) -> dict[str, Any]:
-    """Probe, labels and the edit, without the labels' files; returns the summary of the edit."""
-    check(settings, model, clip, concepts, images)
-    editable = check_edits(settings, model, images, tests)
-    record = probe(settings, run, model, images, clip)
-    dissection = dissect(settings, run, record, concepts, clip)
-    table1 = interpretability(dissection, settings.dissect.tau)
-    edit = study_edits(settings, run, editable, dissection, table1, images, tests)
-    store.write_json(run.folder / "summary.json", {"edit": edit})
-    return edit
 
 
 def open_record(path: Path) -> ProbeRecord:

@@ -33,12 +33,23 @@ from emojax.training.evaluate import Protocol, labelled, same_classes, tencrop_v
 
 Progress = Callable[[int, int], None]
 After = Callable[[PyTree, jax.Array, Gain], jax.Array]
-Batch = tuple[jax.Array, jax.Array]
 
 FEEDS_LOGITS = ("lin2", "lin3")  # layers with nothing but a ReLU and a product behind them
 _FORMAT = 2  # of activations on disk; part of their key
 _RESIDENT = 2**31  # bytes of activations that stay on the devices; more is sent in batches
 _BATCH = 2**28  # bytes of activations sent at once
+
+
+class Batch(NamedTuple):
+    """Images of a labelled set on the devices; a label of −1 is padding.
+
+    Attributes:
+      values: the layer's output before its bias, a row per image.
+      labels: [T].
+    """
+
+    values: jax.Array
+    labels: jax.Array
 
 
 class Head(NamedTuple):
@@ -145,7 +156,7 @@ class PreBiasActivations:
             if pad:
                 values = np.pad(values, ((0, pad), *(((0, 0),) * (values.ndim - 1))))
                 labels = np.pad(labels, (0, pad), constant_values=-1)
-            yield put_sharded(mesh, (np.asarray(values), labels))
+            yield Batch(*put_sharded(mesh, (np.asarray(values), labels)))
 
 
 @functools.lru_cache(maxsize=32)

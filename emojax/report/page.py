@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from emojax.data.classes import meaning
 from emojax.data.image_set import ImageSet
-from emojax.editing.study import SplitResult, StudySummary
+from emojax.editing.study_result import SplitResult, StudySummary
 from emojax.errors import InputError
 from emojax.report import figures, sprites
 from emojax.report.results import Results

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from emojax.dissection.labels import Dissection
 from emojax.dissection.table import LayerSummary
-from emojax.editing.study import StudySummary
+from emojax.editing.study_result import StudySummary
 from emojax.errors import InputError
 from emojax.evidence.verdict import Evidence
 from emojax.report import schema, units

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from emojax.editing.study import StudySummary
+from emojax.editing.study_result import StudySummary
 
 
 class _Part(BaseModel):
