@@ -20,8 +20,15 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 import jax
+from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Types mix only where the source says so.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# Shapes and types in annotations are checked at every call, so this comes before any import.
+CHECKED = ("ops", "models", "probing", "dissection", "editing", "evidence", "training")
+install_import_hook([f"emojax.{package}" for package in CHECKED], "beartype.beartype")
 
 
 def _compilations() -> Path:
