@@ -492,6 +492,7 @@ def test_notes_added_while_a_run_goes_on_stay(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["R", "R.new"]
 
 
+@pytest.mark.slow
 def test_two_runs_into_one_folder_lose_neither(tmp_path):
     def run():
         with store.run_folder(tmp_path / "R", "x", {}) as late:
@@ -533,6 +534,7 @@ with store.atomic_folder(out, functools.partial(outputs.check_out, overwrite=Tru
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("inside", "renames"),
     [*((False, number) for number in range(3)), *((True, number) for number in range(7))],
