@@ -68,6 +68,7 @@ def check_outcome(outcomes, at, logits, labels):
     assert outcomes.near_ties[at] == near.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("layer", vgg.LAYERS)
 def test_every_fast_path_equals_evaluating_edited_parameters(
@@ -324,6 +325,7 @@ def test_few_frames_between_a_sweep_and_its_kernel(dense, monkeypatch, tmp_path)
     assert max(map(len, frames)) <= 6
 
 
+@pytest.mark.slow
 def test_lin2_of_the_published_network(blobs):
     """4,096 units: thresholds and masks against the forward pass of edited parameters."""
     model = nnx.jit(lambda: vgg.VggNet(vgg.VggConfig.paper(), rngs=nnx.Rngs(0)))()
