@@ -20,8 +20,15 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 import jax
+from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 8)
+# Types mix only where the source says so.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# Shapes and types in annotations are checked at every call, so this comes before any import.
+CHECKED = ("ops", "models", "probing", "dissection", "editing", "evidence", "training")
+install_import_hook([f"emojax.{package}" for package in CHECKED], "beartype.beartype")
 
 
 def _compilations() -> Path:
@@ -50,7 +57,19 @@ from emojax.ops.topk import TopK
 from emojax.probing import record as records
 from emojax.probing.record import ProbeRecord
 
+# What these fixtures make takes seconds before a test begins, so whatever needs them is slow.
+SLOW_FIXTURES = {
+    *("demo_cache", "dissected", "forms", "hostile", "paged", "planted", "sources", "spoilt"),
+    *("parts", "warm"),
+}
 TINY = VggConfig(widths=(4, 4, 6, 6, 8, 8, 10, 10), hidden=(24, 20))
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

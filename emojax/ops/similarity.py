@@ -113,7 +113,7 @@ def _top_k_of_groups(target_feats: Float[AnyArray, "I U"], k: int) -> Int32[Arra
     # back in their order, so that the second `top_k` meets equal candidates in theirs.
     chosen = jnp.sort(jax.lax.top_k(maxima.T, k)[1], axis=1)
     members = jnp.arange(size, dtype=chosen.dtype)
-    candidates = (chosen[:, :, None] * size + members).reshape(units, k * size)
+    candidates = (chosen[:, :, None] * size + members[None, None, :]).reshape(units, k * size)
     values = jnp.take_along_axis(padded.T, candidates, axis=1)
     return jnp.take_along_axis(candidates, jax.lax.top_k(values, k)[1], axis=1)
 
@@ -464,7 +464,8 @@ def descending_order(values: Float[Array, "R N"]) -> Int32[Array, "R N"]:
     # Equal values get equal ranks, the number of values before them; the place decides then.
     find = functools.partial(jnp.searchsorted, method="scan_unrolled")
     rank = jax.vmap(find)(jnp.sort(bits, axis=1), bits).astype(jnp.int32)
-    return jnp.sort(rank * n + jnp.arange(n, dtype=jnp.int32), axis=1) % n
+    place = jnp.arange(n, dtype=jnp.int32)[None, :]
+    return jnp.sort(rank * n + place, axis=1) % n
 
 
 def rank_reorder_from_topk(
@@ -478,7 +479,7 @@ def rank_reorder_from_topk(
     """One unit: its N largest activations, descending, the same images' rows, its baseline."""
     # [C, N]: image r of the concept's ranking is compared with the r-th of the unit's own.
     reordered = activations[descending_order(clip_rows.T)]
-    error = jnp.mean(jnp.abs(reordered - activations) ** p, axis=1) / baseline
+    error = jnp.mean(jnp.abs(reordered - activations[None, :]) ** p, axis=1) / baseline
     return -error / clip_rows.mean(axis=0) ** scale_p
 
 

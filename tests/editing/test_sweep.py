@@ -67,6 +67,7 @@ def check_outcome(outcomes, at, logits, labels):
     assert outcomes.near_ties[at] == near.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("layer", vgg.LAYERS)
 def test_every_fast_path_equals_evaluating_edited_parameters(
@@ -305,6 +306,7 @@ def test_a_second_sweep_traces_nothing(tiny_vgg, few, layer, monkeypatch):
     assert before[1] == before[0]
 
 
+@pytest.mark.slow
 def test_lin2_of_the_published_network(blobs):
     """4,096 units: thresholds and masks against the forward pass of edited parameters."""
     model = nnx.jit(lambda: vgg.VggNet(vgg.VggConfig.paper(), rngs=nnx.Rngs(0)))()

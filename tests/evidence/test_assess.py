@@ -93,6 +93,7 @@ def plain_choice(subjects, all_scores):
     return settings[int(table.argmax())], table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_procedure_equals_plain_loops(subjects, count):
     mine = subjects[:count]
@@ -281,6 +282,7 @@ def test_refusals(subjects):
             call()
 
 
+@pytest.mark.slow
 def test_simulated_studies():
     """40 studies of each kind. At most 5 of 40 false findings: P(more) is 1.4 %."""
     options = SIMULATION["Options"](studies=40, permutations=39, masks=20)

@@ -71,6 +71,7 @@ def test_record_equals_plain_statistics(found, tiny_vgg, blobs, tiny_clip):
         np.testing.assert_array_equal(found.top.indices[half], mine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch", "devices"), [(7, 1), (512, 1), (64, 2), (512, 2), (7, 8), (64, 8)]
 )
@@ -173,6 +174,7 @@ def whole(tiny_vgg, blobs, tiny_clip):
     return probe.probe(tiny_vgg, blobs, tiny_clip, mesh=make_mesh(2), **OPTIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batches", "devices"), [(1, 2), (3, 2), (4, 1), (4, 8)])
 def test_resumed_probe_is_identical(whole, tiny_vgg, blobs, tiny_clip, tmp_path, batches, devices):
     """Stopped on two devices, resumed on as many or others: the same bits.
@@ -209,6 +211,7 @@ def test_resumed_probe_is_identical(whole, tiny_vgg, blobs, tiny_clip, tmp_path,
     same(again, resumed)
 
 
+@pytest.mark.slow
 def test_any_change_of_content_is_a_fresh_computation(whole, tiny_vgg, blobs, tiny_clip, tmp_path):
     def key(model=tiny_vgg, images=blobs, clip=tiny_clip, **changed):
         return probe.probe(

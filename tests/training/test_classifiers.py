@@ -24,6 +24,7 @@ def images():
     return generated_images(64, 3, "blobs")
 
 
+@pytest.mark.slow
 def test_learns_what_can_be_learnt(tiny_vgg, blobs):
     """Better in loss, and beyond luck in accuracy, than what does not look at the images."""
     images = ImageSet.from_arrays(blobs.images[:96], blobs.labels[:96], blobs.classes)
@@ -45,6 +46,7 @@ def test_a_stream_gives_what_resident_images_give(tiny_vgg, images):
     assert distance(here.last, streamed.last, start) < ROUNDING
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_float32_parameters_and_comes_near(tiny_vgg, images):
     (full,) = fit(tiny_vgg, images, task={"precision": "float32"})
     (half,) = fit(tiny_vgg, images, task={"precision": "bfloat16"})
@@ -56,6 +58,7 @@ def test_bfloat16_keeps_float32_parameters_and_comes_near(tiny_vgg, images):
     assert half.history[-1]["loss"] != full.history[-1]["loss"]
 
 
+@pytest.mark.slow
 def test_augmented_training_is_seeded(tiny_vgg, images):
     one, again, other = (
         fit(tiny_vgg, images, recipe(epochs=1, seed=seed), task={"augment": "ten_crop"})[0]
