@@ -53,7 +53,7 @@ def check_interrupted() -> None:
     """Ends the work if a signal came and its exception was lost.
 
     Python drops an exception that a signal handler raises inside a callback of compiled code or a
-    finalizer, prints its traceback and goes on; the program would end with exit code 0.
+    finalizer, prints its traceback and continues; the program would end with exit code 0.
 
     Raises:
       Interrupted: a signal came.

@@ -185,7 +185,7 @@ def test_the_page_says_what_the_network_has_seen(hostile, tmp_path):
         ({"target": {"seen": None}}, "unknown origin: counts as having seen all test splits"),
         ({"target": {"seen": []}}, "none"),
     ):
-        assert page.seen(target) == said
+        assert page.provenance(target) == said
     folder = copy_of(hostile[0], tmp_path)
     manifest = json.loads((folder / "manifest.json").read_text())
     store.write_json(
@@ -193,7 +193,7 @@ def test_the_page_says_what_the_network_has_seen(hostile, tmp_path):
         manifest | {"target": {"seen": [{"name": "<i>", "role": "trained"}]}},
     )
     assert (
-        "splits that it has seen</th><td>&lt;i&gt; (trained on)</td>"
+        "splits that shaped it</th><td>&lt;i&gt; (trained on)</td>"
         in page.build(read_run(folder))[0]
     )
 

@@ -55,7 +55,7 @@ def read_provenance(path: Path) -> tuple[Use, ...] | None:
     try:
         return tuple(Use(*map(str, use)) for use in json.loads(entry))
     except (ValueError, TypeError, RecursionError):
-        raise InputError(f"{path}: its record of seen images is damaged ({entry[:60]!r})") from None
+        raise InputError(f"{path}: its provenance is damaged ({entry[:60]!r})") from None
 
 
 def overlap_warnings(

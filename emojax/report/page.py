@@ -70,7 +70,7 @@ def draw(run: Results, images: ImageSet | None = None) -> dict[str, Shown]:
     """All figures that the folder's results allow, by name; those of images only with the probe
     images.
     """
-    found: dict[str, tuple[Figure | None, str]] = {}
+    drawn: dict[str, tuple[Figure | None, str]] = {}
     layer = None if run.study is None else run.study.setting.layer
     factor = None if run.study is None else run.study.setting.factor
     if run.details is not None:
@@ -78,29 +78,29 @@ def draw(run: Results, images: ImageSet | None = None) -> dict[str, Shown]:
             zip(run.details.network.tolist(), run.details.network_units.tolist(), strict=True)
         )
         dissected = run.details.layers.tolist()
-        found["network"] = (
+        drawn["network"] = (
             figures.plot_network(network, dissected, layer),
             "The network's layers and their units.",
         )
     if images is not None and images.labels is not None:
-        found["samples"] = figures.plot_samples(images), f"Samples of {images.name}, by class."
+        drawn["samples"] = figures.plot_samples(images), f"Samples of {images.name}, by class."
         flagged = flagged_images(run, images)
         if flagged:
-            found["flagged"] = (
+            drawn["flagged"] = (
                 figures.plot_flagged(images, flagged),
                 "Images that the audit flagged, with their numbers.",
             )
     if run.labels is not None:
         tau = run.summary["tau"]
-        found["descriptions"] = (
+        drawn["descriptions"] = (
             figures.plot_descriptions(run.table1),
             "Description accuracy by layer, and chance.",
         )
-        found["similarities"] = (
+        drawn["similarities"] = (
             figures.plot_similarities(run.labels, tau),
             f"Maximum similarities by layer, tau = {tau:g}.",
         )
-        found["labels"] = (
+        drawn["labels"] = (
             figures.plot_labels(run.labels),
             "Labels by how many units have them. Correctly described: the label speaks for the "
             "class of more than half of the unit's top 10 images.",
@@ -113,42 +113,43 @@ def draw(run: Results, images: ImageSet | None = None) -> dict[str, Shown]:
                 "at 0.05, adjusted over the cells. As the grid was searched, the verdict and not "
                 "the grid says whether the edit helps."
             )
-        found["grid"] = figures.plot_grid(run.sweep, layer), caption
+        drawn["grid"] = figures.plot_grid(run.sweep, layer), caption
     if run.thresholds and layer and factor:
         caption = f"Accuracy of {layer} at every threshold, all test splits."
         caption += " Band: as many random units instead." if run.bands else ""
         baseline = None if run.study is None else pooled(run.study.baseline)
         unedited = None if baseline is None else baseline.top1
-        found["thresholds"] = (
+        drawn["thresholds"] = (
             figures.plot_thresholds(run.thresholds, layer, factor, run.bands, unedited),
             caption,
         )
     if run.evidence is not None:
-        found["per_class"] = (
+        drawn["per_class"] = (
             figures.plot_per_class(run.evidence),
             "Images that the edit puts right and wrong, by class.",
         )
     return {
-        name: Shown(each, caption, _svg(name, each))
-        for name, (each, caption) in found.items()
-        if each is not None
+        name: Shown(figure, caption, _svg(name, figure))
+        for name, (figure, caption) in drawn.items()
+        if figure is not None
     }
 
 
 def flagged_images(run: Results, images: ImageSet) -> dict[str, list[int]]:
     """Images of the probe set that the run's `audit.csv` names, by reason."""
-    found: dict[str, list[int]] = {}
+    flagged: dict[str, list[int]] = {}
     if run.audit:
-        at = {str(images.ids[i]): i for i in range(len(images))}
+        numbers = {str(images.ids[i]): i for i in range(len(images))}
         for name, reason in zip(run.audit["file"], run.audit["reason"], strict=True):
-            if name in at:
-                found.setdefault(reason, []).append(at[name])
-    return found
+            if name in numbers:
+                flagged.setdefault(reason, []).append(numbers[name])
+    return flagged
 
 
 def _svg(name: str, figure: Figure) -> str:
     """A figure as SVG whose text is text; equal figures give equal bytes."""
-    file, quiet = io.StringIO(), dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    file = io.StringIO()
+    quiet = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         figures.save(figure, file, format="svg", facecolor="none", metadata=quiet)
     return file.getvalue()
@@ -311,10 +312,12 @@ def _flat(values: Mapping[str, Any], before: str = "") -> Any:
 
 def _words(run: Results) -> list[str]:
     """What was found, in plain words."""
-    said, summary = [], run.summary
+    sentences = []
+    summary = run.summary
     if run.labels is not None:
-        units, above = sum(run.labels.layers.values()), sum(row.interpretable for row in run.table1)
-        said.append(
+        units = sum(run.labels.layers.values())
+        above = sum(row.interpretable for row in run.table1)
+        sentences.append(
             f"{len(run.labels.layers)} layers with {units:,} units were dissected on "
             f"{summary['images']:,} images with"
             f" {summary['concepts']:,} concepts by {summary['similarity']}. {above:,} units "
@@ -326,27 +329,28 @@ def _words(run: Results) -> list[str]:
             line = f"{sure['significant_at_q05']:,} labels are above chance (q ≤ 0.05)"
             if sure.get("halves_agree") is not None:
                 line += f"; {sure['halves_agree']:,} stay the same on either half of the images"
-            said.append(line + ".")
+            sentences.append(line + ".")
         known = [row for row in run.table1 if row.adjusted_overall is not None]
         if known:
             best = max(known, key=lambda row: row.adjusted_overall or 0.0)
-            said.append(
+            sentences.append(
                 f"Labels describe their units best in {best.layer}: the class of "
                 f"{best.overall_acc:.0%} of a unit's top"
                 " images is one that its label speaks for, where chance gives "
                 f"{best.chance_overall:.0%}."
             )
     if run.study is None:
-        said.append("No edit was tried.")
+        sentences.append("No edit was tried.")
     elif not run.study.verdict:
-        said.append("An edit was tried; its evidence was not assessed.")
-    return said
+        sentences.append("An edit was tried; its evidence was not assessed.")
+    return sentences
 
 
 def _cards(run: Results) -> list[tuple[str, str]]:
     if run.labels is None:
         return []
-    units, above = sum(run.labels.layers.values()), sum(row.interpretable for row in run.table1)
+    units = sum(run.labels.layers.values())
+    above = sum(row.interpretable for row in run.table1)
     cards = [(f"{units:,}", "units"), (f"{above:,}", "interpretable")]
     sure = run.summary.get("confidence")
     cards += [(f"{sure['significant_at_q05']:,}", "labels above chance")] if sure else []
@@ -357,9 +361,10 @@ def _cards(run: Results) -> list[tuple[str, str]]:
 
 
 def _what(run: Results) -> list[tuple[str, str]]:
-    """Data, networks, concepts and what the checkpoint has seen."""
-    s, demo = run.settings, run.command == "demo"
-    data = s.get("data", {})
+    """Data, networks, concepts and the checkpoint's provenance."""
+    settings = run.settings
+    demo = run.command == "demo"
+    data = settings.get("data", {})
     where = (
         "rendered faces"
         if demo or data.get("kind") == "faces"
@@ -377,35 +382,42 @@ def _what(run: Results) -> list[tuple[str, str]]:
             "network",
             "the demo's small VGGNet"
             if demo
-            else str(s.get("target", {}).get("weights") or "unknown"),
+            else str(settings.get("target", {}).get("weights") or "unknown"),
         ),
-        ("splits that it has seen", seen(run.manifest)),
+        ("splits that shaped it", provenance(run.manifest)),
         (
             "CLIP",
-            "the demo's small CLIP" if demo else str(s.get("clip", {}).get("path") or "unknown"),
+            "the demo's small CLIP"
+            if demo
+            else str(settings.get("clip", {}).get("path") or "unknown"),
         ),
-        ("concepts", "paper25" if demo else str(s.get("concepts", {}).get("path", "unknown"))),
+        (
+            "concepts",
+            "paper25" if demo else str(settings.get("concepts", {}).get("path", "unknown")),
+        ),
         (
             "similarity",
-            str(run.summary.get("similarity", s.get("dissect", {}).get("similarity", "soft_wpmi"))),
+            str(
+                run.summary.get(
+                    "similarity", settings.get("dissect", {}).get("similarity", "soft_wpmi")
+                )
+            ),
         ),
     ]
     return pairs
 
 
-def seen(manifest: Mapping[str, Any]) -> str:
-    """What the checkpoint is known to have seen."""
+def provenance(manifest: Mapping[str, Any]) -> str:
+    """What the checkpoint is known to have been trained and selected on."""
     target = manifest.get("target")
     if not isinstance(target, dict) or "seen" not in target:
         return "unknown"
     if target["seen"] is None:
         return "unknown origin: counts as having seen all test splits"
     what = {"trained": "trained on", "chosen": "epoch or edit chosen on"}
-    entries = [each for each in target["seen"] if isinstance(each, dict)]
+    entries = [use for use in target["seen"] if isinstance(use, dict)]
     return (
-        ", ".join(
-            f"{each.get('name')} ({what.get(str(each.get('role')), '?')})" for each in entries
-        )
+        ", ".join(f"{use.get('name')} ({what.get(str(use.get('role')), '?')})" for use in entries)
         or "none"
     )
 
@@ -436,7 +448,7 @@ def _table1(run: Results) -> list[list[str]]:
 def _edit(run: Results, study: StudySummary) -> dict[str, Any]:
     """What the page says of the edit, as text."""
     setting = study.setting
-    found = run.evidence
+    evidence = run.evidence
     numbers = {"tau": setting.tau, "factor": setting.factor}
     parts = [
         f"{name} {value:g}".replace("-", "−")
@@ -444,15 +456,17 @@ def _edit(run: Results, study: StudySummary) -> dict[str, Any]:
         if value is not None
     ]
     kind = setting.kind.replace("_", " ")
-    said = ", ".join([f"Layer {setting.layer}", kind, *parts, f"gains on {study.scope}"]) + "."
+    text = ", ".join([f"Layer {setting.layer}", kind, *parts, f"gains on {study.scope}"]) + "."
     if study.tested is not None:
-        said += f" Tested on {', '.join(study.tested.on)}"
-        where_chosen = ", where it was chosen."
-        said += where_chosen if study.selected_on_test else ", which took no part in its choice."
+        text += f" Tested on {', '.join(study.tested.on)}"
+        if study.selected_on_test:
+            text += ", where it was selected."
+        else:
+            text += ", which took no part in its selection."
     before = study.baseline or {}
     after = study.edited
     return {
-        "setting": said,
+        "setting": text,
         "accuracy": [
             _accuracy(name, before[name], after[name]) for name in before if name in after
         ],
@@ -465,11 +479,11 @@ def _edit(run: Results, study: StudySummary) -> dict[str, Any]:
                 p_text(row["p_value"]),
                 p_text(row["p_adjusted"]),
             ]
-            for name, row in (found.per_class if found else {}).items()
+            for name, row in (evidence.per_class if evidence else {}).items()
         ],
-        "change": found and _signed(found.change),
+        "change": evidence and _signed(evidence.change),
         "controls": [
-            _control(name, row) for name, row in (found.controls if found else {}).items()
+            _control(name, row) for name, row in (evidence.controls if evidence else {}).items()
         ],
     }
 
@@ -492,7 +506,7 @@ _CONTROLS = {
     "weight_sum": "units of large weights",
     "learned": "gains learned from labels",
     "random_masks": "as many random units",
-    "permuted_scores": "choice and test with permuted scores",
+    "permuted_scores": "selection and test with permuted scores",
 }
 
 
@@ -514,20 +528,20 @@ def _control(name: str, row: Mapping[str, Any]) -> list[str]:
     return [title, f"{_signed(row['mean'])} on average", between, f"{row['draws']:,}", as_good]
 
 
-def _truth(title: str, found: Mapping[str, Mapping[str, Any]]) -> tuple[str, list[list[str]]]:
-    one = next(iter(found.values()))
-    attributes = one["attributes"]
+def _truth(title: str, by_function: Mapping[str, Mapping[str, Any]]) -> tuple[str, list[list[str]]]:
+    first = next(iter(by_function.values()))
+    attributes = first["attributes"]
 
     def line(name: str, best: float, among: float, auroc: float, rank: float) -> list[str]:
         return [name, f"{best:.0%}", f"{among:.0%}", f"{auroc:.3f}", number(rank)]
 
     rows = [
         line(n, r["best"], r["among_three"], r["auroc_of_label"], r["rank_correlation"])
-        for n, r in found.items()
+        for n, r in by_function.items()
     ]
-    rows.append(line("random", 1 / attributes, 3 / attributes, one["auroc_of_random"], 0.0))
-    rows.append(line("the truth", 1.0, 1.0, one["auroc_of_best"], 1.0))
-    return f"{one['units']:,} {title}", rows
+    rows.append(line("random", 1 / attributes, 3 / attributes, first["auroc_of_random"], 0.0))
+    rows.append(line("the truth", 1.0, 1.0, first["auroc_of_best"], 1.0))
+    return f"{first['units']:,} {title}", rows
 
 
 # The data of the explorer
@@ -558,13 +572,13 @@ def _explorer(run: Results) -> dict[str, Any]:
     table = run.units
     named = [] if details is None else details.concepts.tolist()
     concepts = list(dict.fromkeys([*named, *table["concept"].tolist()]))
-    at = {name: i for i, name in enumerate(concepts)}
+    concept_numbers = {name: i for i, name in enumerate(concepts)}
     layers = list(run.labels.layers)
     names = {name: i for i, name in enumerate(layers)}
     units: dict[str, Any] = {
         "layer": [names[name] for name in table["layer"].tolist()],
         "unit": [int(x) for x in table["unit"].tolist()],
-        "concept": [at[name] for name in table["concept"].tolist()],
+        "concept": [concept_numbers[name] for name in table["concept"].tolist()],
         "similarity": _plain(table["similarity"]),
     }
     optional = {
@@ -598,7 +612,10 @@ def _explorer(run: Results) -> dict[str, Any]:
     if len(details.emotions):
         folded = [meaning(name) for name in data["classes"]]
         named = [[meaning(emotion) for emotion in text.split(";")] for text in details.emotions]
-        spoken = [[folded.index(each) for each in emotions if each in folded] for emotions in named]
+        spoken = [
+            [folded.index(emotion) for emotion in emotions if emotion in folded]
+            for emotions in named
+        ]
         data["emotions"] = spoken + [[]] * (len(concepts) - len(spoken))
     outgoing = None
     if len(details.outgoing_layer):

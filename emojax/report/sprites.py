@@ -82,15 +82,15 @@ def pack(images: ImageSet, numbers: np.ndarray, top: np.ndarray, budget: int) ->
 def _encode(images: Images, numbers: np.ndarray, side: int, quality: int) -> Iterator[str]:
     """Sheets of the numbered images, as base64 text."""
     for start in range(0, len(numbers), SIDE**2):
-        mine = numbers[start : start + SIDE**2]
-        high = -(-len(mine) // SIDE)
+        of_sheet = numbers[start : start + SIDE**2]
+        high = -(-len(of_sheet) // SIDE)
         sheet = Image.new("L" if images.shape[-1] == 1 else "RGB", (SIDE * side, high * side))
-        for at, number in enumerate(mine):
+        for place, number in enumerate(of_sheet):
             pixels = np.asarray(images[int(number) : int(number) + 1])[0]
             face = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
             sheet.paste(
                 face.resize((side, side), Image.Resampling.LANCZOS),
-                (at % SIDE * side, at // SIDE * side),
+                (place % SIDE * side, place // SIDE * side),
             )
         file = io.BytesIO()
         sheet.save(file, "WEBP", quality=quality, method=4)
