@@ -25,7 +25,7 @@ from emojax.data.image_set import ImageSet
 from emojax.editing.study import run_study
 from emojax.errors import InputError
 from emojax.evidence.verdict import Evidence
-from emojax.report import page, sprites, units
+from emojax.report import page, page_figures, sprites, units
 from emojax.report.compare import compare
 from emojax.report.results import Labels, read_run
 
@@ -225,7 +225,7 @@ def test_flagged_images(hostile, tmp_path):
     ]
     store.write_csv(tmp_path / "audit.csv", ["file", "split", "label", "reason", "detail"], lines)
     found = read_run(folder, tmp_path)
-    assert page.flagged_images(found, images) == {"blank": [3]}
+    assert page_figures.flagged_images(found, images) == {"blank": [3]}
     text, drawn = page.build(found, images)
     assert "flagged" in drawn
     assert "Flagged images" in text

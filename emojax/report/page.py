@@ -7,26 +7,22 @@ or inside a figure.
 import base64
 import functools
 import hashlib
-import io
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
-from emojax.data.classes import meaning
 from emojax.data.image_set import ImageSet
-from emojax.editing.study_result import SplitResult, StudySummary
+from emojax.editing.study_result import SplitResult, StudySummary, pooled
 from emojax.errors import InputError
-from emojax.report import figures, sprites
+from emojax.report import sprites
+from emojax.report.explorer import explorer_data, filters
+from emojax.report.page_figures import Shown, draw, inline
 from emojax.report.results import Results
 
 PEOPLE = (
@@ -35,15 +31,6 @@ PEOPLE = (
     " and not to judge anybody by."
 )
 _KINDS = {"folder": "folder", "faces": "rendered faces", "fer2013": "FER2013"}
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A figure, what is said below it, and the figure as SVG."""
-
-    figure: Figure
-    caption: str
-    svg: str
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -56,121 +43,6 @@ def p_text(value: float | None) -> str:
     return (
         "–" if value is None or math.isnan(value) else "<0.0001" if value < 1e-4 else f"{value:.2g}"
     )
-
-
-def pooled(splits: Mapping[str, SplitResult] | None) -> SplitResult | None:
-    """Results on all test splits together, or on the only one."""
-    return splits.get("all", next(iter(splits.values()))) if splits else None
-
-
-# Figures
-
-
-def draw(run: Results, images: ImageSet | None = None) -> dict[str, Shown]:
-    """All figures that the folder's results allow, by name; those of images only with the probe
-    images.
-    """
-    drawn: dict[str, tuple[Figure | None, str]] = {}
-    layer = None if run.study is None else run.study.setting.layer
-    factor = None if run.study is None else run.study.setting.factor
-    if run.details is not None:
-        network = dict(
-            zip(run.details.network.tolist(), run.details.network_units.tolist(), strict=True)
-        )
-        dissected = run.details.layers.tolist()
-        drawn["network"] = (
-            figures.plot_network(network, dissected, layer),
-            "The network's layers and their units.",
-        )
-    if images is not None and images.labels is not None:
-        drawn["samples"] = figures.plot_samples(images), f"Samples of {images.name}, by class."
-        flagged = flagged_images(run, images)
-        if flagged:
-            drawn["flagged"] = (
-                figures.plot_flagged(images, flagged),
-                "Images that the audit flagged, with their numbers.",
-            )
-    if run.labels is not None:
-        tau = run.summary["tau"]
-        drawn["descriptions"] = (
-            figures.plot_descriptions(run.table1),
-            "Description accuracy by layer, and chance.",
-        )
-        drawn["similarities"] = (
-            figures.plot_similarities(run.labels, tau),
-            f"Maximum similarities by layer, tau = {tau:g}.",
-        )
-        drawn["labels"] = (
-            figures.plot_labels(run.labels),
-            "Labels by how many units have them. Correctly described: the label speaks for the "
-            "class of more than half of the unit's top 10 images.",
-        )
-    if run.sweep and layer:
-        caption = f"The grid of edits of {layer}, all test splits."
-        if "p_adjusted" in run.sweep:
-            caption += (
-                " Framed and starred: different from the unedited network by McNemar's exact test "
-                "at 0.05, adjusted over the cells. As the grid was searched, the verdict and not "
-                "the grid says whether the edit helps."
-            )
-        drawn["grid"] = figures.plot_grid(run.sweep, layer), caption
-    if run.thresholds and layer and factor:
-        caption = f"Accuracy of {layer} at every threshold, all test splits."
-        caption += " Band: as many random units instead." if run.bands else ""
-        baseline = None if run.study is None else pooled(run.study.baseline)
-        unedited = None if baseline is None else baseline.top1
-        drawn["thresholds"] = (
-            figures.plot_thresholds(run.thresholds, layer, factor, run.bands, unedited),
-            caption,
-        )
-    if run.evidence is not None:
-        drawn["per_class"] = (
-            figures.plot_per_class(run.evidence),
-            "Images that the edit puts right and wrong, by class.",
-        )
-    return {
-        name: Shown(figure, caption, _svg(name, figure))
-        for name, (figure, caption) in drawn.items()
-        if figure is not None
-    }
-
-
-def flagged_images(run: Results, images: ImageSet) -> dict[str, list[int]]:
-    """Images of the probe set that the run's `audit.csv` names, by reason."""
-    flagged: dict[str, list[int]] = {}
-    if run.audit:
-        numbers = {str(images.ids[i]): i for i in range(len(images))}
-        for name, reason in zip(run.audit["file"], run.audit["reason"], strict=True):
-            if name in numbers:
-                flagged.setdefault(reason, []).append(numbers[name])
-    return flagged
-
-
-def _svg(name: str, figure: Figure) -> str:
-    """A figure as SVG whose text is text; equal figures give equal bytes."""
-    file = io.StringIO()
-    quiet = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figures.save(figure, file, format="svg", facecolor="none", metadata=quiet)
-    return file.getvalue()
-
-
-def inline(shown: Shown) -> dict[str, Any]:
-    """A figure as markup in the page's colours, which follow its theme."""
-    text = (
-        shown.svg[shown.svg.index("<svg") :]
-        .replace(figures.INK, "currentColor")
-        .replace(figures.FAINT, "var(--line)")
-    )
-    text = re.sub(
-        r'<g id="[\w.]+_\d+"', "<g", text
-    )  # numbered anew in every figure, and used by nobody
-    label = str(Markup(' role="img" aria-label="{}"').format(shown.caption))
-    least = min(int(shown.figure.get_size_inches()[0] * 76), 500)
-    return {"svg": Markup(text[:4] + label + text[4:]), "caption": shown.caption, "least": least}
-
-
-# The page
 
 
 @functools.cache
@@ -243,7 +115,7 @@ def build(
         | {name: inline(shown) for name, shown in drawn.items()},
         "consent": PEOPLE if images is not None and people else None,
     }
-    data = None if run.labels is None else _explorer(run)
+    data = None if run.labels is None else explorer_data(run)
     scripts = ("theme.js", "explorer.js") if data else ("theme.js",)
     make = functools.partial(fill, "report.html.j2", scripts, **context)
     if images is None or data is None or run.details is None:
@@ -254,6 +126,8 @@ def build(
             "shown": 0,
             "images": run.details.images.tolist(),
         }
+        # What the page takes without thumbnails is known once it is filled in, with the list of
+        # images at its longest; the sheets get the rest, less 50 kB for the markup around them.
         room = int(size * 1e6) - len(make(data=json_text(data), sheets=[]).encode()) - 50_000
         packed = sprites.pack(images, run.details.images, run.details.top, room)
         data["thumbs"] |= {"shown": packed.per_unit, "images": packed.images.tolist()}
@@ -292,7 +166,7 @@ def _context(run: Results) -> dict[str, Any]:
         "keys": list(run.manifest.get("inputs", {}).items()),
         "flagged": _flagged(run),
         "table1": _table1(run),
-        "explorer": None if run.labels is None else _filters(run),
+        "explorer": None if run.labels is None else filters(run),
         "edit": study and _edit(run, study),
         "truth": [_truth(title, rows) for title, rows in (run.summary.get("truth") or {}).items()],
     }
@@ -542,96 +416,3 @@ def _truth(title: str, by_function: Mapping[str, Mapping[str, Any]]) -> tuple[st
     rows.append(line("random", 1 / attributes, 3 / attributes, first["auroc_of_random"], 0.0))
     rows.append(line("the truth", 1.0, 1.0, first["auroc_of_best"], 1.0))
     return f"{first['units']:,} {title}", rows
-
-
-# The data of the explorer
-
-
-def _filters(run: Results) -> dict[str, Any]:
-    details = run.details
-    mapped = details is not None and len(details.emotions) > 0
-    pictured = details is not None and len(details.classes) > 0
-    return {
-        "details": details is not None,
-        "emotions": ("Label speaks for" if mapped else "Most top images are") if pictured else None,
-        "significance": "q_value" in run.units,
-        "halves": bool((run.units.get("halves_agree", np.array([])) != "").any()),
-    }
-
-
-def _plain(values: np.ndarray, digits: int = 5) -> list[float | None]:
-    """Numbers for JSON, NaN as null."""
-    return [None if math.isnan(x) else float(f"{x:.{digits}g}") for x in values.tolist()]
-
-
-def _explorer(run: Results) -> dict[str, Any]:
-    """The units by column, and what the page shows of one that is opened."""
-    if run.labels is None:
-        raise ValueError("a run without labels has no units to explore")
-    details = run.details
-    table = run.units
-    named = [] if details is None else details.concepts.tolist()
-    concepts = list(dict.fromkeys([*named, *table["concept"].tolist()]))
-    concept_numbers = {name: i for i, name in enumerate(concepts)}
-    layers = list(run.labels.layers)
-    names = {name: i for i, name in enumerate(layers)}
-    units: dict[str, Any] = {
-        "layer": [names[name] for name in table["layer"].tolist()],
-        "unit": [int(x) for x in table["unit"].tolist()],
-        "concept": [concept_numbers[name] for name in table["concept"].tolist()],
-        "similarity": _plain(table["similarity"]),
-    }
-    optional = {
-        "margin": "margin",
-        "p": "p_value",
-        "q": "q_value",
-        "accuracy": "description_accuracy",
-        "chance": "chance",
-    }
-    for key, column in optional.items():
-        if column in table:
-            units[key] = _plain(table[column])
-    if "halves_agree" in table:
-        units["halves"] = [{"yes": 1, "no": 0}.get(x) for x in table["halves_agree"].tolist()]
-    data: dict[str, Any] = {
-        "layers": layers,
-        "classes": [],
-        "concepts": concepts,
-        "emotions": None,
-        "units": units,
-    }
-    if details is None:
-        return data | {"details": None, "thumbs": None}
-    data["classes"] = details.classes.tolist()
-    if details.mix.any():
-        commonest = details.mix.argmax(axis=1).tolist()
-        known = (details.mix.sum(axis=1) > 0).tolist()
-        units["main"] = [
-            number if is_known else None for number, is_known in zip(commonest, known, strict=True)
-        ]
-    if len(details.emotions):
-        folded = [meaning(name) for name in data["classes"]]
-        named = [[meaning(emotion) for emotion in text.split(";")] for text in details.emotions]
-        spoken = [
-            [folded.index(emotion) for emotion in emotions if emotion in folded]
-            for emotions in named
-        ]
-        data["emotions"] = spoken + [[]] * (len(concepts) - len(spoken))
-    outgoing = None
-    if len(details.outgoing_layer):
-        weights = _plain(details.outgoing.ravel(), 4)
-        outgoing = {"layer": names[details.outgoing_layer[0].item()], "weights": weights}
-    return data | {
-        "thumbs": None,
-        "images": {"id": details.ids.tolist(), "cls": details.image_class.tolist()},
-        "details": {
-            "width": details.top.shape[1],
-            "top": details.top.ravel().tolist(),
-            "same": details.same_as.ravel().tolist(),
-            "named": details.best.shape[1],
-            "best": details.best.ravel().tolist(),
-            "scores": _plain(details.best_scores.ravel(), 4),
-            "mix": details.mix.ravel().tolist(),
-            "outgoing": outgoing,
-        },
-    }

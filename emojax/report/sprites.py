@@ -62,6 +62,8 @@ def pack(images: ImageSet, numbers: np.ndarray, top: np.ndarray, budget: int) ->
     for shown, side, quality in LOOKS:
         wanted = np.unique(top[:, :shown])
         sample = wanted[:: max(1, len(wanted) // SIDE**2)][: SIDE**2]
+        # Encoding everything at every look would take minutes, so a look is first judged by as many
+        # evenly spaced images as fill one sheet, and given up where they promise too much by far.
         guess = (
             sum(map(len, _encode(images.images, numbers[sample], side, quality)))
             * len(wanted)
