@@ -36,7 +36,7 @@ class _Received:
 
     def forget(self) -> None:
         self.number: int | None = None
-        self.at = 0.0
+        self.last = 0.0  # time.monotonic() of the last signal
 
 
 _received = _Received()
@@ -78,11 +78,11 @@ def _stop(number: int, frame: FrameType | None) -> None:
             os.write(2, b"emojax: interrupted\n")
         os._exit(128 + number)
     now = time.monotonic()
-    if _received.number is not None and now - _received.at < _TIDYING:
+    if _received.number is not None and now - _received.last < _TIDYING:
         return
     if _received.number is None:
         _received.number = number
-    _received.at = now
+    _received.last = now
     raise Interrupted(signal.Signals(number).name)
 
 
