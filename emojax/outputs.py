@@ -36,8 +36,8 @@ Files = dict[str, dict[str, Any] | None]
 
 def list_files(folder: Path) -> Files:
     """The entries of a manifest's `files` for all files of a run folder but the manifest."""
-    found = (path.relative_to(folder).as_posix() for path in _walk(folder) if path.is_file())
-    return {name: entry(folder / name) for name in sorted(found) if name != MANIFEST}
+    names = (path.relative_to(folder).as_posix() for path in _walk(folder) if path.is_file())
+    return {name: entry(folder / name) for name in sorted(names) if name != MANIFEST}
 
 
 def entry(path: Path) -> dict[str, Any]:
@@ -103,9 +103,9 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _below(path: Path) -> Iterator[Path]:
     if path.is_dir() and not path.is_symlink():
-        for each in _sorted(path):
-            yield each
-            yield from _below(each)
+        for child in _sorted(path):
+            yield child
+            yield from _below(child)
 
 
 def _sorted(folder: Path) -> list[Path]:

@@ -119,7 +119,7 @@ class Probe(Section):
     taps: Literal["raw", "relu"] = Field(
         default="raw", description="raw outputs, or after BatchNorm and ReLU"
     )
-    top_k: Positive = Field(default=100, description="most activating images kept per unit")
+    top_k: Positive = Field(default=100, description="most activating images recorded per unit")
     batch: Positive = Field(default=256, description="images per step; does not change results")
     tile: Positive | None = Field(
         default=None, description="images computed together; None suits the device"
@@ -238,7 +238,7 @@ _CONFIGS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "conf
 CACHE = Field(
     default=Path("~/.cache/emojax"),
     validate_default=True,
-    description="where probe records are kept between runs",
+    description="where probe records are cached between runs",
 )
 
 
@@ -271,8 +271,8 @@ def paths_in(settings: BaseModel, prefix: str = "--") -> Iterator[tuple[str, Pat
             if NAME_OR_PATH in info.metadata and value:
                 yield flag, Path(value)
         else:
-            each = value if isinstance(value, tuple) else (value,)
-            yield from ((flag, path) for path in each if isinstance(path, Path))
+            values = value if isinstance(value, tuple) else (value,)
+            yield from ((flag, path) for path in values if isinstance(path, Path))
 
 
 def read_settings(path: Path | str) -> Settings:

@@ -402,12 +402,12 @@ def fault(folder: Path, key: str | None = None) -> str | None:
     With a `key`, the folder must be the one that was written for it.
     """
     try:
-        about = json.loads((folder / CHECKSUMS).read_text("utf-8"))
-        if about["format"] != _CHECKSUMS_FORMAT:
-            return f"its checksums are of format {about['format']}, not {_CHECKSUMS_FORMAT}"
-        if key is not None and about["key"] != key:
+        checksums = json.loads((folder / CHECKSUMS).read_text("utf-8"))
+        if checksums["format"] != _CHECKSUMS_FORMAT:
+            return f"its checksums are of format {checksums['format']}, not {_CHECKSUMS_FORMAT}"
+        if key is not None and checksums["key"] != key:
             return "it was made for another key"
-        for name, sums in about["files"].items():
+        for name, sums in checksums["files"].items():
             if not (folder / name).is_file():
                 return f"{name} is missing"
             if _checksums(folder / name) != sums:

@@ -204,8 +204,10 @@ def _closing(summary: dict[str, Any], out: Path) -> None:
     tables = summary["truth"]
     row = tables[list(tables)[-1]]["soft_wpmi"]
     edit = summary["edit"]
-    before, tested = edit["baseline"]["all"], edit["tested"]
-    chance, chance_of_three = 1 / row["attributes"], 3 / row["attributes"]
+    before = edit["baseline"]["all"]
+    tested = edit["tested"]
+    chance = 1 / row["attributes"]
+    chance_of_three = 3 / row["attributes"]
     lines = {
         "network": f"{before['top1']:.1%} of {before['images']} rendered test faces in the right "
         "emotion (chance 14.3%)",
@@ -213,7 +215,8 @@ def _closing(summary: dict[str, Any], out: Path) -> None:
         f"(chance {chance:.0%}) of {row['units']} units with a clear response, one of three in "
         f"{row['among_three']:.0%} (chance {chance_of_three:.0%})",
         "edit": f"{edit['finding']} (McNemar p = {edit['p_value']:.2g}): {tested['gained']} faces "
-        f"gained and {tested['lost']} lost of {tested['images']} that took no part in its choice",
+        f"gained and {tested['lost']} lost of {tested['images']} that took no part in its "
+        "selection",
         "files": str(out),
     }
     say("\nWhat was found")

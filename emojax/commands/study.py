@@ -87,15 +87,15 @@ def print_study(study: Study) -> None:
     summary = study.summary
     if study.evidence is None:
         say(
-            "edit: the best cell, chosen on these very images; evidence needs --evaluate.protocol "
-            "resize40"
+            "edit: the best cell, selected on these very images; evidence needs "
+            "--evaluate.protocol resize40"
         )
         return
     if summary.tested is not None and summary.baseline is not None:
         name = list(summary.baseline)[-1]
         before = summary.baseline[name]
         after = summary.edited[name]
-        where = f"{name} test splits, that of the choice too" if name == "all" else name
+        where = f"{name} test splits, that of the selection too" if name == "all" else name
         say(
             f"edit of {study.evidence.setting}: {before.correct} → {after.correct} of "
             f"{before.images} correct on {where}, top-1 {before.top1:.3%} → {after.top1:.3%}, "

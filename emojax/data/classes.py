@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
+from emojax.data.metadata import read_entry
 from emojax.errors import InputError, did_you_mean
 
 FER2013 = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
@@ -100,12 +101,7 @@ def read(path: Path, outputs: int) -> tuple[str, ...] | None:
     Raises:
       InputError: the entry is there and damaged, or names another number of classes.
     """
-    if path.suffix != ".safetensors":
-        return None
-    from safetensors import safe_open
-
-    with safe_open(path, "numpy") as file:
-        entry = (file.metadata() or {}).get(_ENTRY)
+    entry = read_entry(path, _ENTRY)
     if entry is None:
         return None
     try:

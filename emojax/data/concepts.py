@@ -229,7 +229,7 @@ def parse_answer(text: str, classes: Sequence[str], name: str = "answer") -> Con
         there is none.
     """
     known = {c.casefold(): c for c in classes}
-    found: dict[str, tuple[str, ...]] = {}
+    concepts: dict[str, tuple[str, ...]] = {}
     for number, raw in enumerate(text.splitlines(), 1):
         line = (
             re.sub(r"^\s*(?:[-*•]|\d+[.)])\s*", "", raw).replace("**", "").replace("`", "").strip()
@@ -249,10 +249,10 @@ def parse_answer(text: str, classes: Sequence[str], name: str = "answer") -> Con
                     f"{name}, line {number}: no emotion {emotion!r} was asked for"
                     f"{did_you_mean(emotion, known)}"
                 )
-        if phrase.strip() in found:
+        if phrase.strip() in concepts:
             raise InputError(f"{name}, line {number}: {phrase.strip()!r} comes twice; remove one")
-        found[phrase.strip()] = tuple(known[emotion] for emotion in dict.fromkeys(given))
-    return ConceptSet(tuple(found), tuple(found.values()), name)
+        concepts[phrase.strip()] = tuple(known[emotion] for emotion in dict.fromkeys(given))
+    return ConceptSet(tuple(concepts), tuple(concepts.values()), name)
 
 
 def _csv_rows(lines: list[str], start: int, name: str) -> Iterable[Entry]:

@@ -272,12 +272,12 @@ def pool_activations(*sets: PreBiasActivations) -> PreBiasActivations:
     Raises:
       InputError: the sets' classes differ, or stand in another order.
     """
-    same_classes([one.classes for one in sets])
+    same_classes([activations.classes for activations in sets])
     first = sets[0]
     return replace(
         first,
-        values=np.concatenate([one.values for one in sets]),
-        labels=np.concatenate([one.labels for one in sets]),
-        key=content_key([one.key for one in sets]),
-        name=" + ".join(one.name for one in sets),
+        values=np.concatenate([activations.values for activations in sets]),
+        labels=np.concatenate([activations.labels for activations in sets]),
+        key=content_key([activations.key for activations in sets]),
+        name=" + ".join(activations.name for activations in sets),
     )

@@ -161,7 +161,12 @@ def by_masks(
     masks: Masks,
     batch: Batch,
 ) -> Tally:
-    """logits = base + mask · (change × weight): one matrix product for all masks and classes."""
+    """logits = base + mask · (change × weight): one matrix product for all masks and classes.
+
+    A unit outside the mask adds nothing to `base`, one inside adds change · weight to each class's
+    logit, whatever the other units do. So with one column of terms per class and image, a row of
+    the product with the masks [S, U] is a setting's sums for all of them.
+    """
     weight, base, change = _two_outputs(scope, head, jnp.asarray(masks.factor), batch.values)
     terms = change[None] * weight.T[:, None]  # [C − 1, T, U]
     sums = jnp.asarray(masks.rows).astype(terms.dtype) @ terms.reshape(-1, terms.shape[-1]).T
@@ -183,7 +188,8 @@ def by_cuts(
     """
     weight, base, change = _two_outputs(scope, head, jnp.asarray(order.factor), batch.values)
     units = len(order.units)
-    # To whole blocks, with at least one unit of no weight: the cut after the last unit is its row.
+    # [U, …] → [blocks, block, …], in the given order. Padding makes whole blocks and gives at least
+    # one unit of no weight: the cut after the last unit is that one's row.
     pad = -(units + 1) % _BLOCK + 1
     changes = jnp.pad(change.T[order.units], ((0, pad), (0, 0)))
     weights = jnp.pad(weight[order.units], ((0, pad), (0, 0)))
@@ -197,6 +203,7 @@ def by_cuts(
         change, weight = of_units
         terms = change[:, None, :] * weight[:, :, None]  # [block, C − 1, T]
         cuts = logits + (before @ terms.reshape(_BLOCK, -1)).reshape(terms.shape)
+        # The next block starts from this one's last cut with its last unit inside, too.
         return cuts[-1] + terms[-1], count(_with_first_class(cuts), batch.labels)
 
     tallies = jax.lax.scan(block, base.T, (changes, weights))[1]

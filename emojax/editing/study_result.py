@@ -1,7 +1,7 @@
 """What a study of edits found: `Study`, its tables and the summary that `summary.json` holds."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -40,6 +40,11 @@ def results_by_split(
     if len(by_name) > 1:
         by_name["all"] = join(*evaluations)
     return {name: SplitResult(**result.summary()) for name, result in by_name.items()}
+
+
+def pooled(splits: Mapping[str, SplitResult] | None) -> SplitResult | None:
+    """Results on all test splits together, or on the only one."""
+    return splits.get("all", next(iter(splits.values()))) if splits else None
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,8 @@ def single_controls(
     if len(learned) == count:
         edits["learned"] = learned
     controls = {}
-    for name, other in edits.items():
-        networks = zip(test.sweeps, other, strict=True)
+    for name, other_gains in edits.items():
+        networks = zip(test.sweeps, other_gains, strict=True)
         results = [sweeps[layer].evaluate(own) for sweeps, own in networks]
         change = sum(int(right(result).sum()) for result in results) - test.correct
         against = wins(net_wins(list(zip(results, after, strict=True))))

@@ -181,14 +181,14 @@ def save_statistics(record: ProbeRecord, folder: Path) -> list[str]:
     save_arrays(contiguous, folder / "statistics.safetensors")
     with open(folder / "ids.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(record.ids[i]) + "\n" for i in range(record.images))
-    about = {
+    header = {
         "format": _FORMAT,
         "key": record.key,
         "clip_key": record.clip_key,
         "classes": record.classes,
         "layers": [[name, units] for name, units in record.layers.items()],
     }
-    write_json(folder / "record.json", about)
+    write_json(folder / "record.json", header)
     return ["statistics.safetensors", "ids.jsonl", "record.json"]
 
 
@@ -235,30 +235,30 @@ def _read(folder: Path, key: str | None) -> ProbeRecord:
     """`load`, whose errors are still those of files and formats."""
     from safetensors.numpy import load_file
 
-    about = json.loads((folder / "record.json").read_text("utf-8"))
-    if about["format"] != _FORMAT:
+    header = json.loads((folder / "record.json").read_text("utf-8"))
+    if header["format"] != _FORMAT:
         raise InputError(
-            f"{folder} is a probe record of format {about['format']}, not {_FORMAT}; probe again"
+            f"{folder} is a probe record of format {header['format']}, not {_FORMAT}; probe again"
         )
     reason = fault(folder, key)
     if reason is not None:
         raise ValueError(reason)
-    if key is not None and about["key"] != key:
+    if key is not None and header["key"] != key:
         raise ValueError("record.json names another key")
     arrays = load_file(folder / "statistics.safetensors")
     activations = folder / "activations.npy"
     embeddings = read_npy(folder / "embeddings.npy", mapped=True)
     ids = (folder / "ids.jsonl").read_text("utf-8").splitlines()
     record = ProbeRecord(
-        layers=dict(about["layers"]),
+        layers=dict(header["layers"]),
         top=TopK._make([arrays["top_values"], arrays["top_indices"]]),
         moments=Moments._make(arrays[name] for name in Moments._fields),
         embeddings=embeddings,
         labels=arrays.get("labels"),
-        classes=tuple(about["classes"]),
+        classes=tuple(header["classes"]),
         ids=[json.loads(line) for line in ids],
-        key=about["key"],
-        clip_key=about["clip_key"],
+        key=header["key"],
+        clip_key=header["clip_key"],
         activations=read_npy(activations, mapped=True) if activations.exists() else None,
         done_before=len(embeddings),
     )

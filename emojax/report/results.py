@@ -66,14 +66,17 @@ class Labels:
     chance: np.ndarray
 
     @classmethod
-    def of(cls, found: "Dissection | Labels") -> "Labels":
+    def of(cls, labelled: "Dissection | Labels") -> "Labels":
         """The labels of a dissection."""
-        if isinstance(found, Labels):
-            return found
-        names, known = np.array(found.concepts.concepts, dtype=object), found.description
-        unknown = np.full(len(found.best), np.nan)
+        if isinstance(labelled, Labels):
+            return labelled
+        names = np.array(labelled.concepts.concepts, dtype=object)
+        known = labelled.description
+        unknown = np.full(len(labelled.best), np.nan)
         accuracy, chance = (unknown, unknown) if known is None else (known.accuracy, known.chance)
-        return cls(dict(found.record.layers), names[found.labels], found.best, accuracy, chance)
+        return cls(
+            dict(labelled.record.layers), names[labelled.labels], labelled.best, accuracy, chance
+        )
 
     @property
     def layer_of(self) -> np.ndarray:
@@ -242,7 +245,8 @@ def _table(path: Path, columns: Sequence[str]) -> Table:
                 f"{path}, line {number}: {len(line)} values for {len(header)} columns; {DAMAGED}"
             )
     return {
-        name: _column(path, name, [line[at] for line in lines]) for at, name in enumerate(header)
+        name: _column(path, name, [line[position] for line in lines])
+        for position, name in enumerate(header)
     }
 
 

@@ -23,7 +23,7 @@ PAGE, FIGURES = "report.html", "figures"
 
 def write_dissection(
     folder: Path,
-    found: Dissection,
+    dissection: Dissection,
     tau: float,
     network: Mapping[str, int] | None = None,
     outgoing: np.ndarray | None = None,
@@ -34,7 +34,8 @@ def write_dissection(
     `summary.json` both in numbers, and `units.npz` what the page shows of each unit; `network` and
     `outgoing` as for `units.collect`.
     """
-    description, names = found.description, found.concepts.concepts
+    description = dissection.description
+    names = dissection.concepts.concepts
     header = [
         "layer",
         "unit",
@@ -44,65 +45,76 @@ def write_dissection(
         "runner_up_similarity",
         "margin",
     ]
-    confidence = found.confidence
-    holds = confidence and confidence.holds(found.labels)
+    confidence = dissection.confidence
+    holds = confidence and confidence.holds(dissection.labels)
     header += ["p_value", "q_value", "halves_agree"] if confidence else []
     header += ["description_accuracy", "chance"] if description else []
 
     def rows() -> Iterable[list[Any]]:
-        at = 0
-        for layer, count in found.record.layers.items():
+        number = 0
+        for layer, count in dissection.record.layers.items():
             for unit in range(count):
-                row = [layer, unit, names[found.labels[at]], found.best[at]]
-                if found.runner_up is None:
+                row = [
+                    layer,
+                    unit,
+                    names[dissection.labels[number]],
+                    dissection.best[number],
+                ]
+                if dissection.runner_up is None:
                     row += ["", "", ""]
                 else:
-                    second = found.scores[at, found.runner_up[at]]
-                    row += [names[found.runner_up[at]], second, found.best[at] - second]
+                    second = dissection.scores[number, dissection.runner_up[number]]
+                    row += [
+                        names[dissection.runner_up[number]],
+                        second,
+                        dissection.best[number] - second,
+                    ]
                 if confidence:
-                    agree = "" if holds is None else "yes" if holds[at] else "no"
-                    row += [confidence.p_value[at], confidence.q_value[at], agree]
+                    agree = "" if holds is None else "yes" if holds[number] else "no"
+                    row += [confidence.p_value[number], confidence.q_value[number], agree]
                 yield row + (
-                    [description.accuracy[at], description.chance[at]] if description else []
+                    [description.accuracy[number], description.chance[number]]
+                    if description
+                    else []
                 )
-                at += 1
+                number += 1
 
     store.write_csv(folder / "dissection.csv", header, rows())
-    table1 = interpretability(found, tau)
+    table1 = interpretability(dissection, tau)
     store.write_csv(
         folder / "interpretability.csv",
         [field.name for field in fields(LayerSummary)],
         (["" if value is None else value for value in asdict(row).values()] for row in table1),
     )
-    units.save(units.collect(found, network, outgoing), folder)
+    units.save(units.collect(dissection, network, outgoing), folder)
     summary = {
-        "images": found.record.images,
-        "layers": found.record.layers,
-        "concepts": len(found.concepts),
-        "similarity": found.similarity,
+        "images": dissection.record.images,
+        "layers": dissection.record.layers,
+        "concepts": len(dissection.concepts),
+        "similarity": dissection.similarity,
         "tau": tau,
         "interpretability": [asdict(row) for row in table1],
-        "confidence": _confidence_summary(found),
+        "confidence": _confidence_summary(dissection),
     }
     store.write_json(folder / "summary.json", summary)
     return table1, summary
 
 
-def _confidence_summary(found: Dissection) -> dict[str, Any] | None:
+def _confidence_summary(dissection: Dissection) -> dict[str, Any] | None:
     """How many labels are above chance at a false discovery rate of 5 %, and how many hold on
     either half.
     """
-    if found.confidence is None:
+    if dissection.confidence is None:
         return None
-    holds = found.confidence.holds(found.labels)
+    holds = dissection.confidence.holds(dissection.labels)
     return {
-        "significant_at_q05": int((found.confidence.q_value <= 0.05).sum()),
+        "significant_at_q05": int((dissection.confidence.q_value <= 0.05).sum()),
         "halves_agree": None if holds is None else int(holds.sum()),
     }
 
 
 def write_report(
-    found: Dissection,
+    dissection: Dissection,
     out: Path | str,
     *,
     tau: float = 0.0,
@@ -114,7 +126,7 @@ def write_report(
     """Writes a dissection of any network as a run folder with its page; returns the page's path.
 
     Args:
-      found: the dissection.
+      dissection: the dissection.
       out: the folder, which must not hold anything but, with `overwrite`, a run to replace.
       tau: a unit is interpretable when its maximum similarity exceeds this.
       images: the set that was probed, to show its images on the page; None shows none.
@@ -125,15 +137,15 @@ def write_report(
     Raises:
       InputError: the folder holds other things, or the images are not as many as were probed.
     """
-    if images is not None and len(images) != found.record.images:
+    if images is not None and len(images) != dissection.record.images:
         raise InputError(
-            f"{images.name} has {len(images)} images, {found.record.images} were probed; pass the "
-            "set that was"
+            f"{images.name} has {len(images)} images, {dissection.record.images} were probed; "
+            "pass the set that was"
         )
-    settings = {"similarity": found.similarity, "dissect": {"tau": tau}}
+    settings = {"similarity": dissection.similarity, "dissect": {"tau": tau}}
     with store.run_folder(Path(out), "dissect", settings, overwrite=overwrite) as run:
-        run.inputs |= {"record": found.record.key} if found.record.key else {}
-        write_dissection(run.folder, found, tau)
+        run.inputs |= {"record": dissection.record.key} if dissection.record.key else {}
+        write_dissection(run.folder, dissection, tau)
     with noting_a_missing_page(Path(out)):
         return add_page(results.read_run(Path(out)), images, people=people, size=size)[0]
 
@@ -173,9 +185,11 @@ def add_page(
     names = [f"{FIGURES}/{name}.{kind}" for name in drawn for kind in ("png", "svg")]
     try:
         store.list_again(run.folder, [PAGE, *names], done=False)
-        for name, each in drawn.items():
-            store.write_binary(folder / f"{name}.png", functools.partial(figures.save, each.figure))
-            store.write_text(folder / f"{name}.svg", each.svg)
+        for name, figure in drawn.items():
+            store.write_binary(
+                folder / f"{name}.png", functools.partial(figures.save, figure.figure)
+            )
+            store.write_text(folder / f"{name}.svg", figure.svg)
         store.write_text(run.folder / PAGE, text)
         store.list_again(run.folder, [PAGE, *names], done=True)
         _remove_stale(run.folder, names)
