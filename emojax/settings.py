@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from emojax.dissection.options import Similarity
+from emojax.dissection.options import DEFAULT, Prior, Similarity
 from emojax.editing.search import Edit
 from emojax.errors import InputError, did_you_mean
 from emojax.section import NAME_OR_PATH, Factors, Positive, Section, Seed, UserPath
@@ -122,20 +122,28 @@ class Dissect(Section):
     """
 
     similarity: Similarity = Field(
-        default="soft_wpmi", description="similarity function of CLIP-Dissect"
+        default=DEFAULT, description="correlation, or a similarity function of CLIP-Dissect"
     )
     top_k: Positive | None = Field(default=None, description="images per unit (wpmi, soft_wpmi)")
     a: float | None = Field(
         default=None, description="temperature factor on cosines (wpmi, soft_wpmi)"
     )
-    lam: float | None = Field(
-        default=None, description="weight of the layer's prior (wpmi, soft_wpmi)"
+    lam: float | None = Field(default=None, description="weight of the prior (wpmi, soft_wpmi)")
+    prior: Prior | None = Field(
+        default=None,
+        description="what images are compared with: the layer's units, as published; random "
+        "images; or none (wpmi, soft_wpmi)",
     )
     null_sets: int = Field(
         default=1000,
         ge=0,
         description="random image sets that labels are tested against (wpmi, soft_wpmi); 0 leaves "
         "it out",
+    )
+    abstain: bool = Field(
+        default=True,
+        description="give no label to a unit unless both halves of the images choose it and its "
+        "correlation on the half that did not choose it is above 0 (95 % interval)",
     )
     tau: float = Field(
         default=0.0, description="a unit is interpretable when its maximum similarity exceeds this"

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from emojax.data.image_set import ImageSet
 from emojax.data.map_images import map_images
@@ -24,6 +24,42 @@ def activations(
     """Pooled activations of the layers, side by side, for every image."""
     forward = pooled_taps(network, layers, pool)
     return map_images(forward, network.params, images, batch=256, keep=network.reusable)
+
+
+def prevalence(presence: Int[np.ndarray, "I A"]) -> Float[np.ndarray, " A"]:
+    """Share of images with an attribute among those where it is clear; NaN where it never is."""
+    present = (presence == 1).sum(axis=0)
+    clear = (presence >= 0).sum(axis=0)
+    return np.divide(present, clear, out=np.full(len(clear), np.nan), where=clear > 0)
+
+
+def lift(
+    auprc: Float[np.ndarray, "U A"], presence: Int[np.ndarray, "I A"]
+) -> Float[np.ndarray, "U A"]:
+    """Average precision over that of random activations, as a share of what is left to gain."""
+    chance = prevalence(presence)
+    return (auprc - chance) / (1.0 - chance)
+
+
+def enrichment(
+    responses: Float[np.ndarray, "I U"], presence: Int[np.ndarray, "I A"], top: int = 100
+) -> Float[np.ndarray, "U A"]:
+    """How much more often a unit's top images show an attribute than all images do.
+
+    That is the share among the unit's `top` most activating images less the share among all, in
+    standard deviations of a random draw; images where the attribute is unclear are left out. NaN
+    for an attribute that is always or never present.
+    """
+    rows = np.argsort(-responses, axis=0, kind="stable")[:top].T
+    shown = presence[rows]  # [U, top, A]
+    clear = (shown >= 0).sum(axis=1)
+    share = np.divide((shown == 1).sum(axis=1), clear, out=np.zeros(clear.shape), where=clear > 0)
+    expected = prevalence(presence)
+    spread = np.sqrt(expected * (1.0 - expected))
+    usable = spread > 0
+    gain = np.full(share.shape, np.nan)
+    gain[:, usable] = ((share - expected) * np.sqrt(clear))[:, usable] / spread[usable]
+    return gain
 
 
 @dataclass(frozen=True)

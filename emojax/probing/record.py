@@ -14,14 +14,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Bool, Float32, Int32
 
 from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.image_set import ImageSet
 from emojax.distributed.processes import broadcast_from_main, is_main_process
 from emojax.errors import InputError
 from emojax.ops import topk
-from emojax.ops.moments import Moments
+from emojax.ops.moments import Moments, variances
 from emojax.ops.pooling import Pool
 from emojax.ops.topk import TopK
 from emojax.probing.network import Network
@@ -92,6 +92,16 @@ class ProbeRecord:
     def images(self) -> int:
         """Number of probe images."""
         return self.embeddings.shape[0]
+
+    @property
+    def halves(self) -> list[Moments]:
+        """Sums over the even images, and over the odd ones."""
+        return [Moments(*(array[half] for array in self.half_moments)) for half in (0, 1)]
+
+    @cached_property
+    def constant(self) -> Bool[np.ndarray, " U"]:
+        """Units whose activation is the same for all images: they respond to nothing."""
+        return variances(self.moments, self.images) == 0.0
 
     @property
     def half_sizes(self) -> tuple[int, int]:

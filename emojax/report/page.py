@@ -321,12 +321,17 @@ def _words(run: Results) -> list[str]:
             f"({above / units:.0%}) are"
             f" interpretable: their maximum similarity exceeds tau = {summary['tau']:g}."
         )
-        sure = summary.get("confidence")
-        if sure:
-            line = f"{sure['significant_at_q05']:,} labels are above chance (q ≤ 0.05)"
-            if sure.get("halves_agree") is not None:
-                line += f"; {sure['halves_agree']:,} stay the same on either half of the images"
-            said.append(line + ".")
+        sure = summary.get("confidence") or {}
+        lines = {
+            "significant_at_q05": "are above chance (q ≤ 0.05)",
+            "halves_agree": "stay the same on either half of the images",
+            "trusted": "can be trusted: they do, and hold on the images that did not choose them",
+        }
+        counts = [
+            f"{sure[name]:,} {line}" for name, line in lines.items() if sure.get(name) is not None
+        ]
+        if counts:
+            said.append(f"Of the labels {'; '.join(counts)}.")
         known = [row for row in run.table1 if row.adjusted_overall is not None]
         if known:
             best = max(known, key=lambda row: row.adjusted_overall or 0.0)
@@ -348,8 +353,13 @@ def _cards(run: Results) -> list[tuple[str, str]]:
         return []
     units, above = sum(run.labels.layers.values()), sum(row.interpretable for row in run.table1)
     cards = [(f"{units:,}", "units"), (f"{above:,}", "interpretable")]
-    sure = run.summary.get("confidence")
-    cards += [(f"{sure['significant_at_q05']:,}", "labels above chance")] if sure else []
+    sure = run.summary.get("confidence") or {}
+    for name, title in (
+        ("significant_at_q05", "labels above chance"),
+        ("trusted", "labels that can be trusted"),
+    ):
+        if sure.get(name) is not None:
+            cards.append((f"{sure[name]:,}", title))
     before = None if run.study is None else pooled(run.study.baseline)
     if before is not None:
         cards.append((f"{before.top1:.1%}", f"correct of {before.images:,} test images, unedited"))
@@ -541,6 +551,7 @@ def _filters(run: Results) -> dict[str, Any]:
         "details": details is not None,
         "emotions": ("Label speaks for" if mapped else "Most top images are") if pictured else None,
         "significance": "q_value" in run.units,
+        "labelled": "labelled" in run.units,
         "halves": bool((run.units.get("halves_agree", np.array([])) != "").any()),
     }
 
@@ -573,12 +584,16 @@ def _explorer(run: Results) -> dict[str, Any]:
         "q": "q_value",
         "accuracy": "description_accuracy",
         "chance": "chance",
+        "held": "held_out",
+        "low": "held_out_low",
+        "high": "held_out_high",
     }
     for key, column in optional.items():
         if column in table:
             units[key] = _plain(table[column])
-    if "halves_agree" in table:
-        units["halves"] = [{"yes": 1, "no": 0}.get(x) for x in table["halves_agree"].tolist()]
+    for key, column in (("halves", "halves_agree"), ("labelled", "labelled")):
+        if column in table:
+            units[key] = [{"yes": 1, "no": 0}.get(x) for x in table[column].tolist()]
     data: dict[str, Any] = {
         "layers": layers,
         "classes": [],

@@ -37,8 +37,9 @@ class Manifest(_Part):
 
 
 class _Confidence(_Part):
-    significant_at_q05: int
+    significant_at_q05: int | None = None
     halves_agree: int | None = None
+    trusted: int | None = None
 
 
 class _Agreement(_Part):
