@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from emojax.dissection.options import DEFAULT, Prior, Similarity
+from emojax.dissection.options import DEFAULT, DEFAULT_PRIOR, Prior, Similarity
 from emojax.editing.search import Edit
 from emojax.errors import InputError, did_you_mean
 from emojax.section import NAME_OR_PATH, Factors, Positive, Section, Seed, UserPath
@@ -122,15 +122,15 @@ class Dissect(Section):
     """
 
     similarity: Similarity = Field(
-        default=DEFAULT, description="correlation, or a similarity function of CLIP-Dissect"
+        default=DEFAULT, description="a similarity function of CLIP-Dissect, or correlation"
     )
     top_k: Positive | None = Field(default=None, description="images per unit (wpmi, soft_wpmi)")
     a: float | None = Field(
         default=None, description="temperature factor on cosines (wpmi, soft_wpmi)"
     )
     lam: float | None = Field(default=None, description="weight of the prior (wpmi, soft_wpmi)")
-    prior: Prior | None = Field(
-        default=None,
+    prior: Prior = Field(
+        default=DEFAULT_PRIOR,
         description="what images are compared with: the layer's units, as published; random "
         "images; or none (wpmi, soft_wpmi)",
     )
@@ -144,6 +144,25 @@ class Dissect(Section):
         default=True,
         description="give no label to a unit unless both halves of the images choose it and its "
         "correlation on the half that did not choose it is above 0 (95 % interval)",
+    )
+    tau: float = Field(
+        default=0.0, description="a unit is interpretable when its maximum similarity exceeds this"
+    )
+
+
+class Labels(Section):
+    """Label settings to try together: every combination of what is given."""
+
+    similarity: tuple[Similarity, ...] = Field(
+        default=("correlation", "soft_wpmi"),
+        description="correlation, cos_similarity, wpmi, soft_wpmi",
+        min_length=1,
+    )
+    a: Factors = Field(default=(2.0, 5.0, 10.0), description="temperature factors on cosines")
+    lam: tuple[float, ...] = Field(default=(0.0, 0.6, 1.0), description="weights of the prior")
+    top_k: tuple[Positive, ...] = Field(default=(50, 100), description="images per unit")
+    prior: tuple[Prior, ...] = Field(
+        default=("images", "units"), description="what images are compared with"
     )
     tau: float = Field(
         default=0.0, description="a unit is interpretable when its maximum similarity exceeds this"
@@ -239,6 +258,7 @@ class Settings(Section):
     concepts: Concepts = Concepts()
     probe: Probe = Probe()
     dissect: Dissect = Dissect()
+    labels: Labels = Labels()
     edit: Edit = Edit()
     evaluate: Evaluate = Evaluate()
     train: Train = Train()

@@ -46,7 +46,7 @@ def check(
 ) -> None:
     """Refuses before the probe what the labelling would refuse after it."""
     scoring = settings.dissect
-    wpmi_options(scoring.similarity, scoring.top_k, scoring.a, scoring.lam, scoring.prior)
+    wpmi_options(scoring.similarity, scoring.top_k, scoring.a, scoring.lam)
     clip.tokenize(concepts.concepts)
     if images.labels is not None:
         concepts.class_mask(images.classes)
@@ -123,13 +123,10 @@ def scoring(
 ) -> dict[str, Any]:
     """What the settings ask of `emojax.dissect` beside record and concepts."""
     options = settings.dissect
-    hyperparameters = {
-        "top_k": options.top_k,
-        "a": options.a,
-        "lam": options.lam,
-        "prior": options.prior,
-    }
-    wpmi_options(options.similarity, **hyperparameters)  # refuses what is no setting of it
+    hyperparameters: dict[str, Any] = {"top_k": options.top_k, "a": options.a, "lam": options.lam}
+    # Refuses what is no setting of the function.
+    if wpmi_options(options.similarity, **hyperparameters) is not None:
+        hyperparameters["prior"] = options.prior
     with run.timed("embed concepts"):
         texts = embed_concepts(clip, concepts, settings.cache)
     emotions = concepts.emotions and [list(names) for names in concepts.emotions]

@@ -22,6 +22,7 @@ from emojax.dissection import wpmi
 from emojax.dissection.labels import Confidence, Dissection
 from emojax.dissection.options import (
     DEFAULT,
+    DEFAULT_PRIOR,
     Correlation,
     Cosine,
     CosineCubed,
@@ -44,7 +45,7 @@ def dissect(
     record: ProbeRecord,
     concepts: ConceptSet | Sequence[str],
     *,
-    similarity: Similarity = DEFAULT,
+    similarity: Similarity | None = None,
     clip: ClipEncoder | None = None,
     text_embeddings: Float[Array, "C D"] | Float[np.ndarray, "C D"] | None = None,
     null_sets: int = 1000,
@@ -57,7 +58,8 @@ def dissect(
     Args:
       record: from `probe`.
       concepts: a concept set, or plain phrases.
-      similarity: correlation, or one of CLIP-Dissect's five functions.
+      similarity: correlation, or one of CLIP-Dissect's five functions as published; None is the one
+        that is right most often on rendered faces, soft_wpmi with the prior over images.
       clip: the encoder that made the record's embeddings; the record's own when None.
       text_embeddings: unit embeddings of the concepts, instead of `clip`.
       null_sets: random image lists that labels are tested against (the two WPMI functions); 0
@@ -75,6 +77,10 @@ def dissect(
     """
     if not isinstance(concepts, ConceptSet):
         concepts = ConceptSet(tuple(concepts))
+    if similarity is None:
+        similarity = DEFAULT
+        if hyperparameters.get("prior") is None:
+            hyperparameters["prior"] = DEFAULT_PRIOR
     options = options_of(similarity, hyperparameters)
     texts = _texts(record, concepts, clip, text_embeddings)
     half_labels = None
@@ -85,11 +91,11 @@ def dissect(
                 record, texts, options, null_sets, trust, mesh or make_mesh()
             )
         case Correlation():
-            scores = similarities.correlation(record.moments, record.images, texts)
+            scores = similarities.correlation(record.covariances, texts)
             if trust and record.images >= 4:
-                halves = zip(record.halves, record.half_sizes, strict=True)
+                halves = record.half_covariances
                 half_labels = np.stack(
-                    [similarities.correlation(*half, texts).argmax(axis=1) for half in halves]
+                    [similarities.correlation(half, texts).argmax(axis=1) for half in halves]
                 )
         case Cosine():
             scores = similarities.cos_similarity(record.moments, texts)
@@ -105,7 +111,8 @@ def dissect(
     held_out = None if half_labels is None else trusting.held_out(record, texts, half_labels)
     known = half_labels is not None or p_value is not None
     confidence = Confidence(half_labels, held_out, p_value, q_value) if known else None
-    return Dissection(record, concepts, similarity, scores, confidence)
+    prior = options.prior if isinstance(options, SoftWpmi | Wpmi) else None
+    return Dissection(record, concepts, similarity, scores, confidence, prior)
 
 
 def _texts(

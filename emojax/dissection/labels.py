@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from emojax.data.concepts import ConceptSet
-from emojax.dissection.options import Similarity
+from emojax.dissection.options import Prior, Similarity
 from emojax.dissection.trust import HeldOut, Hubs, hubs
 from emojax.errors import InputError
 from emojax.probing.record import ProbeRecord
@@ -65,6 +65,7 @@ class Dissection:
       scores: float32; comparable only within a layer, probe set and concept set.
       confidence: of the labels; None for rank_reorder and cos_similarity_cubed, and where it was
         left out.
+      prior: what the two WPMI functions compare log-likelihoods with; None for the others.
     """
 
     record: ProbeRecord
@@ -72,6 +73,16 @@ class Dissection:
     similarity: Similarity
     scores: Float[np.ndarray, "U C"]
     confidence: Confidence | None = None
+    prior: Prior | None = None
+
+    @property
+    def method(self) -> str:
+        """Similarity function and prior, as the tables name them."""
+        if self.prior is None:
+            return self.similarity
+        if self.prior == "none":
+            return f"{self.similarity}, no prior"
+        return f"{self.similarity}, prior over {self.prior}"
 
     @cached_property
     def labels(self) -> Int[np.ndarray, " U"]:

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 Similarity = Literal[
     "correlation", "soft_wpmi", "wpmi", "rank_reorder", "cos_similarity", "cos_similarity_cubed"
 ]
-DEFAULT: Similarity = "correlation"  # by `scripts/compare_labelers.py`
 Prior = Literal["units", "images", "none"]  # as in `ops/similarity.py`, which loads JAX
+# What labels are made with where nothing else is asked for: the best by
+# `scripts/compare_labelers.py`. The kernels' own defaults are the official ones.
+DEFAULT: Similarity = "soft_wpmi"
+DEFAULT_PRIOR: Prior = "images"
 
 
 @dataclass(frozen=True)
@@ -154,11 +157,12 @@ def wpmi_options(
     Raises:
       InputError: such a function was given one.
     """
-    hyperparameters = Hyperparameters(top_k=top_k, a=a, lam=lam, prior=prior)
+    hyperparameters = Hyperparameters(top_k=top_k, a=a, lam=lam)
     if similarity in ("soft_wpmi", "wpmi"):
-        options = options_of(similarity, hyperparameters)
+        options = options_of(similarity, Hyperparameters(prior=prior, **hyperparameters))
         assert isinstance(options, SoftWpmi | Wpmi)
         return options
+    # A prior is not refused: the settings always name one.
     for name, value in hyperparameters.items():
         if value is not None:
             flag = name.replace("_", "-")

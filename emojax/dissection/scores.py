@@ -14,9 +14,8 @@ from jaxtyping import Array, Float, Int
 
 from emojax.dissection.options import CosineCubed, RankReorder
 from emojax.errors import InputError
-from emojax.ops import moments
 from emojax.ops import similarity as ops
-from emojax.ops.moments import Moments
+from emojax.ops.moments import Covariances, Moments
 from emojax.probing.record import ProbeRecord
 
 _correlation_from_covariances = jax.jit(ops.correlation_from_covariances)
@@ -24,15 +23,8 @@ _cosine_from_moments = jax.jit(ops.cos_similarity_from_moments)
 _cosine_cubed = jax.jit(ops.cos_similarity_cubed, static_argnames="min_norm")
 
 
-def correlation(sums: Moments, images: int, texts: Float[Array, "C D"]) -> Float[np.ndarray, "U C"]:
-    """Correlation, from sums over so many images; 0 for a unit that does not vary.
-
-    Raises:
-      InputError: there is a single image.
-    """
-    if images < 2:
-        raise InputError(f"correlation needs at least two images, not {images}; probe more")
-    covariances = moments.covariances(sums, images)
+def correlation(covariances: Covariances, texts: Float[Array, "C D"]) -> Float[np.ndarray, "U C"]:
+    """Correlation, from a record's covariances; 0 for a unit that does not vary."""
     # The variance of a concept's cosines is tᵀ cov(E) t: in float64, since t may lie where the
     # embeddings vary little.
     text = np.asarray(texts, np.float64)

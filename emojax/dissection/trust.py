@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from emojax.ops import moments
 from emojax.probing.record import ProbeRecord
 
 LEVEL = 0.95  # of the interval of a held-out correlation
@@ -76,7 +75,7 @@ def _correlation(
     record: ProbeRecord, texts: Array | np.ndarray, half: int, labels: np.ndarray
 ) -> np.ndarray:
     """Correlation [U] of each unit with one concept, on one half of the images; float64."""
-    of_half = moments.covariances(record.halves[half], record.half_sizes[half])
+    of_half = record.half_covariances[half]
     text = np.asarray(texts, np.float64)
     concepts = np.einsum("cd,cd->c", text @ of_half.gram, text)
     spread = np.sqrt(of_half.unit * np.maximum(concepts[labels], 0.0))

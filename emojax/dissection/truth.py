@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from emojax.data.image_set import ImageSet
 from emojax.data.map_images import map_images
@@ -148,3 +148,60 @@ def table(
 ) -> dict[str, Agreement]:
     """`agreement` of several similarity functions on the same units, by name."""
     return {name: agreement(values, auroc, least=least) for name, values in scores.items()}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A point of the curve: if only so many units get a label, so many labels are right."""
+
+    labelled: float
+    right: float
+
+
+@dataclass(frozen=True)
+class LabelsRight:
+    """Shares from 0 to 1 of labels that are right, over units that respond to something.
+
+    Attributes:
+      auroc: the label is the attribute that the unit tells best.
+      enrichment: it is the one most enriched in the unit's top 100 images.
+      among_three: it is one of the three that the unit tells best.
+      certain_half: as `auroc`, of the half of these units with the largest margins.
+    """
+
+    auroc: float
+    enrichment: float
+    among_three: float
+    certain_half: float
+
+
+def certainty(margin: Float[np.ndarray, " U"], right: Bool[np.ndarray, " U"]) -> list[Labelled]:
+    """Share labelled against share right, if the units with the largest margins get labels first.
+
+    In steps of a twentieth of the units, as far as there are as many.
+    """
+    order = np.argsort(-margin, kind="stable")
+    counts = np.unique(np.ceil(np.arange(1, 21) / 20 * len(order)).astype(int))
+    running = np.cumsum(right[order])
+    return [Labelled(float(n / len(order)), float(running[n - 1] / n)) for n in counts]
+
+
+def labels_right(
+    scores: Float[np.ndarray, "U A"],
+    margin: Float[np.ndarray, " U"],
+    auroc: Float[np.ndarray, "U A"],
+    enriched: Float[np.ndarray, "U A"],
+) -> LabelsRight:
+    """How many labels are right, by two truths; of the units that respond to something.
+
+    Raises:
+      ValueError: as `agreement`.
+    """
+    by_auroc = agreement(scores, auroc)
+    half = np.argsort(-margin, kind="stable")[: -(-len(margin) // 2)]
+    return LabelsRight(
+        auroc=by_auroc.best,
+        enrichment=agreement(scores, enriched).best,
+        among_three=by_auroc.among_three,
+        certain_half=agreement(scores[half], auroc[half]).best,
+    )

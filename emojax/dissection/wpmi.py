@@ -150,7 +150,7 @@ def _significance(
     return np.asarray(p_value), np.asarray(stats.benjamini_hochberg(p_value))
 
 
-def _rank_weights(options: SoftWpmi | Wpmi) -> np.ndarray:
+def rank_weights(options: SoftWpmi | Wpmi) -> np.ndarray:
     """The chance [K] that the image of a rank belongs to the activating set; in WPMI all do."""
     if isinstance(options, SoftWpmi):
         return ops.soft_weights(options.top_k, options.p_start, options.p_end)
@@ -170,7 +170,7 @@ def _program(
     """
     units = sum(sizes)
     layers = len(sizes)
-    weights = _rank_weights(options)
+    weights = rank_weights(options)
     lam = 0.0 if options.prior == "none" else options.lam
     # The halves' blocks repeat the layers: each block of a layer's units has a prior of its own.
     groups = sizes * blocks

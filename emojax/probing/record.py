@@ -21,7 +21,7 @@ from emojax.data.image_set import ImageSet
 from emojax.distributed.processes import broadcast_from_main, is_main_process
 from emojax.errors import InputError
 from emojax.ops import topk
-from emojax.ops.moments import Moments, variances
+from emojax.ops.moments import Covariances, Moments, covariances, variances
 from emojax.ops.pooling import Pool
 from emojax.ops.topk import TopK
 from emojax.probing.network import Network
@@ -97,6 +97,23 @@ class ProbeRecord:
     def halves(self) -> list[Moments]:
         """Sums over the even images, and over the odd ones."""
         return [Moments(*(array[half] for array in self.half_moments)) for half in (0, 1)]
+
+    @cached_property
+    def covariances(self) -> Covariances:
+        """Covariances over all images.
+
+        Raises:
+          InputError: there is a single image.
+        """
+        if self.images < 2:
+            raise InputError("correlation needs at least two images, the record has one")
+        return covariances(self.moments, self.images)
+
+    @cached_property
+    def half_covariances(self) -> list[Covariances]:
+        """Covariances over the even images, and over the odd ones; each half has two at least."""
+        halves = zip(self.halves, self.half_sizes, strict=True)
+        return [covariances(sums, images) for sums, images in halves]
 
     @cached_property
     def constant(self) -> Bool[np.ndarray, " U"]:

@@ -105,6 +105,12 @@ def draw(run: Results, images: ImageSet | None = None) -> dict[str, Shown]:
             "Labels by how many units have them. Correctly described: the label speaks for the "
             "class of more than half of the unit's top 10 images.",
         )
+    if run.summary.get("certainty"):
+        found["certainty"] = (
+            figures.plot_certainty(run.summary["certainty"], run.summary.get("abstaining")),
+            "Labels that are right, if only the units with the largest margins get one. Cross: the "
+            "labels that stand by the rule of `--dissect.abstain`.",
+        )
     if run.sweep and layer:
         caption = f"The grid of edits of {layer}, all test splits."
         if "p_adjusted" in run.sweep:
@@ -317,7 +323,7 @@ def _words(run: Results) -> list[str]:
         said.append(
             f"{len(run.labels.layers)} layers with {units:,} units were dissected on "
             f"{summary['images']:,} images with"
-            f" {summary['concepts']:,} concepts by {summary['similarity']}. {above:,} units "
+            f" {summary['concepts']:,} concepts by {_method(summary)}. {above:,} units "
             f"({above / units:.0%}) are"
             f" interpretable: their maximum similarity exceeds tau = {summary['tau']:g}."
         )
@@ -395,12 +401,16 @@ def _what(run: Results) -> list[tuple[str, str]]:
             "the demo's small CLIP" if demo else str(s.get("clip", {}).get("path") or "unknown"),
         ),
         ("concepts", "paper25" if demo else str(s.get("concepts", {}).get("path", "unknown"))),
-        (
-            "similarity",
-            str(run.summary.get("similarity", s.get("dissect", {}).get("similarity", "soft_wpmi"))),
-        ),
+        ("similarity", _method(run.summary or s.get("dissect", {}))),
     ]
     return pairs
+
+
+def _method(stated: Mapping[str, Any]) -> str:
+    """Similarity function and prior, as a summary or settings state them."""
+    similarity = str(stated.get("similarity", "unknown"))
+    prior = stated.get("prior")
+    return f"{similarity}, prior over {prior}" if prior in ("units", "images") else similarity
 
 
 def seen(manifest: Mapping[str, Any]) -> str:

@@ -53,6 +53,11 @@ class _Agreement(_Part):
     rank_correlation: float
 
 
+class _Labelled(_Part):
+    labelled: float
+    right: float
+
+
 @dataclass(frozen=True)
 class EditOnly:
     """The study in the `summary.json` of a sweep."""
@@ -73,6 +78,9 @@ class Summary(_Part):
     images: int
     concepts: int
     similarity: str
+    prior: str | None = None
     tau: float
     confidence: _Confidence | None = None
     truth: dict[str, dict[str, _Agreement]] | None = None
+    certainty: list[_Labelled] | None = None
+    abstaining: _Labelled | None = None

@@ -80,6 +80,7 @@ def write_dissection(
         "layers": found.record.layers,
         "concepts": len(found.concepts),
         "similarity": found.similarity,
+        "prior": found.prior,
         "tau": tau,
         "interpretability": [asdict(row) for row in table1],
         "confidence": _confidence_summary(found),

@@ -13,6 +13,7 @@ import emojax
 # The kernel of each command, as a function of ours that is called while it is traced.
 KERNELS = {
     "probe": "emojax.ops.topk.update",
+    "dissect": "emojax.ops.similarity.weighted_loglik",
     "train": "emojax.ops.augment.mirror",
 }
 ALLOWED = 6
@@ -46,6 +47,14 @@ def test_few_frames_between_command_and_kernel(command, sound, tmp_path):
     probing = ["--data.path", sound / "fer", *network, "--probe.layers", "lin2"]
     args = {
         "probe": probing,
+        "dissect": [
+            "--record",
+            sound / "record",
+            "--clip.path",
+            sound / "clip",
+            "--dissect.top-k",
+            "5",
+        ],
         "train": [
             "--data.kind",
             "faces",
