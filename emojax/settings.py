@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from emojax.dissection.options import Similarity
+from emojax.dissection.options import DEFAULT, DEFAULT_PRIOR, Prior, Similarity
 from emojax.editing.search import Edit
 from emojax.errors import InputError, did_you_mean
 from emojax.section import NAME_OR_PATH, Factors, Positive, Section, Seed, UserPath
@@ -140,20 +140,47 @@ class Dissect(Section):
     """
 
     similarity: Similarity = Field(
-        default="soft_wpmi", description="similarity function of CLIP-Dissect"
+        default=DEFAULT, description="a similarity function of CLIP-Dissect, or correlation"
     )
     top_k: Positive | None = Field(default=None, description="images per unit (wpmi, soft_wpmi)")
     a: float | None = Field(
         default=None, description="temperature factor on cosines (wpmi, soft_wpmi)"
     )
-    lam: float | None = Field(
-        default=None, description="weight of the layer's prior (wpmi, soft_wpmi)"
+    lam: float | None = Field(default=None, description="weight of the prior (wpmi, soft_wpmi)")
+    prior: Prior = Field(
+        default=DEFAULT_PRIOR,
+        description="what images are compared with: the layer's units, as published; random "
+        "images; or none (wpmi, soft_wpmi)",
     )
     null_sets: int = Field(
         default=1000,
         ge=0,
         description="random image sets that labels are tested against (wpmi, soft_wpmi); 0 leaves "
         "it out",
+    )
+    abstain: bool = Field(
+        default=True,
+        description="give no label to a unit unless both halves of the images choose it and its "
+        "correlation on the half that did not choose it is above 0 (95 % interval)",
+    )
+    tau: float = Field(
+        default=0.0, description="a unit is interpretable when its maximum similarity exceeds this"
+    )
+
+
+class Labels(Section):
+    """Label settings to try together: every combination of what is given."""
+
+    similarity: tuple[Similarity, ...] = Field(
+        default=("correlation", "soft_wpmi"),
+        description="correlation, cos_similarity, wpmi, soft_wpmi",
+        min_length=1,
+    )
+    a: Factors = Field(default=(2.0, 5.0, 10.0), description="temperature factors on cosines")
+    lam: tuple[float, ...] = Field(default=(0.0, 0.6, 1.0), description="weights of the prior")
+    top_k: tuple[Positive, ...] = Field(default=(50, 100), description="images per unit")
+    prior: tuple[Prior, ...] = Field(
+        default=("images", "units"), description="what images are compared with"
     )
     tau: float = Field(
         default=0.0, description="a unit is interpretable when its maximum similarity exceeds this"
@@ -251,6 +278,7 @@ class Settings(Section):
     concepts: Concepts = Concepts()
     probe: Probe = Probe()
     dissect: Dissect = Dissect()
+    labels: Labels = Labels()
     edit: Edit = Edit()
     evaluate: Evaluate = Evaluate()
     train: Train = Train()

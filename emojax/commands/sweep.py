@@ -15,6 +15,7 @@ def sweep(settings: SweepSettings) -> None:
     from emojax import store
     from emojax.commands import classes, opening, steps
     from emojax.commands.study import begin_study, finish_study
+    from emojax.dissection.dissect import dissect
     from emojax.dissection.table import interpretability
     from emojax.editing.study import run_study
 
@@ -24,7 +25,9 @@ def sweep(settings: SweepSettings) -> None:
         warnings = opening.note_provenance(run, weights, inputs.tests, inputs.class_names)
         model = steps.check_study_inputs(settings, inputs)
         record = steps.probe(settings, run, model, inputs.images, inputs.clip)
-        dissection = steps.dissect(settings, run, record, inputs.concepts, inputs.clip)
+        asked = steps.scoring(settings, run, inputs.concepts, inputs.clip)
+        with run.timed("dissect"):
+            dissection = dissect(record, inputs.concepts, **asked)
         table1 = interpretability(dissection, settings.dissect.tau)
         options = begin_study(settings, run, table1, inputs.tests)
         study = run_study(model, dissection, table1, inputs.images, inputs.tests, **options)

@@ -18,6 +18,7 @@ def filters(run: Results) -> dict[str, Any]:
         "details": details is not None,
         "emotions": ("Label speaks for" if mapped else "Most top images are") if pictured else None,
         "significance": "q_value" in run.units,
+        "labelled": "labelled" in run.units,
         "halves": bool((run.units.get("halves_agree", np.array([])) != "").any()),
     }
 
@@ -50,12 +51,16 @@ def explorer_data(run: Results) -> dict[str, Any]:
         "q": "q_value",
         "accuracy": "description_accuracy",
         "chance": "chance",
+        "held": "held_out",
+        "low": "held_out_low",
+        "high": "held_out_high",
     }
     for key, column in optional.items():
         if column in table:
             units[key] = _plain(table[column])
-    if "halves_agree" in table:
-        units["halves"] = [{"yes": 1, "no": 0}.get(x) for x in table["halves_agree"].tolist()]
+    for key, column in (("halves", "halves_agree"), ("labelled", "labelled")):
+        if column in table:
+            units[key] = [{"yes": 1, "no": 0}.get(x) for x in table[column].tolist()]
     data: dict[str, Any] = {
         "layers": layers,
         "classes": [],

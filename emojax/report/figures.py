@@ -502,3 +502,53 @@ def plot_training(
         if watched:
             axes.legend()
     return figure
+
+
+@_figure
+def plot_label_settings(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Label settings: how many units keep the default's label, against the held-out correlation.
+
+    `rows` are those of `settings.csv`.
+    """
+    figure = Figure(figsize=(6.4, 4.2))
+    axes = figure.subplots()
+    known = [row for row in rows if row["held_out"] != ""]
+    kinds = list(dict.fromkeys((row["similarity"], row["prior"]) for row in known))
+    for number, kind in enumerate(kinds):
+        own = [row for row in known if (row["similarity"], row["prior"]) == kind]
+        axes.scatter(
+            [row["held_out"] for row in own],
+            [row["same_as_default"] for row in own],
+            label=", prior over ".join(filter(None, kind)),
+            color=_MEMBERS[number % len(_MEMBERS)],
+            marker="os^vDPX"[number // len(_MEMBERS) % 7],
+        )
+    axes.set_xlabel("mean correlation on the half of the images that did not choose the label")
+    axes.set_ylabel("units labelled as by default")
+    axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
+    axes.set_title("Labels by setting")
+    if known:
+        axes.legend()
+    return figure
+
+
+@_figure
+def plot_certainty(
+    curve: Sequence[Mapping[str, float]], by_rule: Mapping[str, float] | None = None
+) -> Figure:
+    """Share of units labelled against share of labels right, most certain units first.
+
+    `curve` and `by_rule` have `labelled` and `right`, from 0 to 1; `by_rule` is the point of the
+    labels that stand.
+    """
+    figure = Figure(figsize=(5.2, 3.4))
+    axes = figure.subplots()
+    shares = [point["labelled"] for point in curve]
+    axes.plot(shares, [point["right"] for point in curve], color=BLUE, marker="o", markersize=3)
+    if by_rule is not None:
+        axes.plot([by_rule["labelled"]], [by_rule["right"]], "x", color=ORANGE, markersize=9)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="units labelled", ylabel="labels right")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(ticker.PercentFormatter(1.0))
+    axes.set_title("The more certain, the more often right")
+    return figure

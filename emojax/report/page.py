@@ -194,16 +194,21 @@ def _words(run: Results) -> list[str]:
         sentences.append(
             f"{len(run.labels.layers)} layers with {units:,} units were dissected on "
             f"{summary['images']:,} images with"
-            f" {summary['concepts']:,} concepts by {summary['similarity']}. {above:,} units "
+            f" {summary['concepts']:,} concepts by {_method(summary)}. {above:,} units "
             f"({above / units:.0%}) are"
             f" interpretable: their maximum similarity exceeds tau = {summary['tau']:g}."
         )
-        sure = summary.get("confidence")
-        if sure:
-            line = f"{sure['significant_at_q05']:,} labels are above chance (q ≤ 0.05)"
-            if sure.get("halves_agree") is not None:
-                line += f"; {sure['halves_agree']:,} stay the same on either half of the images"
-            sentences.append(line + ".")
+        sure = summary.get("confidence") or {}
+        lines = {
+            "significant_at_q05": "are above chance (q ≤ 0.05)",
+            "halves_agree": "stay the same on either half of the images",
+            "trusted": "can be trusted: they do, and hold on the images that did not choose them",
+        }
+        counts = [
+            f"{sure[name]:,} {line}" for name, line in lines.items() if sure.get(name) is not None
+        ]
+        if counts:
+            sentences.append(f"Of the labels {'; '.join(counts)}.")
         known = [row for row in run.table1 if row.adjusted_overall is not None]
         if known:
             best = max(known, key=lambda row: row.adjusted_overall or 0.0)
@@ -226,8 +231,13 @@ def _cards(run: Results) -> list[tuple[str, str]]:
     units = sum(run.labels.layers.values())
     above = sum(row.interpretable for row in run.table1)
     cards = [(f"{units:,}", "units"), (f"{above:,}", "interpretable")]
-    sure = run.summary.get("confidence")
-    cards += [(f"{sure['significant_at_q05']:,}", "labels above chance")] if sure else []
+    sure = run.summary.get("confidence") or {}
+    for name, title in (
+        ("significant_at_q05", "labels above chance"),
+        ("trusted", "labels that can be trusted"),
+    ):
+        if sure.get(name) is not None:
+            cards.append((f"{sure[name]:,}", title))
     before = None if run.study is None else pooled(run.study.baseline)
     if before is not None:
         cards.append((f"{before.top1:.1%}", f"correct of {before.images:,} test images, unedited"))
@@ -269,16 +279,16 @@ def _what(run: Results) -> list[tuple[str, str]]:
             "concepts",
             "paper25" if demo else str(settings.get("concepts", {}).get("path", "unknown")),
         ),
-        (
-            "similarity",
-            str(
-                run.summary.get(
-                    "similarity", settings.get("dissect", {}).get("similarity", "soft_wpmi")
-                )
-            ),
-        ),
+        ("similarity", _method(run.summary or settings.get("dissect", {}))),
     ]
     return pairs
+
+
+def _method(stated: Mapping[str, Any]) -> str:
+    """Similarity function and prior, as a summary or settings state them."""
+    similarity = str(stated.get("similarity", "unknown"))
+    prior = stated.get("prior")
+    return f"{similarity}, prior over {prior}" if prior in ("units", "images") else similarity
 
 
 def provenance(manifest: Mapping[str, Any]) -> str:

@@ -63,6 +63,12 @@ def draw(run: Results, images: ImageSet | None = None) -> dict[str, Shown]:
             "Labels by how many units have them. Correctly described: the label speaks for the "
             "class of more than half of the unit's top 10 images.",
         )
+    if run.summary.get("certainty"):
+        drawn["certainty"] = (
+            figures.plot_certainty(run.summary["certainty"], run.summary.get("abstaining")),
+            "Labels that are right, if only the units with the largest margins get one. Cross: the "
+            "labels that stand by the rule of `--dissect.abstain`.",
+        )
     if run.sweep and layer:
         caption = f"The grid of edits of {layer}, all test splits."
         if "p_adjusted" in run.sweep:

@@ -36,6 +36,7 @@ _WORDS = {
     "concept",
     "runner_up",
     "halves_agree",
+    "labelled",
     "kind",
     "file",
     "split",

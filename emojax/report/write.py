@@ -27,12 +27,15 @@ def write_dissection(
     tau: float,
     network: Mapping[str, int] | None = None,
     outgoing: np.ndarray | None = None,
+    *,
+    abstain: bool = True,
 ) -> tuple[list[LayerSummary], dict[str, Any]]:
     """Writes a dissection into a folder; returns Table 1 and the summary that was written.
 
     `dissection.csv` has a row per unit, `interpretability.csv` is the paper's Table 1,
     `summary.json` both in numbers, and `units.npz` what the page shows of each unit; `network` and
-    `outgoing` as for `units.collect`.
+    `outgoing` as for `units.collect`. With `abstain` a column says which labels stand
+    (`Dissection.trusted`).
     """
     description = dissection.description
     names = dissection.concepts.concepts
@@ -45,9 +48,8 @@ def write_dissection(
         "runner_up_similarity",
         "margin",
     ]
-    confidence = dissection.confidence
-    holds = confidence and confidence.holds(dissection.labels)
-    header += ["p_value", "q_value", "halves_agree"] if confidence else []
+    trust = _trust_columns(dissection, abstain)
+    header += list(trust)
     header += ["description_accuracy", "chance"] if description else []
 
     def rows() -> Iterable[list[Any]]:
@@ -69,9 +71,7 @@ def write_dissection(
                         second,
                         dissection.best[number] - second,
                     ]
-                if confidence:
-                    agree = "" if holds is None else "yes" if holds[number] else "no"
-                    row += [confidence.p_value[number], confidence.q_value[number], agree]
+                row += [column[number] for column in trust.values()]
                 yield row + (
                     [description.accuracy[number], description.chance[number]]
                     if description
@@ -92,24 +92,58 @@ def write_dissection(
         "layers": dissection.record.layers,
         "concepts": len(dissection.concepts),
         "similarity": dissection.similarity,
+        "prior": dissection.prior,
         "tau": tau,
         "interpretability": [asdict(row) for row in table1],
         "confidence": _confidence_summary(dissection),
+        "hubs": {
+            "effective_labels": dissection.hubs.effective,
+            "most_frequent": names[dissection.hubs.concept],
+            "share": dissection.hubs.share,
+        },
     }
     store.write_json(folder / "summary.json", summary)
     return table1, summary
 
 
+def _trust_columns(dissection: Dissection, abstain: bool) -> dict[str, Sequence[Any]]:
+    """The columns of `dissection.csv` that say how far a label can be trusted, by name."""
+    confidence = dissection.confidence
+    if confidence is None:
+        return {}
+    columns: dict[str, Sequence[Any]] = {}
+    if confidence.p_value is not None and confidence.q_value is not None:
+        columns |= {"p_value": confidence.p_value, "q_value": confidence.q_value}
+    holds = confidence.holds(dissection.labels)
+    columns["halves_agree"] = [""] * len(dissection.labels) if holds is None else _yes_or_no(holds)
+    if confidence.held_out is not None:
+        columns |= {
+            "held_out": confidence.held_out.correlation,
+            "held_out_low": confidence.held_out.low,
+            "held_out_high": confidence.held_out.high,
+        }
+    if abstain and dissection.trusted is not None:
+        columns["labelled"] = _yes_or_no(dissection.trusted)
+    return columns
+
+
+def _yes_or_no(values: np.ndarray) -> list[str]:
+    return np.where(values, "yes", "no").tolist()
+
+
 def _confidence_summary(dissection: Dissection) -> dict[str, Any] | None:
-    """How many labels are above chance at a false discovery rate of 5 %, and how many hold on
-    either half.
+    """How many labels are above chance at a false discovery rate of 5 %, how many hold on either
+    half, and how many stand by `Dissection.trusted`; None where that is not known.
     """
-    if dissection.confidence is None:
+    confidence = dissection.confidence
+    if confidence is None:
         return None
-    holds = dissection.confidence.holds(dissection.labels)
+    holds = confidence.holds(dissection.labels)
+    q_value = confidence.q_value
     return {
-        "significant_at_q05": int((dissection.confidence.q_value <= 0.05).sum()),
+        "significant_at_q05": None if q_value is None else int((q_value <= 0.05).sum()),
         "halves_agree": None if holds is None else int(holds.sum()),
+        "trusted": None if dissection.trusted is None else int(dissection.trusted.sum()),
     }
 
 

@@ -19,6 +19,7 @@ KERNELS = {
         "emojax.editing.kernels.by_cuts",
         "emojax.editing.kernels.logits_of",
     ],
+    "dissect": ["emojax.ops.similarity.weighted_loglik"],
     "train": ["emojax.ops.augment.mirror"],
 }
 ALLOWED = 6
@@ -61,6 +62,14 @@ def test_few_frames_between_command_and_kernel(command, sound, tmp_path):
     args = {
         "probe": probing,
         "sweep": [*probing, "lin1", *study],
+        "dissect": [
+            "--record",
+            sound / "record",
+            "--clip.path",
+            sound / "clip",
+            "--dissect.top-k",
+            "5",
+        ],
         "train": [
             "--data.kind",
             "faces",

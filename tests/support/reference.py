@@ -17,7 +17,9 @@ def top_images(activations, k):
     return np.argsort(-activations, kind="stable")[:k]
 
 
-def _prior(loglik, lam, segments):
+def _prior(loglik, lam, segments, prior="units", expected=None):
+    if prior != "units":
+        return loglik - (lam * expected if prior == "images" else 0)
     scores = np.empty_like(loglik)
     for segment in np.unique(segments):
         mine = loglik[segments == segment]
@@ -29,7 +31,16 @@ def _prior(loglik, lam, segments):
 
 
 def soft_wpmi(
-    clip, acts, top_k=100, a=10.0, lam=1.0, min_prob=1e-7, p_start=0.998, p_end=0.97, segments=None
+    clip,
+    acts,
+    top_k=100,
+    a=10.0,
+    lam=1.0,
+    min_prob=1e-7,
+    p_start=0.998,
+    p_end=0.97,
+    segments=None,
+    prior="units",
 ):
     clip, acts = np.float64(clip), np.float64(acts)
     probs = _softmax(a * clip)
@@ -40,17 +51,26 @@ def soft_wpmi(
         )
         for u in range(acts.shape[1])
     ]
-    return _prior(np.stack(rows), lam, np.zeros(len(rows), int) if segments is None else segments)
+    expected = sum(np.log(1 + weight * (probs - 1) + min_prob).mean(axis=0) for weight in weights)
+    segments = np.zeros(len(rows), int) if segments is None else segments
+    return _prior(np.stack(rows), lam, segments, prior, expected)
 
 
-def wpmi(clip, acts, top_k=28, a=2.0, lam=0.6, min_prob=1e-7, segments=None):
+def wpmi(clip, acts, top_k=28, a=2.0, lam=0.6, min_prob=1e-7, segments=None, prior="units"):
     clip, acts = np.float64(clip), np.float64(acts)
     probs = _softmax(a * clip)
     rows = [
         np.log(probs[top_images(acts[:, u], top_k)] + min_prob).sum(axis=0)
         for u in range(acts.shape[1])
     ]
-    return _prior(np.stack(rows), lam, np.zeros(len(rows), int) if segments is None else segments)
+    expected = top_k * np.log(probs + min_prob).mean(axis=0)
+    segments = np.zeros(len(rows), int) if segments is None else segments
+    return _prior(np.stack(rows), lam, segments, prior, expected)
+
+
+def correlation(clip, acts):
+    clip, acts = (np.float64(x) - np.float64(x).mean(axis=0) for x in (clip, acts))
+    return cos_similarity(clip, acts)
 
 
 def cos_similarity(clip, acts):

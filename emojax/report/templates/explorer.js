@@ -22,10 +22,13 @@
   places.forEach((concept, place) => { rank[concept] = place; });
   const speaksFor = (unit, emotion) => data.emotions ? data.emotions[cols.concept[unit]].includes(emotion) : cols.main[unit] === emotion;
 
+  // A label that does not hold is none; the best concept stays in sight.
+  const labelOf = (u) => cols.labelled && cols.labelled[u] === 0 ? `(${data.concepts[cols.concept[u]]})` : data.concepts[cols.concept[u]];
+
   // Columns
   const columns = [
     { name: "unit", width: "7.5rem", key: (u) => cols.layer[u] * 1e6 + cols.unit[u] },
-    { name: "concept", width: "auto", key: (u) => rank[cols.concept[u]], text: (u) => data.concepts[cols.concept[u]] },
+    { name: "concept", width: "auto", key: (u) => rank[cols.concept[u]], text: (u) => labelOf(u) },
     { name: "similarity", width: "6.6rem", key: (u) => cols.similarity[u], text: (u) => number(cols.similarity[u]), down: true },
   ];
   const add = (name, title, text, down, width = "5.6rem") => {
@@ -33,6 +36,7 @@
   };
   add("margin", "margin", (u) => number(cols.margin[u]), true);
   if (cols.q) columns.push({ name: "q", width: "4.6rem", key: (u) => cols.q[u], text: (u) => small(cols.q[u]), extra: true });
+  add("held", "held out", (u) => number(cols.held[u]), true);
   add("halves", "halves", (u) => halves(cols.halves[u]), true, "5.2rem");
   add("accuracy", "describes", (u) => number(cols.accuracy[u]), true, "6.2rem");
   add("chance", "chance", (u) => number(cols.chance[u]), true);
@@ -50,7 +54,8 @@
   };
   let rows = order;
   const significance = { any: () => true, q05: (u) => cols.q[u] <= 0.05, q01: (u) => cols.q[u] <= 0.01,
-    not: (u) => cols.q[u] > 0.05, halves: (u) => cols.halves[u] === 1 };
+    not: (u) => cols.q[u] > 0.05, halves: (u) => cols.halves[u] === 1,
+    labelled: (u) => cols.labelled[u] === 1, none: (u) => cols.labelled[u] === 0 };
   const choose = () => {
     const terms = $("search").value.toLowerCase().split(/[\s/:#]+/).filter(Boolean);
     const layer = $("layer").value, emotion = $("emotion") ? $("emotion").value : "", sure = significance[$("sure") ? $("sure").value : "any"];
@@ -198,10 +203,11 @@
     const unit = rows[at], inside = make("div", { className: "inside" }), fact = [];
     const say = (name, text) => fact.push(make("tr", {}, make("th", { scope: "row", textContent: name }), make("td", { textContent: text })));
     $("unit-name").textContent = nameOf(unit);
-    say("label", data.concepts[cols.concept[unit]]);
+    say("label", cols.labelled && cols.labelled[unit] === 0 ? `no label: ${data.concepts[cols.concept[unit]]} does not hold` : data.concepts[cols.concept[unit]]);
     say("maximum similarity", number(cols.similarity[unit], 3));
     if (cols.margin) say("margin over the runner-up", number(cols.margin[unit], 3));
     if (cols.p) say("p-value, q-value", `${small(cols.p[unit])}, ${small(cols.q[unit])}`);
+    if (cols.held) say("correlation on the half that did not choose", `${number(cols.held[unit])} (${number(cols.low[unit])} to ${number(cols.high[unit])})`);
     if (cols.halves) say("same label on either half", halves(cols.halves[unit]));
     if (cols.accuracy) say("describes its top 10 images", `${number(cols.accuracy[unit])} (chance ${number(cols.chance[unit])})`);
     if (more) inside.append(part("Top images", "wide", imagesOf(unit)));
