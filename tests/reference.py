@@ -285,9 +285,7 @@ explanation_metrics = {
     "inverse_auprc": _pairs(lambda a, c: _average_precision(a, c >= 0.5)),
     "mad": _pairs(lambda a, c: _mean(a[c >= 0.5]) - _mean(a[c < 0.5])),
     "wpmi": _pairs(
-        lambda a, c, alpha: (
-            np.log(np.maximum(c, 1e-8))[_active(a, alpha)].mean() - np.log(c.mean())
-        )
+        lambda a, c, alpha: np.log(np.maximum(c, 1e-8))[_active(a, alpha)].mean() - np.log(c.mean())
     ),
     "spearman_correlation": _pairs(lambda a, c: _pearson_sample(_mid_ranks(a), _mid_ranks(c))),
 }
