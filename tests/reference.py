@@ -289,3 +289,24 @@ explanation_metrics = {
     ),
     "spearman_correlation": _pairs(lambda a, c: _pearson_sample(_mid_ranks(a), _mid_ranks(c))),
 }
+
+
+def linear_explanation(acts, values, most=10, tolerance=0.02):
+    """Greedy least squares of one unit [I] on concept values [I, C]: concepts, weights, bias, R."""
+    acts, values = np.float64(acts), np.float64(values)
+    chosen, reached, fit = [], 0.0, np.zeros(0)
+
+    def solve(columns):
+        design = np.column_stack([values[:, columns], np.ones(len(acts))])
+        solution = np.linalg.lstsq(design, acts, rcond=None)[0]
+        return solution, np.corrcoef(design @ solution, acts)[0, 1]
+
+    while len(chosen) < most and acts.std() > 0:
+        others = [c for c in range(values.shape[1]) if c not in chosen]
+        trials = {c: solve([*chosen, c]) for c in others}
+        best = max(others, key=lambda c: trials[c][1])
+        if chosen and trials[best][1] - reached < tolerance:
+            break
+        chosen.append(best)
+        fit, reached = trials[best]
+    return chosen, fit[:-1], fit[-1] if len(fit) else acts.mean(), reached

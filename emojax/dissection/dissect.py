@@ -71,13 +71,13 @@ def dissect(
     if not isinstance(concepts, ConceptSet):
         concepts = ConceptSet(tuple(concepts))
     options = options_of(similarity, hyperparameters)
-    texts = _texts(record, concepts, clip, text_embeddings)
+    texts = concept_texts(record, concepts, clip, text_embeddings)
     scores, confidence = _score(record, texts, options, null_sets, mesh or make_mesh())
     _refuse_undefined(scores, similarity, concepts)
     return Dissection(record, concepts, similarity, scores, confidence)
 
 
-def _texts(
+def concept_texts(
     record: ProbeRecord,
     concepts: ConceptSet,
     clip: ClipEncoder | None,
