@@ -224,7 +224,7 @@ def _from_images(
     unit_mean = np.asarray(activations, np.float64).mean(axis=0)
     starts = range(0, images, _IMAGES_AT_A_TIME)
 
-    def values(start: int) -> tuple[np.ndarray, np.ndarray]:
+    def values(start: int) -> tuple[np.ndarray, slice]:
         rows = slice(start, start + _IMAGES_AT_A_TIME)
         return calibration(np.asarray(embeddings[rows], np.float64) @ texts.T), rows
 
