@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
+from emojax.dissection.calibration import Calibration
 from emojax.dissection.options import Similarity
 from emojax.editing.search import Edit
 from emojax.errors import InputError, did_you_mean
@@ -142,6 +143,31 @@ class Dissect(Section):
     )
 
 
+class Explain(Section):
+    """How long explanations are."""
+
+    most: Positive = Field(default=10, description="most concepts of an explanation")
+    tolerance: float = Field(
+        default=0.02, ge=0, description="least gain in correlation that another concept must bring"
+    )
+
+
+class Judge(Section):
+    """How explanations are judged."""
+
+    alpha: float = Field(
+        default=0.02, gt=0, lt=1, description="share of the images on which a unit counts as active"
+    )
+    resamples: Positive = Field(default=200, description="bootstrap resamples of the images")
+    seed: Seed = Field(default=0, description="of the resamples and of the sanity test's draws")
+    pool: Literal["avg", "max"] = Field(
+        default="avg", description="how convolutions become one number per unit"
+    )
+    taps: Literal["raw", "relu"] = Field(
+        default="raw", description="raw outputs, or after BatchNorm and ReLU"
+    )
+
+
 class Evaluate(Section):
     """The test."""
 
@@ -231,6 +257,9 @@ class Settings(Section):
     concepts: Concepts = Concepts()
     probe: Probe = Probe()
     dissect: Dissect = Dissect()
+    explain: Explain = Explain()
+    calibration: Calibration = Calibration()
+    judge: Judge = Judge()
     edit: Edit = Edit()
     evaluate: Evaluate = Evaluate()
     train: Train = Train()

@@ -174,7 +174,8 @@ class ClipEncoder:
         for text, row in zip(texts, rows, strict=True):
             if len(row) > context:
                 raise InputError(
-                    f"{short(text)} is {len(row)} tokens long, {self.name} takes {context}; shorten it"
+                    f"{short(text)} is {len(row)} tokens long, {self.name} takes {context}; "
+                    "shorten it"
                 )
         padding = self.padding
         length = context if padding else min(context, -(-max(map(len, rows)) // 8) * 8)

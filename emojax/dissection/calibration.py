@@ -3,13 +3,15 @@
 Explanations and the judge take a pair (a, b) for their encoder. Importing this module loads no JAX.
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-from jaxtyping import Float
 from pydantic import Field, model_validator
 
 from emojax.section import Section
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Float
 
 # From the published code of Linear Explanations (Oikarinen and Weng, ICML 2024) and Neuron_Eval
 # (ICML 2025), which fitted them on ImageNet's classes and superclasses.
@@ -45,7 +47,7 @@ class Calibration(Section):
             return PUBLISHED[self.encoder]
         return None if self.a is None or self.b is None else (self.a, self.b)
 
-    def __call__(self, cosines: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    def __call__(self, cosines: "Float[np.ndarray, '...']") -> "Float[np.ndarray, '...']":
         """Probabilities, or the cosines where there is no pair."""
         from scipy.special import expit
 

@@ -1,10 +1,11 @@
 """Judges explanations of units, anybody's, on images that did not make them.
 
 An explanation simulates a unit: the value of its concept, or of its weighted sum, on every image,
-as the judge's encoder sees it. The five sound measures of "Evaluating Neuron Explanations" (Oikarinen,
-Yan and Weng, ICML 2025, arXiv 2506.05774) compare that with the unit's activations, with bootstrap
-intervals over images; files of explanations are compared on the units that they share and the same
-resamples. `sanity` runs that paper's two tests of the measures themselves on the images at hand.
+as the judge's encoder sees it. The five sound measures of "Evaluating Neuron Explanations"
+(Oikarinen, Yan and Weng, ICML 2025, arXiv 2506.05774) compare that with the unit's activations,
+with bootstrap intervals over images; files of explanations are compared on the units that they
+share and on the same resamples. `sanity` runs that paper's two tests of the measures themselves on
+the images at hand.
 Shapes: I images, N explained units of a file, C concepts, D embedding, R resamples.
 """
 
@@ -103,7 +104,7 @@ class Sanity:
 
 SANITY_SHARE = 0.9
 _NOTICED = 1e-3  # fall of a score, as a share of the measure's range, that counts
-_SIGNED = ("correlation", "cosine", "spearman_correlation")
+_SIGNED = ("correlation", "cosine", "spearman")  # how names of measures from −1 to 1 begin
 
 
 def simulate(
@@ -247,7 +248,7 @@ def _range_of(name: str, *scores: np.ndarray) -> float:
     """The range of a measure: 2 for those from −1 to 1, what was seen where there is no bound."""
     if name in ("wpmi", "mad"):
         return float(max(x.max() for x in scores) - min(x.min() for x in scores))
-    return 2.0 if name.startswith(_SIGNED) or name.startswith("spearman") else 1.0
+    return 2.0 if name.startswith(_SIGNED) else 1.0
 
 
 def _pairs_of(measure: metrics.Measure) -> Callable[..., jax.Array]:
