@@ -67,6 +67,7 @@ def demo(settings: DemoSettings) -> None:
         concepts = load_concepts("paper25")
         record, summary = steps.chain(effective, run, model, clip, concepts, images, tests)
         summary["truth"] = _compare_with_truth(run, model, record, test_faces, tests)
+        summary["explanations"] = _explain(run, record)
         store.write_json(run.folder / "summary.json", summary)
     try:
         report.complete(settings.out, settings.report, images)
@@ -134,6 +135,22 @@ def _compare_with_truth(
     return {
         title: {name: asdict(row) for name, row in rows.items()} for title, rows in tables.items()
     }
+
+
+def _explain(run: "Run", record: "ProbeRecord") -> dict[str, Any]:
+    """Units as weighted sums of what faces show; returns what `explanations.json` holds."""
+    from emojax.commands import explain
+    from emojax.data.concepts import ConceptSet
+    from emojax.dissection.dissect import dissect
+    from emojax.dissection.explain import explain as explain_record
+    from emojax.synthetic.faces import ATTRIBUTES
+
+    attributes = ConceptSet(ATTRIBUTES, name="what faces show")
+    with run.timed("explain"):
+        explanations = explain_record(record, attributes)
+        paper = dissect(record, attributes, similarity="soft_wpmi", null_sets=0)
+    of_paper = float(explanations.correlation_of(paper.labels).mean())
+    return explain.write(run, explanations, soft_wpmi_correlation=of_paper)
 
 
 def _write_truth(

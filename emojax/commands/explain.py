@@ -77,8 +77,14 @@ def _explain(
     write(run, explanations)
 
 
-def write(run: "Run", explanations: "Explanations") -> dict[str, Any]:
-    """Writes `explanations.csv` and `explanations.json`, says the means; returns the latter."""
+def write(run: "Run", explanations: "Explanations", **further: float) -> dict[str, Any]:
+    """Writes `explanations.csv`, its means as `explanations.json` and, where the activations are
+    known, `simulated.npz` for the page; says the means.
+
+    `further` goes into the means, which are returned.
+    """
+    import numpy as np
+
     from emojax import store
     from emojax.commands.console import say
 
@@ -91,8 +97,16 @@ def write(run: "Run", explanations: "Explanations") -> dict[str, Any]:
         "correlation": float(explanations.correlation.mean()),
         "label_correlation": float(explanations.label_correlation.mean()),
         "length": float(explanations.lengths.mean()),
+        **further,
     }
     store.write_json(run.folder / "explanations.json", summary)
+    sample = explanations.sample()
+    if sample is not None:
+        real, simulated = sample
+        store.write_binary(
+            run.folder / "simulated.npz",
+            lambda file: np.savez_compressed(file, real=real, simulated=simulated),
+        )
     say(
         f"explanations: mean held-out correlation {summary['correlation']:.3f} with "
         f"{summary['length']:.1f} of {summary['concepts']} concepts a unit, "

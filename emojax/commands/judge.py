@@ -2,7 +2,7 @@
 them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,8 @@ class JudgeSettings(WritesRun):
 
 def judge(settings: JudgeSettings) -> None:
     """Scores files of explanations on the test splits."""
+    from dataclasses import replace
+
     import numpy as np
 
     from emojax import store
@@ -53,7 +55,10 @@ def judge(settings: JudgeSettings) -> None:
     if len(set(settings.files)) < len(settings.files):
         raise InputError("a file of explanations is named twice")
     model = opening.open_target(settings.target)
-    files = [explanation_files.read(path, model.config.units()) for path in settings.files]
+    files = [
+        replace(explanation_files.read(path, model.config.units()), name=name)
+        for path, name in zip(settings.files, _names(settings.files), strict=True)
+    ]
     clip = opening.open_clip(settings.clip)
     concepts = list(dict.fromkeys(name for file in files for name in file.concepts))
     if not concepts:
@@ -98,6 +103,15 @@ def judge(settings: JudgeSettings) -> None:
     say_written(settings.out)
     for line in warnings:
         warn(line)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """What files are called in tables: the shortest ends of their paths that differ."""
+    for parts in range(1, max(len(path.parts) for path in paths) + 1):
+        names = [Path(*path.parts[-parts:]).as_posix() for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
 
 
 def judge_files(
@@ -225,13 +239,17 @@ def print_judgement(
     from emojax.commands.console import console, say
     from emojax.dissection.judge import MEASURES, SANITY_SHARE
 
-    table = Table("explanations", "units", *MEASURES, title="Mean over units, 95 % interval")
+    def cells(measures: Mapping[str, tuple[float, float, float]], sign: str) -> Iterator[str]:
+        for value, low, high in measures.values():
+            yield f"{value:{sign}.3f} ±{(high - low) / 2:.3f}"
+
+    table = Table("explanations", "units", *MEASURES, title="Mean over units ± half its interval")
     for judgement in judgements:
-        cells = (f"{m:.3f} ({low:.3f}…{high:.3f})" for m, low, high in judgement.mean().values())
-        table.add_row(judgement.file.name, str(len(judgement.file.explanations)), *cells)
+        number = str(len(judgement.file.explanations))
+        table.add_row(judgement.file.name, number, *cells(judgement.mean(), ""))
     for each in differences:
-        cells = (f"{m:+.3f} ({low:+.3f}…{high:+.3f})" for m, low, high in each.measures.values())
-        table.add_row(f"{each.second} less {each.first}", str(each.units), *cells)
+        name = f"{each.second} less {each.first}"
+        table.add_row(name, str(each.units), *cells(each.measures, "+"))
     console.print(table)
     noticed = [name for name, result in sanity.items() if result.passes]
     say(

@@ -71,6 +71,7 @@ class Explanations:
       correlation: the same on the images that did not (odd ones); 0 for a constant unit.
       labels: the best single concept of each unit, on the images that chose.
       held_out: correlation of each unit with each single concept on the images that did not choose.
+      texts: unit embeddings of the concepts.
     """
 
     record: ProbeRecord = field(repr=False)
@@ -83,6 +84,7 @@ class Explanations:
     correlation: Float[np.ndarray, " U"]
     labels: Int[np.ndarray, " U"]
     held_out: Float[np.ndarray, "U C"] = field(repr=False)
+    texts: Float[np.ndarray, "C D"] = field(repr=False)
 
     @property
     def lengths(self) -> Int[np.ndarray, " U"]:
@@ -97,6 +99,26 @@ class Explanations:
     def correlation_of(self, labels: Int[np.ndarray, " U"]) -> Float[np.ndarray, " U"]:
         """Held-out correlation of each unit with one concept each, for anybody's labels."""
         return self.held_out[np.arange(len(labels)), labels]
+
+    def sample(
+        self, images: int = 48
+    ) -> tuple[Float[np.ndarray, "S U"], Float[np.ndarray, "S U"]] | None:
+        """Real and simulated activations on some images that did not choose, spread over them.
+
+        None for a record without activations.
+        """
+        if self.record.activations is None:
+            return None
+        held_out = np.arange(1, self.record.images, 2)
+        places = np.linspace(0, len(held_out) - 1, min(images, len(held_out))).astype(int)
+        rows = held_out[places]
+        embeddings = np.asarray(self.record.embeddings[rows], np.float64)
+        values = self.calibration(embeddings @ self.texts.T)
+        # A concept at a time: K terms of [S, U], and never [S, U, K].
+        terms = zip(self.chosen.T, self.weights.T, strict=True)
+        simulated = self.bias + sum(values[:, chosen] * weights for chosen, weights in terms)
+        real = np.asarray(self.record.activations[rows], np.float32)
+        return real, np.asarray(simulated, np.float32)
 
     def header(self) -> list[str]:
         """The columns of `explanations.csv`: those published, and the single label beside them."""
@@ -182,6 +204,7 @@ def explain(
         correlation=_multiple_correlation(testing, chosen, weights),
         labels=correlations.argmax(axis=1),
         held_out=testing.correlation.astype(np.float32),
+        texts=texts,
     )
 
 

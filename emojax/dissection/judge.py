@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from emojax.dissection.calibration import Calibration
 from emojax.dissection.explanation_files import Explanation, ExplanationFile
@@ -60,8 +60,8 @@ class Judgement:
 
     def mean(self) -> dict[str, tuple[float, float, float]]:
         """Mean over units of each measure, with its interval."""
-        low, high = _interval(self.resampled.mean(axis=2))
         means = self.scores.mean(axis=1)
+        low, high = _interval(means, self.resampled.mean(axis=2))
         return {
             name: (float(means[i]), float(low[i]), float(high[i]))
             for i, name in enumerate(MEASURES)
@@ -180,8 +180,9 @@ def judge(
         padded = [np.pad(array, fill, mode="edge") for array in block]
         scores.append(np.asarray(_scores(*padded, alpha))[:, :width])
         resampled.append(np.asarray(_resample(*padded, counts, alpha))[:, :, :width])
+    observed = np.concatenate(scores, axis=1)
     every = np.concatenate(resampled, axis=2)
-    return Judgement(file, np.concatenate(scores, axis=1), _interval(every), every)
+    return Judgement(file, observed, _interval(observed, every), every)
 
 
 def compare(first: Judgement, second: Judgement) -> Difference | None:
@@ -197,7 +198,7 @@ def compare(first: Judgement, second: Judgement) -> Difference | None:
     of_first, of_second = np.array(shared).T
     observed = (second.scores[:, of_second] - first.scores[:, of_first]).mean(axis=1)
     means = second.resampled[:, :, of_second].mean(axis=2)
-    low, high = _interval(means - first.resampled[:, :, of_first].mean(axis=2))
+    low, high = _interval(observed, means - first.resampled[:, :, of_first].mean(axis=2))
     measures = {
         name: (float(observed[i]), float(low[i]), float(high[i])) for i, name in enumerate(MEASURES)
     }
@@ -210,33 +211,38 @@ def sanity(
     *,
     alpha: float,
     seed: int = 0,
+    labels: Int[np.ndarray, " U"] | None = None,
 ) -> dict[str, Sanity]:
     """The missing-labels and extra-labels tests of all measures, on the images at hand.
 
-    As published for hidden layers: a unit's concept is the one whose presence overlaps most with
-    its activity (IoU); half of the concept's images lose it, or as many images gain it by chance,
-    and the measure must fall by a thousandth of its range. Units that are never active with any
-    concept are left out.
+    As published: half of the images of a unit's concept lose it, or as many others gain it by
+    chance, and the measure must fall by a thousandth of its range. A unit's concept is the one
+    whose presence overlaps most with its activity (IoU), where it is not known. Units that are
+    never active with any concept are left out.
 
     Args:
       activations: of the units.
       present: where each concept is present.
       alpha: share of the images on which a unit is active.
       seed: of the draws.
+      labels: the concept of each unit, where it is known.
     """
-    overlap = np.asarray(metrics.iou(activations, present.astype(np.float32), alpha))
-    usable = overlap.max(axis=1) > 0
-    units = np.asarray(activations)[:, usable]
-    labels = present[:, overlap.argmax(axis=1)[usable]].astype(np.float32)
+    units = np.asarray(activations)
+    if labels is None:
+        overlap = np.asarray(metrics.iou(units, present.astype(np.float32), alpha))
+        usable = overlap.max(axis=1) > 0
+        units = units[:, usable]
+        labels = overlap.argmax(axis=1)[usable]
+    shown = present[:, labels].astype(np.float32)
     rng = np.random.default_rng(seed)
-    kept = labels * (rng.random(labels.shape) > 0.5)
-    share = labels.sum(axis=0) / np.maximum(len(labels) - labels.sum(axis=0), 1)
-    added = np.maximum(labels, rng.random(labels.shape) < share)
+    kept = np.where(rng.random(shown.shape) > 0.5, shown, 0).astype(np.float32)
+    share = shown.sum(axis=0) / np.maximum(len(shown) - shown.sum(axis=0), 1)
+    added = np.where(rng.random(shown.shape) < share, 1, shown).astype(np.float32)
     every = metrics.sound(alpha) | metrics.compared(alpha, jax.random.key(seed))
     results = {}
     for name, measure in every.items():
         score = _pairs_of(measure)
-        before, missing, extra = (np.asarray(score(units, x)) for x in (labels, kept, added))
+        before, missing, extra = (np.asarray(score(units, x)) for x in (shown, kept, added))
         spread = _range_of(name, before, missing, extra)
         falls = [float((x - before < -_NOTICED * spread).mean()) for x in (missing, extra)]
         passes = min(falls) >= SANITY_SHARE
@@ -255,9 +261,14 @@ def _pairs_of(measure: metrics.Measure) -> Callable[..., jax.Array]:
     return jax.jit(functools.partial(metrics.of_pairs, measure))
 
 
-def _interval(resampled: np.ndarray) -> np.ndarray:
-    """The middle 95 % of resamples along the first axis."""
-    return np.quantile(resampled, (0.025, 0.975), axis=0).astype(np.float32)
+def _interval(observed: np.ndarray, resampled: np.ndarray) -> np.ndarray:
+    """The middle 95 % of resamples along the first axis, moved to lie about what was observed.
+
+    A resample shows images twice, and what finds one finds its copy: average precision is higher
+    in resamples than on the images, by more than it varies. Their mean tells by how much.
+    """
+    moved = resampled - resampled.mean(axis=0) + observed
+    return np.quantile(moved, (0.025, 0.975), axis=0).astype(np.float32)
 
 
 @functools.partial(jax.jit, static_argnames="alpha")

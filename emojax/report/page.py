@@ -26,7 +26,7 @@ from emojax.data.classes import meaning
 from emojax.data.image_set import ImageSet
 from emojax.editing.study import SplitResult, StudySummary
 from emojax.errors import InputError
-from emojax.report import figures, sprites
+from emojax.report import explanations, figures, judgement, sprites
 from emojax.report.results import Results
 
 PEOPLE = (
@@ -243,6 +243,10 @@ def build(
         "consent": PEOPLE if images is not None and people else None,
     }
     data = None if run.labels is None else _explorer(run)
+    if data is not None and run.explanations is not None:
+        places = zip(run.units["layer"].tolist(), run.units["unit"].tolist(), strict=True)
+        units = {(layer, int(unit)): place for place, (layer, unit) in enumerate(places)}
+        data["explanations"] = explanations.page_data(run.explanations, units)
     scripts = ("theme.js", "explorer.js") if data else ("theme.js",)
     make = functools.partial(fill, "report.html.j2", scripts, **context)
     if images is None or data is None or run.details is None:
@@ -271,6 +275,7 @@ def _context(run: Results) -> dict[str, Any]:
     sections += [("labels", "Labels"), ("explorer", "Neurons")] if run.labels is not None else []
     sections += [("edit", "The edit")] if study else []
     sections += [("truth", "Truth")] if run.summary.get("truth") else []
+    sections += [("judgement", "Judgement")] if run.judgement else []
     versions = run.manifest.get("versions", {})
     timings = [
         (f"{name}, seconds", value) for name, value in run.manifest.get("timings", {}).items()
@@ -293,6 +298,8 @@ def _context(run: Results) -> dict[str, Any]:
         "table1": _table1(run),
         "explorer": None if run.labels is None else _filters(run),
         "edit": study and _edit(run, study),
+        "judgement": run.judgement and judgement.section(run.judgement),
+        "explained": run.explanations is not None,
         "truth": [_truth(title, rows) for title, rows in (run.summary.get("truth") or {}).items()],
     }
 
