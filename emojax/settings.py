@@ -143,6 +143,15 @@ class Dissect(Section):
     )
 
 
+class Evaluate(Section):
+    """The test."""
+
+    protocol: Literal["resize40", "tencrop"] = Field(
+        default="resize40", description="one view, or the mean over ten crops"
+    )
+    batch: Positive = Field(default=256, description="images per step; does not change results")
+
+
 class Explain(Section):
     """How long explanations are."""
 
@@ -166,15 +175,6 @@ class Judge(Section):
     taps: Literal["raw", "relu"] = Field(
         default="raw", description="raw outputs, or after BatchNorm and ReLU"
     )
-
-
-class Evaluate(Section):
-    """The test."""
-
-    protocol: Literal["resize40", "tencrop"] = Field(
-        default="resize40", description="one view, or the mean over ten crops"
-    )
-    batch: Positive = Field(default=256, description="images per step; does not change results")
 
 
 class Train(Recipe):
@@ -257,11 +257,11 @@ class Settings(Section):
     concepts: Concepts = Concepts()
     probe: Probe = Probe()
     dissect: Dissect = Dissect()
+    edit: Edit = Edit()
+    evaluate: Evaluate = Evaluate()
     explain: Explain = Explain()
     calibration: Calibration = Calibration()
     judge: Judge = Judge()
-    edit: Edit = Edit()
-    evaluate: Evaluate = Evaluate()
     train: Train = Train()
     report: Report = Report()
     cache: UserPath = CACHE

@@ -84,6 +84,7 @@ for verb in (
     "evaluate",
     "probe",
     "dissect",
+    "explain",
     "sweep",
     "run",
 ):
