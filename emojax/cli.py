@@ -26,6 +26,8 @@ from emojax.commands import (
     demo,
     dissect,
     evaluate,
+    explain,
+    judge,
     labels,
     prepare,
     probe,
@@ -38,7 +40,8 @@ from emojax.commands.base import Command, WritesRun
 from emojax.distributed import processes
 from emojax.errors import InputError, did_you_mean, of_the_disk, one_line
 from emojax.section import Section
-from emojax.settings import Settings, explain, paths_in, read_settings
+from emojax.settings import Settings, paths_in, read_settings
+from emojax.settings import explain as explain_refusal
 
 COMMANDS = {
     module.COMMAND.name: module.COMMAND
@@ -52,6 +55,8 @@ COMMANDS = {
         probe,
         dissect,
         labels,
+        explain,
+        judge,
         sweep,
         run,
         report,
@@ -153,7 +158,7 @@ def parse(command: Command, args: Sequence[str]) -> Section:
                 description=f"{command.purpose}. --config FILE takes settings from YAML.",
             )
     except ValidationError as error:
-        raise InputError(explain(error, command.settings)) from None
+        raise InputError(explain_refusal(error, command.settings)) from None
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from emojax.dissection.calibration import Calibration
 from emojax.dissection.options import DEFAULT, DEFAULT_PRIOR, Prior, Similarity
 from emojax.editing.search import Edit
 from emojax.errors import InputError, did_you_mean
@@ -196,6 +197,31 @@ class Evaluate(Section):
     batch: Positive = Field(default=256, description="images per step; does not change results")
 
 
+class Explain(Section):
+    """How long explanations are."""
+
+    most: Positive = Field(default=10, description="most concepts of an explanation")
+    tolerance: float = Field(
+        default=0.02, ge=0, description="least gain in correlation that another concept must bring"
+    )
+
+
+class Judge(Section):
+    """How explanations are judged."""
+
+    alpha: float = Field(
+        default=0.02, gt=0, lt=1, description="share of the images on which a unit counts as active"
+    )
+    resamples: Positive = Field(default=200, description="bootstrap resamples of the images")
+    seed: Seed = Field(default=0, description="of the resamples and of the sanity test's draws")
+    pool: Literal["avg", "max"] = Field(
+        default="avg", description="how convolutions become one number per unit"
+    )
+    taps: Literal["raw", "relu"] = Field(
+        default="raw", description="raw outputs, or after BatchNorm and ReLU"
+    )
+
+
 class Train(Recipe):
     """Training: what, on what, and how."""
 
@@ -281,6 +307,9 @@ class Settings(Section):
     labels: Labels = Labels()
     edit: Edit = Edit()
     evaluate: Evaluate = Evaluate()
+    explain: Explain = Explain()
+    calibration: Calibration = Calibration()
+    judge: Judge = Judge()
     train: Train = Train()
     report: Report = Report()
     cache: UserPath = CACHE

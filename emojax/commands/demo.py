@@ -79,6 +79,7 @@ def demo(settings: DemoSettings) -> None:
         study = run_study(model, dissection, table1, images, tests, **options)
         summary["edit"] = finish_study(run, study)
         summary |= _compare_with_truth(run, model, record, test_faces, tests)
+        summary["explanations"] = _explain(run, record)
         store.write_json(run.folder / "summary.json", summary)
     try:
         report.complete(settings.out, settings.report, images)
@@ -190,6 +191,22 @@ def _functions() -> "dict[str, tuple[Similarity, Prior | None]]":
         functions[name] = name, None  # as published
     functions["wpmi_images"] = "wpmi", "images"
     return functions
+
+
+def _explain(run: "Run", record: "ProbeRecord") -> dict[str, Any]:
+    """Units as weighted sums of what faces show; returns what `explanations.json` holds."""
+    from emojax.commands import explain
+    from emojax.data.concepts import ConceptSet
+    from emojax.dissection.dissect import dissect
+    from emojax.dissection.explain import explain as explain_record
+    from emojax.synthetic.faces import ATTRIBUTES
+
+    attributes = ConceptSet(ATTRIBUTES, name="what faces show")
+    with run.timed("explain"):
+        explanations = explain_record(record, attributes)
+        paper = dissect(record, attributes, similarity="soft_wpmi", null_sets=0)
+    of_paper = float(explanations.correlation_of(paper.labels).mean())
+    return explain.write(run, explanations, soft_wpmi_correlation=of_paper)
 
 
 def _write_truth(

@@ -165,6 +165,22 @@ def entries(text: str, name: str) -> list[Entry]:
     return list(_csv_rows(lines, start, name))
 
 
+def check_text(concept: str, where: str) -> str:
+    """A concept that somebody's file holds, as it is.
+
+    Raises:
+      InputError: it is blank, too long, or holds control characters; the message begins with
+        `where`.
+    """
+    if not concept:
+        raise InputError(f"{where}: the concept is blank")
+    if len(concept) > _LONGEST:
+        raise InputError(f"{where}: a concept of {len(concept)} characters, at most {_LONGEST}")
+    if control := _CONTROL.search(concept):
+        raise InputError(f"{where}: control character {control[0]!r} in a concept")
+    return concept
+
+
 def parse_concepts(text: str, name: str) -> ConceptSet:
     """A concept set from the text of a concept file; see the module's description."""
     listed = [entry for entry in entries(text, name) if entry.concept]

@@ -82,7 +82,7 @@ def dissect(
         if hyperparameters.get("prior") is None:
             hyperparameters["prior"] = DEFAULT_PRIOR
     options = options_of(similarity, hyperparameters)
-    texts = _texts(record, concepts, clip, text_embeddings)
+    texts = concept_texts(record, concepts, clip, text_embeddings)
     half_labels = None
     p_value = q_value = None
     match options:
@@ -115,7 +115,7 @@ def dissect(
     return Dissection(record, concepts, similarity, scores, confidence, prior)
 
 
-def _texts(
+def concept_texts(
     record: ProbeRecord,
     concepts: ConceptSet,
     clip: ClipEncoder | None,

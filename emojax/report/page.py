@@ -20,7 +20,7 @@ from markupsafe import Markup
 from emojax.data.image_set import ImageSet
 from emojax.editing.study_result import SplitResult, StudySummary, pooled
 from emojax.errors import InputError
-from emojax.report import sprites
+from emojax.report import explanations, judgement, sprites
 from emojax.report.explorer import explorer_data, filters
 from emojax.report.page_figures import Shown, draw, inline
 from emojax.report.results import Results
@@ -116,6 +116,10 @@ def build(
         "consent": PEOPLE if images is not None and people else None,
     }
     data = None if run.labels is None else explorer_data(run)
+    if data is not None and run.explanations is not None:
+        places = zip(run.units["layer"].tolist(), run.units["unit"].tolist(), strict=True)
+        units = {(layer, int(unit)): place for place, (layer, unit) in enumerate(places)}
+        data["explanations"] = explanations.page_data(run.explanations, units)
     scripts = ("theme.js", "explorer.js") if data else ("theme.js",)
     make = functools.partial(fill, "report.html.j2", scripts, **context)
     if images is None or data is None or run.details is None:
@@ -146,6 +150,7 @@ def _context(run: Results) -> dict[str, Any]:
     sections += [("labels", "Labels"), ("explorer", "Neurons")] if run.labels is not None else []
     sections += [("edit", "The edit")] if study else []
     sections += [("truth", "Truth")] if run.summary.get("truth") else []
+    sections += [("judgement", "Judgement")] if run.judgement else []
     versions = run.manifest.get("versions", {})
     timings = [
         (f"{name}, seconds", value) for name, value in run.manifest.get("timings", {}).items()
@@ -168,6 +173,8 @@ def _context(run: Results) -> dict[str, Any]:
         "table1": _table1(run),
         "explorer": None if run.labels is None else filters(run),
         "edit": study and _edit(run, study),
+        "judgement": run.judgement and judgement.section(run.judgement),
+        "explained": run.explanations is not None,
         "truth": [_truth(title, rows) for title, rows in (run.summary.get("truth") or {}).items()],
     }
 

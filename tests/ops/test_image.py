@@ -14,13 +14,8 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 NO_TORCH = "the oracle extra (torch) is not installed"
 
 
-def pillow(images, size):
-    return np.stack(
-        [
-            np.asarray(Image.fromarray(x).resize(size[::-1], Image.Resampling.BICUBIC))
-            for x in images
-        ]
-    )
+def pillow(images, size, resampling=Image.Resampling.BICUBIC):
+    return np.stack([np.asarray(Image.fromarray(x).resize(size[::-1], resampling)) for x in images])
 
 
 SIZES = [
@@ -42,6 +37,13 @@ def test_bicubic_equals_pillow_on_every_pixel(source, target):
     images = np.random.default_rng(0).integers(0, 256, (2, *source), dtype=np.uint8)
     got = jax.jit(lambda x: image.resize_bicubic_pil(x, target))(images)
     np.testing.assert_array_equal(got, pillow(images, target))
+
+
+@pytest.mark.parametrize(("source", "target"), SIZES)
+def test_bilinear_equals_pillow_on_every_pixel(source, target):
+    images = np.random.default_rng(0).integers(0, 256, (2, *source), dtype=np.uint8)
+    got = jax.jit(lambda x: image.resize_pil(x, target, "bilinear"))(images)
+    np.testing.assert_array_equal(got, pillow(images, target, Image.Resampling.BILINEAR))
 
 
 def test_bicubic_colour_and_extremes():

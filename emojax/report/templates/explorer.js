@@ -56,14 +56,18 @@
   const significance = { any: () => true, q05: (u) => cols.q[u] <= 0.05, q01: (u) => cols.q[u] <= 0.01,
     not: (u) => cols.q[u] > 0.05, halves: (u) => cols.halves[u] === 1,
     labelled: (u) => cols.labelled[u] === 1, none: (u) => cols.labelled[u] === 0 };
+  const explained = data.explanations ? data.explanations.units : {};
+  const names = data.explanations ? data.explanations.concepts.map((name) => name.toLowerCase()) : [];
+  const explains = (unit, hits) => unit in explained && explained[unit].concepts.some((concept) => hits[concept]);
   const choose = () => {
     const terms = $("search").value.toLowerCase().split(/[\s/:#]+/).filter(Boolean);
     const layer = $("layer").value, emotion = $("emotion") ? $("emotion").value : "", sure = significance[$("sure") ? $("sure").value : "any"];
     const concepts = terms.map((term) => folded.map((name) => name.includes(term)));
+    const weighed = terms.map((term) => names.map((name) => name.includes(term)));
     const layers = terms.map((term) => data.layers.map((name) => name.toLowerCase() === term));
     rows = order.filter((u) =>
       (layer === "" || cols.layer[u] === +layer) && (emotion === "" || speaksFor(u, +emotion)) && sure(u) &&
-      terms.every((term, i) => concepts[i][cols.concept[u]] || layers[i][cols.layer[u]] || term === String(cols.unit[u])));
+      terms.every((term, i) => concepts[i][cols.concept[u]] || explains(u, weighed[i]) || layers[i][cols.layer[u]] || term === String(cols.unit[u])));
     $("count").textContent = `${rows.length.toLocaleString("en")} of ${total.toLocaleString("en")} units`;
     grid.setAttribute("aria-rowcount", rows.length + 1);
     for (const row of drawn.values()) row.remove();
@@ -198,6 +202,29 @@
     }
     return list;
   };
+  // Simulated against real activations of held-out images: letters are steps of 64 from least to largest
+  const STEPS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  const svg = (tag, attributes, ...children) => {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    node.append(...children);
+    return node;
+  };
+  const scatter = (entry) => {
+    const dots = [...entry.real].map((letter, i) => svg("circle", { class: "dot", r: 1.2,
+      cx: 6 + 1.4 * STEPS.indexOf(entry.simulated[i]), cy: 94 - 1.4 * STEPS.indexOf(letter) }));
+    const title = svg("title", {});
+    title.textContent = `real against simulated activation of ${dots.length} held-out images`;
+    return svg("svg", { class: "scatter", viewBox: "0 0 100 100", role: "img" }, title,
+      svg("path", { class: "axes", d: "M4 4V96H96" }), ...dots);
+  };
+  const explanation = (entry) => {
+    const items = entry.concepts.map((concept, i) => [data.explanations.concepts[concept], entry.weights[i], number(entry.weights[i])]);
+    const words = `Held-out correlation ${number(entry.correlation)}, ${number(entry.label)} with the best single concept; bias ${number(entry.bias)}.`;
+    const content = [items.length ? bars(items) : make("p", { textContent: "No concept explains it." }), make("p", { className: "small soft", textContent: words })];
+    if (entry.real) content.push(scatter(entry), make("p", { className: "small soft", textContent: "Up: real activation. Right: simulated. Held-out images." }));
+    return part("Explanation", "", ...content);
+  };
   const open = (at) => {
     opened = at;
     const unit = rows[at], inside = make("div", { className: "inside" }), fact = [];
@@ -212,6 +239,7 @@
     if (cols.accuracy) say("describes its top 10 images", `${number(cols.accuracy[unit])} (chance ${number(cols.chance[unit])})`);
     if (more) inside.append(part("Top images", "wide", imagesOf(unit)));
     inside.append(part("Label", "", make("table", {}, make("tbody", {}, ...fact))));
+    if (unit in explained) inside.append(explanation(explained[unit]));
     if (more) {
       const n = more.named, items = [];
       for (let i = 0; i < n; i++) items.push([data.concepts[more.best[unit * n + i]], more.scores[unit * n + i], number(more.scores[unit * n + i])]);
