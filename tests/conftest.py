@@ -23,11 +23,9 @@ import jax
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 8)
-# Types mix only where the source says so.
-jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 # Shapes and types in annotations are checked at every call, so this comes before any import.
-CHECKED = ("ops", "models", "probing", "dissection", "editing", "evidence", "training")
+CHECKED = ("ops", "models", "probing", "dissection", "training")
 install_import_hook([f"emojax.{package}" for package in CHECKED], "beartype.beartype")
 
 

@@ -1,10 +1,10 @@
-"""Kernels broadcast only where their source says so."""
+"""Kernels mix types and broadcast only where their source says so."""
 
 import jax
 import pytest
 
 
 @pytest.fixture(autouse=True)
-def no_rank_promotion():
-    with jax.numpy_rank_promotion("raise"):
+def strict():
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
