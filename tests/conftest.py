@@ -20,8 +20,13 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 import jax
+from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+# Shapes and types in annotations are checked at every call, so this comes before any import.
+CHECKED = ("ops", "models", "probing", "dissection", "training")
+install_import_hook([f"emojax.{package}" for package in CHECKED], "beartype.beartype")
 
 
 def _compilations() -> Path:
@@ -50,7 +55,19 @@ from emojax.ops.topk import TopK
 from emojax.probing import record as records
 from emojax.probing.record import ProbeRecord
 
+# What these fixtures make takes seconds before a test begins, so whatever needs them is slow.
+SLOW_FIXTURES = {
+    *("demo_cache", "dissected", "forms", "hostile", "paged", "planted", "sources", "spoilt"),
+    *("parts", "warm"),
+}
 TINY = VggConfig(widths=(4, 4, 6, 6, 8, 8, 10, 10), hidden=(24, 20))
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -241,6 +258,15 @@ def inputs(capsys, monkeypatch, tmp_path, sound) -> Inputs:
     return Inputs(sound, tmp_path / "bad", capsys)
 
 
+def half_moments(activations: np.ndarray, embeddings: np.ndarray) -> Moments:
+    """Sums over even and over odd images, plainly, in float64."""
+    halves = []
+    for half in (0, 1):
+        a, e = np.float64(activations[half::2]), np.float64(embeddings[half::2])
+        halves.append((a.sum(0), (a**2).sum(0), a.T @ e, e.T @ e, e.sum(0)))
+    return Moments(*map(np.stack, zip(*halves, strict=True)))
+
+
 def some_record(clip_key: str) -> ProbeRecord:
     """A record of 40 images and 20 units without the probe."""
     rng = np.random.default_rng(1)
@@ -249,12 +275,13 @@ def some_record(clip_key: str) -> ProbeRecord:
     ).astype(np.int32)
     values = np.sort(rng.normal(size=indices.shape).astype(np.float32))[..., ::-1]
     embeddings = rng.normal(size=(40, 24)).astype(np.float32)
-    sums = [rng.random(shape) for shape in ((20,), (20,), (20, 24), (24, 24))]
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    activations = rng.normal(size=(40, 20))
     return ProbeRecord(
         layers={"lin2": 20},
         top=TopK(values, indices),
-        moments=Moments(*sums),
-        embeddings=embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True),
+        half_moments=half_moments(activations, embeddings),
+        embeddings=embeddings,
         labels=rng.integers(0, 7, 40).astype(np.int32),
         classes=fer2013.CLASSES,
         ids=[str(i) for i in range(40)],
@@ -283,7 +310,10 @@ def hostile(tmp_path_factory, tiny_vgg, tiny_clip) -> tuple[Path, ImageSet]:
     from emojax.commands import report as reporting
     from emojax.commands import steps
     from emojax.commands.base import Studying
+    from emojax.commands.opening import StudyInputs
+    from emojax.commands.study import begin_study, finish_study
     from emojax.data.concepts import ConceptSet
+    from emojax.editing.study import run_study
 
     images = twice(generated_images(120, 2, "<b>blobs</b>"), 120)
     tests = [
@@ -306,6 +336,13 @@ def hostile(tmp_path_factory, tiny_vgg, tiny_clip) -> tuple[Path, ImageSet]:
     )
     out = tmp_path_factory.mktemp("runs") / "a <b> & run"
     with store.run_folder(out, "run", settings.model_dump(mode="json")) as run:
-        steps.chain(settings, run, tiny_vgg, tiny_clip, concepts, images, tests)
+        inputs = StudyInputs(tiny_vgg, tiny_clip, concepts, images, tests, None)
+        model = steps.check_study_inputs(settings, inputs)
+        record = steps.probe(settings, run, model, images, tiny_clip)
+        dissection, table1, summary = steps.label(settings, run, record, concepts, tiny_clip, model)
+        options = begin_study(settings, run, tests)
+        study = run_study(model, dissection, table1, images, tests, **options)
+        summary["edit"] = finish_study(run, study)
+        store.write_json(run.folder / "summary.json", summary)
     reporting.add(out, config.Report(images="thumbnails"), images)
     return out, images

@@ -56,7 +56,7 @@ def parts(tiny_vgg, tiny_clip, blobs) -> dict[str, Part]:
             **stop,
         )
         ids = [np.array(list(made.ids)), np.array(made.classes), made.labels]
-        return [*made.top, *made.moments, made.embeddings, made.activations, *ids]
+        return [*made.top, *made.half_moments, made.embeddings, made.activations, *ids]
 
     def resumed(cache: Path) -> list[object]:
         if not cache.exists():  # makes the cache that is damaged: stopped after two batches
@@ -133,6 +133,7 @@ def damage(file: Path, chance: random.Random) -> str:
     return f"{how} at {start} of {file.name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(FLIPS))
 def test_random_damage_gives_the_same_result(parts, warm, tmp_path, seed):
     folder, made = warm
@@ -263,6 +264,7 @@ def test_every_piece_of_a_large_file_is_verified(tmp_path, monkeypatch):
         assert store.fault(tmp_path, "key") == "x is not as it was written"
 
 
+@pytest.mark.slow
 def test_two_trainings_on_one_cache(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(train_command, "_key", lambda *_: "key")
     args = [

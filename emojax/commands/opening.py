@@ -5,7 +5,7 @@ write.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from emojax import interruption, store
 from emojax.commands import classes
@@ -13,6 +13,7 @@ from emojax.commands.base import Studying, Testing, WritesRun
 from emojax.commands.console import say_written, warn
 from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.clip_folder import load_clip
+from emojax.data.concepts import ConceptSet, load_concepts
 from emojax.data.image_set import ImageSet
 from emojax.data.opening import open_split
 from emojax.data.provenance import overlap_warnings, read_provenance
@@ -24,6 +25,26 @@ from emojax.settings import Clip, Data, Target
 
 Classifier = VggNet | DeepEmotion
 _Value = TypeVar("_Value")
+
+
+class StudyInputs(NamedTuple):
+    """What a study of edits starts from.
+
+    Attributes:
+      model: the network, its outputs named.
+      clip: what images and concepts are embedded with.
+      concepts: to label units with.
+      images: the probe images.
+      tests: labelled test splits.
+      class_names: as the weights file gives them; None where the order had to be assumed.
+    """
+
+    model: Classifier
+    clip: ClipEncoder
+    concepts: ConceptSet
+    images: ImageSet
+    tests: Sequence[ImageSet]
+    class_names: Sequence[str] | None
 
 
 def needed(value: _Value | None, flag: str, what: str) -> _Value:
@@ -39,14 +60,30 @@ def needed(value: _Value | None, flag: str, what: str) -> _Value:
 
 def open_split_of(data: Data, split: str) -> ImageSet:
     """A split of the settings' data set."""
+    pairs = (pair.partition("=") for pair in data.class_map)
     return open_split(
-        data.path, split, kind=data.kind, size=data.size, limit=data.limit, exclude=data.exclude
+        data.path,
+        split,
+        kind=data.kind,
+        size=data.size,
+        limit=data.limit,
+        draw=data.draw,
+        seed=data.draw_seed,
+        exclude=data.exclude,
+        class_map={old.strip(): new.strip() for old, _, new in pairs},
     )
 
 
 def open_probe_set(data: Data) -> ImageSet:
-    """The split that is probed."""
-    return open_split_of(data, data.probe_split)
+    """The split that is probed. Warns of one in which nothing can differ by class."""
+    images = open_split_of(data, data.probe_split)
+    if images.labels is not None and (images.labels == images.labels[0]).all():
+        label = images.classes[images.labels[0]]
+        warn(
+            f"all {len(images)} images of {images.name} are of the class {label!r}: labels can "
+            "only tell what differs within it, and their description accuracy means nothing"
+        )
+    return images
 
 
 def open_test_splits(data: Data) -> list[ImageSet]:
@@ -54,11 +91,15 @@ def open_test_splits(data: Data) -> list[ImageSet]:
     return [open_split_of(data, split) for split in data.test_splits]
 
 
+def weights_file(target: Target) -> Path:
+    """The file of the network under study."""
+    what = "VGGNet or Deep-Emotion weights, .safetensors or a PyTorch checkpoint"
+    return needed(target.weights, "--target.weights", what)
+
+
 def open_target(target: Target) -> Classifier:
     """The network under study, its outputs named where the file or the settings name them."""
-    what = "VGGNet or Deep-Emotion weights, .safetensors or a PyTorch checkpoint"
-    model = load_network(needed(target.weights, "--target.weights", what))
-    return classes.given(model, target)
+    return classes.given(load_network(weights_file(target)), target)
 
 
 def open_tested(
@@ -71,14 +112,22 @@ def open_tested(
     model = open_target(settings.target)
     tests = open_test_splits(settings.data)
     known = model.config.class_names
-    weights = needed(settings.target.weights, "--target.weights", "the network's file")
-    return classes.settle(model, weights, tests), tests, known
+    return classes.settle(model, weights_file(settings.target), tests), tests, known
 
 
 def open_clip(clip: Clip) -> ClipEncoder:
     """The CLIP that images and concepts are embedded with."""
     what = "a Hugging Face CLIP folder or hub name, e.g. openai/clip-vit-base-patch16"
     return load_clip(needed(clip.path, "--clip.path", what), dtype=clip.dtype)
+
+
+def open_study(settings: Studying) -> StudyInputs:
+    """All that the settings of a study name; the cheapest to refuse comes first."""
+    concepts = load_concepts(settings.concepts.path)
+    model, tests, class_names = open_tested(settings)
+    clip = open_clip(settings.clip)
+    images = open_probe_set(settings.data)
+    return StudyInputs(model, clip, concepts, images, tests, class_names)
 
 
 def open_run(settings: WritesRun, command: str, **extra: Any) -> AbstractContextManager[store.Run]:

@@ -1,10 +1,11 @@
-"""`ClipEncoder`: a CLIP with its preprocessing and tokenizer, from texts and images to embeddings.
+"""`ClipEncoder`: a CLIP or SigLIP with preprocessing and tokenizer: texts, images → embeddings.
 
 The probe and the concepts need no more of an encoder than what is here. `clip_folder` reads one
 from a Hugging Face folder. Shapes: I images, C concepts or texts, L tokens, B batch, D embedding.
 """
 
 import functools
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32, UInt8
 
 from emojax.data.image_set import Images
-from emojax.errors import InputError
-from emojax.models import clip as clip_model
+from emojax.errors import InputError, short
+from emojax.models.clip import Clip
+from emojax.models.siglip import Siglip
 from emojax.ops import image
 from emojax.store import content_key
 
@@ -52,6 +54,54 @@ class Preprocess:
         )
 
 
+@dataclass(frozen=True)
+class SiglipPreprocess:
+    """SigLIP's image preprocessing, as a `preprocessor_config.json` states it.
+
+    Attributes:
+      size: height and width that the whole image is resized to.
+      kernel: of the resize.
+      mean: of each channel, subtracted from values in [0, 1].
+      std: of each channel, divided by.
+      square: only square images fill the network's grid of patches (Siglip2Model).
+    """
+
+    size: tuple[int, int]
+    kernel: image.Resampling
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    square: bool = False
+
+    def __call__(self, images: UInt8[Array | np.ndarray, "B H W C"]) -> Float32[Array, "B h w 3"]:
+        """uint8 [B, H, W, C] → float32 [B, height, width, 3].
+
+        Raises:
+          InputError: the network takes square images and these are not.
+        """
+        height, width = images.shape[1:3]
+        if self.square and height != width:
+            raise InputError(
+                f"a Siglip2Model keeps the images' aspect ratio; here it takes square images, "
+                f"these are {height}×{width}; use a SiglipModel, or --data.size"
+            )
+        return image.siglip_preprocess(
+            jnp.asarray(images), size=self.size, kernel=self.kernel, mean=self.mean, std=self.std
+        )
+
+
+@dataclass(frozen=True)
+class Padding:
+    """How texts are padded to the whole context, for a network that sees its padding (SigLIP).
+
+    Attributes:
+      token: the id of the padding.
+      left: before the text instead of behind it.
+    """
+
+    token: int
+    left: bool = False
+
+
 class HfTokenizer:
     """A transformers tokenizer as a function: texts → lists of token ids, unpadded, never cut."""
 
@@ -65,19 +115,23 @@ class HfTokenizer:
     @cached_property
     def key(self) -> str:
         """Content key: vocabulary, merges, special tokens, normalization, and a sample's tokens."""
-        rules = json.loads(self._tokenizer.backend_tokenizer.to_str())
-        # Whoever called the tokenizer last has set these two; they change nothing here.
-        rules = {
-            name: part for name, part in rules.items() if name not in ("padding", "truncation")
-        }
         special = " ".join(map(str, self._tokenizer.all_special_tokens))
+        if hasattr(self._tokenizer, "sp_model"):  # sentencepiece: SigLIP's first tokenizer
+            pieces = self._tokenizer.sp_model.serialized_model_proto()
+            rules = {"sentencepiece": hashlib.sha256(pieces).hexdigest()}
+        else:
+            rules = json.loads(self._tokenizer.backend_tokenizer.to_str())
+            # Whoever called the tokenizer last has set these two; they change nothing here.
+            rules = {
+                name: part for name, part in rules.items() if name not in ("padding", "truncation")
+            }
         # The sample shows what the Python side adds: special tokens within a text, for one.
         return content_key([json.dumps(rules, sort_keys=True), self([f"A sample: {special} é"])])
 
 
 @dataclass(frozen=True)
 class ClipEncoder:
-    """A CLIP ready for use: network, image preprocessing, tokenizer.
+    """A CLIP or SigLIP ready for use: network, image preprocessing, tokenizer.
 
     Attributes:
       model: the flax network.
@@ -86,12 +140,15 @@ class ClipEncoder:
       tokenizer: texts → lists of token ids, unpadded, with start and end tokens. Its attribute
         `key`, if it has one, is part of the encoder's key.
       name: folder or hub name, for messages and reports.
+      padding: of texts to the whole context; None for a network that does not see what is behind
+        the end token (CLIP).
     """
 
-    model: clip_model.Clip
-    preprocess: Preprocess
+    model: Clip | Siglip
+    preprocess: Preprocess | SiglipPreprocess
     tokenizer: Callable[[Sequence[str]], list[list[int]]]
     name: str = "clip"
+    padding: Padding | None = None
 
     @cached_property
     def key(self) -> str:
@@ -99,12 +156,15 @@ class ClipEncoder:
         leaves = nnx.to_flat_state(nnx.state(self.model))
         weights = {"/".join(map(str, path)): leaf[...] for path, leaf in leaves}
         tokenizer = getattr(self.tokenizer, "key", None)
-        return content_key([weights, repr(self.model.config), repr(self.preprocess), tokenizer])
+        parts = [weights, repr(self.model.config), repr(self.preprocess), tokenizer]
+        # Nothing of it for a CLIP, whose keys are those of records made before there was a SigLIP.
+        return content_key([*parts, repr(self.padding)] if self.padding else parts)
 
     def tokenize(self, texts: Sequence[str]) -> Int32[np.ndarray, "C L"]:
-        """Token ids, padded with zeros behind the end token.
+        """Token ids: padded as `padding` says, else with zeros behind the end token.
 
-        L is a multiple of 8 or the context length, so that few shapes are compiled.
+        L is the context length for the former, for the latter a multiple of 8 or the context
+        length, so that few shapes are compiled.
 
         Raises:
           InputError: a text is longer than the context.
@@ -114,12 +174,15 @@ class ClipEncoder:
         for text, row in zip(texts, rows, strict=True):
             if len(row) > context:
                 raise InputError(
-                    f"{text!r} is {len(row)} tokens long, {self.name} takes {context}; shorten it"
+                    f"{short(text)} is {len(row)} tokens long, {self.name} takes {context}; "
+                    "shorten it"
                 )
-        length = min(context, -(-max(map(len, rows)) // 8) * 8)
-        ids = np.zeros((len(rows), length), np.int32)
+        padding = self.padding
+        length = context if padding else min(context, -(-max(map(len, rows)) // 8) * 8)
+        ids = np.full((len(rows), length), padding.token if padding else 0, np.int32)
         for number, row in enumerate(rows):
-            ids[number, : len(row)] = row
+            start = length - len(row) if padding and padding.left else 0
+            ids[number, start : start + len(row)] = row
         return ids
 
     def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "C D"]:
@@ -152,7 +215,7 @@ def _embed_texts(graphdef: Any, state: Any, tokens: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _embed_images(
-    graphdef: Any, preprocess: Preprocess, state: Any, images: jax.Array
+    graphdef: Any, preprocess: Preprocess | SiglipPreprocess, state: Any, images: jax.Array
 ) -> jax.Array:
     with jax.default_matmul_precision("highest"):
         return unit_rows(nnx.merge(graphdef, state).image_features(preprocess(images)))

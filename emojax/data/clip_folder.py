@@ -1,9 +1,9 @@
-"""Hugging Face folders of CLIPs, on the disk or from the hub, to `ClipEncoder` and back.
+"""Hugging Face folders of CLIPs and SigLIPs, from disk or hub, to `ClipEncoder` and back.
 
-`config.json` names the kind of model under `model_type`; `load_clip` is where a kind that is not
-`clip` gets its reader: one function from a folder to an encoder, beside `_read_clip`. Weights are
-read by `weights.read_arrays`, so nothing is ever unpickled, and no file names a class that is
-imported.
+`config.json` names the kind of model under `model_type`: `clip`, `siglip` (SigLIP 1, and SigLIP 2
+of a fixed resolution) or `siglip2` (SigLIP 2 that keeps the aspect ratio). Weights are read by
+`weights.read_arrays`, so nothing is ever unpickled; of the classes that a folder may name for its
+tokenizer, only known ones of transformers are used, and no code of a folder is run.
 """
 
 import json
@@ -14,19 +14,31 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from emojax.data.clip_encoder import CLIP_MEAN, CLIP_STD, ClipEncoder, HfTokenizer, Preprocess
+from emojax.data.clip_encoder import (
+    CLIP_MEAN,
+    CLIP_STD,
+    ClipEncoder,
+    HfTokenizer,
+    Padding,
+    Preprocess,
+    SiglipPreprocess,
+)
 from emojax.data.weights import read_arrays
 from emojax.errors import InputError
 from emojax.models import clip as clip_model
+from emojax.models import siglip as siglip_model
+from emojax.ops.image import Resampling
 from emojax.store import atomic_folder, save_arrays, write_json
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # All that is asked of the hub: no code, no archive. torch reads `pytorch_model.bin` safely.
-_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "pytorch_model.bin"]
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "spiece.model", "pytorch_model.bin"]
+_SIGLIP_TOKENIZERS = ("SiglipTokenizer", "Siglip2Tokenizer", "GemmaTokenizer", "GemmaTokenizerFast")
+_RESAMPLING: dict[int, Resampling] = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
 def load_clip(source: str | Path, *, dtype: str = "float32") -> ClipEncoder:
-    """A CLIP from a Hugging Face folder, or from the hub where no such folder exists.
+    """A CLIP or SigLIP from a Hugging Face folder, or from the hub where no such folder exists.
 
     The folder holds `config.json`, `model.safetensors` (or shards with their index),
     `preprocessor_config.json` and the tokenizer's files.
@@ -36,17 +48,21 @@ def load_clip(source: str | Path, *, dtype: str = "float32") -> ClipEncoder:
       dtype: what the network computes in: float32 or bfloat16.
 
     Raises:
-      InputError: files are missing or damaged, the model is no ViT CLIP, or the hub cannot be
-        reached.
+      InputError: files are missing or damaged, the model is no ViT CLIP or SigLIP, or the hub
+        cannot be reached.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
         folder = _from_hub(str(source))
     config = _read_config(folder)
     kind = config.get("model_type")
-    if kind != "clip":
-        raise InputError(f"{folder / 'config.json'}: model_type is {kind!r}, not 'clip'")
-    return _read_clip(folder, config, name=str(source), dtype=dtype)
+    if kind == "clip":
+        return _read_clip(folder, config, name=str(source), dtype=dtype)
+    if kind in ("siglip", "siglip2"):
+        return _read_siglip(folder, config, name=str(source), dtype=dtype)
+    raise InputError(
+        f"{folder / 'config.json'}: model_type is {kind!r}, not 'clip', 'siglip' or 'siglip2'"
+    )
 
 
 def _read_clip(folder: Path, raw: dict[str, Any], *, name: str, dtype: str) -> ClipEncoder:
@@ -61,6 +77,25 @@ def _read_clip(folder: Path, raw: dict[str, Any], *, name: str, dtype: str) -> C
     except ValueError as error:
         raise InputError(f"{folder}: {error}") from None
     return ClipEncoder(model, preprocess, tokenizer, name)
+
+
+def _read_siglip(folder: Path, raw: dict[str, Any], *, name: str, dtype: str) -> ClipEncoder:
+    config = _siglip_config(folder / "config.json", raw)
+    tokenizer, padding = _siglip_tokenizer(folder)
+    preprocess = _siglip_preprocess(folder, config, fits_grid=raw["model_type"] == "siglip2")
+    try:
+        arrays = _read_weights(folder)
+        model = siglip_model.from_hf_state_dict(arrays, config, dtype=jnp.dtype(dtype))
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{folder}: {error}") from None
+    if not 0 <= padding.token < config.vocabulary:
+        raise InputError(
+            f"{folder}: the tokenizer pads with {padding.token}, outside the vocabulary of "
+            f"{config.vocabulary}"
+        )
+    return ClipEncoder(model, preprocess, tokenizer, name, padding)
 
 
 # Reading what every kind of folder holds
@@ -187,6 +222,21 @@ def _supported_steps(settings: dict[str, Any]) -> Preprocess:
     crop = dict(settings["crop_size"])
     if "shortest_edge" not in size or not size["shortest_edge"]:
         raise ValueError(f"size is {size}, not a shortest_edge")
+    mean, std = _mean_and_std(settings)
+    return Preprocess(
+        resize=size["shortest_edge"],
+        crop=(crop["height"], crop["width"]),
+        mean=mean,
+        std=std,
+    )
+
+
+def _mean_and_std(settings: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of each channel.
+
+    Raises:
+      ValueError: they are not three numbers each, or none to divide by.
+    """
     mean = tuple(settings["image_mean"])
     std = tuple(settings["image_std"])
     sound = all(len(values) == 3 and np.isfinite(values).all() for values in (mean, std))
@@ -194,12 +244,7 @@ def _supported_steps(settings: dict[str, Any]) -> Preprocess:
         raise ValueError(
             f"image_mean {mean} and image_std {std} are not three numbers each, std above zero"
         )
-    return Preprocess(
-        resize=size["shortest_edge"],
-        crop=(crop["height"], crop["width"]),
-        mean=mean,
-        std=std,
-    )
+    return mean, std
 
 
 def _clip_tokenizer(folder: Path) -> HfTokenizer:
@@ -212,6 +257,95 @@ def _clip_tokenizer(folder: Path) -> HfTokenizer:
     except Exception as error:  # the Rust tokenizer raises bare Exception for a damaged file
         raise InputError(f"{folder}: its tokenizer cannot be read ({error})") from None
     return HfTokenizer(tokenizer)
+
+
+# Reading what a SigLIP's folder says of itself
+
+
+def _siglip_config(path: Path, raw: dict[str, Any]) -> siglip_model.SiglipConfig:
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import Siglip2Config, SiglipConfig
+
+    kind = Siglip2Config if raw["model_type"] == "siglip2" else SiglipConfig
+    try:
+        return siglip_model.SiglipConfig.from_hf(kind(**raw).to_dict())
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        raise InputError(f"{path}: not the settings of a ViT SigLIP ({error})") from None
+
+
+def _siglip_preprocess(
+    folder: Path, config: siglip_model.SiglipConfig, *, fits_grid: bool
+) -> SiglipPreprocess:
+    """The preprocessing; `fits_grid` for a Siglip2Model, whose processor states a grid of patches.
+
+    A square image fills that grid; the processor resizes it to the grid's whole side.
+    """
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: no preprocessor_config.json in it")
+    from transformers import Siglip2ImageProcessorPil, SiglipImageProcessorPil
+
+    kind = Siglip2ImageProcessorPil if fits_grid else SiglipImageProcessorPil
+    side = config.image_size
+    try:
+        settings = kind.from_pretrained(folder, local_files_only=True).to_dict()
+        if fits_grid:
+            stated = (settings["max_num_patches"], settings["patch_size"])
+            agrees = stated == ((side // config.patch_size) ** 2, config.patch_size)
+            size = (side, side)
+        else:
+            size = (settings["size"]["height"], settings["size"]["width"])
+            stated, agrees = size, size == (side, side)
+        preprocess = _siglip_steps(settings, size, square=fits_grid)
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        raise InputError(f"{path}: {error}") from None
+    if not agrees:
+        raise InputError(
+            f"{path}: resizes to {stated}, but config.json says images of {side} in patches of "
+            f"{config.patch_size}"
+        )
+    return preprocess
+
+
+def _siglip_steps(
+    settings: dict[str, Any], size: tuple[int, int], *, square: bool
+) -> SiglipPreprocess:
+    """The preprocessing that settings of transformers describe.
+
+    Raises:
+      ValueError: they ask for another step, or for one with other numbers.
+    """
+    all_on = all(settings.get(step) for step in ("do_resize", "do_rescale", "do_normalize"))
+    kernel = _RESAMPLING.get(settings["resample"])
+    extra = any(settings.get(step) for step in ("do_center_crop", "do_pad"))
+    if not all_on or extra or kernel is None or abs(settings["rescale_factor"] - 1 / 255) > 1e-9:
+        raise ValueError(
+            "only bilinear or bicubic resize, division by 255 and normalisation are supported"
+        )
+    mean, std = _mean_and_std(settings)
+    return SiglipPreprocess(size, kernel, mean, std, square)
+
+
+def _siglip_tokenizer(folder: Path) -> tuple[HfTokenizer, Padding]:
+    """The tokenizer, and how it pads: SigLIP 1 has sentencepiece's, SigLIP 2 that of Gemma."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+        raise InputError(f"{folder}: no tokenizer.json (or spiece.model) in it")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # the tokenizers' C++ and Rust raise many kinds
+        raise InputError(f"{folder}: its tokenizer cannot be read ({error})") from None
+    kind = type(tokenizer).__name__
+    if kind not in (*_SIGLIP_TOKENIZERS, "TokenizersBackend"):
+        known = ", ".join(_SIGLIP_TOKENIZERS)
+        raise InputError(f"{folder}: its tokenizer is a {kind}, not one of {known}")
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"{folder}: its tokenizer has no pad_token, which SigLIP's texts need")
+    padding = Padding(tokenizer.pad_token_id, left=tokenizer.padding_side == "left")
+    return HfTokenizer(tokenizer), padding
 
 
 # Writing

@@ -58,10 +58,11 @@ class Allowed:
 def within_minutes(
     options: Edit,
     layers: tuple[str, ...],
-    by_split: Mapping[str, Sequence[PreBiasActivations]],
+    sizes: Sequence[int],
+    costs: Mapping[str, float],
     table1: Sequence[LayerSummary],
 ) -> Allowed:
-    """Plans a study from a timed setting, and logs the estimate before the work begins.
+    """Plans a study from timed settings, and logs the estimate before the work begins.
 
     Where the layer is chosen (`auto`) and `options.minutes` are too few for it, the most
     interpretable one among those that feed the logits is taken. Those take seconds and are not
@@ -70,26 +71,20 @@ def within_minutes(
     Args:
       options: of the study.
       layers: to edit.
-      by_split: their activations on every test split.
+      sizes: images of every test split.
+      costs: `seconds_per_image` of every layer that does not feed the logits.
       table1: of the layers that were probed.
 
     Raises:
       InputError: layers that were named take longer, or no probed layer feeds the logits.
     """
-    slow = [layer for layer in layers if layer not in FEEDS_LOGITS]
-    if not slow:
+    if not costs:
         return Allowed(layers, options.permutations, options.masks)
-    sizes = [len(split.labels) for split in by_split[slow[0]]]
     total = sum(sizes)
     images = Images(total, total, total)
     if options.choose_on == "first_split" and len(sizes) > 1:
         images = Images(total, sizes[0], total - sizes[0])
-    costs = {}
-    for layer in slow:
-        largest = max(by_split[layer], key=lambda split: len(split.labels))
-        costs[layer] = seconds_per_image(largest, options)
-
-    named = ", ".join(slow)
+    named = ", ".join(costs)
     given = f"--edit.minutes {options.minutes:g}"
     full = Size(options.permutations, options.masks)
     size = largest_size(costs, options, images)
@@ -127,13 +122,14 @@ def within_minutes(
     return Allowed((chosen,), options.permutations, options.masks, limited)
 
 
-def seconds_per_image(activations: PreBiasActivations, options: Edit) -> float:
-    """Seconds that one setting takes for one image behind the layer, as measured.
+def seconds_per_image(splits: Sequence[PreBiasActivations], options: Edit) -> float:
+    """Seconds that one setting takes for one image behind a layer, measured on the largest split.
 
     The same number in every process, for they must plan the same.
     """
+    largest = max(splits, key=lambda split: len(split.labels))
     few = dataclasses.replace(
-        activations, values=activations.values[:_IMAGES], labels=activations.labels[:_IMAGES]
+        largest, values=largest.values[:_IMAGES], labels=largest.labels[:_IMAGES]
     )
     sweep = Sweep(few, scope=options.scope)
     gains = np.ones((_SETTINGS, few.units), np.float32)

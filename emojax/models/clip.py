@@ -1,8 +1,8 @@
 """CLIP (Radford et al. 2021, arXiv 2103.00020) with ViT towers of any size.
 
-The probe embeds images and concepts with it. Parameters are named as in Hugging Face's CLIPModel;
-`image_features` and `text_features` are the projected, not yet normalised embeddings, as
-`get_image_features` and `get_text_features` there.
+The probe embeds images and concepts with it; `siglip` is made of the same blocks. Parameters are
+named as in Hugging Face's CLIPModel; `image_features` and `text_features` are the projected, not
+yet normalised embeddings, as `get_image_features` and `get_text_features` there.
 Shapes: B batch, H height, W width, L tokens, D embedding.
 """
 
@@ -23,11 +23,12 @@ from emojax.ops.arrays import AnyArray
 _ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
 }
-_HF_NAMES: convert.Table = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+HF_NAMES: convert.Table = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 
-def _check_sizes(**sizes: object) -> None:
+def check_sizes(**sizes: object) -> None:
     """Sizes come from a file and may be anything."""
     for name, value in sizes.items():
         if not isinstance(value, int) or value < 1:
@@ -53,9 +54,26 @@ class TowerConfig:
         if self.activation not in _ACTIVATIONS:
             known = ", ".join(_ACTIVATIONS)
             raise ValueError(f"activation {self.activation!r} is not supported; known: {known}")
-        _check_sizes(width=self.width, mlp=self.mlp, depth=self.depth, heads=self.heads)
+        check_sizes(width=self.width, mlp=self.mlp, depth=self.depth, heads=self.heads)
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> "TowerConfig":
+        """From the complete dictionary of a Hugging Face configuration of one tower.
+
+        Raises:
+          KeyError: a name is missing.
+          ValueError: a value is one that no network can have.
+        """
+        return cls(
+            width=config["hidden_size"],
+            mlp=config["intermediate_size"],
+            depth=config["num_hidden_layers"],
+            heads=config["num_attention_heads"],
+            activation=config["hidden_act"],
+            epsilon=config["layer_norm_eps"],
+        )
 
 
 @dataclass(frozen=True)
@@ -79,7 +97,7 @@ class ClipConfig:
     embedding: int
 
     def __post_init__(self):
-        _check_sizes(
+        check_sizes(
             image_size=self.image_size,
             patch_size=self.patch_size,
             vocabulary=self.vocabulary,
@@ -104,21 +122,11 @@ class ClipConfig:
           ValueError: a value is one that no network can have.
         """
 
-        def tower(part: Mapping[str, Any]) -> TowerConfig:
-            return TowerConfig(
-                width=part["hidden_size"],
-                mlp=part["intermediate_size"],
-                depth=part["num_hidden_layers"],
-                heads=part["num_attention_heads"],
-                activation=part["hidden_act"],
-                epsilon=part["layer_norm_eps"],
-            )
-
         vision = config["vision_config"]
         text = config["text_config"]
         return cls(
-            vision=tower(vision),
-            text=tower(text),
+            vision=TowerConfig.from_hf(vision),
+            text=TowerConfig.from_hf(text),
             image_size=vision["image_size"],
             patch_size=vision["patch_size"],
             vocabulary=text["vocab_size"],
@@ -136,7 +144,7 @@ class Attention(nnx.Module):
         self.causal = causal
 
         def projection() -> nnx.Linear:
-            return _linear(config.width, config.width, dtype, rngs)
+            return linear(config.width, config.width, dtype, rngs)
 
         self.q_proj = projection()
         self.k_proj = projection()
@@ -159,8 +167,8 @@ class Mlp(nnx.Module):
     """Feed-forward block."""
 
     def __init__(self, config: TowerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.fc1 = _linear(config.width, config.mlp, dtype, rngs)
-        self.fc2 = _linear(config.mlp, config.width, dtype, rngs)
+        self.fc1 = linear(config.width, config.mlp, dtype, rngs)
+        self.fc2 = linear(config.mlp, config.width, dtype, rngs)
         self.activation = config.activation
 
     def __call__(self, x: Float[Array, "B L width"]) -> Float[Array, "B L width"]:
@@ -168,17 +176,20 @@ class Mlp(nnx.Module):
         return self.fc2(_ACTIVATIONS[self.activation](self.fc1(x)))
 
 
-def _linear(
+def linear(
     inputs: int, outputs: int, dtype: DTypeLike, rngs: nnx.Rngs, *, bias: bool = True
 ) -> nnx.Linear:
+    """A dense layer that holds and computes in `dtype`."""
     return nnx.Linear(inputs, outputs, use_bias=bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
 
 
-def _embed(entries: int, width: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Embed:
+def embed(entries: int, width: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Embed:
+    """A table of embeddings that holds and computes in `dtype`."""
     return nnx.Embed(entries, width, dtype=dtype, param_dtype=dtype, rngs=rngs)
 
 
-def _layer_norm(config: TowerConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(config: TowerConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """A LayerNorm of a tower's width and epsilon that holds and computes in `dtype`."""
     return nnx.LayerNorm(
         config.width, epsilon=config.epsilon, dtype=dtype, param_dtype=dtype, rngs=rngs
     )
@@ -188,9 +199,9 @@ class Block(nnx.Module):
     """Pre-norm transformer block."""
 
     def __init__(self, config: TowerConfig, *, causal: bool, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.layer_norm1 = _layer_norm(config, dtype, rngs)
+        self.layer_norm1 = layer_norm(config, dtype, rngs)
         self.self_attn = Attention(config, causal=causal, dtype=dtype, rngs=rngs)
-        self.layer_norm2 = _layer_norm(config, dtype, rngs)
+        self.layer_norm2 = layer_norm(config, dtype, rngs)
         self.mlp = Mlp(config, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B L width"]) -> Float[Array, "B L width"]:
@@ -216,9 +227,12 @@ class Encoder(nnx.Module):
 class PatchEmbedding(nnx.Module):
     """Cuts an image into patches and projects each."""
 
-    def __init__(self, patch: int, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(
+        self, patch: int, width: int, *, bias: bool = False, dtype: DTypeLike, rngs: nnx.Rngs
+    ):
         shape = (patch, patch, 3, width)
         self.kernel = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape, dtype))
+        self.bias = nnx.Param(jnp.zeros(width, dtype)) if bias else None
 
     def __call__(self, images: Float[AnyArray, "B H W 3"]) -> Float[Array, "B patches width"]:
         """Patches row by row; pixels that fill no patch are left out."""
@@ -232,7 +246,8 @@ class PatchEmbedding(nnx.Module):
         # overlap, so it only has to bring each patch's pixels together.
         grid = cut.reshape(batch, rows, side, columns, side, 3).transpose(0, 1, 3, 2, 4, 5)
         patches = jnp.asarray(grid.reshape(batch, rows * columns, -1), kernel.dtype)
-        return patches @ kernel.reshape(-1, kernel.shape[-1])
+        projected = patches @ kernel.reshape(-1, kernel.shape[-1])
+        return projected if self.bias is None else projected + self.bias[...]
 
 
 class VisionEmbeddings(nnx.Module):
@@ -244,7 +259,7 @@ class VisionEmbeddings(nnx.Module):
         tokens = (config.image_size // config.patch_size) ** 2 + 1
         self.class_embedding = nnx.Param(normal(rngs.params(), (width,), dtype))
         self.patch_embedding = PatchEmbedding(config.patch_size, width, dtype=dtype, rngs=rngs)
-        self.position_embedding = _embed(tokens, width, dtype, rngs)
+        self.position_embedding = embed(tokens, width, dtype, rngs)
 
     def __call__(self, images: Float[AnyArray, "B H W 3"]) -> Float[Array, "B L width"]:
         """The class token, then the patches: L = 1 + patches."""
@@ -261,9 +276,9 @@ class VisionTower(nnx.Module):
     def __init__(self, config: ClipConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.embeddings = VisionEmbeddings(config, dtype=dtype, rngs=rngs)
         # Spelled so in the published files.
-        self.pre_layrnorm = _layer_norm(config.vision, dtype, rngs)
+        self.pre_layrnorm = layer_norm(config.vision, dtype, rngs)
         self.encoder = Encoder(config.vision, causal=False, dtype=dtype, rngs=rngs)
-        self.post_layernorm = _layer_norm(config.vision, dtype, rngs)
+        self.post_layernorm = layer_norm(config.vision, dtype, rngs)
 
     def __call__(self, images: Float[AnyArray, "B H W 3"]) -> Float[Array, "B width"]:
         """The class token's last state."""
@@ -276,8 +291,8 @@ class TextEmbeddings(nnx.Module):
 
     def __init__(self, config: ClipConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         width = config.text.width
-        self.token_embedding = _embed(config.vocabulary, width, dtype, rngs)
-        self.position_embedding = _embed(config.context, width, dtype, rngs)
+        self.token_embedding = embed(config.vocabulary, width, dtype, rngs)
+        self.position_embedding = embed(config.context, width, dtype, rngs)
 
     def __call__(self, token_ids: Int[AnyArray, "B L"]) -> Float[Array, "B L width"]:
         """Each token's embedding and its position's."""
@@ -291,7 +306,7 @@ class TextTower(nnx.Module):
     def __init__(self, config: ClipConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.embeddings = TextEmbeddings(config, dtype=dtype, rngs=rngs)
         self.encoder = Encoder(config.text, causal=True, dtype=dtype, rngs=rngs)
-        self.final_layer_norm = _layer_norm(config.text, dtype, rngs)
+        self.final_layer_norm = layer_norm(config.text, dtype, rngs)
         self.end_token = config.end_token
 
     def __call__(self, token_ids: Int[AnyArray, "B L"]) -> Float[Array, "B width"]:
@@ -310,10 +325,10 @@ class Clip(nnx.Module):
         self.config = config
         self.vision_model = VisionTower(config, dtype=dtype, rngs=rngs)
         self.text_model = TextTower(config, dtype=dtype, rngs=rngs)
-        self.visual_projection = _linear(
+        self.visual_projection = linear(
             config.vision.width, config.embedding, dtype, rngs, bias=False
         )
-        self.text_projection = _linear(config.text.width, config.embedding, dtype, rngs, bias=False)
+        self.text_projection = linear(config.text.width, config.embedding, dtype, rngs, bias=False)
         self.logit_scale = nnx.Param(jnp.asarray(np.log(1 / 0.07), jnp.float32))
 
     def image_features(self, images: Float[AnyArray, "B H W 3"]) -> Float[Array, "B D"]:
@@ -336,7 +351,7 @@ def from_hf_state_dict(
     return convert.fill(
         lambda: Clip(config, dtype=dtype, rngs=nnx.Rngs(0)),
         arrays,
-        _HF_NAMES,
+        HF_NAMES,
         ignore=lambda name: name.endswith("position_ids"),  # a constant buffer of older files
         dtype=dtype,
     )
@@ -344,4 +359,4 @@ def from_hf_state_dict(
 
 def to_hf_state_dict(model: Clip) -> dict[str, np.ndarray]:
     """The parameters under Hugging Face's names and layouts."""
-    return convert.to_torch(model, _HF_NAMES)
+    return convert.to_torch(model, HF_NAMES)

@@ -1,4 +1,4 @@
-"""Images on the device: Pillow's bicubic to the bit, torchvision's bilinear, crops, affine maps.
+"""Images on the device: Pillow's resizes to the bit, torchvision's bilinear, crops, affine maps.
 
 Every network's preprocessing and every training view is made of these. Resizing is separable, so
 every resize is two small matrix products, which suits every backend. Images are channel-last;
@@ -35,11 +35,12 @@ def _triangle(x: np.ndarray) -> np.ndarray:
 
 
 _KERNELS = {"bicubic": (_bicubic, 2.0), "bilinear": (_triangle, 1.0)}  # function and radius
+Resampling = Literal["bicubic", "bilinear"]
 
 
 @functools.lru_cache(maxsize=64)
 def _weights(
-    source: int, target: int, kernel: Literal["bicubic", "bilinear"], antialias: bool
+    source: int, target: int, kernel: Resampling, antialias: bool
 ) -> Float[np.ndarray, "{target} {source}"]:
     """Resampling matrix in float64, rows summing to one.
 
@@ -70,15 +71,15 @@ def _weights(
 
 @functools.lru_cache(maxsize=64)
 def _fixed_point_digits(
-    source: int, target: int
+    source: int, target: int, kernel: Resampling
 ) -> tuple[Float[np.ndarray, "digits {target} {source}"], int]:
-    """Pillow's integer bicubic weights, split into digits that float32 products keep exact.
+    """Pillow's integer weights, split into digits that float32 products keep exact.
 
     Returns the digits, lowest first, and the bits of each. A sum of `taps` products of an 8-bit
     pixel with a digit of b bits stays below 2^24, the integers that float32 holds, when
     taps · 2^8 · 2^(b-1) ≤ 2^24. So the resize runs on the matrix unit and is still exact.
     """
-    weights = _weights(source, target, "bicubic", True) * (1 << _PRECISION_BITS)
+    weights = _weights(source, target, kernel, True) * (1 << _PRECISION_BITS)
     fixed = np.trunc(weights + np.where(weights < 0, -0.5, 0.5)).astype(np.int64)
     taps = int((fixed != 0).sum(axis=1).max())
     bits = 17 - math.ceil(math.log2(taps)) if taps > 1 else 17
@@ -92,9 +93,11 @@ def _fixed_point_digits(
     return np.stack(digits).astype(np.float32), bits
 
 
-def _resample_exact(pixels: Float[Array, "..."], axis: int, target: int) -> Float[Array, "..."]:
-    """One fixed-point pass of Pillow's bicubic along an axis; integer-valued float32 in and out."""
-    digits, bits = _fixed_point_digits(pixels.shape[axis], target)
+def _resample_exact(
+    pixels: Float[Array, "..."], axis: int, target: int, kernel: Resampling
+) -> Float[Array, "..."]:
+    """One fixed-point pass of Pillow's resize along an axis; integer-valued float32 in and out."""
+    digits, bits = _fixed_point_digits(pixels.shape[axis], target, kernel)
     moved = jnp.moveaxis(pixels, axis, -1)
     # Pillow rounds by adding half before it shifts the fixed point away.
     total = jnp.full((*moved.shape[:-1], target), 1 << (_PRECISION_BITS - 1), jnp.int32)
@@ -105,8 +108,8 @@ def _resample_exact(pixels: Float[Array, "..."], axis: int, target: int) -> Floa
     return jnp.moveaxis(clipped, -1, axis)
 
 
-def resize_bicubic_pil(
-    images: Num[AnyArray, "I H W *C"], size: tuple[int, int]
+def resize_pil(
+    images: Num[AnyArray, "I H W *C"], size: tuple[int, int], kernel: Resampling
 ) -> UInt8[Array, "I {size[0]} {size[1]} *C"]:
     """Resizes uint8 images [I, H, W, C] or [I, H, W] to (height, width) as Pillow, to the pixel.
 
@@ -114,7 +117,7 @@ def resize_bicubic_pil(
       TypeError: the images are not uint8.
     """
     if images.dtype != jnp.uint8:
-        raise TypeError(f"resize_bicubic_pil takes uint8 images, not {images.dtype}")
+        raise TypeError(f"Pillow's resize takes uint8 images, not {images.dtype}")
     # Pillow (13) rounds to 8 bits between its two passes, so their order shows. The width goes
     # first, unless the height shrinks by more than twice as many pixels as the width.
     cut_height = images.shape[1] - size[0]
@@ -123,8 +126,19 @@ def resize_bicubic_pil(
     pixels = jnp.asarray(images).astype(jnp.float32)
     for axis in (1, 2) if height_first else (2, 1):
         if pixels.shape[axis] != size[axis - 1]:  # an axis that keeps its size is left alone
-            pixels = _resample_exact(pixels, axis, size[axis - 1])
+            pixels = _resample_exact(pixels, axis, size[axis - 1], kernel)
     return pixels.astype(jnp.uint8)
+
+
+def resize_bicubic_pil(
+    images: Num[AnyArray, "I H W *C"], size: tuple[int, int]
+) -> UInt8[Array, "I {size[0]} {size[1]} *C"]:
+    """`resize_pil` with Pillow's bicubic.
+
+    Raises:
+      TypeError: the images are not uint8.
+    """
+    return resize_pil(images, size, "bicubic")
 
 
 def resize_bilinear(
@@ -200,7 +214,26 @@ def clip_preprocess(
     height, width = images.shape[1:3]
     short = min(height, width)
     size = (int(resize * height / short), int(resize * width / short))
-    unit = to_unit(center_crop(resize_bicubic_pil(images, size), crop))
+    return normalize(center_crop(resize_bicubic_pil(images, size), crop), mean, std)
+
+
+def siglip_preprocess(
+    images: UInt8[AnyArray, "I H W C"],
+    *,
+    size: tuple[int, int],
+    kernel: Resampling,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Float[Array, "I {size[0]} {size[1]} {len(mean)}"]:
+    """SigLIP's preprocessing: the whole image to (height, width), to [0, 1], normalise."""
+    return normalize(resize_pil(images, size, kernel), mean, std)
+
+
+def normalize(
+    images: UInt8[AnyArray, "I H W C"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Array, "I H W {len(mean)}"]:
+    """To [0, 1], gray to all channels, less each channel's mean, over its standard deviation."""
+    unit = to_unit(images)
     shape = (1, 1, 1, len(mean))
     mean_c = jnp.reshape(jnp.asarray(mean, jnp.float32), shape)
     std_c = jnp.reshape(jnp.asarray(std, jnp.float32), shape)

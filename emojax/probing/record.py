@@ -14,14 +14,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Bool, Float32, Int32
 
 from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.image_set import ImageSet
 from emojax.distributed.processes import broadcast_from_main, is_main_process
 from emojax.errors import InputError
 from emojax.ops import topk
-from emojax.ops.moments import Moments
+from emojax.ops.moments import Covariances, Moments, covariances, variances
 from emojax.ops.pooling import Pool
 from emojax.ops.topk import TopK
 from emojax.probing.network import Network
@@ -36,7 +36,7 @@ from emojax.store import (
     write_json,
 )
 
-_FORMAT = 2  # of a record on disk; part of its key
+_FORMAT = 3  # of a record on disk; part of its key
 _merge = jax.jit(topk.merge, static_argnums=1)
 
 
@@ -47,7 +47,8 @@ class ProbeRecord:
     Attributes:
       layers: units of each layer, in order; U is their sum.
       top: lists of even and odd images, values and image indices [2, U, K].
-      moments: sums over images: total [U], square [U], cross [U, D], gram [D, D]; float64.
+      half_moments: sums over even and odd images: total [2, U], square [2, U], cross [2, U, D],
+        gram [2, D, D], embedding [2, D]; float64.
       embeddings: unit image embeddings [I, D].
       labels: class of each image [I], or None; `classes` are their names.
       ids: name of each image.
@@ -62,7 +63,7 @@ class ProbeRecord:
 
     layers: dict[str, int]
     top: TopK
-    moments: Moments
+    half_moments: Moments
     embeddings: Float32[np.ndarray, "I D"]
     labels: Int32[np.ndarray, " I"] | None
     classes: tuple[str, ...]
@@ -85,10 +86,47 @@ class ProbeRecord:
         merged = _merge(TopK(*map(jnp.asarray, self.top)), self.top.values.shape[2])
         return TopK._make(map(np.asarray, merged))
 
+    @cached_property
+    def moments(self) -> Moments:
+        """Sums over all images: total [U], square [U], cross [U, D], gram [D, D], embedding [D]."""
+        return Moments(*(array.sum(axis=0) for array in self.half_moments))
+
     @property
     def images(self) -> int:
         """Number of probe images."""
         return self.embeddings.shape[0]
+
+    @property
+    def halves(self) -> list[Moments]:
+        """Sums over the even images, and over the odd ones."""
+        return [Moments(*(array[half] for array in self.half_moments)) for half in (0, 1)]
+
+    @cached_property
+    def covariances(self) -> Covariances:
+        """Covariances over all images.
+
+        Raises:
+          InputError: there is a single image.
+        """
+        if self.images < 2:
+            raise InputError("correlation needs at least two images, the record has one")
+        return covariances(self.moments, self.images)
+
+    @cached_property
+    def half_covariances(self) -> list[Covariances]:
+        """Covariances over the even images, and over the odd ones; each half has two at least."""
+        halves = zip(self.halves, self.half_sizes, strict=True)
+        return [covariances(sums, images) for sums, images in halves]
+
+    @cached_property
+    def constant(self) -> Bool[np.ndarray, " U"]:
+        """Units whose activation is the same for all images: they respond to nothing."""
+        return variances(self.moments, self.images) == 0.0
+
+    @property
+    def half_sizes(self) -> tuple[int, int]:
+        """Numbers of even and of odd images."""
+        return self.images - self.images // 2, self.images // 2
 
     def top_k(self, k: int) -> TopK:
         """The k most activating images of every unit [U, k], ties to the lower index.
@@ -146,16 +184,16 @@ def in_every_process(
             return None
         rows = {"embeddings": record.embeddings, "activations": record.activations}
         done = {"done_before": np.asarray(record.done_before)}
-        named = {**record.top._asdict(), **record.moments._asdict(), **rows, **done}
+        named = {**record.top._asdict(), **record.half_moments._asdict(), **rows, **done}
         return {name: array for name, array in named.items() if array is not None}
 
     named = broadcast_from_main(arrays)
     if named is None:
         return None
     top = TopK._make(named.pop(name) for name in TopK._fields)
-    moments = Moments._make(named.pop(name) for name in Moments._fields)
+    half_moments = Moments._make(named.pop(name) for name in Moments._fields)
     done_before = int(named.pop("done_before"))
-    return build(top=top, moments=moments, done_before=done_before, **named)
+    return build(top=top, half_moments=half_moments, done_before=done_before, **named)
 
 
 def save(record: ProbeRecord, folder: Path) -> None:
@@ -177,14 +215,14 @@ def save(record: ProbeRecord, folder: Path) -> None:
 def save_statistics(record: ProbeRecord, folder: Path) -> list[str]:
     """Writes all of a record but its rows and checksums; returns the names of the files."""
     lists = {"top_values": record.top.values, "top_indices": record.top.indices}
-    arrays = {**lists, **record.moments._asdict()}
+    arrays = {**lists, **record.half_moments._asdict()}
     if record.labels is not None:
         arrays["labels"] = record.labels
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     save_arrays(contiguous, folder / "statistics.safetensors")
     with open(folder / "ids.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(record.ids[i]) + "\n" for i in range(record.images))
-    about = {
+    header = {
         "format": _FORMAT,
         "key": record.key,
         "clip_key": record.clip_key,
@@ -192,7 +230,7 @@ def save_statistics(record: ProbeRecord, folder: Path) -> list[str]:
         "layers": [[name, units] for name, units in record.layers.items()],
         "antialias": record.antialias,
     }
-    write_json(folder / "record.json", about)
+    write_json(folder / "record.json", header)
     return ["statistics.safetensors", "ids.jsonl", "record.json"]
 
 
@@ -239,32 +277,32 @@ def _read(folder: Path, key: str | None) -> ProbeRecord:
     """`load`, whose errors are still those of files and formats."""
     from safetensors.numpy import load_file
 
-    about = json.loads((folder / "record.json").read_text("utf-8"))
-    if about["format"] != _FORMAT:
+    header = json.loads((folder / "record.json").read_text("utf-8"))
+    if header["format"] != _FORMAT:
         raise InputError(
-            f"{folder} is a probe record of format {about['format']}, not {_FORMAT}; probe again"
+            f"{folder} is a probe record of format {header['format']}, not {_FORMAT}; probe again"
         )
     reason = fault(folder, key)
     if reason is not None:
         raise ValueError(reason)
-    if key is not None and about["key"] != key:
+    if key is not None and header["key"] != key:
         raise ValueError("record.json names another key")
     arrays = load_file(folder / "statistics.safetensors")
     activations = folder / "activations.npy"
     embeddings = read_npy(folder / "embeddings.npy", mapped=True)
     ids = (folder / "ids.jsonl").read_text("utf-8").splitlines()
     record = ProbeRecord(
-        layers=dict(about["layers"]),
+        layers=dict(header["layers"]),
         top=TopK._make([arrays["top_values"], arrays["top_indices"]]),
-        moments=Moments._make(arrays[name] for name in Moments._fields),
+        half_moments=Moments._make(arrays[name] for name in Moments._fields),
         embeddings=embeddings,
         labels=arrays.get("labels"),
-        classes=tuple(about["classes"]),
+        classes=tuple(header["classes"]),
         ids=[json.loads(line) for line in ids],
-        key=about["key"],
-        clip_key=about["clip_key"],
+        key=header["key"],
+        clip_key=header["clip_key"],
         activations=read_npy(activations, mapped=True) if activations.exists() else None,
-        antialias=about.get("antialias"),
+        antialias=header.get("antialias"),
         done_before=len(embeddings),
     )
     _refuse_misfit(record)
@@ -278,13 +316,20 @@ def _refuse_misfit(record: ProbeRecord) -> None:
     indices = record.top.indices
     labels = record.labels
     is_image = (indices >= 0) & (indices < images)
-    sums = [(units,), (units,), (units, width), (width, width)]  # in the order of `Moments`
+    shapes = {
+        "total": (2, units),
+        "square": (2, units),
+        "cross": (2, units, width),
+        "gram": (2, width, width),
+        "embedding": (2, width),
+    }
     fits = {
         "layers": sum(record.layers.values()) == units
         and min(record.layers.values(), default=0) > 0,
         "top images": indices.shape == record.top.values.shape
         and bool((is_image | (indices == topk.EMPTY)).all()),
-        "sums": [array.shape for array in record.moments] == sums,
+        "sums": {name: sums.shape for name, sums in record.half_moments._asdict().items()}
+        == shapes,
         "labels": labels is None
         or (
             labels.shape == (images,)

@@ -242,9 +242,9 @@ def labelled(images: ImageSet, model: nnx.Module | Network, outputs: int | None 
     count = getattr(config, "classes", None) if outputs is None else outputs
     if len(images.classes) != count:
         known = getattr(config, "class_names", None)
-        theirs = f" ({class_names.listed(known)})" if known else ""
+        names = f" ({class_names.listed(known)})" if known else ""
         raise InputError(
-            f"{images.name} has {len(images.classes)} classes, the network {count}{theirs}; "
+            f"{images.name} has {len(images.classes)} classes, the network {count}{names}; "
             f"the images' are {class_names.listed(images.classes) or 'not named'}"
         )
     return images.in_order(class_order(model, images.classes))

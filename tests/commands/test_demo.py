@@ -1,6 +1,9 @@
 """`emojax demo`: the whole chain on rendered faces."""
 
+import pytest
 from commands_in_process import rows_of, run
+
+pytestmark = pytest.mark.slow
 
 
 def test_demo_runs_the_chain(capsys, tmp_path):

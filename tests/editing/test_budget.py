@@ -14,6 +14,7 @@ from emojax.errors import InputError
 
 BOTH = budget.Images(100, 100, 100)
 HALVES = budget.Images(100, 50, 50)
+SIZES = [40, 40]  # images of two test splits
 OPTIONS = Edit(tau=(0.0, 0.5), factor=(1.0, 2.0, 3.0))  # four settings that edit
 
 
@@ -28,7 +29,7 @@ TABLE1 = [row("lin1", 20), row("lin2", 18), row("lin3", 7)]
 def splits(tiny_vgg, blobs):
     few = blobs.first(40)
     other = dataclasses.replace(few, key="other", name="other")
-    return {"lin1": [pre_bias_activations(tiny_vgg, split, "lin1") for split in (few, other)]}
+    return [pre_bias_activations(tiny_vgg, split, "lin1") for split in (few, other)]
 
 
 def test_seconds_count_every_setting():
@@ -60,37 +61,37 @@ def test_too_little_time_for_the_fewest():
     assert budget.largest_size({"lin1": 1e-6}, options, BOTH) == budget.Size(0, 0)
 
 
-def test_the_estimate_is_said(splits, caplog, monkeypatch):
+def test_the_estimate_is_said(caplog):
     caplog.set_level(logging.INFO, "emojax")
-    allowed = budget.within_minutes(OPTIONS, ("lin1",), splits, TABLE1)
+    allowed = budget.within_minutes(OPTIONS, ("lin1",), SIZES, {"lin1": 1e-6}, TABLE1)
     assert allowed == budget.Allowed(("lin1",), 199, 1000)
     assert "lin1 does not feed the logits" in caplog.messages[0]
 
     caplog.clear()
     full = budget.seconds({"lin1": 1.0}, OPTIONS, budget.Images(80, 40, 40), budget.Size(199, 1000))
-    monkeypatch.setattr(budget, "seconds_per_image", lambda *_: 1800 / full)
-    allowed = budget.within_minutes(OPTIONS, ("lin1",), splits, TABLE1)
+    costs = {"lin1": 1800 / full}
+    allowed = budget.within_minutes(OPTIONS, ("lin1",), SIZES, costs, TABLE1)
     assert 19 <= allowed.permutations < 199
     assert allowed.limited is not None
     assert f"{allowed.permutations} permutations" in caplog.messages[0]
     assert "instead of 199 and 1000, which would take about 30 min" in caplog.messages[0]
 
 
-def test_where_nothing_fits(splits, caplog, monkeypatch):
+def test_where_nothing_fits(caplog):
     caplog.set_level(logging.INFO, "emojax")
-    monkeypatch.setattr(budget, "seconds_per_image", lambda *_: 100.0)
-    auto = budget.within_minutes(OPTIONS, ("lin1",), splits, TABLE1)
+    costs = {"lin1": 100.0}
+    auto = budget.within_minutes(OPTIONS, ("lin1",), SIZES, costs, TABLE1)
     assert (auto.layers, auto.permutations, auto.masks) == (("lin2",), 199, 1000)
     assert "lin2, the layer with the most interpretable units of those" in caplog.messages[0]
     named = OPTIONS.model_copy(update={"layers": ("lin1",)})
     for options, table1 in ((named, TABLE1), (OPTIONS, TABLE1[:1])):
         with pytest.raises(InputError, match=r"more than --edit.minutes 15; give --edit.minutes"):
-            budget.within_minutes(options, ("lin1",), splits, table1)
-    lin2 = budget.within_minutes(OPTIONS, ("lin2",), splits, TABLE1)
+            budget.within_minutes(options, ("lin1",), SIZES, costs, table1)
+    lin2 = budget.within_minutes(OPTIONS, ("lin2",), SIZES, {}, TABLE1)
     assert lin2 == budget.Allowed(("lin2",), 199, 1000)
 
 
 def test_a_setting_is_timed(splits):
-    cost = budget.seconds_per_image(splits["lin1"][0], OPTIONS)
+    cost = budget.seconds_per_image(splits, OPTIONS)
     assert np.isfinite(cost)
     assert cost > 0

@@ -24,6 +24,8 @@ from emojax.errors import InputError, one_line
 from emojax.probing import record as records
 from emojax.settings import Settings, read_settings
 
+pytestmark = pytest.mark.slow
+
 fuzzed = settings(
     max_examples=int(os.environ.get("EMOJAX_FUZZ", "60")),
     deadline=None,

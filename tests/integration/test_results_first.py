@@ -6,13 +6,15 @@ import subprocess
 import sys
 
 import pytest
-from signalled import assert_whole, demo, notes
+from signalled import assert_whole, demo, environment, notes
 
 from emojax import cli, store
 from emojax.report import page
 
+pytestmark = pytest.mark.slow
 
-def test_a_page_that_fails(capsys, monkeypatch, tmp_path):
+
+def test_a_page_that_fails(capsys, monkeypatch, tmp_path, demo_cache):
     """A full disk at any of the page's files is a line and exit code 2; an error in making it keeps
     its traceback.
     """
@@ -28,7 +30,7 @@ def test_a_page_that_fails(capsys, monkeypatch, tmp_path):
 
     with monkeypatch.context() as patch:
         patch.setattr(store, "write_binary", full)
-        assert cli.main([str(arg) for arg in demo(tmp_path)]) == 2
+        assert cli.main(demo(run, demo_cache)) == 2
     out, err = capsys.readouterr()
     assert err == f"emojax: cannot write to {run}: {os.strerror(errno.ENOSPC)}" + notes(run)
     assert "What was found" in out
@@ -37,15 +39,7 @@ def test_a_page_that_fails(capsys, monkeypatch, tmp_path):
         patch.setattr(page, "build", broken)
         again = tmp_path / "again"
         with pytest.raises(ZeroDivisionError) as failed:
-            cli.main(
-                [
-                    *map(str, demo(tmp_path)[:-4]),
-                    "--out",
-                    str(again),
-                    "--cache",
-                    str(tmp_path / "cache"),
-                ]
-            )
+            cli.main(demo(again, demo_cache))
     assert failed.value.__notes__ == [notes(again)[2:-1]]
     assert_whole(again)
 
@@ -53,17 +47,14 @@ def test_a_page_that_fails(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "streams", ["no reader", "full", "closed", "both closed", "latin-1", "ascii"]
 )
-def test_words_never_cost_results(tmp_path, streams):
+def test_words_never_cost_results(tmp_path, demo_cache, streams):
     """Whatever stdout and stderr are, the run is whole with its page, and the exit code is that of
     success.
     """
     folder = tmp_path / "Gefühl τ 表情"
     folder.mkdir()
-    command, env, got = (
-        [sys.executable, "-m", "emojax", *map(str, demo(folder))],
-        dict(os.environ),
-        b"",
-    )
+    command = [sys.executable, "-m", "emojax", *demo(folder / "run", demo_cache)]
+    env, got = environment(), b""
     if streams in ("latin-1", "ascii"):
         env |= {"PYTHONIOENCODING": f"{streams}:strict", "PYTHONUTF8": "0"}
         done = subprocess.run(command, env=env, capture_output=True, check=False)
@@ -72,11 +63,13 @@ def test_words_never_cost_results(tmp_path, streams):
     elif streams == "no reader":
         reader, writer = os.pipe()
         os.close(reader)
-        done = subprocess.run(command, stdout=writer, stderr=writer, check=False)
+        done = subprocess.run(command, stdout=writer, stderr=writer, env=env, check=False)
         os.close(writer)
     elif streams == "full":
         with open("/dev/full", "w") as full:
-            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+            done = subprocess.run(
+                command, stdout=full, stderr=subprocess.PIPE, env=env, check=False
+            )
         assert done.stderr.decode() == (
             "emojax: not all of the output could be written to stdout "
             f"({os.strerror(errno.ENOSPC)})\n"
@@ -84,7 +77,7 @@ def test_words_never_cost_results(tmp_path, streams):
     else:
         shell = 'exec "$@" >&-' + (" 2>&-" if streams == "both closed" else "")
         done = subprocess.run(
-            ["bash", "-c", shell, "bash", *command], capture_output=True, check=False
+            ["bash", "-c", shell, "bash", *command], env=env, capture_output=True, check=False
         )
         assert done.stderr == b""
     assert done.returncode == 0

@@ -9,14 +9,17 @@ from signalled import assert_whole, demo, notes, start
 
 from emojax import cli
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("number", "times", "code"), [
     (signal.SIGTERM, 1, 143),
     (signal.SIGINT, 2, 130),
     (signal.SIGHUP, 1, 129),
 ])  # fmt: skip
-def test_a_signal_during_the_page(capsys, tmp_path, number, times, code):
-    with start(*demo(tmp_path), patch="page.build = slow", stdout=subprocess.DEVNULL) as command:
+def test_a_signal_during_the_page(capsys, tmp_path, demo_cache, number, times, code):
+    args = demo(tmp_path / "run", demo_cache)
+    with start(*args, patch="page.build = slow", stdout=subprocess.DEVNULL) as command:
         lines = iter(command.stderr.readline, "")
         assert any(line == "PAGE\n" for line in lines)
         for _ in range(times):
@@ -43,7 +46,7 @@ def test_signals_in_the_first_moments(tmp_path, number):
             "signal.signal(signal.SIGHUP, signal.SIG_DFL); from emojax import interruption; "
             "interruption.begin_loading();"
             "import os; os.write(1, b'!'); sys.argv = ['emojax', "
-            f"*{[str(a) for a in demo(out)]!r}];"
+            f"*{demo(out / 'run', out / 'cache')!r}];"
             "runpy.run_module('emojax', run_name='__main__')"
         )
         with subprocess.Popen(

@@ -13,6 +13,8 @@ from PIL import Image
 from emojax import cli
 from emojax.report import units
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def browser():

@@ -9,7 +9,7 @@ from emojax import settings as config
 from emojax import store
 from emojax.commands import report as reporting
 from emojax.errors import InputError
-from emojax.report import page
+from emojax.report import page, page_figures
 from emojax.report.results import read_run
 
 
@@ -59,7 +59,7 @@ def test_the_page_says_what_the_network_has_seen(hostile, tmp_path):
         ({"target": {"seen": None}}, "unknown origin: counts as having seen all test splits"),
         ({"target": {"seen": []}}, "none"),
     ):
-        assert page.seen(target) == said
+        assert page.provenance(target) == said
     folder = copy_of(hostile[0], tmp_path)
     manifest = json.loads((folder / "manifest.json").read_text())
     store.write_json(
@@ -67,7 +67,7 @@ def test_the_page_says_what_the_network_has_seen(hostile, tmp_path):
         manifest | {"target": {"seen": [{"name": "<i>", "role": "trained"}]}},
     )
     assert (
-        "splits that it has seen</th><td>&lt;i&gt; (trained on)</td>"
+        "splits that shaped it</th><td>&lt;i&gt; (trained on)</td>"
         in page.build(read_run(folder))[0]
     )
 
@@ -92,7 +92,7 @@ def test_flagged_images(hostile, tmp_path):
     ]
     store.write_csv(tmp_path / "audit.csv", ["file", "split", "label", "reason", "detail"], lines)
     found = read_run(folder, tmp_path)
-    assert page.flagged_images(found, images) == {"blank": [3]}
+    assert page_figures.flagged_images(found, images) == {"blank": [3]}
     text, drawn = page.build(found, images)
     assert "flagged" in drawn
     assert "Flagged images" in text

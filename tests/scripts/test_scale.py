@@ -9,6 +9,8 @@ from conftest import hf_config
 from emojax.models.clip import ClipConfig
 from emojax.models.vgg import VggConfig
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SCALE = runpy.run_path(str(SCRIPTS / "scale.py"))
 VGG, CLIP = (

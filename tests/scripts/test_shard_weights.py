@@ -1,7 +1,7 @@
 """`scripts/shard_weights.py`: weights in shards, and back."""
 
-import importlib.util
-import os
+import runpy
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,20 +19,17 @@ def test_shards_of_weights(tiny_vgg, tmp_path):
     """bfloat16 shards of at most the size asked for, and back: what they say of seen images stays
     with them.
     """
-    path = os.path.join(os.path.dirname(__file__), "..", "scripts", "shard_weights.py")
-    spec = importlib.util.spec_from_file_location("shard_weights", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "shard_weights.py"))
     save_vgg(
         tiny_vgg,
         tmp_path / "model.safetensors",
         uses=[Use("FER2013 training", "key", "trained")],
     )
-    script.shard(tmp_path / "model.safetensors", tmp_path / "shards", megabytes=0.068)
+    script["shard"](tmp_path / "model.safetensors", tmp_path / "shards", megabytes=0.068)
     sizes = [file.stat().st_size for file in (tmp_path / "shards").glob("*.safetensors")]
     assert len(sizes) > 2
     assert max(sizes) <= 68_000
-    script.join(tmp_path / "shards", tmp_path / "back.safetensors")
+    script["join"](tmp_path / "shards", tmp_path / "back.safetensors")
     assert read_provenance(tmp_path / "back.safetensors") == read_provenance(
         tmp_path / "model.safetensors"
     )

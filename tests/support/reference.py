@@ -17,7 +17,9 @@ def top_images(activations, k):
     return np.argsort(-activations, kind="stable")[:k]
 
 
-def _prior(loglik, lam, segments):
+def _prior(loglik, lam, segments, prior="units", expected=None):
+    if prior != "units":
+        return loglik - (lam * expected if prior == "images" else 0)
     scores = np.empty_like(loglik)
     for segment in np.unique(segments):
         mine = loglik[segments == segment]
@@ -29,7 +31,16 @@ def _prior(loglik, lam, segments):
 
 
 def soft_wpmi(
-    clip, acts, top_k=100, a=10.0, lam=1.0, min_prob=1e-7, p_start=0.998, p_end=0.97, segments=None
+    clip,
+    acts,
+    top_k=100,
+    a=10.0,
+    lam=1.0,
+    min_prob=1e-7,
+    p_start=0.998,
+    p_end=0.97,
+    segments=None,
+    prior="units",
 ):
     clip, acts = np.float64(clip), np.float64(acts)
     probs = _softmax(a * clip)
@@ -40,17 +51,26 @@ def soft_wpmi(
         )
         for u in range(acts.shape[1])
     ]
-    return _prior(np.stack(rows), lam, np.zeros(len(rows), int) if segments is None else segments)
+    expected = sum(np.log(1 + weight * (probs - 1) + min_prob).mean(axis=0) for weight in weights)
+    segments = np.zeros(len(rows), int) if segments is None else segments
+    return _prior(np.stack(rows), lam, segments, prior, expected)
 
 
-def wpmi(clip, acts, top_k=28, a=2.0, lam=0.6, min_prob=1e-7, segments=None):
+def wpmi(clip, acts, top_k=28, a=2.0, lam=0.6, min_prob=1e-7, segments=None, prior="units"):
     clip, acts = np.float64(clip), np.float64(acts)
     probs = _softmax(a * clip)
     rows = [
         np.log(probs[top_images(acts[:, u], top_k)] + min_prob).sum(axis=0)
         for u in range(acts.shape[1])
     ]
-    return _prior(np.stack(rows), lam, np.zeros(len(rows), int) if segments is None else segments)
+    expected = top_k * np.log(probs + min_prob).mean(axis=0)
+    segments = np.zeros(len(rows), int) if segments is None else segments
+    return _prior(np.stack(rows), lam, segments, prior, expected)
+
+
+def correlation(clip, acts):
+    clip, acts = (np.float64(x) - np.float64(x).mean(axis=0) for x in (clip, acts))
+    return cos_similarity(clip, acts)
 
 
 def cos_similarity(clip, acts):
@@ -206,3 +226,107 @@ def channels_first(torch, images):
 def channels_last(tensor):
     array = tensor.detach().numpy()
     return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
+
+
+# Measures of explanations (emojax.ops.explanation_metrics), by loops over pairs
+
+
+def _pairs(measure):
+    """A function of two vectors as one of two matrices."""
+
+    def matrix(acts, probs, *rest):
+        acts, probs = np.float64(acts), np.float64(probs)
+        return np.array([[measure(a, c, *rest) for c in probs.T] for a in acts.T])
+
+    return matrix
+
+
+def _active(a, alpha):
+    return a >= np.sort(a)[::-1][int(np.ceil(alpha * len(a))) - 1]
+
+
+def _pearson_sample(a, c):
+    a, c = a - a.mean(), c - c.mean()
+    spread = a.std(ddof=1) * c.std(ddof=1)
+    return (a * c).mean() / spread if spread > 0 else 0.0
+
+
+def _average_precision(values, wanted):
+    area = 0.0
+    for threshold in np.unique(values)[::-1]:
+        reached = values >= threshold
+        gained = (wanted & (values == threshold)).sum() / max(wanted.sum(), 1)
+        area += gained * (wanted & reached).sum() / reached.sum()
+    return area
+
+
+def _auroc(values, wanted):
+    yes, no = values[wanted], values[~wanted]
+    if not len(yes) or not len(no):
+        return 0.0
+    return ((yes[:, None] > no).mean() + (yes[:, None] == no).mean() / 2).item()
+
+
+def _share(part, whole):
+    return part.sum() / max(whole.sum(), 1)
+
+
+def _balanced(x, y):
+    return (_share(x & y, x) + _share(~x & ~y, ~x)) / 2
+
+
+def _binary(measure):
+    return _pairs(lambda a, c, alpha: measure(_active(a, alpha), c >= 0.5))
+
+
+def _mean(values):
+    return values.mean() if len(values) else 0.0
+
+
+def _mid_ranks(x):
+    return np.array([(x < v).sum() + ((x == v).sum() - 1) / 2 for v in x])
+
+
+explanation_metrics = {
+    "correlation": _pairs(_pearson_sample),
+    "cosine": _pairs(
+        lambda a, c: a @ c / max(np.linalg.norm(a), 1e-9) / max(np.linalg.norm(c), 1e-9)
+    ),
+    "auprc": _pairs(lambda a, c, alpha: _average_precision(c, _active(a, alpha))),
+    "f1": _binary(lambda x, y: 2 * (x & y).sum() / (x.sum() + y.sum())),
+    "iou": _binary(lambda x, y: (x & y).sum() / (x | y).sum()),
+    "recall": _binary(lambda x, y: _share(x & y, x)),
+    "precision": _binary(lambda x, y: _share(x & y, y)),
+    "accuracy": _binary(lambda x, y: (x == y).mean()),
+    "balanced_accuracy": _binary(_balanced),
+    "inverse_balanced_accuracy": _binary(lambda x, y: _balanced(y, x)),
+    "auc": _pairs(lambda a, c, alpha: _auroc(c, _active(a, alpha))),
+    "inverse_auc": _pairs(lambda a, c: _auroc(a, c >= 0.5)),
+    "inverse_auprc": _pairs(lambda a, c: _average_precision(a, c >= 0.5)),
+    "mad": _pairs(lambda a, c: _mean(a[c >= 0.5]) - _mean(a[c < 0.5])),
+    "wpmi": _pairs(
+        lambda a, c, alpha: np.log(np.maximum(c, 1e-8))[_active(a, alpha)].mean() - np.log(c.mean())
+    ),
+    "spearman_correlation": _pairs(lambda a, c: _pearson_sample(_mid_ranks(a), _mid_ranks(c))),
+}
+
+
+def linear_explanation(acts, values, most=10, tolerance=0.02):
+    """Greedy least squares of one unit [I] on concept values [I, C]: concepts, weights, bias, R."""
+    acts, values = np.float64(acts), np.float64(values)
+    chosen, reached, fit = [], 0.0, np.zeros(0)
+
+    def solve(columns):
+        design = np.column_stack([values[:, columns], np.ones(len(acts))])
+        solution = np.linalg.lstsq(design, acts, rcond=None)[0]
+        return solution, np.corrcoef(design @ solution, acts)[0, 1]
+
+    while len(chosen) < most and acts.std() > 0:
+        others = [c for c in range(values.shape[1]) if c not in chosen]
+        trials = {c: solve([*chosen, c]) for c in others}
+        best = max(others, key=lambda c: trials[c][1])
+        if chosen and trials[best][1] - reached < tolerance:
+            break
+        chosen.append(best)
+        fit, reached = trials[best]
+    return chosen, fit[:-1], fit[-1] if len(fit) else acts.mean(), reached

@@ -1,8 +1,11 @@
 """Commands in processes of their own, to be signalled, and what a whole run is."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import jax
 
 from emojax.report import results
 
@@ -12,9 +15,6 @@ DRIVER = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
-import jax
-jax.config.update("jax_compilation_cache_dir", {compiled!r})
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 from emojax.__main__ import start
 from emojax.report import page
 
@@ -27,8 +27,6 @@ def slow(*args, **options):
 sys.argv = ["emojax", *{args!r}]
 start()
 """
-
-
 WHOLE = {
     "manifest.json",
     "summary.json",
@@ -40,27 +38,25 @@ WHOLE = {
 }
 
 
+def environment() -> dict[str, str]:
+    """Processes compile into the session's cache, too: each program once."""
+    return dict(os.environ) | {
+        "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
+
+
 def start(*args, patch: str = "", **streams) -> subprocess.Popen:
-    import jax
-
-    compiled = jax.config.jax_compilation_cache_dir
-    code = DRIVER.format(args=[str(arg) for arg in args], patch=patch, compiled=compiled)
-    return subprocess.Popen(
-        [sys.executable, "-c", code], **{"stderr": subprocess.PIPE, "text": True} | streams
-    )
+    code = DRIVER.format(args=[str(arg) for arg in args], patch=patch)
+    options = {"stderr": subprocess.PIPE, "text": True, "env": environment()} | streams
+    return subprocess.Popen([sys.executable, "-c", code], **options)
 
 
-def demo(folder: Path) -> list:
+def demo(out: Path, cache: Path) -> list[str]:
+    """A small demo; with a cache that another one has filled, only its results are new."""
     return [
-        "demo",
-        "--images",
-        "200",
-        "--report.images",
-        "none",
-        "--out",
-        folder / "run",
-        "--cache",
-        folder / "cache",
+        *("demo", "--images", "200", "--report.images", "none"),
+        *("--out", str(out), "--cache", str(cache)),
     ]
 
 
