@@ -286,7 +286,12 @@ def test_demo_runs_the_chain(capsys, tmp_path):
     assert len(rows_of(tmp_path / "demo" / "sweep.csv")) == 72
     truths = rows_of(tmp_path / "demo" / "truth.csv")
     assert len(truths) == len(rows_of(tmp_path / "demo" / "dissection.csv"))
-    assert all(float(row["soft_wpmi_label_auroc"]) <= float(row["auroc"]) for row in truths)
+    for name in ("soft_wpmi", "soft_wpmi_images", "correlation"):
+        assert all(float(row[f"{name}_label_auroc"]) <= float(row["auroc"]) for row in truths)
+    summary = json.loads((tmp_path / "demo" / "summary.json").read_text("utf-8"))
+    assert summary["labels_right"].keys() == {"auroc", "enrichment", "among_three", "certain_half"}
+    assert all(0 <= share <= 1 for share in summary["labels_right"].values())
+    assert summary["certainty"][-1]["labelled"] == 1.0
     code, _, err = run(capsys, "demo", *flags)
     assert (code, err.count("\n")) == (2, 1)
     assert (

@@ -40,7 +40,7 @@ def labels(settings: LabelsSettings) -> None:
     from emojax.data.concepts import load_concepts
     from emojax.dissection import label_settings
     from emojax.dissection.dissect import embed_concepts
-    from emojax.dissection.options import DEFAULT, DEFAULT_PRIOR
+    from emojax.dissection.options import DEFAULT, DEFAULT_PRIOR, SoftWpmi
 
     tried = settings.labels
     grid = label_settings.grid(
@@ -57,7 +57,9 @@ def labels(settings: LabelsSettings) -> None:
         else:
             record = steps.open_record(settings.record)
         texts = embed_concepts(clip, concepts, settings.cache)
-        (default,) = label_settings.grid([DEFAULT], prior=[DEFAULT_PRIOR])
+        # The default's lists are as long as the record's, if these are shorter.
+        longest = min(SoftWpmi().top_k, record.top.values.shape[2], record.images)
+        (default,) = label_settings.grid([DEFAULT], prior=[DEFAULT_PRIOR], top_k=[longest])
         with run.timed("labels"):
             reference = next(label_settings.dissect_by(record, concepts, texts, [default]))
             tables = _Tables(reference, tried.tau)
