@@ -15,7 +15,7 @@ from rich.table import Table
 
 from emojax import store
 from emojax.commands.base import Dissecting, Probing, Studying
-from emojax.commands.console import console, progress, say, warn
+from emojax.commands.console import console, progress, say
 from emojax.commands.opening import Classifier, StudyInputs
 from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.concepts import ConceptSet
@@ -191,12 +191,12 @@ def _say_trust(dissection: Dissection, *, abstain: bool) -> None:
         say(f"labels: of {units} units {'; '.join(said)}")
     constant = int(dissection.record.constant.sum())
     if constant:
-        warn(f"{constant} units are the same for all images: they respond to nothing")
+        say(f"warning: {constant} units are the same for all images: they respond to nothing")
     hubs = dissection.hubs
     if hubs.crowded and len(dissection.concepts) > 2:
         label = dissection.concepts.concepts[hubs.concept]
-        warn(
-            f"{hubs.share:.0%} of the units are labelled {label!r} "
+        say(
+            f"warning: {hubs.share:.0%} of the units are labelled {label!r} "
             f"(effective number of labels {hubs.effective:.1f} of {len(dissection.concepts)})"
         )
 
