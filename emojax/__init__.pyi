@@ -10,8 +10,8 @@ from emojax.data.weights import load_deep_emotion as load_deep_emotion
 from emojax.data.weights import load_vgg as load_vgg
 from emojax.data.weights import save_deep_emotion as save_deep_emotion
 from emojax.data.weights import save_vgg as save_vgg
-from emojax.dissection.dissect import dissect as dissect
 from emojax.dissection.calibration import Calibration as Calibration
+from emojax.dissection.dissect import dissect as dissect
 from emojax.dissection.explain import Explanations as Explanations
 from emojax.dissection.explain import explain as explain
 from emojax.dissection.labels import Dissection as Dissection
