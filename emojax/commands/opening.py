@@ -16,13 +16,10 @@ from emojax.data.clip_folder import load_clip
 from emojax.data.image_set import ImageSet
 from emojax.data.opening import open_split
 from emojax.data.provenance import overlap_warnings, read_provenance
-from emojax.data.weights import load_network
+from emojax.data.weights import Classifier, load_network
 from emojax.errors import InputError
-from emojax.models.deep_emotion import DeepEmotion
-from emojax.models.vgg import VggNet
 from emojax.settings import Clip, Data, Target
 
-Classifier = VggNet | DeepEmotion
 _Value = TypeVar("_Value")
 
 
@@ -56,7 +53,7 @@ def open_test_splits(data: Data) -> list[ImageSet]:
 
 def open_target(target: Target) -> Classifier:
     """The network under study, its outputs named where the file or the settings name them."""
-    what = "VGGNet or Deep-Emotion weights, .safetensors or a PyTorch checkpoint"
+    what = "weights of a VGGNet, Deep-Emotion or CompactNet, .safetensors or a PyTorch checkpoint"
     model = load_network(needed(target.weights, "--target.weights", what))
     return classes.given(model, target)
 

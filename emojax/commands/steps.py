@@ -19,22 +19,20 @@ from emojax.commands.study import study_edits
 from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.concepts import ConceptSet
 from emojax.data.image_set import ImageSet
+from emojax.data.weights import Classifier
 from emojax.dissection.dissect import dissect as dissect_record
 from emojax.dissection.dissect import embed_concepts
 from emojax.dissection.labels import Dissection
 from emojax.dissection.options import wpmi_options
 from emojax.dissection.table import LayerSummary, interpretability
 from emojax.editing.study import check_study
-from emojax.models.deep_emotion import DeepEmotion
-from emojax.models.vgg import VggNet
+from emojax.models.compact import Editable
 from emojax.ops.similarity import rank_reorder_size
 from emojax.probing.network import as_network, resolve_layers
 from emojax.probing.probe import probe as probe_network
 from emojax.probing.record import ProbeRecord
 from emojax.report.write import write_dissection
 from emojax.settings import Dissect
-
-Classifier = VggNet | DeepEmotion
 
 
 def check(
@@ -55,7 +53,7 @@ def check(
 
 def check_edits(
     settings: Studying, model: Classifier, images: ImageSet, tests: Sequence[ImageSet]
-) -> VggNet:
+) -> Editable:
     """Refuses before the probe what the edit would refuse after it; returns what can be edited."""
     check_study(
         model,
@@ -65,7 +63,7 @@ def check_edits(
         probed=settings.probe.layers,
         protocol=settings.evaluate.protocol,
     )
-    assert isinstance(model, VggNet)  # others were refused
+    assert isinstance(model, Editable)  # others were refused
     return model
 
 
@@ -161,8 +159,8 @@ def label(
     dissection = dissect(settings, run, record, concepts, clip)
     network = None if model is None else model.config.units()
     outgoing = None
-    if isinstance(model, VggNet):
-        logits_layer: Any = model.lin3  # pyright: ignore[reportAttributeAccessIssue] - set by name
+    if isinstance(model, Editable):
+        logits_layer: Any = getattr(model, list(model.config.units())[-1])
         outgoing = np.asarray(logits_layer.kernel[...])
     tau = settings.dissect.tau
     table1, summary = write_dissection(run.folder, dissection, tau, network, outgoing)

@@ -80,6 +80,7 @@ def _train_classifiers(settings: TrainSettings) -> None:
                     validation,
                     batch=options.batch,
                     augment=options.augment,
+                    side=options.side,
                     precision=options.precision,
                     label_smoothing=options.label_smoothing,
                     protocol=settings.evaluate.protocol,
@@ -146,9 +147,10 @@ def _recipes(options: settings.Train) -> list[Recipe]:
 
 def _new_networks(options: settings.Train, images: "ImageSet") -> "Callable[[int], Classifier]":
     """Seed → a random network."""
-    from emojax.training.classifiers import new_network
+    from emojax.training.classifiers import Architecture, new_network
 
-    architecture = "deep_emotion" if options.task == "deep_emotion" else "vgg"
+    assert options.task != "clip"  # has no such network
+    architecture: Architecture = options.task
     return lambda seed: new_network(architecture, images, seed, size=options.size)
 
 

@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from emojax.errors import InputError, did_you_mean
+from emojax.models.compact import CompactNet
 from emojax.models.vgg import VggNet
 from emojax.ops.image import to_unit
 from emojax.ops.pooling import Pool, pool
@@ -139,7 +140,7 @@ def as_network(
         own = preprocess or getattr(model, "preprocess", to_unit)
         return Network(lambda params, images: model(images), {}, own, None)
     graphdef, state = nnx.split(model)
-    apply = _ModuleApply(graphdef, taps if isinstance(model, VggNet) else None)
+    apply = _ModuleApply(graphdef, taps if isinstance(model, VggNet | CompactNet) else None)
     if preprocess is not None:  # what somebody's function does to the images cannot be known
         return Network(apply, state, preprocess, None)
     own = to_unit

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from emojax.data.image_set import ImageSet
 from emojax.data.loader import stream
+from emojax.models.compact import CompactConfig, CompactNet
 from emojax.models.deep_emotion import DeepEmotion, DeepEmotionConfig
 from emojax.models.vgg import VggConfig, VggNet
 from emojax.ops import augment as views
@@ -30,11 +31,11 @@ from emojax.training.recipe import Recipe
 from emojax.training.tasks import Loss, Metrics, Start, Task
 from emojax.training.training_log import Row
 
-Classifier = VggNet | DeepEmotion
-Architecture = Literal["vgg", "deep_emotion"]
+Classifier = VggNet | DeepEmotion | CompactNet
+Architecture = Literal["vgg", "deep_emotion", "compact"]
 Size = Literal["paper", "small"]
 Precision = Literal["float32", "bfloat16"]
-_Network = TypeVar("_Network", VggNet, DeepEmotion, Classifier)
+_Network = TypeVar("_Network", VggNet, DeepEmotion, CompactNet, Classifier)
 RESIDENT = 2 << 30  # bytes of images that a device is asked to hold; larger sets are streamed
 
 
@@ -62,6 +63,9 @@ def new_network(
         channels = images.images.shape[-1]
         config = DeepEmotionConfig(channels, classes, class_names=images.classes)
         return DeepEmotion(config, rngs=rngs)
+    if architecture == "compact":
+        widths = CompactConfig() if size == "paper" else CompactConfig.small()
+        return CompactNet(replace(widths, classes=classes, class_names=images.classes), rngs=rngs)
     sizes = VggConfig.paper() if size == "paper" else VggConfig.small()
     return VggNet(replace(sizes, classes=classes, class_names=images.classes), rngs=rngs)
 
@@ -74,6 +78,7 @@ def train_classifiers(
     *,
     batch: int,
     augment: views.Augment = "flip",
+    side: int | None = None,
     precision: Precision = "float32",
     label_smoothing: float = 0.0,
     protocol: Protocol = "resize40",
@@ -97,7 +102,7 @@ def train_classifiers(
     Raises:
       InputError: as `classification_task`, `fit` and `evaluate` raise it.
     """
-    if isinstance(first, VggNet | DeepEmotion):
+    if isinstance(first, Classifier):
         model: Classifier = first
         start = None
     else:
@@ -111,6 +116,7 @@ def train_classifiers(
         start=start,
         label_smoothing=label_smoothing,
         augment=augment,
+        side=side,
         precision=precision,
     )
 
@@ -141,6 +147,7 @@ def classification_task(
     start: Start | None = None,
     label_smoothing: float = 0.0,
     augment: views.Augment = "flip",
+    side: int | None = None,
     precision: Precision = "float32",
     resident: bool | None = None,
 ) -> Task:
@@ -153,6 +160,7 @@ def classification_task(
       start: each seed's first variables; None, the network's own for all of them.
       label_smoothing: share of the target that is spread over all classes.
       augment: how a face is seen; some give several views of each.
+      side: of the views, but with `flip`; None, the network's input size.
       precision: what the network computes in; parameters, statistics of BatchNorm, loss and
         optimizer stay float32.
       resident: whether the images stay on the device, where batches are gathered; otherwise Grain
@@ -181,7 +189,9 @@ def classification_task(
     return Task(
         start=start or (lambda seed: (params, rest)),
         data=(np.asarray(pixels[: len(images)]), labels) if resident else None,
-        loss=_classification_loss(graphdef, label_smoothing, augment, precision, resident),
+        loss=_classification_loss(
+            graphdef, label_smoothing, augment, side, precision, resident
+        ),
         batches=batches,
         steps=len(images) // batch,
         batch=batch,
@@ -193,6 +203,7 @@ def _classification_loss(
     graphdef: nnx.GraphDef,
     label_smoothing: float,
     augment: views.Augment,
+    side: int | None,
     precision: Precision,
     resident: bool,
 ) -> Loss:
@@ -212,7 +223,7 @@ def _classification_loss(
             x = network.preprocess(views.mirror(view_key, pixels))
         else:
             gray = to_gray(pixels) if network.config.channels == 1 else pixels
-            size = network.config.input_size
+            size = side or network.config.input_size
             x = network.normalize(views.augment(augment, view_key, to_unit(gray), size))
         rngs = nnx.Rngs(dropout=drop_key)
         logits = network(x.astype(precision), rngs=rngs)[0].astype(jnp.float32)  # [B · V, C]
