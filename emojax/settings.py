@@ -57,8 +57,8 @@ class Target(Section):
 
     weights: UserPath | None = Field(
         default=None,
-        description="VGGNet or Deep-Emotion weights: .safetensors, or a PyTorch checkpoint such as "
-        "the published one",
+        description="weights of a VGGNet, Deep-Emotion or CompactNet: .safetensors, or a PyTorch "
+        "checkpoint such as the published VGGNet",
     )
     classes: tuple[str, ...] = Field(
         default=(),
@@ -175,16 +175,10 @@ class Train(Recipe):
         default=None, description="split to test on once, at the end, with the best epoch's weights"
     )
     batch: Positive = Field(default=128, description="images per step")
-    augment: Literal["flip", "light", "affine", "one_crop", "ten_crop"] = Field(
+    augment: Literal["flip", "affine", "one_crop", "ten_crop"] = Field(
         default="flip",
-        description="mirror only; mirror, rotation and one crop; mirror, crop, shift, rotation and "
-        "erasing of the whole face; the same and one crop of it; or its ten crops, as published "
-        "(not for clip)",
-    )
-    side: Positive | None = Field(
-        default=None,
-        description="side of the views that are trained on, without one the network's own; not "
-        "with augment flip (compact)",
+        description="mirror only; mirror, crop, shift, rotation and erasing of the whole face; the "
+        "same and one crop of it; or its ten crops, as published (not for clip)",
     )
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="what the network computes in while it learns"

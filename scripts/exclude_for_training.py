@@ -1,11 +1,12 @@
-"""Lists the training images to leave out so that the test splits of a prepared FER2013 can stay whole.
+"""Lists training images to leave out, so that the test splits of a prepared FER2013 stay whole.
 
 emojax audit --data.path FER2013 --out AUDIT
 python scripts/exclude_for_training.py FER2013 AUDIT/audit.csv exclude.csv
 
-`emojax audit --exclude` names the copy in the test split; to compare with figures of others, the test must keep it and
-training must do without its copies. The list holds the training images that the audit names (blank, placeholder, repeated),
-those that are linked to a test image by pairs of repeats, and those within the audit's distance of a test image.
+`emojax audit --exclude` names the copy in the test split; to compare with figures of others, the
+test must keep it and training must do without its copies. The list holds the training images that
+the audit names (blank, placeholder, repeated), those that are linked to a test image by pairs of
+repeats, and those within the audit's distance of a test image.
 """
 
 import csv
@@ -19,7 +20,7 @@ TRAINING = "training"
 
 
 def linked_to_tests(rows: Sequence[dict[str, str]]) -> set[str]:
-    """Training images in a chain of repeats that a test image belongs to, from the rows of audit.csv."""
+    """Training images in a chain of repeats with a test image, from the rows of audit.csv."""
     parents: dict[str, str] = {}
 
     def root(name: str) -> str:
@@ -28,7 +29,9 @@ def linked_to_tests(rows: Sequence[dict[str, str]]) -> set[str]:
         return name
 
     for row in rows:
-        if row["reason"] in REPEATS:  # detail: "same pixels as ID" or "N of 120 bits from ID", then ", labelled …"
+        if (
+            row["reason"] in REPEATS
+        ):  # detail: "same pixels as ID" or "N of 120 bits from ID", then ", labelled …"
             parents[root(row["file"])] = root(row["detail"].split(",")[0].split()[-1])
     tested = {root(name) for name in list(parents) if not name.startswith(f"{TRAINING}-")}
     return {name for name in parents if name.startswith(f"{TRAINING}-") and root(name) in tested}
@@ -43,7 +46,9 @@ def near_tests(data: Path, near: int) -> set[str]:
 
     def signs(split: str) -> tuple[Sequence[str], "np.ndarray"]:
         images = fer2013.load(data, split)
-        return images.ids, np.where(perceptual_hash(np.asarray(images.images)[..., 0]), np.float32(1), np.float32(-1))
+        return images.ids, np.where(
+            perceptual_hash(np.asarray(images.images)[..., 0]), np.float32(1), np.float32(-1)
+        )
 
     ids, trained = signs(TRAINING)
     found = set()
@@ -54,7 +59,11 @@ def near_tests(data: Path, near: int) -> set[str]:
     return found
 
 
-def main(data: tyro.conf.Positional[Path], audit: tyro.conf.Positional[Path], out: tyro.conf.Positional[Path]) -> None:
+def main(
+    data: tyro.conf.Positional[Path],
+    audit: tyro.conf.Positional[Path],
+    out: tyro.conf.Positional[Path],
+) -> None:
     """Writes the list.
 
     Args:

@@ -46,7 +46,7 @@ def train(settings: TrainSettings) -> None:
 
 
 def _train_classifiers(settings: TrainSettings) -> None:
-    """Trains VGGNets or Deep-Emotions, one for each recipe."""
+    """Trains classifiers, one for each recipe."""
     from emojax.commands import classes, opening
     from emojax.commands.console import progress
     from emojax.data.weights import load_network
@@ -80,7 +80,6 @@ def _train_classifiers(settings: TrainSettings) -> None:
                     validation,
                     batch=options.batch,
                     augment=options.augment,
-                    side=options.side,
                     precision=options.precision,
                     label_smoothing=options.label_smoothing,
                     protocol=settings.evaluate.protocol,
@@ -196,7 +195,7 @@ def _check(settings: TrainSettings) -> None:
             )
     if options.task == "deep_emotion" and settings.evaluate.protocol == "tencrop":
         raise InputError(
-            "--evaluate.protocol tencrop crops to a VGGNet's input size; "
+            "--evaluate.protocol tencrop crops to the network's input size; "
             "use resize40 for a Deep-Emotion"
         )
 
@@ -356,7 +355,7 @@ def _tested(
 
 COMMAND = Command(
     "train",
-    "train a VGGNet or a Deep-Emotion on labelled images, or a small CLIP on rendered faces",
+    "train a VGGNet, Deep-Emotion or CompactNet on labelled images, or a small CLIP on faces",
     TrainSettings,
     train,
     short={"--task": "--train.task"},

@@ -164,9 +164,7 @@ def save_deep_emotion(
     _save(model, deep_emotion.to_torch_state_dict(model), path, uses)
 
 
-def save_network(
-    model: Classifier, path: Path | str, *, uses: Iterable[Use] | None = None
-) -> None:
+def save_network(model: Classifier, path: Path | str, *, uses: Iterable[Use] | None = None) -> None:
     """Any of the networks, as `save_vgg` does."""
     if isinstance(model, vgg.VggNet):
         save_vgg(model, path, uses=uses)

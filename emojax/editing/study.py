@@ -200,7 +200,9 @@ def check_study(
     _check_sets(model, options, images, tests)
 
 
-def _check_sets(model: Editable, options: Edit, images: ImageSet, tests: Sequence[ImageSet]) -> None:
+def _check_sets(
+    model: Editable, options: Edit, images: ImageSet, tests: Sequence[ImageSet]
+) -> None:
     names: dict[str, str] = {}
     for test in tests:
         labelled(test, model)

@@ -188,6 +188,10 @@ class VggNet(nnx.Module):
 
     def _with_bias(self, name: str, before_bias: Array, gains: Mapping[str, Gain] | None) -> Array:
         bias = getattr(self, name).bias[...]
+        if name in CONVS:
+            # The BatchNorm behind it takes the bias away again: in training its gradient is zero
+            # but for rounding, and would cost a pass over the largest arrays.
+            bias = jax.lax.stop_gradient(bias)
         if gains is not None and name in gains:
             # The layer is linear before its bias: scaling this output scales the row of weights.
             return before_bias * gains[name].weight + bias * gains[name].bias
@@ -205,7 +209,7 @@ class VggNet(nnx.Module):
             # In the reference dropout comes before the ReLU; the two commute.
             return active if rngs is None else self.drop(active, rngs=rngs)
         if name.endswith("b"):
-            active = nnx.max_pool(active, (2, 2), strides=(2, 2))
+            active = image.halve_by_maximum(active)
         if name == CONVS[-1]:
             # Channel-major, as PyTorch flattens, so lin1 keeps PyTorch's column order.
             active = active.transpose(0, 3, 1, 2).reshape(active.shape[0], -1)

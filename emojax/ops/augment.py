@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Key, Num
 from emojax.ops.arrays import AnyArray
 from emojax.ops.image import grid_sample, ten_crop
 
-Augment = Literal["flip", "light", "affine", "one_crop", "ten_crop"]
+Augment = Literal["flip", "affine", "one_crop", "ten_crop"]
 CANVAS = 1.2  # side of the whole face over the side of a crop: 48 to 40
 _MAX_SHIFT = 0.2  # of the canvas's side
 _MAX_ANGLE = math.radians(10)
@@ -80,19 +80,8 @@ def random_boxes(
     return Boxes(top, left, height, width, found)
 
 
-def draw(
-    key: Key[Array, ""],
-    count: int,
-    size: tuple[int, int],
-    canvas: int,
-    side: int,
-    *,
-    shifted: bool = True,
-) -> Draw:
-    """The random part of `view` for `count` images of (height, width).
-
-    Without `shifted` no image is shifted on the canvas.
-    """
+def draw(key: Key[Array, ""], count: int, size: tuple[int, int], canvas: int, side: int) -> Draw:
+    """The random part of `view` for `count` images of (height, width)."""
     shifts_key, turns_key, mirror_key, shift_key, box_key, angle_key, corner_key = jax.random.split(
         key, 7
     )
@@ -104,7 +93,7 @@ def draw(
     corner = jax.random.randint(corner_key, (count, 2), 0, canvas - side + 1)
     return Draw(
         box=random_boxes(box_key, count, size, (0.8, 1.2), (3 / 4, 4 / 3)),
-        shift=jnp.where(shifts[:, None] & shifted, jnp.round(share * canvas), 0.0),
+        shift=jnp.where(shifts[:, None], jnp.round(share * canvas), 0.0),
         angle=jnp.where(turns, angle, 0.0),
         mirror=mirrors,
         corner=corner.astype(jnp.float32),
@@ -203,16 +192,15 @@ def augment(
     """Images in [0, 1] → n views of each, those of one image in a row.
 
     `ten_crop` is the published recipe (n 10); `one_crop` takes one crop, anywhere, of the same
-    canvas (n 1); `light` does so without the shift and the erasing (n 1); `affine` shows the whole canvas instead of a crop, as the `resize40` protocol does
+    canvas (n 1); `affine` shows the whole canvas instead of a crop, as the `resize40` protocol does
     (n 1).
     """
     canvas = side if kind == "affine" else round(CANVAS * side)
     shown = canvas if kind == "ten_crop" else side
     draw_key, erase_key = jax.random.split(key)
     height, width = images.shape[1:3]
-    light = kind == "light"
-    drawn = draw(draw_key, len(images), (height, width), canvas, shown, shifted=not light)
+    drawn = draw(draw_key, len(images), (height, width), canvas, shown)
     views = view(images, drawn, canvas, shown)
     if kind == "ten_crop":
         views = ten_crop(views, side).reshape(-1, side, side, images.shape[-1])
-    return views if light else erase(erase_key, views)
+    return erase(erase_key, views)

@@ -1,6 +1,6 @@
 """Training of expression classifiers: new networks, their loss as a task, and the whole run.
 
-`train_classifiers` is what `emojax train` calls for a VGGNet or a Deep-Emotion. Shapes: I images, B
+`train_classifiers` is what `emojax train` calls for every network but CLIP. Shapes: I images, B
 batch, V views of an image, C classes.
 """
 
@@ -52,10 +52,10 @@ def new_network(
     """A random network for a labelled set, its outputs named after the set's classes.
 
     Args:
-      architecture: which of the two networks.
+      architecture: which of the networks.
       images: the set; a Deep-Emotion also takes its number of channels from it.
       seed: of the weights.
-      size: the published VGGNet, or one of 0.2 M parameters.
+      size: the network in full, or a small one of the same layers (not of Deep-Emotion).
     """
     rngs = nnx.Rngs(seed)
     classes = len(images.classes)
@@ -78,7 +78,6 @@ def train_classifiers(
     *,
     batch: int,
     augment: views.Augment = "flip",
-    side: int | None = None,
     precision: Precision = "float32",
     label_smoothing: float = 0.0,
     protocol: Protocol = "resize40",
@@ -116,7 +115,6 @@ def train_classifiers(
         start=start,
         label_smoothing=label_smoothing,
         augment=augment,
-        side=side,
         precision=precision,
     )
 
@@ -147,7 +145,6 @@ def classification_task(
     start: Start | None = None,
     label_smoothing: float = 0.0,
     augment: views.Augment = "flip",
-    side: int | None = None,
     precision: Precision = "float32",
     resident: bool | None = None,
 ) -> Task:
@@ -160,7 +157,6 @@ def classification_task(
       start: each seed's first variables; None, the network's own for all of them.
       label_smoothing: share of the target that is spread over all classes.
       augment: how a face is seen; some give several views of each.
-      side: of the views, but with `flip`; None, the network's input size.
       precision: what the network computes in; parameters, statistics of BatchNorm, loss and
         optimizer stay float32.
       resident: whether the images stay on the device, where batches are gathered; otherwise Grain
@@ -189,9 +185,7 @@ def classification_task(
     return Task(
         start=start or (lambda seed: (params, rest)),
         data=(np.asarray(pixels[: len(images)]), labels) if resident else None,
-        loss=_classification_loss(
-            graphdef, label_smoothing, augment, side, precision, resident
-        ),
+        loss=_classification_loss(graphdef, label_smoothing, augment, precision, resident),
         batches=batches,
         steps=len(images) // batch,
         batch=batch,
@@ -203,7 +197,6 @@ def _classification_loss(
     graphdef: nnx.GraphDef,
     label_smoothing: float,
     augment: views.Augment,
-    side: int | None,
     precision: Precision,
     resident: bool,
 ) -> Loss:
@@ -223,7 +216,7 @@ def _classification_loss(
             x = network.preprocess(views.mirror(view_key, pixels))
         else:
             gray = to_gray(pixels) if network.config.channels == 1 else pixels
-            size = side or network.config.input_size
+            size = network.config.input_size
             x = network.normalize(views.augment(augment, view_key, to_unit(gray), size))
         rngs = nnx.Rngs(dropout=drop_key)
         logits = network(x.astype(precision), rngs=rngs)[0].astype(jnp.float32)  # [B · V, C]

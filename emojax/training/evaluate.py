@@ -21,9 +21,8 @@ from emojax.data import classes as class_names
 from emojax.data.image_set import ImageSet, duplicates
 from emojax.data.map_images import map_images
 from emojax.errors import InputError
-from emojax.models.compact import CompactNet
+from emojax.models.compact import Editable
 from emojax.models.deep_emotion import DeepEmotion
-from emojax.models.vgg import VggNet
 from emojax.ops import image
 from emojax.ops.stats import mcnemar_exact
 from emojax.probing.network import Network
@@ -221,7 +220,7 @@ def class_order(model: nnx.Module | Network, classes: Sequence[str]) -> tuple[st
     names = getattr(getattr(model, "config", None), "class_names", None)
     if names is not None:
         return names
-    ours = isinstance(model, VggNet | CompactNet | DeepEmotion)
+    ours = isinstance(model, Editable | DeepEmotion)
     fer2013 = ours and class_names.positions(classes, class_names.FER2013) is not None
     return class_names.FER2013 if fer2013 else tuple(classes)
 
@@ -263,8 +262,8 @@ def evaluate(
       model: a flax.nnx module that returns `(logits, taps)`, or any network that `as_network`
         wrapped.
       images: the set.
-      protocol: `tencrop` averages the logits of ten crops of the network's input size (VGGNet
-        only).
+      protocol: `tencrop` averages the logits of ten crops of the network's input size
+        (VggNet and CompactNet only).
       batch: images that travel at once; results do not depend on it.
       tile: images computed together; None suits the device.
       progress: called with (images done, images in all) after every batch.
@@ -272,9 +271,10 @@ def evaluate(
     Raises:
       InputError: the set has no labels, or the classes do not match.
     """
-    if protocol == "tencrop" and not isinstance(model, VggNet | CompactNet):
+    if protocol == "tencrop" and not isinstance(model, Editable):
         raise InputError(
-            "the tencrop protocol crops to a VGGNet's input size; pass a VggNet or use resize40"
+            "the tencrop protocol crops to the network's input size; pass a VggNet or a "
+            "CompactNet, or use resize40"
         )
     # Programs are cached: another network of the same kind may follow, as after each epoch of
     # training.
