@@ -29,9 +29,8 @@ def linked_to_tests(rows: Sequence[dict[str, str]]) -> set[str]:
         return name
 
     for row in rows:
-        if (
-            row["reason"] in REPEATS
-        ):  # detail: "same pixels as ID" or "N of 120 bits from ID", then ", labelled …"
+        if row["reason"] in REPEATS:
+            # Its detail is "same pixels as ID" or "N of 120 bits from ID", then ", labelled …".
             parents[root(row["file"])] = root(row["detail"].split(",")[0].split()[-1])
     tested = {root(name) for name in list(parents) if not name.startswith(f"{TRAINING}-")}
     return {name for name in parents if name.startswith(f"{TRAINING}-") and root(name) in tested}

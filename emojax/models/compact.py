@@ -78,7 +78,7 @@ class Stem(nnx.Module):
         self.kernel = nnx.Param(nnx.initializers.he_normal()(rngs.params(), (5, 5, 1, outputs)))
         self.bias = nnx.Param(jnp.zeros(outputs))
 
-    def __call__(self, x: Float[Array, "B H W 1"]) -> Float[Array, "B H/2 W/2 U"]:
+    def __call__(self, x: Float[Array, "B H W 1"]) -> Float[Array, "B H//2 W//2 U"]:
         """The output without the bias, as one matrix product: see `vgg.Conv`."""
         kernel = self.kernel[...]
         height, width = x.shape[1:3]
