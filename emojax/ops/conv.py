@@ -32,14 +32,14 @@ def _backward(residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     # channels exchanged.
     turned = kernel[::-1, ::-1].swapaxes(2, 3)
     for_images = jax.lax.conv_general_dilated(g, turned, (1, 1), "SAME", dimension_numbers=_LAYOUT)
-    for_kernel = jax.lax.platform_dependent(x, g, cpu=kernel_gradient, default=_plain_gradient)
+    for_kernel = jax.lax.platform_dependent(x, g, cpu=kernel_gradient, default=plain_gradient)
     return for_images, for_kernel
 
 
 conv3x3.defvjp(_forward, _backward)
 
 
-def _plain_gradient(
+def plain_gradient(
     x: Float[Array, "B H W C"], g: Float[Array, "B H W U"]
 ) -> Float[Array, "3 3 C U"]:
     """XLA's own gradient for the kernel: other backends have fast programs for it."""

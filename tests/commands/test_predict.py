@@ -215,7 +215,8 @@ def test_prepared_set_and_parquet(tmp_path, sound, weights):
 def test_units_that_pushed_the_decision(tmp_path, faces, weights, tiny_clip, tiny_vgg, images):
     out = tmp_path / "p.csv"
     concepts = emojax.load_concepts("paper25")
-    dissection = emojax.dissect(some_record(tiny_clip.key), concepts, clip=tiny_clip, null_sets=0)
+    record = some_record(tiny_clip.key)
+    dissection = emojax.dissect(record, concepts, clip=tiny_clip, null_sets=0, top_k=20)
     labels = tmp_path / "run"
     emojax.write_report(dissection, labels)
     args = ["--target.weights", weights, "--labels", labels, "--units", "2", "--out", out]
