@@ -46,7 +46,7 @@ def train(settings: TrainSettings) -> None:
 
 
 def _train_classifiers(settings: TrainSettings) -> None:
-    """Trains VGGNets or Deep-Emotions, one for each recipe."""
+    """Trains classifiers, one for each recipe."""
     from emojax.commands import classes, opening
     from emojax.commands.console import progress
     from emojax.data.weights import load_network
@@ -146,9 +146,10 @@ def _recipes(options: settings.Train) -> list[Recipe]:
 
 def _new_networks(options: settings.Train, images: "ImageSet") -> "Callable[[int], Classifier]":
     """Seed → a random network."""
-    from emojax.training.classifiers import new_network
+    from emojax.training.classifiers import Architecture, new_network
 
-    architecture = "deep_emotion" if options.task == "deep_emotion" else "vgg"
+    assert options.task != "clip"  # has no such network
+    architecture: Architecture = options.task
     return lambda seed: new_network(architecture, images, seed, size=options.size)
 
 
@@ -194,7 +195,7 @@ def _check(settings: TrainSettings) -> None:
             )
     if options.task == "deep_emotion" and settings.evaluate.protocol == "tencrop":
         raise InputError(
-            "--evaluate.protocol tencrop crops to a VGGNet's input size; "
+            "--evaluate.protocol tencrop crops to the network's input size; "
             "use resize40 for a Deep-Emotion"
         )
 
@@ -354,7 +355,7 @@ def _tested(
 
 COMMAND = Command(
     "train",
-    "train a VGGNet or a Deep-Emotion on labelled images, or a small CLIP on rendered faces",
+    "train a VGGNet, Deep-Emotion or CompactNet on labelled images, or a small CLIP on faces",
     TrainSettings,
     train,
     short={"--task": "--train.task"},
