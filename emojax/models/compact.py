@@ -118,6 +118,7 @@ class CompactNet(nnx.Module):
 
         How bright a photograph is, and how strong its contrast, says nothing of the expression.
         """
+        unit = jnp.asarray(unit)
         mean = unit.mean(axis=(-3, -2, -1), keepdims=True)
         variance = jnp.square(unit - mean).mean(axis=(-3, -2, -1), keepdims=True)
         return (unit - mean) / (jnp.sqrt(variance) + 0.02)  # a blank view stays zero
@@ -161,7 +162,7 @@ class CompactNet(nnx.Module):
         for name in LAYERS:
             before_bias = getattr(self, name)(x)
             if name == layer:
-                if not name.startswith("res"):
+                if skip is None or not name.startswith("res"):
                     return before_bias
                 return jnp.concatenate([before_bias, skip], axis=-1)
             active = self._activate(name, self._with_bias(name, before_bias, None), skip)
@@ -174,7 +175,8 @@ class CompactNet(nnx.Module):
     ) -> Float[Array, "B classes"]:
         """Logits from `until`'s output, with a gain on that layer."""
         units = self.config.units()[layer]
-        x = jnp.asarray(before_bias)[..., :units]
+        before_bias = jnp.asarray(before_bias)
+        x = before_bias[..., :units]
         skip = before_bias[..., units:]
         for name in LAYERS[LAYERS.index(layer) :]:
             if name != layer:
@@ -199,7 +201,7 @@ class CompactNet(nnx.Module):
         """BatchNorm after a convolution, the sum at the end of a block, then ReLU."""
         if name in CONVS:
             raw = getattr(self, _norm(name))(raw)
-        if name.endswith("b"):
+        if name.endswith("b") and skip is not None:  # the last of a block, which has begun
             raw = raw + skip
         return raw if name == "logits" else nnx.relu(raw)
 
