@@ -104,6 +104,7 @@ def _train_clip(settings: TrainSettings) -> None:
     from emojax.commands import opening
     from emojax.commands.console import progress
     from emojax.data.clip_folder import save_clip
+    from emojax.models.clip import Clip
     from emojax.synthetic import faces
     from emojax.training import contrastive
 
@@ -127,7 +128,9 @@ def _train_clip(settings: TrainSettings) -> None:
                     checkpoints=checkpoints,
                     save_every=options.save_every,
                 )
-                save_clip(run.folder / "clip", clip.encoder.model, clip.hf_config, clip.tokenizer)
+                model = clip.encoder.model
+                assert isinstance(model, Clip)  # no SigLIP is trained here
+                save_clip(run.folder / "clip", model, clip.hf_config, clip.tokenizer)
             _write_metrics(run.folder, [result])
             accuracy = contrastive.pair_accuracy(clip.encoder, validation, validation.render())
             _write_summary(run.folder, options.task, {"pair_accuracy": accuracy})
