@@ -7,8 +7,10 @@ from emojax.data.concepts import load_concepts as load_concepts
 from emojax.data.image_set import ImageSet as ImageSet
 from emojax.data.opening import open_split as open_split
 from emojax.data.weights import load_deep_emotion as load_deep_emotion
+from emojax.data.weights import load_network as load_network
 from emojax.data.weights import load_vgg as load_vgg
 from emojax.data.weights import save_deep_emotion as save_deep_emotion
+from emojax.data.weights import save_network as save_network
 from emojax.data.weights import save_vgg as save_vgg
 from emojax.dissection.calibration import Calibration as Calibration
 from emojax.dissection.dissect import dissect as dissect
@@ -33,6 +35,8 @@ from emojax.evidence.assess import assess as assess
 from emojax.evidence.subject import Subject as Subject
 from emojax.evidence.subject import subject as subject
 from emojax.evidence.verdict import Evidence as Evidence
+from emojax.models.compact import CompactConfig as CompactConfig
+from emojax.models.compact import CompactNet as CompactNet
 from emojax.models.deep_emotion import DeepEmotion as DeepEmotion
 from emojax.models.deep_emotion import DeepEmotionConfig as DeepEmotionConfig
 from emojax.models.vgg import VggConfig as VggConfig

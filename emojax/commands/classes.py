@@ -9,14 +9,12 @@ import numpy as np
 from emojax.commands.console import say
 from emojax.data.classes import FER2013, listed
 from emojax.data.image_set import ImageSet
-from emojax.data.weights import with_classes
+from emojax.data.weights import Classifier, with_classes
 from emojax.errors import InputError, one_line
-from emojax.models.deep_emotion import DeepEmotion
-from emojax.models.vgg import VggNet
 from emojax.settings import Target
 from emojax.training.evaluate import better_order, class_order, labelled
 
-_Classifier = TypeVar("_Classifier", bound=VggNet | DeepEmotion)
+_Classifier = TypeVar("_Classifier", bound=Classifier)
 
 
 def given(model: _Classifier, target: Target) -> _Classifier:

@@ -14,6 +14,7 @@ from pydantic import Field
 from emojax import settings
 from emojax.commands.base import Command, Studying, WritesRun, out_folder
 from emojax.dissection.options import DEFAULT, DEFAULT_PRIOR, Prior
+from emojax.editing.search import Edit
 from emojax.section import UserPath
 
 if TYPE_CHECKING:
@@ -72,11 +73,11 @@ def demo(settings: DemoSettings) -> None:
         concepts = load_concepts("paper25")
         class_names = model.config.class_names
         inputs = opening.StudyInputs(model, clip, concepts, images, tests, class_names)
-        model = steps.check_study_inputs(effective, inputs)
+        editable = steps.check_study_inputs(effective, inputs)
         record = steps.probe(effective, run, model, images, clip)
         dissection, table1, summary = steps.label(effective, run, record, concepts, clip, model)
         options = begin_study(effective, run, tests)
-        study = run_study(model, dissection, table1, images, tests, **options)
+        study = run_study(editable, dissection, table1, images, tests, **options)
         summary["edit"] = finish_study(run, study)
         summary |= _compare_with_truth(run, model, record, test_faces, tests)
         summary["explanations"] = _explain(run, record)
@@ -95,7 +96,9 @@ def _effective(demo: DemoSettings) -> Studying:
     top_k = max(100, rank_reorder_size(demo.images))
     probe = settings.Probe(keep_activations=True, top_k=top_k)
     concepts = settings.Concepts(path="paper25")
-    return Studying(probe=probe, concepts=concepts, cache=demo.cache)
+    # As many thresholds as the paper's, which are on the scale of the published scores.
+    edit = Edit(tau=tuple(12.5 * step for step in range(12)))
+    return Studying(probe=probe, concepts=concepts, edit=edit, cache=demo.cache)
 
 
 # Labels compared with the truth

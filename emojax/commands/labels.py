@@ -15,6 +15,8 @@ from emojax.section import UserPath
 if TYPE_CHECKING:
     import numpy as np
 
+    from emojax.data.clip_encoder import ClipEncoder
+    from emojax.data.concepts import ConceptSet
     from emojax.dissection.label_settings import LabelSetting
     from emojax.dissection.labels import Dissection
     from emojax.probing.record import ProbeRecord
@@ -39,8 +41,6 @@ def labels(settings: LabelsSettings) -> None:
     from emojax.commands.console import say_written
     from emojax.data.concepts import load_concepts
     from emojax.dissection import label_settings
-    from emojax.dissection.dissect import embed_concepts
-    from emojax.dissection.options import DEFAULT, DEFAULT_PRIOR
 
     tried = settings.labels
     grid = label_settings.grid(
@@ -48,26 +48,45 @@ def labels(settings: LabelsSettings) -> None:
     )
     concepts = load_concepts(settings.concepts.path)
     clip = opening.open_clip(settings.clip)
-    if settings.record is None:
+    if settings.record is not None:
+        record = steps.open_record(settings.record)
+        with opening.open_run(settings, "labels") as run:
+            run.inputs["record"] = record.key or ""
+            _compare(settings, run, record, concepts, clip, grid)
+    else:
         model = opening.open_target(settings.target)
         images = opening.open_probe_set(settings.data)
-    with opening.open_run(settings, "labels") as run:
-        if settings.record is None:
+        with opening.open_run(settings, "labels") as run:
             record = steps.probe(settings, run, model, images, clip)
-        else:
-            record = steps.open_record(settings.record)
-        texts = embed_concepts(clip, concepts, settings.cache)
-        (default,) = label_settings.grid([DEFAULT], prior=[DEFAULT_PRIOR])
-        with run.timed("labels"):
-            reference = next(label_settings.dissect_by(record, concepts, texts, [default]))
-            tables = _Tables(reference, tried.tau)
-            for setting, dissection in zip(
-                grid, label_settings.dissect_by(record, concepts, texts, grid), strict=True
-            ):
-                tables.add(setting, dissection)
-        tables.write(run, record)
-        tables.show()
+            _compare(settings, run, record, concepts, clip, grid)
     say_written(settings.out)
+
+
+def _compare(
+    settings: LabelsSettings,
+    run: "Run",
+    record: "ProbeRecord",
+    concepts: "ConceptSet",
+    clip: "ClipEncoder",
+    grid: "Sequence[LabelSetting]",
+) -> None:
+    """Labels by every setting of the grid, beside the default's; written and printed."""
+    from emojax.dissection import label_settings
+    from emojax.dissection.dissect import embed_concepts
+    from emojax.dissection.options import DEFAULT, DEFAULT_PRIOR, SoftWpmi
+
+    texts = embed_concepts(clip, concepts, settings.cache)
+    # The default's lists are as long as the record's, if these are shorter.
+    longest = min(SoftWpmi().top_k, record.top.values.shape[2], record.images)
+    (default,) = label_settings.grid([DEFAULT], prior=[DEFAULT_PRIOR], top_k=[longest])
+    with run.timed("labels"):
+        reference = next(label_settings.dissect_by(record, concepts, texts, [default]))
+        tables = _Tables(reference, settings.labels.tau)
+        dissections = label_settings.dissect_by(record, concepts, texts, grid)
+        for setting, dissection in zip(grid, dissections, strict=True):
+            tables.add(setting, dissection)
+    tables.write(run, record)
+    tables.show()
 
 
 class _Tables:
@@ -129,7 +148,7 @@ class _Tables:
 
         header = list(self._settings[0])
         store.write_csv(
-            run.folder / "settings.csv", header, (row.values() for row in self._settings)
+            run.folder / "settings.csv", header, (list(row.values()) for row in self._settings)
         )
         header = ["setting", *(field.name for field in fields(LayerSummary))]
         store.write_csv(run.folder / "interpretability.csv", header, self._layers)

@@ -17,13 +17,10 @@ from emojax.data.concepts import ConceptSet, load_concepts
 from emojax.data.image_set import ImageSet
 from emojax.data.opening import open_split
 from emojax.data.provenance import overlap_warnings, read_provenance
-from emojax.data.weights import load_network
+from emojax.data.weights import Classifier, load_network
 from emojax.errors import InputError
-from emojax.models.deep_emotion import DeepEmotion
-from emojax.models.vgg import VggNet
 from emojax.settings import Clip, Data, Target
 
-Classifier = VggNet | DeepEmotion
 _Value = TypeVar("_Value")
 
 
@@ -93,7 +90,7 @@ def open_test_splits(data: Data) -> list[ImageSet]:
 
 def weights_file(target: Target) -> Path:
     """The file of the network under study."""
-    what = "VGGNet or Deep-Emotion weights, .safetensors or a PyTorch checkpoint"
+    what = "weights of a VGGNet, Deep-Emotion or CompactNet, .safetensors or a PyTorch checkpoint"
     return needed(target.weights, "--target.weights", what)
 
 

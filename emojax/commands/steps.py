@@ -15,18 +15,19 @@ from rich.table import Table
 
 from emojax import store
 from emojax.commands.base import Dissecting, Probing, Studying
-from emojax.commands.console import console, progress, say, warn
-from emojax.commands.opening import Classifier, StudyInputs
+from emojax.commands.console import console, progress, say
+from emojax.commands.opening import StudyInputs
 from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.concepts import ConceptSet
 from emojax.data.image_set import ImageSet
+from emojax.data.weights import Classifier
 from emojax.dissection.dissect import dissect as dissect_record
 from emojax.dissection.dissect import embed_concepts
 from emojax.dissection.labels import Dissection
 from emojax.dissection.options import wpmi_options
 from emojax.dissection.table import LayerSummary
 from emojax.editing.study_checks import check_study
-from emojax.models.vgg import VggNet
+from emojax.models.compact import Editable
 from emojax.ops.similarity import rank_reorder_size
 from emojax.probing.network import as_network, resolve_layers
 from emojax.probing.probe import probe as probe_network
@@ -51,7 +52,7 @@ def check(
     resolve_layers(settings.probe.layers or model.config.probed(), list(model.config.units()))
 
 
-def check_study_inputs(settings: Studying, inputs: StudyInputs) -> VggNet:
+def check_study_inputs(settings: Studying, inputs: StudyInputs) -> Editable:
     """Refuses before the probe what labelling and editing would refuse after it.
 
     Returns the network as one that can be edited.
@@ -65,7 +66,7 @@ def check_study_inputs(settings: Studying, inputs: StudyInputs) -> VggNet:
         probed=settings.probe.layers,
         protocol=settings.evaluate.protocol,
     )
-    assert isinstance(inputs.model, VggNet)  # others were refused
+    assert isinstance(inputs.model, Editable)  # others were refused
     return inputs.model
 
 
@@ -153,8 +154,8 @@ def label(
         dissection = dissect_record(record, concepts, **asked)
     network = None if model is None else model.config.units()
     outgoing = None
-    if isinstance(model, VggNet):
-        logits_layer: Any = model.lin3  # pyright: ignore[reportAttributeAccessIssue] - set by name
+    if isinstance(model, Editable):
+        logits_layer: Any = getattr(model, list(model.config.units())[-1])
         outgoing = np.asarray(logits_layer.kernel[...])
     tau = settings.dissect.tau
     abstain = settings.dissect.abstain
@@ -196,12 +197,12 @@ def _say_trust(dissection: Dissection, *, abstain: bool) -> None:
         say(f"labels: of {units} units {'; '.join(said)}")
     constant = int(dissection.record.constant.sum())
     if constant:
-        warn(f"{constant} units are the same for all images: they respond to nothing")
+        say(f"warning: {constant} units are the same for all images: they respond to nothing")
     hubs = dissection.hubs
     if hubs.crowded and len(dissection.concepts) > 2:
         label = dissection.concepts.concepts[hubs.concept]
-        warn(
-            f"{hubs.share:.0%} of the units are labelled {label!r} "
+        say(
+            f"warning: {hubs.share:.0%} of the units are labelled {label!r} "
             f"(effective number of labels {hubs.effective:.1f} of {len(dissection.concepts)})"
         )
 

@@ -15,11 +15,12 @@ from flax import nnx
 from emojax.data import classes as class_names
 from emojax.data.provenance import Use, to_metadata
 from emojax.errors import InputError
-from emojax.models import deep_emotion, vgg
+from emojax.models import compact, deep_emotion, vgg
 from emojax.store import save_arrays
 
 _Model = TypeVar("_Model", bound=nnx.Module)
-_Classifier = TypeVar("_Classifier", bound=vgg.VggNet | deep_emotion.DeepEmotion)
+Classifier = vgg.VggNet | deep_emotion.DeepEmotion | compact.CompactNet
+_Classifier = TypeVar("_Classifier", bound=Classifier)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -100,14 +101,16 @@ def load_deep_emotion(path: Path | str) -> deep_emotion.DeepEmotion:
     return _named(_load(path, deep_emotion.from_torch_state_dict), path)
 
 
-def load_network(path: Path | str) -> vgg.VggNet | deep_emotion.DeepEmotion:
-    """Either network in eval mode; the names of the arrays tell which.
+def load_network(path: Path | str) -> Classifier:
+    """Any of the networks in eval mode; the names of the arrays tell which.
 
     Raises:
       InputError: as `load_vgg`.
     """
 
-    def build(arrays: Mapping[str, np.ndarray]) -> vgg.VggNet | deep_emotion.DeepEmotion:
+    def build(arrays: Mapping[str, np.ndarray]) -> Classifier:
+        if "stem.weight" in arrays:
+            return compact.from_torch_state_dict(arrays)
         if "fc_loc.0.weight" in arrays:
             return deep_emotion.from_torch_state_dict(arrays)
         return vgg.from_torch_state_dict(arrays)
@@ -161,21 +164,18 @@ def save_deep_emotion(
     _save(model, deep_emotion.to_torch_state_dict(model), path, uses)
 
 
-def save_network(
-    model: vgg.VggNet | deep_emotion.DeepEmotion,
-    path: Path | str,
-    *,
-    uses: Iterable[Use] | None = None,
-) -> None:
-    """Either network, as `save_vgg` does."""
+def save_network(model: Classifier, path: Path | str, *, uses: Iterable[Use] | None = None) -> None:
+    """Any of the networks, as `save_vgg` does."""
     if isinstance(model, vgg.VggNet):
         save_vgg(model, path, uses=uses)
+    elif isinstance(model, compact.CompactNet):
+        _save(model, compact.to_torch_state_dict(model), path, uses)
     else:
         save_deep_emotion(model, path, uses=uses)
 
 
 def _save(
-    model: vgg.VggNet | deep_emotion.DeepEmotion,
+    model: Classifier,
     arrays: dict[str, np.ndarray],
     path: Path | str,
     uses: Iterable[Use] | None,

@@ -210,14 +210,17 @@ def explain(
 
 def _from_record(record: ProbeRecord, half: int, texts: Float[np.ndarray, "C D"]) -> HalfMoments:
     """The moments of plain cosines on one half: linear in those with the embeddings."""
-    sums = record.half_moments
+    # Float64 on the host: a variance is a small difference of such sums.
+    total, square, cross, gram, embedding = (
+        np.asarray(sums[half], np.float64) for sums in record.half_moments
+    )
     images = record.half_sizes[half]
-    unit_mean = sums.total[half] / images
-    embedding_mean = sums.embedding[half] / images
+    unit_mean = total / images
+    embedding_mean = embedding / images
     concept_mean = texts @ embedding_mean
-    centred_gram = sums.gram[half] / images - np.outer(embedding_mean, embedding_mean)
-    centred_cross = sums.cross[half] / images - np.outer(unit_mean, embedding_mean)
-    mean_square = sums.square[half] / images
+    centred_gram = gram / images - np.outer(embedding_mean, embedding_mean)
+    centred_cross = cross / images - np.outer(unit_mean, embedding_mean)
+    mean_square = square / images
     return HalfMoments(
         unit_mean=unit_mean,
         concept_mean=concept_mean,

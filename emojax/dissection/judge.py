@@ -238,10 +238,9 @@ def sanity(
     kept = np.where(rng.random(shown.shape) > 0.5, shown, 0).astype(np.float32)
     share = shown.sum(axis=0) / np.maximum(len(shown) - shown.sum(axis=0), 1)
     added = np.where(rng.random(shown.shape) < share, 1, shown).astype(np.float32)
-    every = metrics.sound(alpha) | metrics.compared(alpha, jax.random.key(seed))
     results = {}
-    for name, measure in every.items():
-        score = _pairs_of(measure)
+    for name in _measures(alpha, seed):
+        score = _pairs_of(name, alpha, seed)
         before, missing, extra = (np.asarray(score(units, x)) for x in (shown, kept, added))
         spread = _range_of(name, before, missing, extra)
         falls = [float((x - before < -_NOTICED * spread).mean()) for x in (missing, extra)]
@@ -257,8 +256,14 @@ def _range_of(name: str, *scores: np.ndarray) -> float:
     return 2.0 if name.startswith(_SIGNED) else 1.0
 
 
-def _pairs_of(measure: metrics.Measure) -> Callable[..., jax.Array]:
-    return jax.jit(functools.partial(metrics.of_pairs, measure))
+def _measures(alpha: float, seed: int) -> dict[str, metrics.Measure]:
+    return metrics.sound(alpha) | metrics.compared(alpha, jax.random.key(seed))
+
+
+@functools.lru_cache(maxsize=64)
+def _pairs_of(name: str, alpha: float, seed: int) -> Callable[..., jax.Array]:
+    """The program of a measure of pairs, kept so that a second call traces nothing."""
+    return jax.jit(functools.partial(metrics.of_pairs, _measures(alpha, seed)[name]))
 
 
 def _interval(observed: np.ndarray, resampled: np.ndarray) -> np.ndarray:

@@ -112,23 +112,29 @@ def dissect_by(
     """
     texts = jnp.asarray(texts, jnp.float32)
     logliks = functools.lru_cache(maxsize=1)(functools.partial(_logliks, record, texts))
+    # A half of a single image has no variance.
+    halved = record.half_sizes[1] >= 2
     for setting in settings:
         options = setting.options
+        halves = []
         match options:
             case Correlation():
                 scores = similarities.correlation(record.covariances, texts)
-                halves = [similarities.correlation(half, texts) for half in record.half_covariances]
+                if halved:
+                    halves = [
+                        similarities.correlation(half, texts) for half in record.half_covariances
+                    ]
             case Cosine():
                 scores = similarities.cos_similarity(record.moments, texts)
-                halves = [similarities.cos_similarity(half, texts) for half in record.halves]
+                if halved:
+                    halves = [similarities.cos_similarity(half, texts) for half in record.halves]
             case SoftWpmi() | Wpmi():
                 shared = logliks(tuple(rank_weights(options).tolist()), options.a, options.min_prob)
                 scores, *halves = _less_prior(record, shared, options)
-        half_labels = held_out = None
-        if halves and record.half_sizes[1] >= 2:
+        confidence = None
+        if halves:
             half_labels = np.stack([half.argmax(axis=1) for half in halves])
-            held_out = trust.held_out(record, texts, half_labels)
-        confidence = None if half_labels is None else Confidence(half_labels, held_out)
+            confidence = Confidence(half_labels, trust.held_out(record, texts, half_labels))
         prior = options.prior if isinstance(options, SoftWpmi | Wpmi) else None
         yield Dissection(record, concepts, setting.similarity, scores, confidence, prior)
 

@@ -159,7 +159,7 @@ def wpmi_options(
     """
     hyperparameters = Hyperparameters(top_k=top_k, a=a, lam=lam)
     if similarity in ("soft_wpmi", "wpmi"):
-        options = options_of(similarity, Hyperparameters(prior=prior, **hyperparameters))
+        options = options_of(similarity, {**hyperparameters, "prior": prior})
         assert isinstance(options, SoftWpmi | Wpmi)
         return options
     # A prior is not refused: the settings always name one.

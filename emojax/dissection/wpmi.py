@@ -85,7 +85,9 @@ def score(
     lists = _lists(record, options.top_k, null_sets, halves)
     if options.prior == "images":
         # The prior is an expectation over all images.
-        lists = _Lists(np.arange(record.images), np.int32(lists.images)[lists.rows], lists.halves)
+        lists = _Lists(
+            np.arange(record.images), lists.images.astype(np.int32)[lists.rows], lists.halves
+        )
     tiles = _tiles(np.asarray(texts), mesh)
 
     blocks = 3 if lists.halves else 1

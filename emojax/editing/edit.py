@@ -16,14 +16,14 @@ from jaxtyping import Array, Bool, Float
 from emojax.editing.search import Scope, Setting
 from emojax.errors import InputError, did_you_mean
 from emojax.models import vgg
-from emojax.models.vgg import VggNet
+from emojax.models.compact import Editable
 from emojax.ops import gains as ops
 from emojax.store import read_npy
 
 
 def edit(
-    model: VggNet, layer: str, gains: jax.Array | np.ndarray, *, scope: Scope = "weights"
-) -> VggNet:
+    model: Editable, layer: str, gains: jax.Array | np.ndarray, *, scope: Scope = "weights"
+) -> Editable:
     """A copy of the network with the layer's units scaled by `gains` [U].
 
     The model itself is left alone. `scope="weights"` leaves biases as they are, as the paper does.
@@ -35,8 +35,8 @@ def edit(
 
 
 def edit_layers(
-    model: VggNet, gains: Mapping[str, jax.Array | np.ndarray], *, scope: Scope = "weights"
-) -> VggNet:
+    model: Editable, gains: Mapping[str, jax.Array | np.ndarray], *, scope: Scope = "weights"
+) -> Editable:
     """As `edit`, for several layers at once: gains [U] by layer."""
     scoped = {
         layer: ops.with_scope(_checked(model, layer, values), scope)
@@ -98,7 +98,7 @@ def read_gains(path: Path, units: int, *, factor: float | None = None) -> Float[
     return values if factor is None else np.asarray(ops.from_mask(jnp.asarray(values == 1), factor))
 
 
-def _checked(model: VggNet, layer: str, gains: jax.Array | np.ndarray) -> Float[Array, " U"]:
+def _checked(model: Editable, layer: str, gains: jax.Array | np.ndarray) -> Float[Array, " U"]:
     """Gains as float32, after checking that they fit the layer."""
     units = model.config.units()
     if layer not in units:

@@ -37,7 +37,7 @@ from emojax.editing.ten_crops import study_by_ten_crops
 from emojax.evidence.assess import assess
 from emojax.evidence.subject import Subject
 from emojax.evidence.verdict import Evidence
-from emojax.models.vgg import VggNet
+from emojax.models.compact import Editable
 from emojax.probing.network import resolve_layers
 from emojax.training.evaluate import Evaluation, Protocol, evaluate
 
@@ -54,7 +54,7 @@ def layers_to_edit(options: Edit, table1: Sequence[LayerSummary]) -> tuple[str, 
 
 
 def run_study(
-    model: VggNet,
+    model: Editable,
     dissection: Dissection,
     table1: Sequence[LayerSummary],
     images: ImageSet,
@@ -189,7 +189,7 @@ def _what_chose(options: Edit, layers: Sequence[str]) -> str:
 
 
 def _given_gains(
-    model: VggNet,
+    model: Editable,
     layer: str,
     tests: Sequence[ImageSet],
     options: Edit,
@@ -204,7 +204,7 @@ def _given_gains(
     edited = edit(model, layer, gains, scope=options.scope)
     with stage("evaluate", "images") as progress:
 
-        def test_all(network: VggNet) -> list[Evaluation]:
+        def test_all(network: Editable) -> list[Evaluation]:
             return [
                 evaluate(network, test, protocol=protocol, batch=batch, progress=progress)
                 for test in tests

@@ -9,7 +9,7 @@ from emojax.data.image_set import ImageSet
 from emojax.editing.edit import read_gains
 from emojax.editing.search import AUTO, Edit
 from emojax.errors import InputError
-from emojax.models.vgg import VggNet
+from emojax.models.compact import Editable
 from emojax.probing.network import resolve_layers
 from emojax.training.evaluate import Protocol, labelled
 
@@ -37,10 +37,10 @@ def check_study(
       InputError: no edit to search, layers that are not probed, too few permutations, a bad file of
         gains, test sets without labels, or the same images where different ones are needed.
     """
-    if not isinstance(model, VggNet):
+    if not isinstance(model, Editable):
         raise InputError(
-            f"edits are made to a VGGNet, and this is a {type(model).__name__}; `emojax dissect` "
-            "labels its units"
+            f"edits are made to a VGGNet or a CompactNet, and this is a {type(model).__name__}; "
+            "`emojax dissect` labels its units"
         )
     units = model.config.units()
     layers = options.layers
@@ -68,7 +68,9 @@ def check_study(
     _check_sets(model, options, images, tests)
 
 
-def _check_sets(model: VggNet, options: Edit, images: ImageSet, tests: Sequence[ImageSet]) -> None:
+def _check_sets(
+    model: Editable, options: Edit, images: ImageSet, tests: Sequence[ImageSet]
+) -> None:
     names: dict[str, str] = {}
     for test in tests:
         labelled(test, model)

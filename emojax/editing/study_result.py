@@ -10,7 +10,7 @@ import numpy as np
 from emojax.data.image_set import ImageSet
 from emojax.editing.search import Kind, Scope
 from emojax.evidence.verdict import Evidence, Finding
-from emojax.models.vgg import VggNet
+from emojax.models.compact import Editable
 from emojax.training.evaluate import Evaluation, join
 
 Table = dict[str, Sequence[Any] | np.ndarray]  # columns by name
@@ -121,7 +121,7 @@ class Study:
     """
 
     summary: StudySummary
-    edited: VggNet
+    edited: Editable
     selected_on: tuple[ImageSet, ...] = ()
     sweep: Table = field(default_factory=dict)
     thresholds: Table = field(default_factory=dict)

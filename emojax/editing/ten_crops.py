@@ -18,7 +18,7 @@ from emojax.editing.stages import Stage
 from emojax.editing.study_result import ChosenSetting, Study, StudySummary, results_by_split
 from emojax.editing.study_tables import setting_columns
 from emojax.editing.sweep import Sweep
-from emojax.models.vgg import VggNet
+from emojax.models.compact import Editable
 from emojax.store import content_key
 from emojax.training.evaluate import Evaluation, join, labelled
 
@@ -26,7 +26,7 @@ _CROPPED = 512  # images whose ten views are in memory together
 
 
 def study_by_ten_crops(
-    model: VggNet,
+    model: Editable,
     scores: Mapping[str, np.ndarray],
     tests: Sequence[ImageSet],
     options: Search,
@@ -75,7 +75,7 @@ def study_by_ten_crops(
 
 
 def _cropped(
-    model: VggNet,
+    model: Editable,
     images: ImageSet,
     layer: str,
     gains: Float[np.ndarray, "S U"],

@@ -21,7 +21,7 @@ from emojax.editing.search import Scope, Search, Setting
 from emojax.editing.sweep import Sweep
 from emojax.errors import InputError
 from emojax.evidence.comparison import right
-from emojax.models.vgg import VggNet
+from emojax.models.compact import Editable
 from emojax.training.evaluate import Evaluation, same_classes
 
 Scores = Mapping[str, np.ndarray]  # of the units [U], by layer
@@ -46,7 +46,7 @@ class Subject:
 
 
 def subject(
-    model: VggNet,
+    model: Editable,
     scores: Scores,
     selection: ImageSet | Sequence[ImageSet],
     held_out: ImageSet | Sequence[ImageSet] | None = None,

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from emojax.ops.arrays import AnyArray
+
 
 class Moments(NamedTuple):
     """Sums over images of activations a and embeddings e.
@@ -22,11 +24,11 @@ class Moments(NamedTuple):
     of the images share one `Moments` whose arrays have the halves as a first axis.
     """
 
-    total: Float[Array, "... U"]
-    square: Float[Array, "... U"]
-    cross: Float[Array, "... U D"]
-    gram: Float[Array, "... D D"]
-    embedding: Float[Array, "... D"]
+    total: Float[AnyArray, "... U"]
+    square: Float[AnyArray, "... U"]
+    cross: Float[AnyArray, "... U D"]
+    gram: Float[AnyArray, "... D D"]
+    embedding: Float[AnyArray, "... D"]
 
 
 class Running(NamedTuple):
@@ -39,8 +41,8 @@ class Running(NamedTuple):
 class Origin(NamedTuple):
     """What was taken off activations and embeddings before they were summed."""
 
-    activations: Float[Array, " U"]
-    embeddings: Float[Array, " D"]
+    activations: Float[AnyArray, " U"]
+    embeddings: Float[AnyArray, " D"]
 
 
 def init(units: int, embedding: int) -> Running:

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from emojax.errors import InputError, did_you_mean
-from emojax.models.vgg import VggNet
+from emojax.models.compact import Editable
 from emojax.ops.image import to_unit
 from emojax.ops.pooling import Pool, pool
 from emojax.store import content_key
@@ -138,7 +138,8 @@ def as_network(
       model: the module or function.
       preprocess: uint8 images → the model's input; None takes the model's own `preprocess`, which
         for a module may depend on its settings but not on its parameters, or division by 255.
-      taps: `relu` asks a VGGNet for outputs after BatchNorm and ReLU, `raw` for those before.
+      taps: `relu` asks a VGGNet or a CompactNet for outputs after BatchNorm and ReLU, `raw` for
+        those before.
       antialias: whether the model's own `preprocess` resizes with antialiasing.
 
     Raises:
@@ -154,7 +155,7 @@ def as_network(
         own = preprocess or getattr(model, "preprocess", to_unit)
         return Network(lambda params, images: model(images), {}, own, None)
     graphdef, state = nnx.split(model)
-    apply = _ModuleApply(graphdef, taps if isinstance(model, VggNet) else None)
+    apply = _ModuleApply(graphdef, taps if isinstance(model, Editable) else None)
     if preprocess is not None:  # what somebody's function does to the images cannot be known
         return Network(apply, state, preprocess, None)
     own = to_unit

@@ -54,12 +54,12 @@ def read(folder: Path, layers: Mapping[str, int]) -> UnitExplanations | None:
     file = explanation_files.read(path, layers)
     with open(path, newline="", encoding="utf-8-sig") as lines:
         rows = [row for row in csv.DictReader(lines) if row]
-    numbers = [
+    correlation, of_label = (
         np.array([_number(row.get(name)) for row in rows])
         for name in ("correlation", "label_correlation")
-    ]
+    )
     real, simulated = _read_sample(folder / SAMPLE, len(file.explanations))
-    return UnitExplanations(file, *numbers, real, simulated)
+    return UnitExplanations(file, correlation, of_label, real, simulated)
 
 
 def _number(text: Any) -> float:

@@ -111,12 +111,12 @@ def write_dissection(
     return table1, summary
 
 
-def _trust_columns(dissection: Dissection, abstain: bool) -> dict[str, Sequence[Any]]:
+def _trust_columns(dissection: Dissection, abstain: bool) -> dict[str, Sequence[Any] | np.ndarray]:
     """The columns of `dissection.csv` that say how far a label can be trusted, by name."""
     confidence = dissection.confidence
     if confidence is None:
         return {}
-    columns: dict[str, Sequence[Any]] = {}
+    columns: dict[str, Sequence[Any] | np.ndarray] = {}
     if confidence.p_value is not None and confidence.q_value is not None:
         columns |= {"p_value": confidence.p_value, "q_value": confidence.q_value}
     holds = confidence.holds(dissection.labels)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from emojax import store
 from emojax.data.provenance import Use, use_of
-from emojax.data.weights import save_vgg, with_classes
+from emojax.data.weights import save_network, with_classes
 from emojax.editing.study_result import Study
 
 
@@ -31,4 +31,4 @@ def write_study(
     if uses is not None:
         uses = [*uses, *(use_of(images, "chosen") for images in study.selected_on)]
     edited = with_classes(study.edited, class_names)
-    save_vgg(edited, folder / "edited.safetensors", uses=uses)
+    save_network(edited, folder / "edited.safetensors", uses=uses)

@@ -72,7 +72,7 @@ def test_images_that_made_a_file_are_refused(sound, tmp_path, capsys):
     (folder / "manifest.json").write_text(json.dumps({"inputs": {"images": key}}))
     assert judged(sound, folder / "labels.csv", out=tmp_path / "judge") == 2
     assert (
-        "was made on fer2013/private_test, which it would be judged on" in capsys.readouterr().err
+        "was made on FER2013 private_test, which it would be judged on" in capsys.readouterr().err
     )
     assert not (tmp_path / "judge").exists()
 
