@@ -338,8 +338,9 @@ def try_settings(
     outcomes = []
     for (layer, factor), numbers in groups.items():
         sweep = sweeps[layer]
-        of_setting = gains_of if factor is None else mask_of
-        rows = np.stack([of_setting(settings[number], scores[number]) for number in numbers])
+        rows = np.stack(
+            [_row(settings[number], scores[number], factor is not None) for number in numbers]
+        )
         _check_rows(sweep.activations, "scores", rows)
         if factor == 1:
             rows[:] = True  # whatever the mask
@@ -350,6 +351,12 @@ def try_settings(
         outcomes.append(tried.select(copies))
     in_order = np.argsort(np.concatenate(list(groups.values())))
     return Outcomes.join(outcomes).select(in_order)
+
+
+def _row(setting: Setting, scores: np.ndarray, masked: bool) -> np.ndarray:
+    """The mask that a setting makes of scores [U], or its gains where they are asked for."""
+    mask = mask_of(setting, scores) if masked else None
+    return gains_of(setting, scores) if mask is None else mask
 
 
 def _distinct(rows: np.ndarray) -> tuple[np.ndarray, Int[np.ndarray, " S"]]:
