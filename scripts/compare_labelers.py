@@ -1,6 +1,6 @@
 """Which similarity function names what units respond to? On rendered faces, where that is known.
 
-    python scripts/compare_labelers.py --out labelers     # half an hour on 2 quiet cores
+    python scripts/compare_labelers.py --out labelers
 
 Fresh sets of rendered faces × trained networks × a CLIP as it ships, squeezed and noisy × three
 truths. Every function and prior labels the units; a label is right where it is the attribute that
