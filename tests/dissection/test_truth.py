@@ -177,17 +177,6 @@ def test_noisy_detectors_of_few_concepts():
     assert share["images"] > share["units"]
 
 
-@pytest.mark.slow
-def test_logits_get_their_classes():
-    """The last layer of the demo's network with the class names: 7 of 7, as in the paper."""
-    model, clip = load_demo()
-    people = faces.random_faces(1500, 31).image_set("faces")
-    record = probe.probe(model, people, clip, layers=["lin3"])
-    classes = ConceptSet(tuple(people.classes))
-    found = dissect.dissect(record, classes, null_sets=0)
-    np.testing.assert_array_equal(found.labels, np.arange(7))
-
-
 def test_enrichment_and_lift_equal_plain_counts():
     rng = np.random.default_rng(4)
     responses = rng.standard_normal((60, 3))
