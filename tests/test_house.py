@@ -273,7 +273,8 @@ def test_demo_runs_the_chain(capsys, tmp_path):
     names = {p.name for p in (tmp_path / "demo").iterdir()}
     tables = {"dissection.csv", "interpretability.csv", "sweep.csv", "thresholds.csv", "truth.csv"}
     pages = {"report.html", "figures", "units.npz", "bands.csv"}
-    assert names == tables | pages | {
+    explained = {"explanations.csv", "explanations.json", "simulated.npz"}
+    assert names == tables | pages | explained | {
         "summary.json",
         "manifest.json",
         "evidence.json",
