@@ -1,5 +1,6 @@
-"""`emojax explain`: every unit as a short weighted sum of concepts, from a record, or from images by
-way of a cached or new one.
+"""`emojax explain`: every unit as a short weighted sum of concepts.
+
+From a record, or from images by way of a cached or new one.
 """
 
 from pathlib import Path

@@ -194,7 +194,7 @@ def write(
     sanity: "dict[str, Sanity]",
     warnings: Sequence[str],
 ) -> None:
-    """Writes `judgement.csv`, a row per file and unit, and `judgement.json`, the means and tests."""
+    """Writes `judgement.csv`, a row per file and unit, and `judgement.json`: means and tests."""
     from dataclasses import asdict
 
     from emojax import store
@@ -253,8 +253,8 @@ def print_judgement(
     console.print(table)
     noticed = [name for name, result in sanity.items() if result.passes]
     say(
-        f"sanity on these images: {len(noticed)} of {len(sanity)} measures notice missing and extra "
-        f"labels in {SANITY_SHARE:.0%} of the units: {', '.join(noticed)}"
+        f"sanity on these images: {len(noticed)} of {len(sanity)} measures notice missing and "
+        f"extra labels in {SANITY_SHARE:.0%} of the units: {', '.join(noticed)}"
     )
     for name in MEASURES:
         result = sanity[name]
