@@ -34,7 +34,8 @@ class Details:
       layers: names of the layers [L]; `sizes` their units [L].
       top: top images [U, S], positions in `images`, most activating first.
       same_as: earlier image of the unit's list that shows the same picture [U, S]; −1 for none.
-      best: the unit's best concepts [U, N], positions in `concepts`; `best_scores` theirs.
+      best: the unit's best concepts [U, N], positions in `concepts`; `best_scores` theirs, NaN
+        where undefined.
       concepts: names of the concepts that some unit has among its best; `emotions` what each speaks
         for, joined by ";".
       images: number of each image in the probe set [I]; `ids` their names, `image_class` their
@@ -81,7 +82,7 @@ class Details:
             _lies_in(self.same_as, -1, self.same_as.shape[-1]),
             _lies_in(self.best, 0, named),
             _lies_in(self.image_class, -1, max(classes, 1)),
-            bool(np.isfinite(self.best_scores).all() and np.isfinite(self.outgoing).all()),
+            bool(np.isfinite(self.outgoing).all() and not np.isinf(self.best_scores).any()),
         ]
         if not all(fits):
             raise ValueError("its arrays do not fit each other")
