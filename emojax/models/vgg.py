@@ -135,7 +135,7 @@ class VggNet(nnx.Module):
         unit = image.to_unit(image.to_gray(images))
         return image.resize_bilinear(unit, size, antialias=antialias)
 
-    def normalize(self, unit: Float[AnyArray, "B H W 1"]) -> Float[AnyArray, "B H W 1"]:
+    def normalize(self, unit: Float[AnyArray, "*B H W 1"]) -> Float[AnyArray, "*B H W 1"]:
         """Gray views [B, 40, 40, 1] in [0, 1] → the network's input: as they are."""
         return unit
 
