@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -18,44 +17,19 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from emojax.models import convert
+from emojax.models.taps import Tap
+from emojax.models.transformer import (
+    Encoder,
+    PatchEmbedding,
+    TowerConfig,
+    check_sizes,
+    embed,
+    layer_norm,
+    linear,
+)
 from emojax.ops.arrays import AnyArray
 
-_ACTIVATIONS = {
-    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-}
 _HF_NAMES: convert.Table = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
-
-
-def _check_sizes(**sizes: object) -> None:
-    """Sizes come from a file and may be anything."""
-    for name, value in sizes.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}, not a whole number above zero")
-
-
-@dataclass(frozen=True)
-class TowerConfig:
-    """One transformer: width, feed-forward width, depth, heads, activation, LayerNorm's epsilon.
-
-    Raises:
-      ValueError: sizes that no network can have, or an unknown activation.
-    """
-
-    width: int
-    mlp: int
-    depth: int
-    heads: int
-    activation: str = "quick_gelu"
-    epsilon: float = 1e-5
-
-    def __post_init__(self):
-        if self.activation not in _ACTIVATIONS:
-            known = ", ".join(_ACTIVATIONS)
-            raise ValueError(f"activation {self.activation!r} is not supported; known: {known}")
-        _check_sizes(width=self.width, mlp=self.mlp, depth=self.depth, heads=self.heads)
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
 
 
 @dataclass(frozen=True)
@@ -79,7 +53,7 @@ class ClipConfig:
     embedding: int
 
     def __post_init__(self):
-        _check_sizes(
+        check_sizes(
             image_size=self.image_size,
             patch_size=self.patch_size,
             vocabulary=self.vocabulary,
@@ -128,113 +102,6 @@ class ClipConfig:
         )
 
 
-class Attention(nnx.Module):
-    """Multi-head self-attention; softmax in float32."""
-
-    def __init__(self, config: TowerConfig, *, causal: bool, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.heads = config.heads
-        self.causal = causal
-
-        def projection() -> nnx.Linear:
-            return _linear(config.width, config.width, dtype, rngs)
-
-        self.q_proj = projection()
-        self.k_proj = projection()
-        self.v_proj = projection()
-        self.out_proj = projection()
-
-    def __call__(self, x: Float[Array, "B L width"]) -> Float[Array, "B L width"]:
-        """Each token's mixture of all, or of those up to it if causal."""
-        by_head = (*x.shape[:2], self.heads, -1)
-        mixed = jax.nn.dot_product_attention(
-            self.q_proj(x).reshape(by_head),
-            self.k_proj(x).reshape(by_head),
-            self.v_proj(x).reshape(by_head),
-            is_causal=self.causal,
-        )
-        return self.out_proj(mixed.reshape(x.shape))
-
-
-class Mlp(nnx.Module):
-    """Feed-forward block."""
-
-    def __init__(self, config: TowerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.fc1 = _linear(config.width, config.mlp, dtype, rngs)
-        self.fc2 = _linear(config.mlp, config.width, dtype, rngs)
-        self.activation = config.activation
-
-    def __call__(self, x: Float[Array, "B L width"]) -> Float[Array, "B L width"]:
-        """Each token by itself."""
-        return self.fc2(_ACTIVATIONS[self.activation](self.fc1(x)))
-
-
-def _linear(
-    inputs: int, outputs: int, dtype: DTypeLike, rngs: nnx.Rngs, *, bias: bool = True
-) -> nnx.Linear:
-    return nnx.Linear(inputs, outputs, use_bias=bias, dtype=dtype, param_dtype=dtype, rngs=rngs)
-
-
-def _embed(entries: int, width: int, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Embed:
-    return nnx.Embed(entries, width, dtype=dtype, param_dtype=dtype, rngs=rngs)
-
-
-def _layer_norm(config: TowerConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(
-        config.width, epsilon=config.epsilon, dtype=dtype, param_dtype=dtype, rngs=rngs
-    )
-
-
-class Block(nnx.Module):
-    """Pre-norm transformer block."""
-
-    def __init__(self, config: TowerConfig, *, causal: bool, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.layer_norm1 = _layer_norm(config, dtype, rngs)
-        self.self_attn = Attention(config, causal=causal, dtype=dtype, rngs=rngs)
-        self.layer_norm2 = _layer_norm(config, dtype, rngs)
-        self.mlp = Mlp(config, dtype=dtype, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "B L width"]) -> Float[Array, "B L width"]:
-        """States after the block."""
-        x = x + self.self_attn(self.layer_norm1(x))
-        return x + self.mlp(self.layer_norm2(x))
-
-
-class Encoder(nnx.Module):
-    """A stack of blocks."""
-
-    def __init__(self, config: TowerConfig, *, causal: bool, dtype: DTypeLike, rngs: nnx.Rngs):
-        blocks = [Block(config, causal=causal, dtype=dtype, rngs=rngs) for _ in range(config.depth)]
-        self.layers = nnx.List(blocks)
-
-    def __call__(self, x: Float[Array, "B L width"]) -> Float[Array, "B L width"]:
-        """States after the last block."""
-        for block in self.layers:
-            x = block(x)
-        return x
-
-
-class PatchEmbedding(nnx.Module):
-    """Cuts an image into patches and projects each."""
-
-    def __init__(self, patch: int, width: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        shape = (patch, patch, 3, width)
-        self.kernel = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), shape, dtype))
-
-    def __call__(self, images: Float[AnyArray, "B H W 3"]) -> Float[Array, "B patches width"]:
-        """Patches row by row; pixels that fill no patch are left out."""
-        kernel = self.kernel[...]
-        side = kernel.shape[0]
-        batch, height, width = images.shape[:3]
-        rows = height // side
-        columns = width // side
-        cut = images[:, : rows * side, : columns * side]
-        # A strided convolution by reshape and one matrix product, which is faster: patches do not
-        # overlap, so it only has to bring each patch's pixels together.
-        grid = cut.reshape(batch, rows, side, columns, side, 3).transpose(0, 1, 3, 2, 4, 5)
-        patches = jnp.asarray(grid.reshape(batch, rows * columns, -1), kernel.dtype)
-        return patches @ kernel.reshape(-1, kernel.shape[-1])
-
-
 class VisionEmbeddings(nnx.Module):
     """Class token, patches and positions."""
 
@@ -244,7 +111,7 @@ class VisionEmbeddings(nnx.Module):
         tokens = (config.image_size // config.patch_size) ** 2 + 1
         self.class_embedding = nnx.Param(normal(rngs.params(), (width,), dtype))
         self.patch_embedding = PatchEmbedding(config.patch_size, width, dtype=dtype, rngs=rngs)
-        self.position_embedding = _embed(tokens, width, dtype, rngs)
+        self.position_embedding = embed(tokens, width, dtype, rngs)
 
     def __call__(self, images: Float[AnyArray, "B H W 3"]) -> Float[Array, "B L width"]:
         """The class token, then the patches: L = 1 + patches."""
@@ -261,13 +128,15 @@ class VisionTower(nnx.Module):
     def __init__(self, config: ClipConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.embeddings = VisionEmbeddings(config, dtype=dtype, rngs=rngs)
         # Spelled so in the published files.
-        self.pre_layrnorm = _layer_norm(config.vision, dtype, rngs)
+        self.pre_layrnorm = layer_norm(config.vision, dtype, rngs)
         self.encoder = Encoder(config.vision, causal=False, dtype=dtype, rngs=rngs)
-        self.post_layernorm = _layer_norm(config.vision, dtype, rngs)
+        self.post_layernorm = layer_norm(config.vision, dtype, rngs)
 
-    def __call__(self, images: Float[AnyArray, "B H W 3"]) -> Float[Array, "B width"]:
+    def __call__(
+        self, images: Float[AnyArray, "B H W 3"], tap: Tap | None = None
+    ) -> Float[Array, "B width"]:
         """The class token's last state."""
-        states = self.encoder(self.pre_layrnorm(self.embeddings(images)))
+        states = self.encoder(self.pre_layrnorm(self.embeddings(images)), tap)
         return self.post_layernorm(states[:, 0])
 
 
@@ -276,8 +145,8 @@ class TextEmbeddings(nnx.Module):
 
     def __init__(self, config: ClipConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         width = config.text.width
-        self.token_embedding = _embed(config.vocabulary, width, dtype, rngs)
-        self.position_embedding = _embed(config.context, width, dtype, rngs)
+        self.token_embedding = embed(config.vocabulary, width, dtype, rngs)
+        self.position_embedding = embed(config.context, width, dtype, rngs)
 
     def __call__(self, token_ids: Int[AnyArray, "B L"]) -> Float[Array, "B L width"]:
         """Each token's embedding and its position's."""
@@ -291,7 +160,7 @@ class TextTower(nnx.Module):
     def __init__(self, config: ClipConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.embeddings = TextEmbeddings(config, dtype=dtype, rngs=rngs)
         self.encoder = Encoder(config.text, causal=True, dtype=dtype, rngs=rngs)
-        self.final_layer_norm = _layer_norm(config.text, dtype, rngs)
+        self.final_layer_norm = layer_norm(config.text, dtype, rngs)
         self.end_token = config.end_token
 
     def __call__(self, token_ids: Int[AnyArray, "B L"]) -> Float[Array, "B width"]:
@@ -310,10 +179,10 @@ class Clip(nnx.Module):
         self.config = config
         self.vision_model = VisionTower(config, dtype=dtype, rngs=rngs)
         self.text_model = TextTower(config, dtype=dtype, rngs=rngs)
-        self.visual_projection = _linear(
+        self.visual_projection = linear(
             config.vision.width, config.embedding, dtype, rngs, bias=False
         )
-        self.text_projection = _linear(config.text.width, config.embedding, dtype, rngs, bias=False)
+        self.text_projection = linear(config.text.width, config.embedding, dtype, rngs, bias=False)
         self.logit_scale = nnx.Param(jnp.asarray(np.log(1 / 0.07), jnp.float32))
 
     def image_features(self, images: Float[AnyArray, "B H W 3"]) -> Float[Array, "B D"]:

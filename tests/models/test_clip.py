@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from emojax.data.clip_folder import load_clip
 from emojax.errors import InputError
-from emojax.models import clip
+from emojax.models import transformer
 
 
 def torch_parity(config, batch, tmp_path):
@@ -186,4 +186,4 @@ def test_overlong_text_is_refused(tiny_clip):
 
 def test_unsupported_activation():
     with pytest.raises(ValueError, match="'swish' is not supported"):
-        clip.TowerConfig(8, 8, 1, 2, activation="swish")
+        transformer.TowerConfig(8, 8, 1, 2, activation="swish")
