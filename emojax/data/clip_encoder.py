@@ -15,41 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float32, Int32, UInt8
+from jaxtyping import Array, Float, Float32, Int32
 
 from emojax.data.image_set import Images
 from emojax.errors import InputError
 from emojax.models import clip as clip_model
-from emojax.ops import image
+from emojax.models.preprocess import Preprocess
 from emojax.store import content_key
 
 _TEXT_BATCH = 64
 # Of the images that OpenAI trained on; most CLIPs since use the same.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """CLIP's image preprocessing, as a `preprocessor_config.json` states it.
-
-    Attributes:
-      resize: pixels of the short side after a bicubic resize.
-      crop: height and width of the centre that is cut out.
-      mean: of each channel, subtracted from values in [0, 1].
-      std: of each channel, divided by.
-    """
-
-    resize: int
-    crop: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, images: UInt8[Array | np.ndarray, "B H W C"]) -> Float32[Array, "B h w 3"]:
-        """uint8 [B, H, W, C] → float32 [B, crop, crop, 3]."""
-        return image.clip_preprocess(
-            jnp.asarray(images), resize=self.resize, crop=self.crop, mean=self.mean, std=self.std
-        )
 
 
 class HfTokenizer:

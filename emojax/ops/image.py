@@ -1,4 +1,4 @@
-"""Images on the device: Pillow's bicubic to the bit, torchvision's bilinear, crops, affine maps.
+"""Images on the device: Pillow's resizes to the bit, torchvision's bilinear, crops, affine maps.
 
 Every network's preprocessing and every training view is made of these. Resizing is separable, so
 every resize is two small matrix products, which suits every backend. Images are channel-last;
@@ -34,12 +34,19 @@ def _triangle(x: np.ndarray) -> np.ndarray:
     return np.maximum(1.0 - np.abs(x), 0.0)
 
 
-_KERNELS = {"bicubic": (_bicubic, 2.0), "bilinear": (_triangle, 1.0)}  # function and radius
+def _lanczos(x: np.ndarray) -> np.ndarray:
+    """The sinc windowed by its own wider copy, three lobes a side."""
+    return np.where(np.abs(x) < 3.0, np.sinc(x) * np.sinc(x / 3.0), 0.0)
+
+
+Kernel = Literal["bicubic", "bilinear", "lanczos"]
+# Function and radius of each.
+_KERNELS = {"bicubic": (_bicubic, 2.0), "bilinear": (_triangle, 1.0), "lanczos": (_lanczos, 3.0)}
 
 
 @functools.lru_cache(maxsize=64)
 def _weights(
-    source: int, target: int, kernel: Literal["bicubic", "bilinear"], antialias: bool
+    source: int, target: int, kernel: Kernel, antialias: bool
 ) -> Float[np.ndarray, "{target} {source}"]:
     """Resampling matrix in float64, rows summing to one.
 
@@ -70,15 +77,15 @@ def _weights(
 
 @functools.lru_cache(maxsize=64)
 def _fixed_point_digits(
-    source: int, target: int
+    source: int, target: int, kernel: Kernel
 ) -> tuple[Float[np.ndarray, "digits {target} {source}"], int]:
-    """Pillow's integer bicubic weights, split into digits that float32 products keep exact.
+    """Pillow's integer weights, split into digits that float32 products keep exact.
 
     Returns the digits, lowest first, and the bits of each. A sum of `taps` products of an 8-bit
     pixel with a digit of b bits stays below 2^24, the integers that float32 holds, when
     taps · 2^8 · 2^(b-1) ≤ 2^24. So the resize runs on the matrix unit and is still exact.
     """
-    weights = _weights(source, target, "bicubic", True) * (1 << _PRECISION_BITS)
+    weights = _weights(source, target, kernel, True) * (1 << _PRECISION_BITS)
     fixed = np.trunc(weights + np.where(weights < 0, -0.5, 0.5)).astype(np.int64)
     taps = int((fixed != 0).sum(axis=1).max())
     bits = 17 - math.ceil(math.log2(taps)) if taps > 1 else 17
@@ -92,9 +99,11 @@ def _fixed_point_digits(
     return np.stack(digits).astype(np.float32), bits
 
 
-def _resample_exact(pixels: Float[Array, "..."], axis: int, target: int) -> Float[Array, "..."]:
-    """One fixed-point pass of Pillow's bicubic along an axis; integer-valued float32 in and out."""
-    digits, bits = _fixed_point_digits(pixels.shape[axis], target)
+def _resample_exact(
+    pixels: Float[Array, "..."], axis: int, target: int, kernel: Kernel
+) -> Float[Array, "..."]:
+    """One fixed-point pass of Pillow along an axis; integer-valued float32 in and out."""
+    digits, bits = _fixed_point_digits(pixels.shape[axis], target, kernel)
     moved = jnp.moveaxis(pixels, axis, -1)
     # Pillow rounds by adding half before it shifts the fixed point away.
     total = jnp.full((*moved.shape[:-1], target), 1 << (_PRECISION_BITS - 1), jnp.int32)
@@ -108,13 +117,20 @@ def _resample_exact(pixels: Float[Array, "..."], axis: int, target: int) -> Floa
 def resize_bicubic_pil(
     images: Num[AnyArray, "I H W *C"], size: tuple[int, int]
 ) -> UInt8[Array, "I {size[0]} {size[1]} *C"]:
+    """`resize_pil` with Pillow's BICUBIC."""
+    return resize_pil(images, size, "bicubic")
+
+
+def resize_pil(
+    images: Num[AnyArray, "I H W *C"], size: tuple[int, int], kernel: Kernel
+) -> UInt8[Array, "I {size[0]} {size[1]} *C"]:
     """Resizes uint8 images [I, H, W, C] or [I, H, W] to (height, width) as Pillow, to the pixel.
 
     Raises:
       TypeError: the images are not uint8.
     """
     if images.dtype != jnp.uint8:
-        raise TypeError(f"resize_bicubic_pil takes uint8 images, not {images.dtype}")
+        raise TypeError(f"resize_pil takes uint8 images, not {images.dtype}")
     # Pillow (13) rounds to 8 bits between its two passes, so their order shows. The width goes
     # first, unless the height shrinks by more than twice as many pixels as the width.
     cut_height = images.shape[1] - size[0]
@@ -123,7 +139,7 @@ def resize_bicubic_pil(
     pixels = jnp.asarray(images).astype(jnp.float32)
     for axis in (1, 2) if height_first else (2, 1):
         if pixels.shape[axis] != size[axis - 1]:  # an axis that keeps its size is left alone
-            pixels = _resample_exact(pixels, axis, size[axis - 1])
+            pixels = _resample_exact(pixels, axis, size[axis - 1], kernel)
     return pixels.astype(jnp.uint8)
 
 
@@ -184,27 +200,19 @@ def ten_crop(images: Num[AnyArray, "I H W C"], size: int) -> Num[Array, "I 10 {s
     return jnp.stack(crops, axis=1)
 
 
-def clip_preprocess(
-    images: UInt8[AnyArray, "I H W C"],
-    *,
-    resize: int,
-    crop: tuple[int, int],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> Float[Array, "I {crop[0]} {crop[1]} {len(mean)}"]:
-    """CLIP's preprocessing: short side to `resize` (bicubic), centre crop, to [0, 1], normalise.
+def pad_or_crop(
+    images: Num[AnyArray, "I H W C"], size: tuple[int, int]
+) -> Num[AnyArray, "I {size[0]} {size[1]} C"]:
+    """The central (height, width); what lies outside of a smaller image is zero.
 
-    Gray images are resized as one channel and broadcast afterwards: the same pixels for a third of
-    the work.
+    An odd margin leaves the extra pixel where Hugging Face's image processors do: of a cut at the
+    far side, of a border at the near one.
     """
-    height, width = images.shape[1:3]
-    short = min(height, width)
-    size = (int(resize * height / short), int(resize * width / short))
-    unit = to_unit(center_crop(resize_bicubic_pil(images, size), crop))
-    shape = (1, 1, 1, len(mean))
-    mean_c = jnp.reshape(jnp.asarray(mean, jnp.float32), shape)
-    std_c = jnp.reshape(jnp.asarray(std, jnp.float32), shape)
-    return (jnp.broadcast_to(unit, (*unit.shape[:-1], len(mean))) - mean_c) / std_c
+    short = [max(wanted - own, 0) for wanted, own in zip(size, images.shape[1:3], strict=True)]
+    if any(short):
+        borders = [((amount + 1) // 2, amount // 2) for amount in short]
+        images = jnp.pad(images, ((0, 0), *borders, (0, 0)))
+    return center_crop(images, size)
 
 
 def affine_grid(

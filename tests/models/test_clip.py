@@ -153,7 +153,9 @@ def processor(folder, **changes):
         ),
         (drop_array, "parameters are missing: visual_projection.weight"),
         (lambda f: (f / "preprocessor_config.json").unlink(), "no preprocessor_config.json"),
-        (lambda f: processor(f, resample=2), "only bicubic"),
+        (lambda f: processor(f, resample=5), "resample 5 is not supported, only lanczos"),
+        (lambda f: processor(f, image_processor_type="Yolos"), "Yolos is not supported"),
+        (lambda f: processor(f, size={"longest_edge": 9}), "not a height and a width"),
         (
             lambda f: processor(f, crop_size={"height": 24, "width": 24}),
             "config.json says images of 32",
