@@ -6,8 +6,11 @@ instead of computed makes all before it dead code, which the compiler drops.
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from jaxtyping import Array, Float
+
+from emojax.models.convert import Path
 
 
 class Tap:
@@ -43,3 +46,13 @@ class Tap:
             value = value * self._gains[name]
         self.outputs[name] = value
         return value
+
+
+class Slices(NamedTuple):
+    """A parameter whose slices along an axis belong to the units of a layer, in order.
+
+    The axis may hold several slices for each unit, side by side.
+    """
+
+    path: Path
+    axis: int

@@ -14,7 +14,8 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from emojax.models.taps import Tap
+from emojax.models.convert import Path
+from emojax.models.taps import Slices, Tap
 from emojax.ops.arrays import AnyArray
 
 ACTIVATIONS = {
@@ -221,3 +222,22 @@ def block_units(config: TowerConfig) -> dict[str, int]:
         parts = {".attention": config.width, ".hidden": config.mlp, "": config.width}
         units |= {f"block{number}{part}": width for part, width in parts.items()}
     return units
+
+
+def block_outgoing(layer: str, blocks: Path) -> tuple[Slices, ...]:
+    """The parameters that a tap inside a block goes out by; none for other names.
+
+    `blocks` is the path of the list of blocks. Hidden units feed `fc2` alone; what attention adds
+    is all of `out_proj`'s output.
+    """
+    block, _, part = layer.partition(".")
+    number = block.removeprefix("block")
+    if not number.isdecimal():
+        return ()
+    path = (*blocks, int(number))
+    if part == "hidden":
+        return (Slices((*path, "mlp", "fc2", "kernel"), 0),)
+    if part == "attention":
+        out_proj = (*path, "self_attn", "out_proj")
+        return Slices((*out_proj, "kernel"), 1), Slices((*out_proj, "bias"), 0)
+    return ()

@@ -20,9 +20,8 @@ from emojax.ops.arrays import AnyArray
 _PRECISION_BITS = 22  # Pillow's fixed point: 32 bits less 8 for the pixel and 2 of headroom
 
 
-def _bicubic(x: np.ndarray) -> np.ndarray:
-    """Keys' cubic with a = -0.5, the kernel of Pillow's BICUBIC."""
-    a = -0.5
+def _bicubic(x: np.ndarray, a: float = -0.5) -> np.ndarray:
+    """Keys' cubic; Pillow's BICUBIC has a = -0.5, torch's -0.75."""
     x = np.abs(x)
     near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
     far = (((x - 5.0) * x + 8.0) * x - 4.0) * a
@@ -39,14 +38,19 @@ def _lanczos(x: np.ndarray) -> np.ndarray:
     return np.where(np.abs(x) < 3.0, np.sinc(x) * np.sinc(x / 3.0), 0.0)
 
 
-Kernel = Literal["bicubic", "bilinear", "lanczos"]
+Kernel = Literal["bicubic", "bilinear", "lanczos"]  # those of Pillow
 # Function and radius of each.
-_KERNELS = {"bicubic": (_bicubic, 2.0), "bilinear": (_triangle, 1.0), "lanczos": (_lanczos, 3.0)}
+_KERNELS = {
+    "bicubic": (_bicubic, 2.0),
+    "bilinear": (_triangle, 1.0),
+    "lanczos": (_lanczos, 3.0),
+    "bicubic_torch": (functools.partial(_bicubic, a=-0.75), 2.0),
+}
 
 
 @functools.lru_cache(maxsize=64)
 def _weights(
-    source: int, target: int, kernel: Kernel, antialias: bool
+    source: int, target: int, kernel: Kernel | Literal["bicubic_torch"], antialias: bool
 ) -> Float[np.ndarray, "{target} {source}"]:
     """Resampling matrix in float64, rows summing to one.
 
@@ -147,8 +151,25 @@ def resize_bilinear(
     images: Float[AnyArray, "I H W C"], size: tuple[int, int], *, antialias: bool = False
 ) -> Float[Array, "I {size[0]} {size[1]} C"]:
     """Resizes to (height, width) as torchvision does on tensors (corners not aligned)."""
-    rows = _weights(images.shape[1], size[0], "bilinear", antialias)
-    columns = _weights(images.shape[2], size[1], "bilinear", antialias)
+    return _resize_float(images, size, "bilinear", antialias)
+
+
+def resize_bicubic_torch(
+    images: Float[AnyArray, "I H W C"], size: tuple[int, int]
+) -> Float[Array, "I {size[0]} {size[1]} C"]:
+    """Resizes to (height, width) as torch's `interpolate(mode="bicubic")` (corners not aligned)."""
+    return _resize_float(images, size, "bicubic_torch", False)
+
+
+def _resize_float(
+    images: Float[AnyArray, "I H W C"],
+    size: tuple[int, int],
+    kernel: Kernel | Literal["bicubic_torch"],
+    antialias: bool,
+) -> Float[Array, "I {size[0]} {size[1]} C"]:
+    """A resize of both axes by matrix products."""
+    rows = _weights(images.shape[1], size[0], kernel, antialias)
+    columns = _weights(images.shape[2], size[1], kernel, antialias)
     return jnp.einsum(
         "ph,qw,ihwc->ipqc",
         jnp.asarray(rows, images.dtype),
