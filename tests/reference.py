@@ -206,3 +206,86 @@ def channels_first(torch, images):
 def channels_last(tensor):
     array = tensor.detach().numpy()
     return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
+
+
+# Measures of explanations (emojax.ops.explanation_metrics), by loops over pairs
+
+
+def _pairs(measure):
+    """A function of two vectors as one of two matrices."""
+
+    def matrix(acts, probs, *rest):
+        acts, probs = np.float64(acts), np.float64(probs)
+        return np.array([[measure(a, c, *rest) for c in probs.T] for a in acts.T])
+
+    return matrix
+
+
+def _active(a, alpha):
+    return a >= np.sort(a)[::-1][int(np.ceil(alpha * len(a))) - 1]
+
+
+def _pearson_sample(a, c):
+    a, c = a - a.mean(), c - c.mean()
+    spread = a.std(ddof=1) * c.std(ddof=1)
+    return (a * c).mean() / spread if spread > 0 else 0.0
+
+
+def _average_precision(values, wanted):
+    area = 0.0
+    for threshold in np.unique(values)[::-1]:
+        reached = values >= threshold
+        gained = (wanted & (values == threshold)).sum() / max(wanted.sum(), 1)
+        area += gained * (wanted & reached).sum() / reached.sum()
+    return area
+
+
+def _auroc(values, wanted):
+    yes, no = values[wanted], values[~wanted]
+    if not len(yes) or not len(no):
+        return 0.0
+    return ((yes[:, None] > no).mean() + (yes[:, None] == no).mean() / 2).item()
+
+
+def _share(part, whole):
+    return part.sum() / max(whole.sum(), 1)
+
+
+def _balanced(x, y):
+    return (_share(x & y, x) + _share(~x & ~y, ~x)) / 2
+
+
+def _binary(measure):
+    return _pairs(lambda a, c, alpha: measure(_active(a, alpha), c >= 0.5))
+
+
+def _mean(values):
+    return values.mean() if len(values) else 0.0
+
+
+def _mid_ranks(x):
+    return np.array([(x < v).sum() + ((x == v).sum() - 1) / 2 for v in x])
+
+
+explanation_metrics = {
+    "correlation": _pairs(_pearson_sample),
+    "cosine": _pairs(
+        lambda a, c: a @ c / max(np.linalg.norm(a), 1e-9) / max(np.linalg.norm(c), 1e-9)
+    ),
+    "auprc": _pairs(lambda a, c, alpha: _average_precision(c, _active(a, alpha))),
+    "f1": _binary(lambda x, y: 2 * (x & y).sum() / (x.sum() + y.sum())),
+    "iou": _binary(lambda x, y: (x & y).sum() / (x | y).sum()),
+    "recall": _binary(lambda x, y: _share(x & y, x)),
+    "precision": _binary(lambda x, y: _share(x & y, y)),
+    "accuracy": _binary(lambda x, y: (x == y).mean()),
+    "balanced_accuracy": _binary(_balanced),
+    "inverse_balanced_accuracy": _binary(lambda x, y: _balanced(y, x)),
+    "auc": _pairs(lambda a, c, alpha: _auroc(c, _active(a, alpha))),
+    "inverse_auc": _pairs(lambda a, c: _auroc(a, c >= 0.5)),
+    "inverse_auprc": _pairs(lambda a, c: _average_precision(a, c >= 0.5)),
+    "mad": _pairs(lambda a, c: _mean(a[c >= 0.5]) - _mean(a[c < 0.5])),
+    "wpmi": _pairs(
+        lambda a, c, alpha: np.log(np.maximum(c, 1e-8))[_active(a, alpha)].mean() - np.log(c.mean())
+    ),
+    "spearman_correlation": _pairs(lambda a, c: _pearson_sample(_mid_ranks(a), _mid_ranks(c))),
+}

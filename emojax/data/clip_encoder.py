@@ -1,10 +1,11 @@
-"""`ClipEncoder`: a CLIP with its preprocessing and tokenizer, from texts and images to embeddings.
+"""`ClipEncoder`: a CLIP or SigLIP with preprocessing and tokenizer: texts, images → embeddings.
 
 The probe and the concepts need no more of an encoder than what is here. `clip_folder` reads one
 from a Hugging Face folder. Shapes: I images, C concepts or texts, L tokens, B batch, D embedding.
 """
 
 import functools
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,14 +20,28 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from emojax.data.image_set import Images
 from emojax.errors import InputError
-from emojax.models import clip as clip_model
+from emojax.models.clip import Clip
 from emojax.models.preprocess import Preprocess
+from emojax.models.siglip import Siglip
 from emojax.store import content_key
 
 _TEXT_BATCH = 64
 # Of the images that OpenAI trained on; most CLIPs since use the same.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Padding:
+    """How texts are padded to the whole context, for a network that sees its padding (SigLIP).
+
+    Attributes:
+      token: the id of the padding.
+      left: before the text instead of behind it.
+    """
+
+    token: int
+    left: bool = False
 
 
 class HfTokenizer:
@@ -42,19 +57,23 @@ class HfTokenizer:
     @cached_property
     def key(self) -> str:
         """Content key: vocabulary, merges, special tokens, normalization, and a sample's tokens."""
-        rules = json.loads(self._tokenizer.backend_tokenizer.to_str())
-        # Whoever called the tokenizer last has set these two; they change nothing here.
-        rules = {
-            name: part for name, part in rules.items() if name not in ("padding", "truncation")
-        }
         special = " ".join(map(str, self._tokenizer.all_special_tokens))
+        if hasattr(self._tokenizer, "sp_model"):  # sentencepiece: SigLIP's first tokenizer
+            pieces = self._tokenizer.sp_model.serialized_model_proto()
+            rules = {"sentencepiece": hashlib.sha256(pieces).hexdigest()}
+        else:
+            rules = json.loads(self._tokenizer.backend_tokenizer.to_str())
+            # Whoever called the tokenizer last has set these two; they change nothing here.
+            rules = {
+                name: part for name, part in rules.items() if name not in ("padding", "truncation")
+            }
         # The sample shows what the Python side adds: special tokens within a text, for one.
         return content_key([json.dumps(rules, sort_keys=True), self([f"A sample: {special} é"])])
 
 
 @dataclass(frozen=True)
 class ClipEncoder:
-    """A CLIP ready for use: network, image preprocessing, tokenizer.
+    """A CLIP or SigLIP ready for use: network, image preprocessing, tokenizer.
 
     Attributes:
       model: the flax network.
@@ -63,12 +82,15 @@ class ClipEncoder:
       tokenizer: texts → lists of token ids, unpadded, with start and end tokens. Its attribute
         `key`, if it has one, is part of the encoder's key.
       name: folder or hub name, for messages and reports.
+      padding: of texts to the whole context; None for a network that does not see what is behind
+        the end token (CLIP).
     """
 
-    model: clip_model.Clip
+    model: Clip | Siglip
     preprocess: Preprocess
     tokenizer: Callable[[Sequence[str]], list[list[int]]]
     name: str = "clip"
+    padding: Padding | None = None
 
     @cached_property
     def key(self) -> str:
@@ -76,12 +98,15 @@ class ClipEncoder:
         leaves = nnx.to_flat_state(nnx.state(self.model))
         weights = {"/".join(map(str, path)): leaf[...] for path, leaf in leaves}
         tokenizer = getattr(self.tokenizer, "key", None)
-        return content_key([weights, repr(self.model.config), repr(self.preprocess), tokenizer])
+        parts = [weights, repr(self.model.config), repr(self.preprocess), tokenizer]
+        # Nothing of it for a CLIP, whose keys are those of records made before there was a SigLIP.
+        return content_key([*parts, repr(self.padding)] if self.padding else parts)
 
     def tokenize(self, texts: Sequence[str]) -> Int32[np.ndarray, "C L"]:
-        """Token ids, padded with zeros behind the end token.
+        """Token ids: padded as `padding` says, else with zeros behind the end token.
 
-        L is a multiple of 8 or the context length, so that few shapes are compiled.
+        L is the context length for the former, for the latter a multiple of 8 or the context
+        length, so that few shapes are compiled.
 
         Raises:
           InputError: a text is longer than the context.
@@ -93,10 +118,12 @@ class ClipEncoder:
                 raise InputError(
                     f"{text!r} is {len(row)} tokens long, {self.name} takes {context}; shorten it"
                 )
-        length = min(context, -(-max(map(len, rows)) // 8) * 8)
-        ids = np.zeros((len(rows), length), np.int32)
+        padding = self.padding
+        length = context if padding else min(context, -(-max(map(len, rows)) // 8) * 8)
+        ids = np.full((len(rows), length), padding.token if padding else 0, np.int32)
         for number, row in enumerate(rows):
-            ids[number, : len(row)] = row
+            start = length - len(row) if padding and padding.left else 0
+            ids[number, start : start + len(row)] = row
         return ids
 
     def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "C D"]:

@@ -1,25 +1,42 @@
-"""Hugging Face folders of CLIPs, on the disk or from the hub, to `ClipEncoder` and back.
+"""Hugging Face folders of CLIPs and SigLIPs, from disk or hub, to `ClipEncoder` and back.
 
-`config.json` names the kind of model under `model_type`; `load_clip` is where a kind that is not
-`clip` gets its reader: one function from a folder to an encoder, beside `_read_clip`. What all
-folders have in common is read by `hf_folder`.
+`config.json` names the kind of model under `model_type`: `clip`, `siglip` (SigLIP 1, and SigLIP 2
+of a fixed resolution) or `siglip2` (SigLIP 2 that keeps the aspect ratio). What all folders have in
+common is read by `hf_folder`; of the classes that a folder may name for its tokenizer, only known
+ones of transformers are used, and no code of a folder is run.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 
-from emojax.data.clip_encoder import CLIP_MEAN, CLIP_STD, ClipEncoder, HfTokenizer
-from emojax.data.hf_folder import open_folder, read_config, read_preprocess, read_weights
+from emojax.data.clip_encoder import (
+    CLIP_MEAN,
+    CLIP_STD,
+    ClipEncoder,
+    HfTokenizer,
+    Padding,
+)
+from emojax.data.hf_folder import (
+    open_folder,
+    read_config,
+    read_preprocess,
+    read_weights,
+    steps_of,
+)
 from emojax.errors import InputError
 from emojax.models import clip as clip_model
+from emojax.models import siglip as siglip_model
 from emojax.models.preprocess import Preprocess
 from emojax.store import atomic_folder, save_arrays, write_json
 
+_SIGLIP_TOKENIZERS = ("SiglipTokenizer", "Siglip2Tokenizer", "GemmaTokenizer", "GemmaTokenizerFast")
+
 
 def load_clip(source: str | Path, *, dtype: str = "float32") -> ClipEncoder:
-    """A CLIP from a Hugging Face folder, or from the hub where no such folder exists.
+    """A CLIP or SigLIP from a Hugging Face folder, or from the hub where no such folder exists.
 
     The folder holds `config.json`, `model.safetensors` (or shards with their index),
     `preprocessor_config.json` and the tokenizer's files.
@@ -29,15 +46,19 @@ def load_clip(source: str | Path, *, dtype: str = "float32") -> ClipEncoder:
       dtype: what the network computes in: float32 or bfloat16.
 
     Raises:
-      InputError: files are missing or damaged, the model is no ViT CLIP, or the hub cannot be
-        reached.
+      InputError: files are missing or damaged, the model is no ViT CLIP or SigLIP, or the hub
+        cannot be reached.
     """
     folder = open_folder(source, "CLIP", "--clip.path")
     config = read_config(folder, "CLIP")
     kind = config.get("model_type")
-    if kind != "clip":
-        raise InputError(f"{folder / 'config.json'}: model_type is {kind!r}, not 'clip'")
-    return _read_clip(folder, config, name=str(source), dtype=dtype)
+    if kind == "clip":
+        return _read_clip(folder, config, name=str(source), dtype=dtype)
+    if kind in ("siglip", "siglip2"):
+        return _read_siglip(folder, config, name=str(source), dtype=dtype)
+    raise InputError(
+        f"{folder / 'config.json'}: model_type is {kind!r}, not 'clip', 'siglip' or 'siglip2'"
+    )
 
 
 def _read_clip(folder: Path, raw: dict[str, Any], *, name: str, dtype: str) -> ClipEncoder:
@@ -52,6 +73,25 @@ def _read_clip(folder: Path, raw: dict[str, Any], *, name: str, dtype: str) -> C
     except ValueError as error:
         raise InputError(f"{folder}: {error}") from None
     return ClipEncoder(model, preprocess, tokenizer, name)
+
+
+def _read_siglip(folder: Path, raw: dict[str, Any], *, name: str, dtype: str) -> ClipEncoder:
+    config = _siglip_config(folder / "config.json", raw)
+    tokenizer, padding = _siglip_tokenizer(folder)
+    preprocess = _siglip_preprocess(folder, config, fits_grid=raw["model_type"] == "siglip2")
+    try:
+        arrays = read_weights(folder)
+        model = siglip_model.from_hf_state_dict(arrays, config, dtype=jnp.dtype(dtype))
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{folder}: {error}") from None
+    if not 0 <= padding.token < config.vocabulary:
+        raise InputError(
+            f"{folder}: the tokenizer pads with {padding.token}, outside the vocabulary of "
+            f"{config.vocabulary}"
+        )
+    return ClipEncoder(model, preprocess, tokenizer, name, padding)
 
 
 # Reading what a CLIP's folder says of itself
@@ -99,6 +139,89 @@ def _clip_tokenizer(folder: Path) -> HfTokenizer:
     except Exception as error:  # the Rust tokenizer raises bare Exception for a damaged file
         raise InputError(f"{folder}: its tokenizer cannot be read ({error})") from None
     return HfTokenizer(tokenizer)
+
+
+# Reading what a SigLIP's folder says of itself
+
+
+def _siglip_config(path: Path, raw: dict[str, Any]) -> siglip_model.SiglipConfig:
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import Siglip2Config, SiglipConfig
+
+    kind = Siglip2Config if raw["model_type"] == "siglip2" else SiglipConfig
+    try:
+        return siglip_model.SiglipConfig.from_hf(kind(**raw).to_dict())
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        raise InputError(f"{path}: not the settings of a ViT SigLIP ({error})") from None
+
+
+def _siglip_preprocess(
+    folder: Path, config: siglip_model.SiglipConfig, *, fits_grid: bool
+) -> Preprocess:
+    """The preprocessing; `fits_grid` for a Siglip2Model, whose processor states a grid of patches.
+
+    A square image fills that grid; the processor resizes it to the grid's whole side.
+    """
+    path = folder / "preprocessor_config.json"
+    side = config.image_size
+    if fits_grid:
+        stated, preprocess = _grid_preprocess(path, side)
+        agrees = stated == ((side // config.patch_size) ** 2, config.patch_size)
+    else:
+        preprocess = read_preprocess(folder)
+        stated = preprocess.resize
+        agrees = stated == (side, side) and preprocess.crop in (None, stated)
+    if not agrees:
+        raise InputError(
+            f"{path}: resizes to {stated}, but config.json says images of {side} in patches of "
+            f"{config.patch_size}"
+        )
+    return preprocess
+
+
+def _grid_preprocess(path: Path, side: int) -> tuple[tuple[int, int], Preprocess]:
+    """Patches in the grid and pixels of a patch's side, as a Siglip2Model's processor states them.
+
+    Also the preprocessing of square images to that grid, `side` pixels wide.
+    """
+    if not path.is_file():
+        raise InputError(f"{path.parent}: no preprocessor_config.json in it")
+    from transformers import Siglip2ImageProcessorPil
+
+    try:
+        processor = Siglip2ImageProcessorPil.from_pretrained(path.parent, local_files_only=True)
+        settings = processor.to_dict()
+        square = {
+            "size": {"height": side, "width": side},
+            "kind": "Siglip2",
+            "do_center_crop": False,
+        }
+        preprocess = replace(steps_of(settings | square), square=True)
+        return (settings["max_num_patches"], settings["patch_size"]), preprocess
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _siglip_tokenizer(folder: Path) -> tuple[HfTokenizer, Padding]:
+    """The tokenizer, and how it pads: SigLIP 1 has sentencepiece's, SigLIP 2 that of Gemma."""
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+        raise InputError(f"{folder}: no tokenizer.json (or spiece.model) in it")
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # the tokenizers' C++ and Rust raise many kinds
+        raise InputError(f"{folder}: its tokenizer cannot be read ({error})") from None
+    kind = type(tokenizer).__name__
+    if kind not in (*_SIGLIP_TOKENIZERS, "TokenizersBackend"):
+        known = ", ".join(_SIGLIP_TOKENIZERS)
+        raise InputError(f"{folder}: its tokenizer is a {kind}, not one of {known}")
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"{folder}: its tokenizer has no pad_token, which SigLIP's texts need")
+    padding = Padding(tokenizer.pad_token_id, left=tokenizer.padding_side == "left")
+    return HfTokenizer(tokenizer), padding
 
 
 # Writing

@@ -124,7 +124,7 @@ def read_preprocess(folder: Path) -> Preprocess:
         raise InputError(f"{folder}: no preprocessor_config.json in it")
     try:
         raw = json.loads(path.read_text("utf-8"))
-        return _steps(_with_defaults(raw))
+        return steps_of(_with_defaults(raw))
     except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError) as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -147,7 +147,7 @@ def _with_defaults(raw: dict[str, Any]) -> dict[str, Any]:
     return processor(**raw).to_dict() | {"kind": name}
 
 
-def _steps(settings: dict[str, Any]) -> Preprocess:
+def steps_of(settings: dict[str, Any]) -> Preprocess:
     """The preprocessing that complete settings of transformers describe.
 
     Raises:

@@ -1,8 +1,8 @@
 """CLIP (Radford et al. 2021, arXiv 2103.00020) with ViT towers of any size.
 
-The probe embeds images and concepts with it. Parameters are named as in Hugging Face's CLIPModel;
-`image_features` and `text_features` are the projected, not yet normalised embeddings, as
-`get_image_features` and `get_text_features` there.
+The probe embeds images and concepts with it; `siglip` is made of the same blocks. Parameters are
+named as in Hugging Face's CLIPModel; `image_features` and `text_features` are the projected, not
+yet normalised embeddings, as `get_image_features` and `get_text_features` there.
 Shapes: B batch, H height, W width, L tokens, D embedding.
 """
 
@@ -29,7 +29,7 @@ from emojax.models.transformer import (
 )
 from emojax.ops.arrays import AnyArray
 
-_HF_NAMES: convert.Table = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+HF_NAMES: convert.Table = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 
 @dataclass(frozen=True)
@@ -78,21 +78,11 @@ class ClipConfig:
           ValueError: a value is one that no network can have.
         """
 
-        def tower(part: Mapping[str, Any]) -> TowerConfig:
-            return TowerConfig(
-                width=part["hidden_size"],
-                mlp=part["intermediate_size"],
-                depth=part["num_hidden_layers"],
-                heads=part["num_attention_heads"],
-                activation=part["hidden_act"],
-                epsilon=part["layer_norm_eps"],
-            )
-
         vision = config["vision_config"]
         text = config["text_config"]
         return cls(
-            vision=tower(vision),
-            text=tower(text),
+            vision=TowerConfig.from_hf(vision),
+            text=TowerConfig.from_hf(text),
             image_size=vision["image_size"],
             patch_size=vision["patch_size"],
             vocabulary=text["vocab_size"],
@@ -205,7 +195,7 @@ def from_hf_state_dict(
     return convert.fill(
         lambda: Clip(config, dtype=dtype, rngs=nnx.Rngs(0)),
         arrays,
-        _HF_NAMES,
+        HF_NAMES,
         ignore=lambda name: name.endswith("position_ids"),  # a constant buffer of older files
         dtype=dtype,
     )
@@ -213,4 +203,4 @@ def from_hf_state_dict(
 
 def to_hf_state_dict(model: Clip) -> dict[str, np.ndarray]:
     """The parameters under Hugging Face's names and layouts."""
-    return convert.to_torch(model, _HF_NAMES)
+    return convert.to_torch(model, HF_NAMES)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, UInt8
 
+from emojax.errors import InputError
 from emojax.ops import image
 
 
@@ -24,6 +25,7 @@ class Preprocess:
       std: of each channel, divided by.
       kernel: how pixels are interpolated.
       scale: multiplies the values 0…255.
+      square: only square images fit (a Siglip2Model keeps their aspect ratio).
     """
 
     resize: int | tuple[int, int] | None
@@ -32,13 +34,23 @@ class Preprocess:
     std: tuple[float, ...]
     kernel: image.Kernel = "bicubic"
     scale: float = 1 / 255
+    square: bool = False
 
     def __call__(self, images: UInt8[Array | np.ndarray, "B H W C"]) -> Float32[Array, "B h w 3"]:
         """uint8 images → the network's input.
 
         Gray images are resized as one channel and broadcast afterwards: the same pixels for a third
         of the work.
+
+        Raises:
+          InputError: the network takes square images and these are not.
         """
+        height, width = images.shape[1:3]
+        if self.square and height != width:
+            raise InputError(
+                f"a Siglip2Model keeps the images' aspect ratio; here it takes square images, "
+                f"these are {height}×{width}; use a SiglipModel, or --data.size"
+            )
         pixels = self.pixels(images)
         scaled = jnp.asarray(pixels, jnp.float32) * jnp.float32(self.scale)
         if self.scale == 1 / 255:  # the division rounds as the reference's float64 product does

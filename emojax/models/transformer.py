@@ -6,7 +6,9 @@ its table (`convert`). Blocks hand their outputs to a `Tap`: `block3` (the state
 the activation). Shapes: B batch, H height, W width, L tokens.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +75,23 @@ class TowerConfig:
         check_sizes(width=self.width, mlp=self.mlp, depth=self.depth, heads=self.heads)
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> "TowerConfig":
+        """From the complete dictionary of a Hugging Face configuration of one tower.
+
+        Raises:
+          KeyError: a name is missing.
+          ValueError: a value is one that no network can have.
+        """
+        return cls(
+            width=config["hidden_size"],
+            mlp=config["intermediate_size"],
+            depth=config["num_hidden_layers"],
+            heads=config["num_attention_heads"],
+            activation=config["hidden_act"],
+            epsilon=config["layer_norm_eps"],
+        )
 
 
 def linear(

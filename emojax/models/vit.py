@@ -17,8 +17,8 @@ from jaxtyping import Array, Float
 
 from emojax.models import convert
 from emojax.models.preprocess import Preprocess
-from emojax.models.taps import Slices, Tap
 from emojax.models.tapped import POOLED, NetworkConfig, TappedNetwork
+from emojax.models.taps import Slices, Tap
 from emojax.models.transformer import (
     Encoder,
     PatchEmbedding,
