@@ -1,7 +1,8 @@
-"""Weights files to networks and back: VGGNet and Deep-Emotion, safetensors or PyTorch.
+"""Weights files to networks and back: VGGNet, Deep-Emotion, torchvision's ResNets and VGGs.
 
-Nothing is ever unpickled: PyTorch files are read by torch with `weights_only=True`, and only when
-torch is installed. CLIP's folders are read by `clip_folder`.
+They are safetensors or PyTorch files. Nothing is ever unpickled: PyTorch files are read by torch
+with `weights_only=True`, and only when torch is installed. Hugging Face's folders are read by
+`network_folder` and `clip_folder`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,11 +16,12 @@ from flax import nnx
 from emojax.data import classes as class_names
 from emojax.data.provenance import Use, to_metadata
 from emojax.errors import InputError
-from emojax.models import deep_emotion, vgg
+from emojax.models import deep_emotion, resnet, vgg, vgg16
+from emojax.models.classifier import Classifier
 from emojax.store import save_arrays
 
 _Model = TypeVar("_Model", bound=nnx.Module)
-_Classifier = TypeVar("_Classifier", bound=vgg.VggNet | deep_emotion.DeepEmotion)
+_Classifier = TypeVar("_Classifier", bound=Classifier)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -100,16 +102,20 @@ def load_deep_emotion(path: Path | str) -> deep_emotion.DeepEmotion:
     return _named(_load(path, deep_emotion.from_torch_state_dict), path)
 
 
-def load_network(path: Path | str) -> vgg.VggNet | deep_emotion.DeepEmotion:
-    """Either network in eval mode; the names of the arrays tell which.
+def load_network(path: Path | str) -> Classifier:
+    """Any of these networks in eval mode; the names of the arrays tell which.
 
     Raises:
       InputError: as `load_vgg`.
     """
 
-    def build(arrays: Mapping[str, np.ndarray]) -> vgg.VggNet | deep_emotion.DeepEmotion:
+    def build(arrays: Mapping[str, np.ndarray]) -> Classifier:
         if "fc_loc.0.weight" in arrays:
             return deep_emotion.from_torch_state_dict(arrays)
+        if "layer1.0.conv1.weight" in arrays:
+            return resnet.from_torchvision_state_dict(arrays)
+        if "features.0.weight" in arrays:
+            return vgg16.from_torchvision_state_dict(arrays)
         return vgg.from_torch_state_dict(arrays)
 
     return _named(_load(path, build), path)

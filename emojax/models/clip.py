@@ -22,6 +22,7 @@ from emojax.models.transformer import (
     Encoder,
     PatchEmbedding,
     TowerConfig,
+    VisionConfig,
     check_sizes,
     embed,
     layer_norm,
@@ -95,7 +96,7 @@ class ClipConfig:
 class VisionEmbeddings(nnx.Module):
     """Class token, patches and positions."""
 
-    def __init__(self, config: ClipConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         width = config.vision.width
         normal = nnx.initializers.normal(0.02)
         tokens = (config.image_size // config.patch_size) ** 2 + 1
@@ -115,7 +116,7 @@ class VisionEmbeddings(nnx.Module):
 class VisionTower(nnx.Module):
     """Image tower up to the pooled class token."""
 
-    def __init__(self, config: ClipConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.embeddings = VisionEmbeddings(config, dtype=dtype, rngs=rngs)
         # Spelled so in the published files.
         self.pre_layrnorm = layer_norm(config.vision, dtype, rngs)
@@ -125,8 +126,10 @@ class VisionTower(nnx.Module):
     def __call__(
         self, images: Float[AnyArray, "B H W 3"], tap: Tap | None = None
     ) -> Float[Array, "B width"]:
-        """The class token's last state."""
-        states = self.encoder(self.pre_layrnorm(self.embeddings(images)), tap)
+        """The class token's last state; what lies before it goes to the tap."""
+        tap = tap or Tap()
+        tokens = tap("embeddings", self.pre_layrnorm(self.embeddings(images)))
+        states = self.encoder(tokens, tap)
         return self.post_layernorm(states[:, 0])
 
 

@@ -79,3 +79,9 @@ class Preprocess:
             return self.resize
         short = min(height, width)
         return int(self.resize * height / short), int(self.resize * width / short)
+
+
+# What torchvision's classifiers were trained and tested with (its `ImageClassification` preset).
+TORCHVISION = Preprocess(
+    256, (224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), kernel="bilinear"
+)

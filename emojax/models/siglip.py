@@ -29,6 +29,7 @@ from emojax.models.transformer import (
     Mlp,
     PatchEmbedding,
     TowerConfig,
+    VisionConfig,
     check_sizes,
     embed,
     layer_norm,
@@ -109,7 +110,7 @@ class SiglipConfig:
 class VisionEmbeddings(nnx.Module):
     """Patches and positions."""
 
-    def __init__(self, config: SiglipConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         width = config.vision.width
         tokens = (config.image_size // config.patch_size) ** 2
         self.patch_embedding = PatchEmbedding(
@@ -168,7 +169,7 @@ class PoolingHead(nnx.Module):
 class VisionTower(nnx.Module):
     """Image tower with its pooling."""
 
-    def __init__(self, config: SiglipConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.embeddings = VisionEmbeddings(config, dtype=dtype, rngs=rngs)
         self.encoder = Encoder(config.vision, causal=False, dtype=dtype, rngs=rngs)
         self.post_layernorm = layer_norm(config.vision, dtype, rngs)
@@ -177,8 +178,10 @@ class VisionTower(nnx.Module):
     def __call__(
         self, images: Float[AnyArray, "B H W 3"], tap: Tap | None = None
     ) -> Float[Array, "B D"]:
-        """The pooled states; the blocks' outputs go to the tap."""
-        return self.head(self.post_layernorm(self.encoder(self.embeddings(images), tap)))
+        """The pooled states; what lies before them goes to the tap."""
+        tap = tap or Tap()
+        tokens = tap("embeddings", self.embeddings(images))
+        return self.head(self.post_layernorm(self.encoder(tokens, tap)))
 
 
 class TextEmbeddings(nnx.Module):

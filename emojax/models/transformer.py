@@ -8,7 +8,7 @@ the activation). Shapes: B batch, H height, W width, L tokens.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,16 @@ def check_sizes(**sizes: object) -> None:
     for name, value in sizes.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} is {value!r}, not a whole number above zero")
+
+
+def check_depth(depth: int) -> None:
+    """The number of blocks that a file claims: each of them is built.
+
+    Raises:
+      ValueError: there are more than any network has.
+    """
+    if depth > 1000:
+        raise ValueError(f"{depth} blocks are more than a network has")
 
 
 def check_activation(name: object) -> None:
@@ -73,6 +83,7 @@ class TowerConfig:
     def __post_init__(self):
         check_activation(self.activation)
         check_sizes(width=self.width, mlp=self.mlp, depth=self.depth, heads=self.heads)
+        check_depth(self.depth)
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
 
@@ -111,6 +122,25 @@ def layer_norm(config: TowerConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Lay
     return nnx.LayerNorm(
         config.width, epsilon=config.epsilon, dtype=dtype, param_dtype=dtype, rngs=rngs
     )
+
+
+class VisionConfig(Protocol):
+    """What an image tower is built from; the configs of CLIP, SigLIP and of single towers fit."""
+
+    @property
+    def vision(self) -> TowerConfig:
+        """The transformer."""
+        ...
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square images."""
+        ...
+
+    @property
+    def patch_size(self) -> int:
+        """Side of the square patches."""
+        ...
 
 
 class Attention(nnx.Module):
