@@ -5,6 +5,8 @@ from emojax.data.clip_folder import load_clip as load_clip
 from emojax.data.concepts import ConceptSet as ConceptSet
 from emojax.data.concepts import load_concepts as load_concepts
 from emojax.data.image_set import ImageSet as ImageSet
+from emojax.data.network_folder import load_network as load_network
+from emojax.data.network_folder import save_network as save_network
 from emojax.data.opening import open_split as open_split
 from emojax.data.weights import load_deep_emotion as load_deep_emotion
 from emojax.data.weights import load_vgg as load_vgg

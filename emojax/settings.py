@@ -53,12 +53,27 @@ class Data(Section):
 
 
 class Target(Section):
-    """The network under study."""
+    """The network under study: one of `weights`, `path` and `factory`."""
 
     weights: UserPath | None = Field(
         default=None,
-        description="VGGNet or Deep-Emotion weights: .safetensors, or a PyTorch checkpoint such as "
-        "the published one",
+        description="VGGNet or Deep-Emotion weights, or torchvision's ResNet or VGG: .safetensors, "
+        "or a PyTorch checkpoint such as the published one",
+    )
+    path: Annotated[str | None, NAME_OR_PATH] = Field(
+        default=None,
+        description="Hugging Face folder or hub name of an image classifier or image tower: ViT, "
+        "DeiT, DINOv2, ResNet, ConvNeXt, CLIP's or SigLIP's",
+    )
+    factory: str | None = Field(
+        default=None,
+        description="package.module:function of your own, which returns a model, or a function and "
+        "its parameters: `logits, taps = model(images)`",
+    )
+    key: str | None = Field(
+        default=None,
+        description="what tells versions of the factory's network apart; with it, probe records "
+        "are cached",
     )
     classes: tuple[str, ...] = Field(
         default=(),

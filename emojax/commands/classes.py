@@ -11,12 +11,11 @@ from emojax.data.classes import FER2013, listed
 from emojax.data.image_set import ImageSet
 from emojax.data.weights import with_classes
 from emojax.errors import InputError, one_line
-from emojax.models.deep_emotion import DeepEmotion
-from emojax.models.vgg import VggNet
+from emojax.models.classifier import Classifier
 from emojax.settings import Target
 from emojax.training.evaluate import better_order, class_order, labelled
 
-_Classifier = TypeVar("_Classifier", bound=VggNet | DeepEmotion)
+_Classifier = TypeVar("_Classifier", bound=Classifier)
 
 
 def given(model: _Classifier, target: Target) -> _Classifier:
@@ -33,8 +32,9 @@ def given(model: _Classifier, target: Target) -> _Classifier:
     except InputError as error:
         raise InputError(f"--target.classes: {error}") from None
     if known is not None and known != names:
+        source = target.weights or target.path
         raise InputError(
-            f"--target.classes are {listed(names)}, but {target.weights} itself names its outputs "
+            f"--target.classes are {listed(names)}, but {source} itself names its outputs "
             f"{listed(known)}; leave the setting out"
         )
     return named

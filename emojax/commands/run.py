@@ -21,7 +21,7 @@ def run(settings: RunSettings) -> None:
     model, tests, class_names = opening.open_tested(settings)
     clip = opening.open_clip(settings.clip)
     images = opening.open_probe_set(settings.data)
-    weights = opening.needed(settings.target.weights, "--target.weights", "the network's file")
+    weights = opening.name_of(settings.target)
     with opening.open_run(settings, "run") as folder:
         warnings = opening.note_provenance(folder, weights, tests, class_names)
         _, summary = steps.chain(settings, folder, model, clip, concepts, images, tests)

@@ -25,21 +25,33 @@ from emojax.dissection.labels import Dissection
 from emojax.dissection.options import wpmi_options
 from emojax.dissection.table import LayerSummary, interpretability
 from emojax.editing.study import check_study
-from emojax.models.deep_emotion import DeepEmotion
+from emojax.models.classifier import Classifier
 from emojax.models.vgg import VggNet
 from emojax.ops.similarity import rank_reorder_size
-from emojax.probing.network import as_network, resolve_layers
+from emojax.probing.network import Network, as_network, resolve_layers
 from emojax.probing.probe import probe as probe_network
 from emojax.probing.record import ProbeRecord
 from emojax.report.write import write_dissection
 from emojax.settings import Dissect
 
-Classifier = VggNet | DeepEmotion
+
+def units_of(model: Classifier | Network, images: ImageSet) -> dict[str, int]:
+    """Units of every layer of the network under study, in order."""
+    if not isinstance(model, Network):
+        return model.config.units()
+    shapes = model.tap_shapes(images.images.shape[1:])
+    return {name: shape[-1] for name, shape in shapes.items()}
+
+
+def layers_to_probe(settings: Probing, model: Classifier | Network) -> Sequence[str]:
+    """Names or patterns of the layers that the settings ask for; without any, the network's own."""
+    own = ("*",) if isinstance(model, Network) else model.config.probed()
+    return settings.probe.layers or own
 
 
 def check(
     settings: Dissecting,
-    model: Classifier,
+    model: Classifier | Network,
     clip: ClipEncoder,
     concepts: ConceptSet,
     images: ImageSet,
@@ -50,11 +62,11 @@ def check(
     clip.tokenize(concepts.concepts)
     if images.labels is not None:
         concepts.class_mask(images.classes)
-    resolve_layers(settings.probe.layers or model.config.probed(), list(model.config.units()))
+    resolve_layers(layers_to_probe(settings, model), list(units_of(model, images)))
 
 
 def check_edits(
-    settings: Studying, model: Classifier, images: ImageSet, tests: Sequence[ImageSet]
+    settings: Studying, model: Classifier | Network, images: ImageSet, tests: Sequence[ImageSet]
 ) -> VggNet:
     """Refuses before the probe what the edit would refuse after it; returns what can be edited."""
     check_study(
@@ -70,7 +82,11 @@ def check_edits(
 
 
 def probe(
-    settings: Probing, run: store.Run, model: Classifier, images: ImageSet, clip: ClipEncoder
+    settings: Probing,
+    run: store.Run,
+    model: Classifier | Network,
+    images: ImageSet,
+    clip: ClipEncoder,
 ) -> ProbeRecord:
     """The record for these settings, from the cache when its content key is there."""
     options = settings.probe
@@ -86,7 +102,7 @@ def probe(
             network,
             images,
             clip,
-            layers=options.layers or model.config.probed(),
+            layers=layers_to_probe(settings, model),
             pool=options.pool,
             top_k=min(top_k, len(images)),
             batch=options.batch,
@@ -155,11 +171,11 @@ def label(
     record: ProbeRecord,
     concepts: ConceptSet,
     clip: ClipEncoder,
-    model: Classifier | None,
+    model: Classifier | Network | None,
 ) -> tuple[Dissection, list[LayerSummary], dict[str, Any]]:
     """From a record to labels, Table 1 and the summary, written and printed."""
     dissection = dissect(settings, run, record, concepts, clip)
-    network = None if model is None else model.config.units()
+    network = None if model is None or isinstance(model, Network) else model.config.units()
     outgoing = None
     if isinstance(model, VggNet):
         logits_layer: Any = model.lin3  # pyright: ignore[reportAttributeAccessIssue] - set by name
@@ -175,7 +191,7 @@ def label(
 def chain(
     settings: Studying,
     run: store.Run,
-    model: Classifier,
+    model: Classifier | Network,
     clip: ClipEncoder,
     concepts: ConceptSet,
     images: ImageSet,
@@ -197,7 +213,7 @@ def chain(
 def sweep(
     settings: Studying,
     run: store.Run,
-    model: Classifier,
+    model: Classifier | Network,
     clip: ClipEncoder,
     concepts: ConceptSet,
     images: ImageSet,

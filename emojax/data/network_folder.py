@@ -148,7 +148,7 @@ def save_network(network: TappedNetwork, folder: str | Path, *, like: str | Path
         for path in sorted(source.glob("*.json")):
             if not path.name.endswith(".index.json"):
                 shutil.copy(path, building / path.name)
-        arrays = {name: np.ascontiguousarray(new.get(name, old[name])) for name in old}
+        arrays = {name: np.asarray(new.get(name, old[name]), order="C") for name in old}
         save_arrays(arrays, building / "model.safetensors", metadata={"format": "pt"})
 
 

@@ -122,7 +122,7 @@ def pooled_taps(network: Network, layers: Sequence[str], pool: Pool) -> PooledTa
 
 
 def as_network(
-    model: ReturnsTaps | nnx.Module,
+    model: "ReturnsTaps | nnx.Module | Network",
     *,
     preprocess: Preprocess | None = None,
     taps: str = "raw",
@@ -130,11 +130,13 @@ def as_network(
     """Wraps a flax.nnx module or any function that returns `(logits, taps)`.
 
     Args:
-      model: the module or function.
+      model: the module or function; a `Network` is returned as it is.
       preprocess: uint8 images → the model's input; None takes the model's own `preprocess`, which
         for a module may depend on its settings but not on its parameters, or division by 255.
       taps: `relu` asks a VGGNet for outputs after BatchNorm and ReLU, `raw` for those before.
     """
+    if isinstance(model, Network):
+        return model
     if not isinstance(model, nnx.Module):
         own = preprocess or getattr(model, "preprocess", to_unit)
         return Network(lambda params, images: model(images), {}, own, None)
