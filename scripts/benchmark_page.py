@@ -65,7 +65,7 @@ def random_dissection(options: Options, labels: np.ndarray, classes: tuple[str, 
     record = ProbeRecord(
         layers=layers,
         top=TopK(values, indices),
-        moments=Moments(nothing, nothing, nothing, nothing),
+        half_moments=Moments(*(nothing for _ in Moments._fields)),
         embeddings=unit[0],
         labels=labels,
         classes=classes,

@@ -91,7 +91,9 @@ def estimate(
     return Cost(
         operations=vgg_operations(vgg) + vision_operations(clip) + 2 * units * width + 2 * width**2,
         parameters=4 * parameters,
-        state=8 * 2 * units * top_k + 8 * (2 * units + units * width + width**2),
+        state=8 * 2 * units * top_k
+        + 16 * (2 * units + units * width + width**2 + width)
+        + 4 * (units + width),
         images=tile * (side**2 + 4),
         rows=tile * row,
         gathered=tile * (devices - 1) * row,

@@ -231,6 +231,15 @@ def sound(tmp_path_factory, tiny_vgg, tiny_clip, clip_folder) -> Path:
     return root
 
 
+def half_moments(activations: np.ndarray, embeddings: np.ndarray) -> Moments:
+    """Sums over even and over odd images, plainly, in float64."""
+    halves = []
+    for half in (0, 1):
+        a, e = np.float64(activations[half::2]), np.float64(embeddings[half::2])
+        halves.append((a.sum(0), (a**2).sum(0), a.T @ e, e.T @ e, e.sum(0)))
+    return Moments(*map(np.stack, zip(*halves, strict=True)))
+
+
 def some_record(clip_key: str) -> ProbeRecord:
     """A record of 40 images and 20 units without the probe."""
     rng = np.random.default_rng(1)
@@ -239,12 +248,13 @@ def some_record(clip_key: str) -> ProbeRecord:
     ).astype(np.int32)
     values = np.sort(rng.normal(size=indices.shape).astype(np.float32))[..., ::-1]
     embeddings = rng.normal(size=(40, 24)).astype(np.float32)
-    sums = [rng.random(shape) for shape in ((20,), (20,), (20, 24), (24, 24))]
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    activations = rng.normal(size=(40, 20))
     return ProbeRecord(
         layers={"lin2": 20},
         top=TopK(values, indices),
-        moments=Moments(*sums),
-        embeddings=embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True),
+        half_moments=half_moments(activations, embeddings),
+        embeddings=embeddings,
         labels=rng.integers(0, 7, 40).astype(np.int32),
         classes=fer2013.CLASSES,
         ids=[str(i) for i in range(40)],

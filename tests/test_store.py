@@ -55,7 +55,7 @@ def parts(tiny_vgg, tiny_clip, blobs) -> dict[str, Part]:
             **stop,
         )
         ids = [np.array(list(made.ids)), np.array(made.classes), made.labels]
-        return [*made.top, *made.moments, made.embeddings, made.activations, *ids]
+        return [*made.top, *made.half_moments, made.embeddings, made.activations, *ids]
 
     def resumed(cache: Path) -> list[object]:
         if not cache.exists():  # makes the cache that is damaged: stopped after two batches

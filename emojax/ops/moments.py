@@ -1,24 +1,32 @@
 """Running sums over images: per unit, and crossed with the image embeddings.
 
-The probe keeps them in place of the activations; they are enough for the cosine similarity. Sums
-are compensated (Kahan 1965): a million images leave no more rounding behind than a few.
-Shapes: U units, D embedding, B batch.
+The probe keeps them in place of the activations; they are enough for the cosine similarity and for
+correlation. Sums are compensated (Ogita, Rump and Oishi 2005): a million images leave no more
+rounding behind than a few. A correlation is made of small differences of such sums, so what is summed are differences
+from an origin near the values: those of a unit that hardly varies keep their digits, and those of
+one that does not vary are 0. Shapes: U units, D embedding, B batch.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 
 class Moments(NamedTuple):
-    """Sums over images of a (`total`), a² (`square`), a·e (`cross`) and e·e (`gram`), float32."""
+    """Sums over images of a (`total`), a² (`square`), a·e (`cross`), e·e (`gram`) and e (`embedding`).
 
-    total: Float[Array, " U"]
-    square: Float[Array, " U"]
-    cross: Float[Array, "U D"]
-    gram: Float[Array, "D D"]
+    a is a unit's activation and e an image's embedding. Halves of the images share one `Moments`
+    whose arrays have the halves as a first axis.
+    """
+
+    total: Float[Array, "... U"]
+    square: Float[Array, "... U"]
+    cross: Float[Array, "... U D"]
+    gram: Float[Array, "... D D"]
+    embedding: Float[Array, "... D"]
 
 
 class Running(NamedTuple):
@@ -26,6 +34,13 @@ class Running(NamedTuple):
 
     sums: Moments
     lost: Moments
+
+
+class Origin(NamedTuple):
+    """What was taken off activations and embeddings before they were summed."""
+
+    activations: Float[Array, " U"]
+    embeddings: Float[Array, " D"]
 
 
 def init(units: int, embedding: int) -> Running:
@@ -37,6 +52,7 @@ def init(units: int, embedding: int) -> Running:
             square=jnp.zeros(units, jnp.float32),
             cross=jnp.zeros((units, embedding), jnp.float32),
             gram=jnp.zeros((embedding, embedding), jnp.float32),
+            embedding=jnp.zeros(embedding, jnp.float32),
         )
 
     return Running(zeros(), zeros())
@@ -56,18 +72,30 @@ def update(
         square=jnp.square(a).sum(0),
         cross=jnp.matmul(a.T, e, precision=jax.lax.Precision.HIGHEST),
         gram=jnp.matmul(e.T, e, precision=jax.lax.Precision.HIGHEST),
+        embedding=e.sum(0),
     )
 
-    # Kahan's step. A batch's sum is small beside the running one, so adding it drops its last
-    # digits. They come back as (now - before) - new, and are taken off the next batch.
-    sums = jax.tree.map(
-        lambda before, lost, new: before + (new - lost), state.sums, state.lost, batch
-    )
-    lost = jax.tree.map(
-        lambda now, before, lost, new: (now - before) - (new - lost),
-        sums,
-        state.sums,
-        state.lost,
-        batch,
-    )
+    sums = jax.tree.map(jnp.add, state.sums, batch)
+
+    # A batch's sum is small beside the running one, so adding it drops its last digits. What was
+    # dropped of either is a float32 itself (Knuth's two-sum); Kahan's step would round it again
+    # as it adds it to the next batch, which is why these are summed apart.
+    def add_lost(lost: Array, now: Array, before: Array, new: Array) -> Array:
+        new_in_sum = now - before
+        return lost - ((before - (now - new_in_sum)) + (new - new_in_sum))
+
+    lost = jax.tree.map(add_lost, state.lost, sums, state.sums, batch)
     return Running(sums, lost)
+
+
+def from_origin(sums: Moments, origin: Origin, images: int) -> Moments:
+    """Sums of a − a₀ and e − e₀ over so many images → sums of a and e; on the host, in float64."""
+    a, e = (np.asarray(values, np.float64) for values in origin)
+    total, square, cross, gram, embedding = (np.asarray(array, np.float64) for array in sums)
+    return Moments(
+        total=total + images * a,
+        square=square + 2.0 * a * total + images * a**2,
+        cross=cross + np.outer(total, e) + np.outer(a, embedding) + images * np.outer(a, e),
+        gram=gram + np.outer(embedding, e) + np.outer(e, embedding) + images * np.outer(e, e),
+        embedding=embedding + images * e,
+    )

@@ -139,11 +139,11 @@ def probe(
         host = fetch_to_main(mesh, state)
 
         def finish() -> ProbeRecord:
-            top, moments = steps.merge_devices(host)
+            top, half_moments = steps.merge_devices(host, total)
             rows = recorder.rows()
             record = build_record(
                 top=top,
-                moments=moments,
+                half_moments=half_moments,
                 embeddings=rows["embeddings"],
                 activations=rows.get("activations"),
                 done_before=recorder.done,

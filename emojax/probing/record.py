@@ -36,7 +36,7 @@ from emojax.store import (
     write_json,
 )
 
-_FORMAT = 2  # of a record on disk; part of its key
+_FORMAT = 3  # of a record on disk; part of its key
 _merge = jax.jit(topk.merge, static_argnums=1)
 
 
@@ -47,7 +47,8 @@ class ProbeRecord:
     Attributes:
       layers: units of each layer, in order; U is their sum.
       top: lists of even and odd images, values and image indices [2, U, K].
-      moments: sums over images: total [U], square [U], cross [U, D], gram [D, D]; float64.
+      half_moments: sums over even and odd images: total [2, U], square [2, U], cross [2, U, D],
+        gram [2, D, D], embedding [2, D]; float64.
       embeddings: unit image embeddings [I, D].
       labels: class of each image [I], or None; `classes` are their names.
       ids: name of each image.
@@ -60,7 +61,7 @@ class ProbeRecord:
 
     layers: dict[str, int]
     top: TopK
-    moments: Moments
+    half_moments: Moments
     embeddings: Float32[np.ndarray, "I D"]
     labels: Int32[np.ndarray, " I"] | None
     classes: tuple[str, ...]
@@ -82,10 +83,20 @@ class ProbeRecord:
         merged = _merge(TopK(*map(jnp.asarray, self.top)), self.top.values.shape[2])
         return TopK._make(map(np.asarray, merged))
 
+    @cached_property
+    def moments(self) -> Moments:
+        """Sums over all images: total [U], square [U], cross [U, D], gram [D, D], embedding [D]."""
+        return Moments(*(array.sum(axis=0) for array in self.half_moments))
+
     @property
     def images(self) -> int:
         """Number of probe images."""
         return self.embeddings.shape[0]
+
+    @property
+    def half_sizes(self) -> tuple[int, int]:
+        """Numbers of even and of odd images."""
+        return self.images - self.images // 2, self.images // 2
 
     def top_k(self, k: int) -> TopK:
         """The k most activating images of every unit [U, k], ties to the lower index.
@@ -143,16 +154,16 @@ def in_every_process(
             return None
         rows = {"embeddings": record.embeddings, "activations": record.activations}
         done = {"done_before": np.asarray(record.done_before)}
-        named = {**record.top._asdict(), **record.moments._asdict(), **rows, **done}
+        named = {**record.top._asdict(), **record.half_moments._asdict(), **rows, **done}
         return {name: array for name, array in named.items() if array is not None}
 
     named = broadcast_from_main(arrays)
     if named is None:
         return None
     top = TopK._make(named.pop(name) for name in TopK._fields)
-    moments = Moments._make(named.pop(name) for name in Moments._fields)
+    half_moments = Moments._make(named.pop(name) for name in Moments._fields)
     done_before = int(named.pop("done_before"))
-    return build(top=top, moments=moments, done_before=done_before, **named)
+    return build(top=top, half_moments=half_moments, done_before=done_before, **named)
 
 
 def save(record: ProbeRecord, folder: Path) -> None:
@@ -174,7 +185,7 @@ def save(record: ProbeRecord, folder: Path) -> None:
 def save_statistics(record: ProbeRecord, folder: Path) -> list[str]:
     """Writes all of a record but its rows and checksums; returns the names of the files."""
     lists = {"top_values": record.top.values, "top_indices": record.top.indices}
-    arrays = {**lists, **record.moments._asdict()}
+    arrays = {**lists, **record.half_moments._asdict()}
     if record.labels is not None:
         arrays["labels"] = record.labels
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
@@ -252,7 +263,7 @@ def _read(folder: Path, key: str | None) -> ProbeRecord:
     record = ProbeRecord(
         layers=dict(about["layers"]),
         top=TopK._make([arrays["top_values"], arrays["top_indices"]]),
-        moments=Moments._make(arrays[name] for name in Moments._fields),
+        half_moments=Moments._make(arrays[name] for name in Moments._fields),
         embeddings=embeddings,
         labels=arrays.get("labels"),
         classes=tuple(about["classes"]),
@@ -273,13 +284,20 @@ def _refuse_misfit(record: ProbeRecord) -> None:
     indices = record.top.indices
     labels = record.labels
     is_image = (indices >= 0) & (indices < images)
-    sums = [(units,), (units,), (units, width), (width, width)]  # in the order of `Moments`
+    shapes = {
+        "total": (2, units),
+        "square": (2, units),
+        "cross": (2, units, width),
+        "gram": (2, width, width),
+        "embedding": (2, width),
+    }
     fits = {
         "layers": sum(record.layers.values()) == units
         and min(record.layers.values(), default=0) > 0,
         "top images": indices.shape == record.top.values.shape
         and bool((is_image | (indices == topk.EMPTY)).all()),
-        "sums": [array.shape for array in record.moments] == sums,
+        "sums": {name: sums.shape for name, sums in record.half_moments._asdict().items()}
+        == shapes,
         "labels": labels is None
         or (
             labels.shape == (images,)

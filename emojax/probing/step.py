@@ -1,10 +1,10 @@
 """The program of one batch: network and CLIP run side by side, and the running statistics grow.
 
 Each device keeps a state of its own over its share of every batch; `merge_devices` makes one of
-them at the end. Lists are kept apart for even and odd images: merged they are the top k of all, and
-apart they tell whether a label holds on either half. Whatever else a record shall keep of a batch
-(another sum, sums per half) is added to `State` and `update`. Shapes: B batch, T tile, U units of
-all layers side by side, K top-k, D embedding.
+them at the end. Lists and sums are kept apart for even and odd images: merged they are those of all
+images, and apart they tell whether a label holds on either half. Whatever else a record shall keep
+of a batch is added to `State` and `update`. Shapes: B batch, T tile, U units of all layers side by
+side, K top-k, D embedding.
 """
 
 import functools
@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int32, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int32, PyTree, UInt8
 
 from emojax.data.clip_encoder import unit_rows
 from emojax.distributed.data_parallel import data_parallel, in_tiles
-from emojax.distributed.mesh import batch_sharded, host_readable, put_sharded
+from emojax.distributed.mesh import AXIS, batch_sharded, host_readable, put_sharded
 from emojax.ops import moments, topk
-from emojax.ops.moments import Moments, Running
+from emojax.ops.moments import Moments, Origin, Running
 from emojax.ops.topk import EMPTY, TopK
 from emojax.probing.network import PooledTaps
 
@@ -32,14 +32,15 @@ class State(NamedTuple):
     """What a device carries from batch to batch."""
 
     top: TopK  # [2, U, K]: lists of the even and of the odd images
-    moments: Running
+    moments: Running  # [2, …]: sums over these, of differences from the origin
+    origin: Origin  # activations and embedding of image 0, on every device
 
 
 def empty_state(units: int, top_k: int, embedding: int) -> State:
     """The state of one device before its first image."""
-    one_half = topk.init(units, top_k)
-    top = TopK(*(jnp.stack([array, array]) for array in one_half))
-    return State(top, moments.init(units, embedding))
+    one_half = topk.init(units, top_k), moments.init(units, embedding)
+    top, sums = jax.tree.map(lambda array: jnp.stack([array, array]), one_half)
+    return State(top, sums, Origin(jnp.zeros(units), jnp.zeros(embedding)))
 
 
 @dataclass(frozen=True)
@@ -100,29 +101,93 @@ def update(
         lists = TopK(state.top.values[half], state.top.indices[half])
         halves.append(topk.update(lists, activations[half::2], indices[half::2]))
     top = TopK(*(jnp.stack(pair) for pair in zip(*halves, strict=True)))
-    sums = moments.update(state.moments, activations, embeddings, indices != EMPTY)
+    origin = _origin(state.origin, activations, embeddings, indices)
+    sums = _add_tiles(state.moments, tile, origin, activations, embeddings, indices != EMPTY)
 
     rows = {"embeddings": embeddings}
     if keep_activations:
         rows["activations"] = activations
-    return jax.tree.map(lambda row: row[None], State(top, sums)), rows
+    return jax.tree.map(lambda row: row[None], State(top, sums, origin)), rows
+
+
+def _origin(
+    origin: Origin,
+    activations: Float[Array, "B U"],
+    embeddings: Float[Array, "B D"],
+    indices: Int32[Array, " B"],
+) -> Origin:
+    """The origin on every device, from the device that has image 0; before that batch it is 0."""
+    holds_image_0 = indices[0] == 0
+    own = Origin(activations[0], embeddings[0])
+    shared = jax.lax.psum(jax.tree.map(lambda row: jnp.where(holds_image_0, row, 0.0), own), AXIS)
+    return jax.tree.map(jnp.add, origin, shared)
+
+
+def _add_tiles(
+    sums: Running,
+    tile: int,
+    origin: Origin,
+    activations: Float[Array, "B U"],
+    embeddings: Float[Array, "B D"],
+    valid: Bool[Array, " B"],
+) -> Running:
+    """Adds a batch to the sums of either half, tile by tile.
+
+    A tile holds the same images whatever the batch, so its sums in float32 are the same bits, and
+    the compensated sums of tiles are exact far beyond float32. So correlations depend neither on
+    the batch nor on the devices.
+    """
+    even = tile if tile % 2 == 0 else 2 * tile
+    # The compiler must not see through the loop: of a single tile it would compute embeddings anew
+    # inside their differences, and round them otherwise than in a batch of many. So the number of
+    # tiles is known at run time only, and a row more than a tile makes each slice depend on it.
+    padded = [
+        jnp.pad(rows, [(0, 1)] + [(0, 0)] * (rows.ndim - 1))
+        for rows in (activations, embeddings, valid)
+    ]
+
+    def halves_of(rows: Array, number: Array) -> Array:
+        own = jax.lax.dynamic_slice_in_dim(rows, number * even, even)
+        return jnp.moveaxis(own.reshape(even // 2, 2, *rows.shape[1:]), 1, 0)  # [2, even / 2, …]
+
+    def add(number: Array, running: Running) -> Running:
+        a, e, known = (halves_of(rows, number) for rows in padded)
+        differences = a - origin.activations, e - origin.embeddings
+        return jax.vmap(moments.update)(running, *differences, known)
+
+    # Padding comes last.
+    return jax.lax.fori_loop(0, -(-valid.sum() // even), add, sums)
 
 
 _merge_lists = jax.jit(jax.vmap(topk.merge))  # of either half: [2, devices, U, K] → [2, U, K]
 
 
-def merge_devices(state: State) -> tuple[TopK, Moments]:
-    """States of all devices [devices, …] on the host → lists of either half [2, U, K] and sums.
+def merge_devices(state: State, images: int) -> tuple[TopK, Moments]:
+    """States of all devices [devices, …] on the host → lists and sums of either half of the images.
 
-    Sums are float64, with what rounding took from them added back.
+    Lists are [2, U, K]; sums [2, …] are float64.
     """
-    by_half = TopK._make(np.moveaxis(np.asarray(array), 0, 1) for array in state.top)
-    top = TopK._make(map(np.asarray, _merge_lists(by_half)))
+    origin = Origin(*(values[0] for values in state.origin))
+    sums = _merge_sums(state.moments)
+    halves = [
+        moments.from_origin(Moments(*(array[half] for array in sums)), origin, size)
+        for half, size in enumerate((images - images // 2, images // 2))
+    ]
+    return _merge_top(state.top), Moments(*map(np.stack, zip(*halves, strict=True)))
+
+
+def _merge_top(top: TopK) -> TopK:
+    by_half = TopK._make(np.moveaxis(np.asarray(array), 0, 1) for array in top)
+    return TopK._make(map(np.asarray, _merge_lists(by_half)))
+
+
+def _merge_sums(running: Running) -> Moments:
+    """Sums over devices in float64, with what rounding took from them added back."""
 
     def total(sums: np.ndarray, lost: np.ndarray) -> np.ndarray:
         return (sums.astype(np.float64) - lost).sum(0)
 
-    return top, jax.tree.map(total, state.moments.sums, state.moments.lost)
+    return jax.tree.map(total, running.sums, running.lost)
 
 
 def to_leaves(state: State) -> dict[str, np.ndarray]:
@@ -143,11 +208,16 @@ def place(snapshot: dict[str, np.ndarray] | None, empty: State, mesh: Mesh) -> S
 
 
 def _on_first_device(state: State, empty: list[jax.Array], devices: int) -> list[np.ndarray]:
-    """Leaves of a state merged into the first device's; the other devices start empty."""
-    top, sums = merge_devices(state)
+    """Leaves of a state merged into the first device's; the others get the origin and start empty."""
+    sums = _merge_sums(state.moments)
     # A float64 sum travels on as a float32 and what that rounding took.
     rounded = jax.tree.map(np.float32, sums)
     lost = jax.tree.map(lambda exact, near: np.float32(near - exact), sums, rounded)
-    merged = jax.tree.leaves(State(top, Running(rounded, lost)))
-    others = [np.broadcast_to(leaf, (devices - 1, *leaf.shape)) for leaf in empty]
-    return [np.concatenate([leaf[None], rest]) for leaf, rest in zip(merged, others, strict=True)]
+    origin = jax.tree.map(lambda values: values[0], state.origin)
+    merged = jax.tree.leaves(State(_merge_top(state.top), Running(rounded, lost), origin))
+    # Every device needs the origin; all else starts empty on the others.
+    others = [*empty[: -len(origin)], *origin]
+    return [
+        np.concatenate([leaf[None], np.broadcast_to(rest, (devices - 1, *leaf.shape))])
+        for leaf, rest in zip(merged, others, strict=True)
+    ]

@@ -4,13 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from conftest import half_moments
 from scipy import stats as scipy_stats
 
 from emojax.data.concepts import ConceptSet
 from emojax.dissection import dissect
 from emojax.distributed.mesh import make_mesh
 from emojax.ops import stats
-from emojax.ops.moments import Moments
 from emojax.ops.topk import TopK
 from emojax.probing import probe, record
 
@@ -130,8 +130,7 @@ def record_of(acts, embeddings):
         order = np.argsort(-acts[half::2], axis=0, kind="stable")[:100].T * 2 + half
         halves.append((np.take_along_axis(acts.T, order, 1), np.int32(order)))
     top = TopK(*(np.stack(x) for x in zip(*halves, strict=True)))
-    a, e = np.float64(acts), np.float64(embeddings)
-    sums = Moments(a.sum(0), (a**2).sum(0), a.T @ e, e.T @ e)
+    sums = half_moments(acts, embeddings)
     ids = [str(i) for i in range(len(acts))]
     return record.ProbeRecord(
         {"layer": acts.shape[1]}, top, sums, embeddings, None, (), ids, None, "", acts

@@ -18,8 +18,32 @@ def test_moments_equal_float64_sums():
         rows, e = (np.pad(x, ((0, pad), (0, 0)), constant_values=np.nan) for x in (rows, e))
         state = moments.update(state, jnp.asarray(rows), jnp.asarray(e), jnp.asarray(valid))
     a, e = np.float64(activations), np.float64(embeddings)
-    for got, lost, want in zip(*state, (a.sum(0), (a**2).sum(0), a.T @ e, e.T @ e), strict=True):
+    for got, lost, want in zip(
+        *state, (a.sum(0), (a**2).sum(0), a.T @ e, e.T @ e, e.sum(0)), strict=True
+    ):
         np.testing.assert_allclose(np.float64(got) - lost, want, rtol=2e-6, atol=2e-5)
+
+
+def test_sums_from_an_origin_are_the_sums():
+    """A unit with a deviation of 1e-4 of its mean: its variance survives float32."""
+    rng = np.random.default_rng(2)
+    activations = (5 + 5e-4 * rng.standard_normal((64, 3))).astype(np.float32)
+    activations[:, 2] = 0.3
+    embeddings = (1 + 0.01 * rng.standard_normal((64, 4))).astype(np.float32)
+    origin = moments.Origin(jnp.asarray(activations[0]), jnp.asarray(embeddings[0]))
+    state = moments.update(
+        moments.init(3, 4),
+        jnp.asarray(activations - activations[0]),
+        jnp.asarray(embeddings - embeddings[0]),
+        jnp.ones(64, bool),
+    )
+    got = moments.from_origin(state.sums, origin, 64)
+    a, e = np.float64(activations), np.float64(embeddings)
+    for sums, want in zip(got, (a.sum(0), (a**2).sum(0), a.T @ e, e.T @ e, e.sum(0)), strict=True):
+        np.testing.assert_allclose(sums, want, rtol=1e-9)
+    variance = got.square / 64 - (got.total / 64) ** 2
+    np.testing.assert_allclose(variance[:2], a.var(axis=0)[:2], rtol=1e-5)
+    assert variance[2] <= 1e-15
 
 
 def test_compensated_sums_do_not_drift():

@@ -10,6 +10,7 @@ import time
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import half_moments
 from interruptions import Stopped, stop_after
 
 import emojax
@@ -59,7 +60,13 @@ def test_record_equals_plain_statistics(found, tiny_vgg, blobs, tiny_clip):
     np.testing.assert_allclose(found.embeddings, embeddings, atol=2e-6)
     kept, e = np.float64(found.activations), np.float64(found.embeddings)
     for got, want in zip(
-        found.moments, (kept.sum(0), (kept**2).sum(0), kept.T @ e, e.T @ e), strict=True
+        found.moments,
+        (kept.sum(0), (kept**2).sum(0), kept.T @ e, e.T @ e, e.sum(0)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
+    for got, want in zip(
+        found.half_moments, half_moments(found.activations, found.embeddings), strict=True
     ):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
     order = np.argsort(-found.activations, axis=0, kind="stable").T
@@ -89,6 +96,8 @@ def test_same_record_for_every_batch_and_device_count(
     np.testing.assert_array_equal(other.embeddings, found.embeddings)
     for got, want in zip(other.top, found.top, strict=True):
         np.testing.assert_array_equal(got, want)
+    for got, want in zip(other.half_moments, found.half_moments, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-11 * np.abs(want).max())
     a = dissect.dissect(found, CONCEPTS)
     b = dissect.dissect(other, CONCEPTS)
     np.testing.assert_array_equal(a.labels, b.labels)
@@ -155,11 +164,11 @@ OPTIONS = {"layers": ("lin1", "lin2"), "batch": 32, "tile": 8, "keep_activations
 def same(a, b, exact_moments=True):
     for got, want in zip(a.top, b.top, strict=True):
         np.testing.assert_array_equal(got, want)
-    for got, want in zip(a.moments, b.moments, strict=True):
+    for got, want in zip(a.half_moments, b.half_moments, strict=True):
         if exact_moments:
             np.testing.assert_array_equal(got, want)
         else:
-            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-4)
+            np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-11 * np.abs(want).max())
     np.testing.assert_array_equal(a.embeddings, b.embeddings)
     np.testing.assert_array_equal(a.activations, b.activations)
     assert (a.layers, a.key, list(a.ids)) == (b.layers, b.key, list(b.ids))
@@ -310,6 +319,6 @@ def test_killed_probe_is_identical(tiny_vgg, tiny_clip, clip_folder, tmp_path, k
         tiny_vgg, images, tiny_clip, layers=["lin*"], batch=32, tile=8, top_k=60, mesh=make_mesh(1)
     )
     assert got.key == want.key
-    for a, b in zip((*got.top, *got.moments), (*want.top, *want.moments), strict=True):
+    for a, b in zip((*got.top, *got.half_moments), (*want.top, *want.half_moments), strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(got.embeddings, want.embeddings)
