@@ -36,6 +36,8 @@ from emojax.models.deep_emotion import DeepEmotion as DeepEmotion
 from emojax.models.deep_emotion import DeepEmotionConfig as DeepEmotionConfig
 from emojax.models.vgg import VggConfig as VggConfig
 from emojax.models.vgg import VggNet as VggNet
+from emojax.probing.collect import Collection as Collection
+from emojax.probing.collect import collect as collect
 from emojax.probing.probe import probe as probe
 from emojax.probing.record import ProbeRecord as ProbeRecord
 from emojax.report.figures import plot_descriptions as plot_descriptions

@@ -65,18 +65,19 @@ def data_parallel(
     return jax.jit(mapped, out_shardings=shardings, donate_argnums=tuple(donate))
 
 
-def in_tiles(function: Callable[..., Any], tile: int, *arrays: jax.Array) -> Any:
+def in_tiles(function: Callable[..., Any], tile: int, *arrays: Any) -> Any:
     """Applies a function to `tile` rows at a time and joins the results along the first axis.
 
     A matrix product rounds differently for different numbers of rows. Work done in tiles of one
     size gives the same bits for an image whatever batch it comes in, on however many devices, so
-    rankings and labels do not depend on them. The first axis must divide by the tile.
+    rankings and labels do not depend on them. The first axis of the arrays, or pytrees of arrays,
+    must divide by the tile.
     """
     return _from_tiles(jax.lax.map(lambda rows: function(*rows), _to_tiles(tile, arrays)))
 
 
-def _to_tiles(tile: int, arrays: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-    return tuple(array.reshape(-1, tile, *array.shape[1:]) for array in arrays)
+def _to_tiles(tile: int, arrays: Sequence[Any]) -> Sequence[Any]:
+    return jax.tree.map(lambda array: array.reshape(-1, tile, *array.shape[1:]), arrays)
 
 
 def _from_tiles(results: Any) -> Any:

@@ -117,7 +117,7 @@ def probe(
     total = len(images)
     units = sum(sizes.values())
     embedding = clip.model.config.embedding
-    batch = _whole_tiles(min(batch, total), tile, mesh)
+    batch = whole_tiles(min(batch, total), tile, mesh)
     widths = {"embeddings": embedding} | ({"activations": units} if keep_activations else {})
     clip_graph, clip_params = nnx.split(clip.model)
     forward = steps.Forward(pooled_taps(network, names, pool), clip_graph, clip.preprocess)
@@ -136,27 +136,40 @@ def probe(
             recorder.take(start, rows)
             recorder.snapshot_if_due(start, state)
         recorder.flush()
-        host = fetch_to_main(mesh, state)
-
-        def finish() -> ProbeRecord:
-            top, half_moments = steps.merge_devices(host, total)
-            rows = recorder.rows()
-            record = build_record(
-                top=top,
-                half_moments=half_moments,
-                embeddings=rows["embeddings"],
-                activations=rows.get("activations"),
-                done_before=recorder.done,
-            )
-            _refuse_not_finite(record)
-            return recorder.finish(record)
-
-        record = in_every_process(finish, build_record)
-        assert record is not None
-        return record
+        return finish_record(recorder, fetch_to_main(mesh, state), total, build_record)
 
 
-def _whole_tiles(batch: int, tile: int, mesh: Mesh) -> int:
+def finish_record(
+    recorder: Recorder,
+    state: steps.State,
+    images: int,
+    build_record: Callable[..., ProbeRecord],
+) -> ProbeRecord:
+    """The record in every process, from the devices' states on the host and the recorder's rows.
+
+    Raises:
+      InputError: activations or embeddings are not finite.
+    """
+
+    def finish() -> ProbeRecord:
+        top, half_moments = steps.merge_devices(state, images)
+        rows = recorder.rows()
+        record = build_record(
+            top=top,
+            half_moments=half_moments,
+            embeddings=rows["embeddings"],
+            activations=rows.get("activations"),
+            done_before=recorder.done,
+        )
+        _refuse_not_finite(record)
+        return recorder.finish(record)
+
+    record = in_every_process(finish, build_record)
+    assert record is not None
+    return record
+
+
+def whole_tiles(batch: int, tile: int, mesh: Mesh) -> int:
     """The batch, rounded up so that every device has whole tiles and an even number of rows."""
     grain = mesh.size * (tile if tile % 2 == 0 else 2 * tile)
     return -(-batch // grain) * grain

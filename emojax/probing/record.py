@@ -131,8 +131,16 @@ def record_key(
     """
     if network.key is None:
         return None
-    settings = [list(layers), pool, top_k, tile, keep_activations, jax.default_backend()]
-    return content_key([_FORMAT, network.key, images.key, clip.key, settings])
+    settings = [list(layers), pool, top_k, tile, keep_activations]
+    return activations_key(network.key, images.key, clip, settings)
+
+
+def activations_key(
+    network_key: str, images_key: str | None, clip: ClipEncoder, settings: Sequence[object]
+) -> str:
+    """Content key of a record whose activations come from anywhere under this key."""
+    own = [*settings, jax.default_backend()]
+    return content_key([_FORMAT, network_key, images_key, clip.key, own])
 
 
 def in_every_process(
