@@ -25,7 +25,8 @@ from emojax.dissection.labels import Dissection
 from emojax.dissection.options import wpmi_options
 from emojax.dissection.table import LayerSummary, interpretability
 from emojax.editing.study import check_study
-from emojax.models.classifier import Classifier
+from emojax.models.classifier import Classifier, Editable
+from emojax.models.tapped import TappedNetwork
 from emojax.models.vgg import VggNet
 from emojax.ops.similarity import rank_reorder_size
 from emojax.probing.network import Network, as_network, resolve_layers
@@ -67,7 +68,7 @@ def check(
 
 def check_edits(
     settings: Studying, model: Classifier | Network, images: ImageSet, tests: Sequence[ImageSet]
-) -> VggNet:
+) -> Editable:
     """Refuses before the probe what the edit would refuse after it; returns what can be edited."""
     check_study(
         model,
@@ -77,7 +78,7 @@ def check_edits(
         probed=settings.probe.layers,
         protocol=settings.evaluate.protocol,
     )
-    assert isinstance(model, VggNet)  # others were refused
+    assert isinstance(model, VggNet | TappedNetwork)  # others were refused
     return model
 
 

@@ -14,7 +14,7 @@ from emojax.dissection.table import LayerSummary
 from emojax.editing.activations import FEEDS_LOGITS, Progress
 from emojax.editing.search import Edit
 from emojax.editing.study import Stage, Study, layers_to_edit, run_study
-from emojax.models.vgg import VggNet
+from emojax.models.classifier import Editable
 from emojax.report.write_study import write_study
 from emojax.training.evaluate import Protocol
 
@@ -47,7 +47,7 @@ def warn_of_slow_layers(options: Edit, table1: Sequence[LayerSummary], protocol:
 def study_edits(
     settings: Studying,
     run: store.Run,
-    model: VggNet,
+    model: Editable,
     dissection: Dissection,
     table1: Sequence[LayerSummary],
     images: ImageSet,

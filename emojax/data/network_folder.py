@@ -1,7 +1,7 @@
 """Networks under study from Hugging Face folders and hub names, and edited ones back to folders.
 
 `ARCHITECTURES` is where a new kind of network is added: its module in `models` has a config made
-by `from_hf`, and `from_hf_state_dict` and `to_hf_state_dict`.
+by `from_hf`, and `from_hf_state_dict`.
 """
 
 import shutil
@@ -32,13 +32,11 @@ class _Architecture(NamedTuple):
     Attributes:
       config: name of transformers' class that knows the defaults of `config.json`.
       build: (complete config, preprocessing, arrays) → the network in eval mode.
-      save: the network → arrays under the file's names.
       fixed_size: whether images must have the size that the config states.
     """
 
     config: str
     build: Callable[[dict[str, Any], Preprocess, Arrays], TappedNetwork]
-    save: Callable[[Any], dict[str, np.ndarray]]
     fixed_size: bool = True
 
 
@@ -69,25 +67,15 @@ def _tower(config: dict[str, Any], preprocess: Preprocess, arrays: Arrays) -> Ta
 
 
 ARCHITECTURES = {
-    "ViTForImageClassification": _Architecture("ViTConfig", _vit, vit.to_hf_state_dict),
-    "DeiTForImageClassification": _Architecture("DeiTConfig", _vit, vit.to_hf_state_dict),
-    "DeiTForImageClassificationWithTeacher": _Architecture(
-        "DeiTConfig", _deit_teacher, vit.to_hf_state_dict
-    ),
-    "Dinov2ForImageClassification": _Architecture(
-        "Dinov2Config", _vit, vit.to_hf_state_dict, fixed_size=False
-    ),
-    "ResNetForImageClassification": _Architecture(
-        "ResNetConfig", _resnet, resnet.to_hf_state_dict, fixed_size=False
-    ),
-    "ConvNextForImageClassification": _Architecture(
-        "ConvNextConfig", _convnext, convnext.to_hf_state_dict, fixed_size=False
-    ),
-    "CLIPVisionModel": _Architecture("CLIPVisionConfig", _tower, vision_tower.to_hf_state_dict),
-    "CLIPVisionModelWithProjection": _Architecture(
-        "CLIPVisionConfig", _tower, vision_tower.to_hf_state_dict
-    ),
-    "SiglipVisionModel": _Architecture("SiglipVisionConfig", _tower, vision_tower.to_hf_state_dict),
+    "ViTForImageClassification": _Architecture("ViTConfig", _vit),
+    "DeiTForImageClassification": _Architecture("DeiTConfig", _vit),
+    "DeiTForImageClassificationWithTeacher": _Architecture("DeiTConfig", _deit_teacher),
+    "Dinov2ForImageClassification": _Architecture("Dinov2Config", _vit, fixed_size=False),
+    "ResNetForImageClassification": _Architecture("ResNetConfig", _resnet, fixed_size=False),
+    "ConvNextForImageClassification": _Architecture("ConvNextConfig", _convnext, fixed_size=False),
+    "CLIPVisionModel": _Architecture("CLIPVisionConfig", _tower),
+    "CLIPVisionModelWithProjection": _Architecture("CLIPVisionConfig", _tower),
+    "SiglipVisionModel": _Architecture("SiglipVisionConfig", _tower),
 }
 
 
@@ -136,9 +124,9 @@ def save_network(network: TappedNetwork, folder: str | Path, *, like: str | Path
       InputError: `like` is no folder of this kind of network.
     """
     source = open_folder(like, "network", _FLAG)
-    architecture = _architecture(source, read_config(source, "network"))
+    _architecture(source, read_config(source, "network"))
     old = read_weights(source)
-    new = architecture.save(network)
+    new = network.state_dict()
     if not any(name.startswith("vision_model.") for name in old):
         new = {name.removeprefix("vision_model."): array for name, array in new.items()}
     unknown = set(new) - set(old)

@@ -168,20 +168,26 @@ def save_deep_emotion(
 
 
 def save_network(
-    model: vgg.VggNet | deep_emotion.DeepEmotion,
+    model: Classifier,
     path: Path | str,
     *,
     uses: Iterable[Use] | None = None,
 ) -> None:
-    """Either network, as `save_vgg` does."""
+    """Any network under the names of its file, as `save_vgg` does.
+
+    Raises:
+      ValueError: it has gains that no parameters carry.
+    """
     if isinstance(model, vgg.VggNet):
         save_vgg(model, path, uses=uses)
-    else:
+    elif isinstance(model, deep_emotion.DeepEmotion):
         save_deep_emotion(model, path, uses=uses)
+    else:
+        _save(model, model.state_dict(), path, uses)
 
 
 def _save(
-    model: vgg.VggNet | deep_emotion.DeepEmotion,
+    model: Classifier,
     arrays: dict[str, np.ndarray],
     path: Path | str,
     uses: Iterable[Use] | None,

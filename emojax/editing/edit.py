@@ -15,18 +15,21 @@ from jaxtyping import Array, Bool, Float
 
 from emojax.editing.search import Scope, Setting
 from emojax.errors import InputError, did_you_mean
-from emojax.models import vgg
-from emojax.models.vgg import VggNet
+from emojax.models import tapped, vgg
+from emojax.models.classifier import Editable
+from emojax.models.tapped import TappedNetwork
 from emojax.ops import gains as ops
 from emojax.store import read_npy
 
 
 def edit(
-    model: VggNet, layer: str, gains: jax.Array | np.ndarray, *, scope: Scope = "weights"
-) -> VggNet:
+    model: Editable, layer: str, gains: jax.Array | np.ndarray, *, scope: Scope = "weights"
+) -> Editable:
     """A copy of the network with the layer's units scaled by `gains` [U].
 
-    The model itself is left alone. `scope="weights"` leaves biases as they are, as the paper does.
+    The model itself is left alone. In a VGGNet, `scope="weights"` leaves biases as they are, as the
+    paper does; in other networks a gain scales what the unit gives to the layers behind it, in
+    their parameters where these carry that alone, and otherwise on the layer's output.
 
     Raises:
       InputError: no such layer, the wrong number of gains, or gains that are not finite.
@@ -35,9 +38,13 @@ def edit(
 
 
 def edit_layers(
-    model: VggNet, gains: Mapping[str, jax.Array | np.ndarray], *, scope: Scope = "weights"
-) -> VggNet:
+    model: Editable, gains: Mapping[str, jax.Array | np.ndarray], *, scope: Scope = "weights"
+) -> Editable:
     """As `edit`, for several layers at once: gains [U] by layer."""
+    if isinstance(model, TappedNetwork):
+        return tapped.edited(
+            model, {layer: _checked(model, layer, values) for layer, values in gains.items()}
+        )
     scoped = {
         layer: ops.with_scope(_checked(model, layer, values), scope)
         for layer, values in gains.items()
@@ -98,7 +105,7 @@ def read_gains(path: Path, units: int, *, factor: float | None = None) -> Float[
     return values if factor is None else np.asarray(ops.from_mask(jnp.asarray(values == 1), factor))
 
 
-def _checked(model: VggNet, layer: str, gains: jax.Array | np.ndarray) -> Float[Array, " U"]:
+def _checked(model: Editable, layer: str, gains: jax.Array | np.ndarray) -> Float[Array, " U"]:
     """Gains as float32, after checking that they fit the layer."""
     units = model.config.units()
     if layer not in units:

@@ -35,6 +35,8 @@ from emojax.editing.sweep import Outcomes, Sweep
 from emojax.errors import InputError
 from emojax.evidence.assess import Subject, assess
 from emojax.evidence.verdict import Evidence, Finding
+from emojax.models.classifier import Editable
+from emojax.models.tapped import TappedNetwork
 from emojax.models.vgg import VggNet
 from emojax.ops.stats import benjamini_hochberg, mcnemar_exact
 from emojax.probing.network import resolve_layers
@@ -138,7 +140,7 @@ class Study:
     """
 
     summary: StudySummary
-    edited: VggNet
+    edited: Editable
     selected_on: tuple[ImageSet, ...] = ()
     sweep: Table = field(default_factory=dict)
     thresholds: Table = field(default_factory=dict)
@@ -169,11 +171,13 @@ def check_study(
       InputError: no edit to search, layers that are not probed, too few permutations, a bad file of
         gains, test sets without labels, or the same images where different ones are needed.
     """
-    if not isinstance(model, VggNet):
+    if not isinstance(model, VggNet | TappedNetwork):
         raise InputError(
-            f"edits are made to a VGGNet, and this is a {type(model).__name__}; `emojax dissect` "
-            "labels its units"
+            "edits are made to a VGGNet or the networks of --target.path, and this is a "
+            f"{type(model).__name__}; `emojax dissect` labels its units"
         )
+    if protocol == "tencrop" and not isinstance(model, VggNet):
+        raise InputError("--evaluate.protocol tencrop crops to a VGGNet's input; use resize40")
     units = model.config.units()
     layers = options.layers
     if layers != (AUTO,):
@@ -200,7 +204,9 @@ def check_study(
     _check_sets(model, options, images, tests)
 
 
-def _check_sets(model: VggNet, options: Edit, images: ImageSet, tests: Sequence[ImageSet]) -> None:
+def _check_sets(
+    model: Editable, options: Edit, images: ImageSet, tests: Sequence[ImageSet]
+) -> None:
     names: dict[str, str] = {}
     for test in tests:
         labelled(test, model)
@@ -235,7 +241,7 @@ def _silent(_name: str, _unit: str) -> AbstractContextManager[None]:
 
 
 def run_study(
-    model: VggNet,
+    model: Editable,
     dissection: Dissection,
     table1: Sequence[LayerSummary],
     images: ImageSet,
@@ -365,7 +371,7 @@ def _results(names: Sequence[str], evaluations: Sequence[Evaluation]) -> dict[st
 
 
 def _given_gains(
-    model: VggNet,
+    model: Editable,
     layer: str,
     tests: Sequence[ImageSet],
     options: Edit,
@@ -380,7 +386,7 @@ def _given_gains(
     edited = edit(model, layer, gains, scope=options.scope)
     with stage("evaluate", "images") as progress:
 
-        def test_all(network: VggNet) -> list[Evaluation]:
+        def test_all(network: Editable) -> list[Evaluation]:
             return [
                 evaluate(network, test, protocol=protocol, batch=batch, progress=progress)
                 for test in tests
@@ -411,7 +417,7 @@ def _given_gains(
 
 
 def _ten_crops(
-    model: VggNet,
+    model: Editable,
     scores: Mapping[str, np.ndarray],
     tests: Sequence[ImageSet],
     options: Search,
@@ -451,7 +457,7 @@ def _ten_crops(
 
 
 def _cropped(
-    model: VggNet,
+    model: Editable,
     images: ImageSet,
     layer: str,
     gains: Float[np.ndarray, "S U"],

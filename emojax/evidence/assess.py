@@ -30,7 +30,7 @@ from emojax.editing.search import PAPER, Scope, Search, Setting
 from emojax.editing.sweep import Sweep
 from emojax.errors import InputError
 from emojax.evidence.verdict import Evidence
-from emojax.models.vgg import VggNet
+from emojax.models.classifier import Editable
 from emojax.ops import gains as ops
 from emojax.ops import stats
 from emojax.training.evaluate import Evaluation, same_classes
@@ -60,7 +60,7 @@ class Subject:
 
 
 def subject(
-    model: VggNet,
+    model: Editable,
     scores: Scores,
     selection: ImageSet | Sequence[ImageSet],
     held_out: ImageSet | Sequence[ImageSet] | None = None,

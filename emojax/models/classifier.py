@@ -8,3 +8,4 @@ from emojax.models.tapped import TappedNetwork
 from emojax.models.vgg import VggNet
 
 Classifier = VggNet | DeepEmotion | TappedNetwork
+Editable = VggNet | TappedNetwork

@@ -190,6 +190,10 @@ class ConvNext(TappedNetwork):
             x = tap(name, stage(x, tap.within(name)))
         return self.classifier(tap(POOLED, self.final_norm(x.mean(axis=(1, 2)))))
 
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The parameters under Hugging Face's names and layouts."""
+        return convert.to_torch(self, _HF_NAMES)
+
     def outgoing(self, layer: str) -> tuple[Slices, ...]:
         """The classifier's rows for `pooled`, the MLP's second layer for hidden units."""
         if layer == POOLED:
@@ -210,8 +214,3 @@ def from_hf_state_dict(arrays: convert.Arrays, config: ConvNextConfig) -> ConvNe
     model = convert.fill(lambda: ConvNext(config, rngs=nnx.Rngs(0)), arrays, _HF_NAMES)
     model.eval()
     return model
-
-
-def to_hf_state_dict(model: ConvNext) -> dict[str, np.ndarray]:
-    """The parameters under Hugging Face's names and layouts."""
-    return convert.to_torch(model, _HF_NAMES)

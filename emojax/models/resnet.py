@@ -40,7 +40,7 @@ class ResNetConfig(NetworkConfig):
 
     `stem` is the first convolution's width. `stride_first`: whether a bottleneck strides in its
     first convolution (the paper's) rather than its second; `stride_stage0`: whether the first stage
-    strides too.
+    strides too. `torchvision`: whose names the parameters have in the network's file.
 
     Raises:
       ValueError: sizes that no network can have, or an unknown activation or kind of block.
@@ -53,6 +53,7 @@ class ResNetConfig(NetworkConfig):
     activation: str = "relu"
     stride_first: bool = False
     stride_stage0: bool = False
+    torchvision: bool = False
 
     def __post_init__(self):
         check_activation(self.activation)
@@ -211,6 +212,14 @@ class ResNet(TappedNetwork):
             x = tap(name, stage(x, tap.within(name)))
         return self.classifier(tap(POOLED, x.mean(axis=(1, 2))))
 
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The parameters under Hugging Face's or torchvision's names and layouts."""
+        arrays = convert.to_torch(self, _names(self.config))
+        # BatchNorm's counters of training steps, which PyTorch wants and nothing reads.
+        tail = "running_mean"
+        names = [name.removesuffix(tail) for name in arrays if name.endswith(tail)]
+        return arrays | {f"{name}num_batches_tracked": np.zeros((), np.int64) for name in names}
+
     def outgoing(self, layer: str) -> tuple[Slices, ...]:
         """The classifier's rows for `pooled`, the next convolution's inputs inside a block."""
         if layer == POOLED:
@@ -233,13 +242,7 @@ def from_hf_state_dict(arrays: convert.Arrays, config: ResNetConfig) -> ResNet:
     Raises:
       ValueError: names are missing or unknown, shapes disagree, or values are not finite.
     """
-    return _fill(arrays, config, _HF_NAMES)
-
-
-def to_hf_state_dict(model: ResNet) -> dict[str, np.ndarray]:
-    """The parameters under Hugging Face's names and layouts."""
-    arrays = convert.to_torch(model, _HF_NAMES)
-    return arrays | _counters(arrays)
+    return _fill(arrays, config)
 
 
 def from_torchvision_state_dict(arrays: convert.Arrays) -> ResNet:
@@ -248,27 +251,19 @@ def from_torchvision_state_dict(arrays: convert.Arrays) -> ResNet:
     Raises:
       ValueError: names are missing or unknown, shapes disagree, or values are not finite.
     """
-    return _fill(arrays, _torchvision_config(arrays), _torchvision_name)
+    return _fill(arrays, _torchvision_config(arrays))
 
 
-def to_torchvision_state_dict(model: ResNet) -> dict[str, np.ndarray]:
-    """The parameters under torchvision's names, loadable there with `strict=True`."""
-    arrays = convert.to_torch(model, _torchvision_name)
-    return arrays | _counters(arrays)
-
-
-def _fill(arrays: convert.Arrays, config: ResNetConfig, names: convert.Names) -> ResNet:
+def _fill(arrays: convert.Arrays, config: ResNetConfig) -> ResNet:
     model = convert.fill(
-        lambda: ResNet(config, rngs=nnx.Rngs(0)), arrays, names, ignore=_is_counter
+        lambda: ResNet(config, rngs=nnx.Rngs(0)), arrays, _names(config), ignore=_is_counter
     )
     model.eval()
     return model
 
 
-def _counters(arrays: convert.Arrays) -> dict[str, np.ndarray]:
-    """BatchNorm's counters of training steps, which PyTorch wants and nothing reads."""
-    tails = [name.removesuffix("running_mean") for name in arrays if name.endswith("running_mean")]
-    return {f"{tail}num_batches_tracked": np.zeros((), np.int64) for tail in tails}
+def _names(config: ResNetConfig) -> convert.Names:
+    return _torchvision_name if config.torchvision else _HF_NAMES
 
 
 def _torchvision_name(path: convert.Path) -> str:
@@ -306,6 +301,7 @@ def _torchvision_config(arrays: convert.Arrays) -> ResNetConfig:
             block="bottleneck" if is_bottleneck else "basic",
             classes=arrays["fc.weight"].shape[0],
             preprocess=TORCHVISION,
+            torchvision=True,
         )
     except (KeyError, IndexError) as error:
         raise ValueError(f"this is not a torchvision ResNet: {error} is missing") from None

@@ -60,6 +60,17 @@ class TappedNetwork(nnx.Module):
     def outgoing(self, layer: str) -> tuple[Slices, ...]:
         """Parameters that scale with the layer's units; none where no parameters do it alone."""
 
+    @abstractmethod
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The parameters under the names and in the layouts of the file that they came from."""
+
+    def head(self, layer: str) -> tuple[Array, Array] | None:
+        """Kernel [U, classes] and bias of what makes logits of this layer alone; else None."""
+        classifier = getattr(self, "classifier", None)
+        if layer != POOLED or classifier is None:
+            return None
+        return classifier.kernel[...], classifier.bias[...]
+
     def preprocess(self, images: UInt8[AnyArray, "B H W C"]) -> Float32[Array, "B h w 3"]:
         """uint8 images → the network's input, as its files say."""
         return self.config.preprocess(images)
@@ -91,6 +102,49 @@ class TappedNetwork(nnx.Module):
             if name == layer:
                 return trunk
         raise ValueError(f"no layer {layer!r}")
+
+
+class Scaled(TappedNetwork):
+    """A network with gains on taps: an edit of layers whose effect no parameters carry alone."""
+
+    def __init__(self, network: TappedNetwork, gains: Mapping[str, Float[AnyArray, " U"]]):
+        self.config = network.config
+        self.network = network
+        self.scales = nnx.Dict({name: nnx.Param(jnp.asarray(gain)) for name, gain in gains.items()})
+
+    def run(self, images: Float[Array, "B H W 3"], tap: Tap) -> Float[Array, "B classes"]:
+        """Logits."""
+        return self.network.run(images, tap.with_gains(self._gains()))
+
+    def outgoing(self, layer: str) -> tuple[Slices, ...]:
+        """None: the parameters are the network's."""
+        return ()
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Refused.
+
+        Raises:
+          ValueError: always; the network's own file has no place for gains.
+        """
+        layers = ", ".join(self.scales)
+        raise ValueError(
+            f"gains on {layers} are no parameters of a file; edit hidden units instead"
+        )
+
+    def _gains(self) -> dict[str, Array]:
+        return {name: gain[...] for name, gain in self.scales.items()}
+
+
+def edited(model: TappedNetwork, gains: Mapping[str, Float[AnyArray, " U"]]) -> TappedNetwork:
+    """A network under gains: by new parameters where these carry a layer, else by scaling the tap.
+
+    Raises:
+      ValueError: as `with_gains`, for the number of units.
+    """
+    carried = {layer: gain for layer, gain in gains.items() if model.outgoing(layer)}
+    network = with_gains(model, carried)
+    others = {layer: gain for layer, gain in gains.items() if layer not in carried}
+    return Scaled(network, others) if others else network
 
 
 Network = TypeVar("Network", bound=TappedNetwork)

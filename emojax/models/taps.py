@@ -38,6 +38,13 @@ class Tap:
         inner._prefix = f"{self._prefix}{name}."
         return inner
 
+    def with_gains(self, gains: Mapping[str, Float[Array, " U"]]) -> "Tap":
+        """The same with more gains; a layer with two is scaled by both."""
+        both = {name: gain * self._gains.get(name, 1.0) for name, gain in gains.items()}
+        scaled = Tap({**self._gains, **both}, self._given)
+        scaled.outputs = self.outputs
+        return scaled
+
     def __call__(self, name: str, value: Float[Array, "B *inner U"]) -> Float[Array, "B *inner U"]:
         """Takes note of a layer's output; returns what the network goes on with."""
         name = self._prefix + name

@@ -82,6 +82,22 @@ class Vgg16(TappedNetwork):
             x = tap(f"dense{number}", jax.nn.relu(self.dense[number](x)))
         return self.dense[2](x)
 
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The parameters under torchvision's names, loadable there with `strict=True`."""
+        config = self.config
+        arrays = convert.to_torch(self, lambda path: _torchvision_name(path, config))
+        if config.batch_norm:
+            for number in range(len(config.widths)):
+                name = f"features.{_position(number, config) + 1}.num_batches_tracked"
+                arrays[name] = np.zeros((), np.int64)
+        return arrays
+
+    def head(self, layer: str) -> tuple[Array, Array] | None:
+        """The last dense layer's for the one before it."""
+        if layer != "dense1":
+            return None
+        return self.dense[2].kernel[...], self.dense[2].bias[...]
+
     def outgoing(self, layer: str) -> tuple[Slices, ...]:
         """The next layer's inputs."""
         number = int(layer[-1] if layer.startswith("dense") else layer.removeprefix("conv"))
@@ -122,17 +138,6 @@ def from_torchvision_state_dict(arrays: convert.Arrays) -> Vgg16:
     )
     model.eval()
     return model
-
-
-def to_torchvision_state_dict(model: Vgg16) -> dict[str, np.ndarray]:
-    """The parameters under torchvision's names, loadable there with `strict=True`."""
-    config = model.config
-    arrays = convert.to_torch(model, lambda path: _torchvision_name(path, config))
-    if config.batch_norm:
-        for number in range(len(config.widths)):
-            name = f"features.{_position(number, config) + 1}.num_batches_tracked"
-            arrays[name] = np.zeros((), np.int64)
-    return arrays
 
 
 def _position(conv: int, config: Vgg16Config) -> int:

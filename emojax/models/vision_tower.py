@@ -95,6 +95,10 @@ class VisionNetwork(TappedNetwork):
         pooled = tap(POOLED, self.vision_model(images, tap))
         return self.visual_projection(pooled) if self.is_projected else pooled
 
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The parameters under Hugging Face's names, with `vision_model.` before them."""
+        return convert.to_torch(self, clip.HF_NAMES)
+
     def outgoing(self, layer: str) -> tuple[Slices, ...]:
         """The projection's rows for `pooled`, and what the blocks' parts feed."""
         if layer == POOLED:
@@ -121,8 +125,3 @@ def from_hf_state_dict(arrays: convert.Arrays, config: VisionTowerConfig) -> Vis
     )
     model.eval()
     return model
-
-
-def to_hf_state_dict(model: VisionNetwork) -> dict[str, np.ndarray]:
-    """The parameters under Hugging Face's names and layouts, with `vision_model.` before them."""
-    return convert.to_torch(model, clip.HF_NAMES)

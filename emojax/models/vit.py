@@ -207,6 +207,10 @@ class Vit(TappedNetwork):
             pooled = jnp.concatenate([pooled, states[:, 1:].mean(axis=1)], axis=1)
         return self.classifier(tap(POOLED, pooled))
 
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The parameters under Hugging Face's names and layouts."""
+        return convert.to_torch(self, _table(self.config.kind))
+
     def outgoing(self, layer: str) -> tuple[Slices, ...]:
         """The classifier's rows for `pooled`, and what the blocks' parts feed."""
         if layer == POOLED and not self.config.teacher:
@@ -229,8 +233,3 @@ def from_hf_state_dict(arrays: convert.Arrays, config: VitConfig) -> Vit:
     )
     model.eval()
     return model
-
-
-def to_hf_state_dict(model: Vit) -> dict[str, np.ndarray]:
-    """The parameters under Hugging Face's names and layouts."""
-    return convert.to_torch(model, _table(model.config.kind))
