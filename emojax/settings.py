@@ -126,6 +126,12 @@ class Probe(Section):
         ge=0,
         description="seconds between snapshots that a stopped probe resumes from",
     )
+    memory: float | None = Field(
+        default=None,
+        gt=0,
+        description="GB on a device for the running statistics; layers that do not fit together "
+        "are probed in groups, each in a pass of its own",
+    )
     keep_activations: bool = Field(
         default=False, description="also keep pooled activations, for cos_similarity_cubed"
     )

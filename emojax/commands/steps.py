@@ -111,6 +111,7 @@ def probe(
             keep_activations=(
                 options.keep_activations or scores.similarity == "cos_similarity_cubed"
             ),
+            memory=None if options.memory is None else options.memory * 1e9,
             cache=settings.cache / "probes",
             save_every=options.save_every,
             progress=bar,

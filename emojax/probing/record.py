@@ -143,6 +143,30 @@ def activations_key(
     return content_key([_FORMAT, network_key, images_key, clip.key, own])
 
 
+def join_layers(records: Sequence[ProbeRecord], build: Callable[..., ProbeRecord]) -> ProbeRecord:
+    """One record of records of the same images and CLIP, whose layers follow one another."""
+    first = records[0]
+
+    def joined(arrays: Sequence[np.ndarray], axis: int) -> np.ndarray:
+        return np.concatenate(arrays, axis=axis)
+
+    by_unit = ("total", "square", "cross")
+    sums = {
+        name: joined([getattr(record.half_moments, name) for record in records], 1)
+        for name in by_unit
+    }
+    activations = None
+    if first.activations is not None:
+        activations = joined([np.asarray(record.activations) for record in records], 1)
+    return build(
+        top=TopK(*(joined(arrays, 1) for arrays in zip(*(r.top for r in records), strict=True))),
+        half_moments=first.half_moments._replace(**sums),
+        embeddings=first.embeddings,
+        activations=activations,
+        done_before=min(record.done_before for record in records),
+    )
+
+
 def in_every_process(
     make: Callable[[], ProbeRecord | None], build: Callable[..., ProbeRecord]
 ) -> ProbeRecord | None:

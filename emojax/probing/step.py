@@ -50,6 +50,15 @@ class Collected(NamedTuple):
     activations: Float[Array, "B U"]
 
 
+def bytes_per_unit(top_k: int, embedding: int) -> int:
+    """What the state of one device holds for a unit: two lists, and sums with what they lost."""
+    one = empty_state(1, top_k, embedding)
+    two = empty_state(2, top_k, embedding)
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(two)) - sum(
+        leaf.nbytes for leaf in jax.tree.leaves(one)
+    )
+
+
 @dataclass(frozen=True)
 class EmbedOnly:
     """CLIP's image tower beside activations that are given; a key of compiled programs."""
