@@ -12,7 +12,10 @@ from emojax.data.weights import load_deep_emotion as load_deep_emotion
 from emojax.data.weights import load_vgg as load_vgg
 from emojax.data.weights import save_deep_emotion as save_deep_emotion
 from emojax.data.weights import save_vgg as save_vgg
+from emojax.dissection.calibration import Calibration as Calibration
 from emojax.dissection.dissect import dissect as dissect
+from emojax.dissection.explain import Explanations as Explanations
+from emojax.dissection.explain import explain as explain
 from emojax.dissection.labels import Dissection as Dissection
 from emojax.dissection.table import interpretability as interpretability
 from emojax.editing.activations import PreBiasActivations as PreBiasActivations
@@ -24,13 +27,13 @@ from emojax.editing.edit import edit_layers as edit_layers
 from emojax.editing.edit import read_gains as read_gains
 from emojax.editing.search import Search as Search
 from emojax.editing.search import Setting as Setting
-from emojax.editing.study import Study as Study
 from emojax.editing.study import run_study as run_study
+from emojax.editing.study_result import Study as Study
 from emojax.editing.sweep import Sweep as Sweep
 from emojax.errors import InputError as InputError
-from emojax.evidence.assess import Subject as Subject
 from emojax.evidence.assess import assess as assess
-from emojax.evidence.assess import subject as subject
+from emojax.evidence.subject import Subject as Subject
+from emojax.evidence.subject import subject as subject
 from emojax.evidence.verdict import Evidence as Evidence
 from emojax.models.deep_emotion import DeepEmotion as DeepEmotion
 from emojax.models.deep_emotion import DeepEmotionConfig as DeepEmotionConfig

@@ -26,6 +26,9 @@ from emojax.commands import (
     demo,
     dissect,
     evaluate,
+    explain,
+    judge,
+    labels,
     prepare,
     probe,
     report,
@@ -37,7 +40,8 @@ from emojax.commands.base import Command, WritesRun
 from emojax.distributed import processes
 from emojax.errors import InputError, did_you_mean, of_the_disk, one_line
 from emojax.section import Section
-from emojax.settings import Settings, explain, paths_in, read_settings
+from emojax.settings import Settings, paths_in, read_settings
+from emojax.settings import explain as explain_refusal
 
 COMMANDS = {
     module.COMMAND.name: module.COMMAND
@@ -50,6 +54,9 @@ COMMANDS = {
         evaluate,
         probe,
         dissect,
+        labels,
+        explain,
+        judge,
         sweep,
         run,
         report,
@@ -66,10 +73,10 @@ def overview() -> str:
         "",
         "usage: emojax <command> [--config FILE] [--section.field VALUE ...]",
         "",
-        *(f"  {name:<10} {command.about}" for name, command in COMMANDS.items()),
+        *(f"  {name:<10} {command.purpose}" for name, command in COMMANDS.items()),
         "",
         "emojax <command> --help lists its settings with their defaults. --config FILE takes them "
-        "from YAML (see configs/).",
+        "from YAML; --config paper and other files of configs/ go by name.",
         "Several processes as one (docs/scale.md): --coordinator HOST:PORT --processes N --index "
         "I, or --coordinator auto.",
     ]
@@ -78,20 +85,23 @@ def overview() -> str:
 
 def _take_out(args: Sequence[str], flags: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Takes `--flag VALUE` and `--flag=VALUE` out of the arguments."""
-    rest, found, waiting = [], {}, None
+    rest = []
+    values = {}
+    waiting = None
     for arg in args:
         name, equals, value = arg.partition("=")
         if waiting is not None:
-            found[waiting], waiting = arg, None
+            values[waiting] = arg
+            waiting = None
         elif name in flags and equals:
-            found[name] = value
+            values[name] = value
         elif arg in flags:
             waiting = arg
         else:
             rest.append(arg)
     if waiting is not None:
         raise InputError(f"{waiting} needs a {'file' if waiting == '--config' else 'value'}")
-    return found, rest
+    return values, rest
 
 
 def parse_job(args: Sequence[str]) -> tuple[processes.Job | None, list[str]]:
@@ -100,22 +110,22 @@ def parse_job(args: Sequence[str]) -> tuple[processes.Job | None, list[str]]:
     Raises:
       InputError: part of it is missing or makes no sense.
     """
-    found, rest = _take_out(args, ("--coordinator", "--processes", "--index"))
-    if not found:
+    values, rest = _take_out(args, ("--coordinator", "--processes", "--index"))
+    if not values:
         return None, rest
-    coordinator = found.pop("--coordinator", None)
-    if coordinator == "auto" and not found:
+    coordinator = values.pop("--coordinator", None)
+    if coordinator == "auto" and not values:
         return processes.Job("auto"), rest
-    if coordinator in (None, "auto") or len(found) != 2:
+    if coordinator in (None, "auto") or len(values) != 2:
         raise InputError(
             "a job needs --coordinator HOST:PORT --processes N --index I, or --coordinator auto "
             "alone"
         )
-    for flag, value in found.items():
+    for flag, value in values.items():
         if not value.isdecimal():
             raise InputError(f"{flag} is {value!r}, not a number")
-    count = int(found["--processes"])
-    index = int(found["--index"])
+    count = int(values["--processes"])
+    index = int(values["--index"])
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise InputError(f"--coordinator is {coordinator!r}, not HOST:PORT or auto")
@@ -132,11 +142,11 @@ def parse(command: Command, args: Sequence[str]) -> Section:
     """
     import tyro
 
-    found, rest = _take_out(args, ("--config",))
+    values, rest = _take_out(args, ("--config",))
     if rest and not rest[0].startswith("-") and command.positional is not None:
         rest = [command.positional, *rest]
     rest = [_full_flag(command, argument) for argument in rest]
-    default = command.settings(**_from_file(command, found.get("--config")))
+    default = command.settings(**_from_file(command, values.get("--config")))
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -145,10 +155,10 @@ def parse(command: Command, args: Sequence[str]) -> Section:
                 args=rest,
                 default=default,
                 prog=f"emojax {command.name}",
-                description=f"{command.about}. --config FILE takes settings from YAML.",
+                description=f"{command.purpose}. --config FILE takes settings from YAML.",
             )
     except ValidationError as error:
-        raise InputError(explain(error, command.settings)) from None
+        raise InputError(explain_refusal(error, command.settings)) from None
     except SystemExit as stop:
         if stop.code in (0, None):
             raise

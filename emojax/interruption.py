@@ -36,7 +36,7 @@ class _Received:
 
     def forget(self) -> None:
         self.number: int | None = None
-        self.at = 0.0
+        self.last = 0.0  # time.monotonic() of the last signal
 
 
 _received = _Received()
@@ -53,7 +53,7 @@ def check_interrupted() -> None:
     """Ends the work if a signal came and its exception was lost.
 
     Python drops an exception that a signal handler raises inside a callback of compiled code or a
-    finalizer, prints its traceback and goes on; the program would end with exit code 0.
+    finalizer, prints its traceback and continues; the program would end with exit code 0.
 
     Raises:
       Interrupted: a signal came.
@@ -78,11 +78,11 @@ def _stop(number: int, frame: FrameType | None) -> None:
             os.write(2, b"emojax: interrupted\n")
         os._exit(128 + number)
     now = time.monotonic()
-    if _received.number is not None and now - _received.at < _TIDYING:
+    if _received.number is not None and now - _received.last < _TIDYING:
         return
     if _received.number is None:
         _received.number = number
-    _received.at = now
+    _received.last = now
     raise Interrupted(signal.Signals(number).name)
 
 

@@ -11,9 +11,9 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,8 @@ Files = dict[str, dict[str, Any] | None]
 
 def list_files(folder: Path) -> Files:
     """The entries of a manifest's `files` for all files of a run folder but the manifest."""
-    found = (path.relative_to(folder).as_posix() for path in _walk(folder) if path.is_file())
-    return {name: entry(folder / name) for name in sorted(found) if name != MANIFEST}
+    names = (path.relative_to(folder).as_posix() for path in _walk(folder) if path.is_file())
+    return {name: entry(folder / name) for name in sorted(names) if name != MANIFEST}
 
 
 def entry(path: Path) -> dict[str, Any]:
@@ -103,9 +103,9 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _below(path: Path) -> Iterator[Path]:
     if path.is_dir() and not path.is_symlink():
-        for each in _sorted(path):
-            yield each
-            yield from _below(each)
+        for child in _sorted(path):
+            yield child
+            yield from _below(child)
 
 
 def _sorted(folder: Path) -> list[Path]:
@@ -257,12 +257,18 @@ def new_building(target: Path) -> Path:
     prefix = f"{_HIDDEN}new." if inside else f".{target.name}."
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        building = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        building = fresh_folder(parent, prefix)
     except OSError as error:
         why = f"cannot write to {parent}: {error.strerror}"
         raise InputError(f"{why}; choose another folder") from None
-    building.chmod(0o755)
     return building
+
+
+def fresh_folder(parent: Path, prefix: str) -> Path:
+    """A new folder, its name the prefix and a random end; its rights are those of the umask."""
+    folder = parent / (prefix + secrets.token_hex(8))
+    folder.mkdir()  # `tempfile.mkdtemp` would shut out all other users, of the finished run too
+    return folder
 
 
 def place(building: Path, target: Path) -> None:
@@ -285,7 +291,7 @@ def move_into_place(building: Path, target: Path) -> None:
     if not os.path.lexists(target):
         os.replace(building, target)
         return
-    retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    retired = fresh_folder(target.parent, f".{target.name}.old.")
     os.replace(target, retired / target.name)
     os.replace(building, target)
     shutil.rmtree(retired)
@@ -297,7 +303,7 @@ def _move_in(building: Path, target: Path) -> None:
     The old manifest goes first and the new one comes last, so a mixture is never taken for a run.
     """
     old = [path for path in target.iterdir() if not path.name.startswith(_HIDDEN)]
-    retired = Path(tempfile.mkdtemp(prefix=f"{_HIDDEN}old.", dir=target))
+    retired = fresh_folder(target, f"{_HIDDEN}old.")
     for path in sorted(old, key=_manifest_last, reverse=True):
         os.replace(path, retired / path.name)
     for path in sorted(building.iterdir(), key=_manifest_last):

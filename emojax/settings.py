@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
-from emojax.dissection.options import Similarity
+from emojax.dissection.calibration import Calibration
+from emojax.dissection.options import DEFAULT, DEFAULT_PRIOR, Prior, Similarity
 from emojax.editing.search import Edit
 from emojax.errors import InputError, did_you_mean
 from emojax.section import NAME_OR_PATH, Factors, Positive, Section, Seed, UserPath
@@ -39,8 +40,17 @@ class Data(Section):
     )
     limit: Positive | None = Field(
         default=None,
-        description="take only the first images of each split; of rendered faces, how many to "
-        "render",
+        description="take only so many images of each split; of rendered faces, how many to render",
+    )
+    draw: Literal["balanced", "first"] = Field(
+        default="balanced",
+        description="which images a limit takes: as many of each class, drawn by draw-seed; or the "
+        "first",
+    )
+    draw_seed: Seed = Field(default=0, description="seed of the balanced draw")
+    class_map: tuple[str, ...] = Field(
+        default=(),
+        description="other names for classes of the data, as OLD=NEW; several OLD may have one NEW",
     )
     exclude: UserPath | None = Field(
         default=None,
@@ -50,6 +60,15 @@ class Data(Section):
     size: Positive | None = Field(
         default=None, description="side that folder images are brought to; None keeps a common size"
     )
+
+    @field_validator("class_map")
+    @classmethod
+    def _are_pairs(cls, pairs: tuple[str, ...]) -> tuple[str, ...]:
+        for pair in pairs:
+            old, equals, new = pair.partition("=")
+            if not (old.strip() and equals and new.strip()):
+                raise ValueError(f"{pair!r} is not of the form OLD=NEW")
+        return pairs
 
 
 class Target(Section):
@@ -116,7 +135,7 @@ class Probe(Section):
     taps: Literal["raw", "relu"] = Field(
         default="raw", description="raw outputs, or after BatchNorm and ReLU"
     )
-    top_k: Positive = Field(default=100, description="most activating images kept per unit")
+    top_k: Positive = Field(default=100, description="most activating images recorded per unit")
     batch: Positive = Field(default=256, description="images per step; does not change results")
     tile: Positive | None = Field(
         default=None, description="images computed together; None suits the device"
@@ -143,20 +162,47 @@ class Dissect(Section):
     """
 
     similarity: Similarity = Field(
-        default="soft_wpmi", description="similarity function of CLIP-Dissect"
+        default=DEFAULT, description="a similarity function of CLIP-Dissect, or correlation"
     )
     top_k: Positive | None = Field(default=None, description="images per unit (wpmi, soft_wpmi)")
     a: float | None = Field(
         default=None, description="temperature factor on cosines (wpmi, soft_wpmi)"
     )
-    lam: float | None = Field(
-        default=None, description="weight of the layer's prior (wpmi, soft_wpmi)"
+    lam: float | None = Field(default=None, description="weight of the prior (wpmi, soft_wpmi)")
+    prior: Prior = Field(
+        default=DEFAULT_PRIOR,
+        description="what images are compared with: the layer's units, as published; random "
+        "images; or none (wpmi, soft_wpmi)",
     )
     null_sets: int = Field(
         default=1000,
         ge=0,
         description="random image sets that labels are tested against (wpmi, soft_wpmi); 0 leaves "
         "it out",
+    )
+    abstain: bool = Field(
+        default=True,
+        description="give no label to a unit unless both halves of the images choose it and its "
+        "correlation on the half that did not choose it is above 0 (95 % interval)",
+    )
+    tau: float = Field(
+        default=0.0, description="a unit is interpretable when its maximum similarity exceeds this"
+    )
+
+
+class Labels(Section):
+    """Label settings to try together: every combination of what is given."""
+
+    similarity: tuple[Similarity, ...] = Field(
+        default=("correlation", "soft_wpmi"),
+        description="correlation, cos_similarity, wpmi, soft_wpmi",
+        min_length=1,
+    )
+    a: Factors = Field(default=(2.0, 5.0, 10.0), description="temperature factors on cosines")
+    lam: tuple[float, ...] = Field(default=(0.0, 0.6, 1.0), description="weights of the prior")
+    top_k: tuple[Positive, ...] = Field(default=(50, 100), description="images per unit")
+    prior: tuple[Prior, ...] = Field(
+        default=("images", "units"), description="what images are compared with"
     )
     tau: float = Field(
         default=0.0, description="a unit is interpretable when its maximum similarity exceeds this"
@@ -170,6 +216,31 @@ class Evaluate(Section):
         default="resize40", description="one view, or the mean over ten crops"
     )
     batch: Positive = Field(default=256, description="images per step; does not change results")
+
+
+class Explain(Section):
+    """How long explanations are."""
+
+    most: Positive = Field(default=10, description="most concepts of an explanation")
+    tolerance: float = Field(
+        default=0.02, ge=0, description="least gain in correlation that another concept must bring"
+    )
+
+
+class Judge(Section):
+    """How explanations are judged."""
+
+    alpha: float = Field(
+        default=0.02, gt=0, lt=1, description="share of the images on which a unit counts as active"
+    )
+    resamples: Positive = Field(default=200, description="bootstrap resamples of the images")
+    seed: Seed = Field(default=0, description="of the resamples and of the sanity test's draws")
+    pool: Literal["avg", "max"] = Field(
+        default="avg", description="how convolutions become one number per unit"
+    )
+    taps: Literal["raw", "relu"] = Field(
+        default="raw", description="raw outputs, or after BatchNorm and ReLU"
+    )
 
 
 class Train(Recipe):
@@ -236,10 +307,12 @@ class Report(Section):
     )
 
 
+# Where `--config NAME` looks: in an installed package, or in a clone.
+_CONFIGS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
 CACHE = Field(
     default=Path("~/.cache/emojax"),
     validate_default=True,
-    description="where probe records are kept between runs",
+    description="where probe records are cached between runs",
 )
 
 
@@ -252,8 +325,12 @@ class Settings(Section):
     concepts: Concepts = Concepts()
     probe: Probe = Probe()
     dissect: Dissect = Dissect()
+    labels: Labels = Labels()
     edit: Edit = Edit()
     evaluate: Evaluate = Evaluate()
+    explain: Explain = Explain()
+    calibration: Calibration = Calibration()
+    judge: Judge = Judge()
     train: Train = Train()
     report: Report = Report()
     cache: UserPath = CACHE
@@ -272,21 +349,26 @@ def paths_in(settings: BaseModel, prefix: str = "--") -> Iterator[tuple[str, Pat
             if NAME_OR_PATH in info.metadata and value:
                 yield flag, Path(value)
         else:
-            each = value if isinstance(value, tuple) else (value,)
-            yield from ((flag, path) for path in each if isinstance(path, Path))
+            values = value if isinstance(value, tuple) else (value,)
+            yield from ((flag, path) for path in values if isinstance(path, Path))
 
 
-def read_settings(path: Path) -> Settings:
-    """Settings from a YAML file.
+def read_settings(path: Path | str) -> Settings:
+    """Settings from a YAML file, or from one that comes with emojax, by its name: `paper`.
 
     Raises:
       InputError: the file is missing or not YAML, or a name or value is refused; the message names
         it.
     """
+    path = _shipped(Path(path))
     try:
-        values = yaml.safe_load(Path(path).read_text("utf-8"))
+        values = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:
-        raise InputError(f"cannot read the settings file {path}: {error.strerror}") from None
+        files = (file for folder in _CONFIGS for file in folder.glob("*.yaml"))
+        known = ", ".join(sorted(file.stem for file in files))
+        raise InputError(
+            f"cannot read the settings file {path}: {error.strerror}; shipped by name: {known}"
+        ) from None
     except RecursionError:
         raise InputError(f"{path}: not YAML that makes sense here (nested too deep)") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that is none
@@ -297,6 +379,15 @@ def read_settings(path: Path) -> Settings:
         return Settings.model_validate(values or {})
     except ValidationError as error:
         raise InputError(f"{path}: {explain(error, Settings)}") from None
+
+
+def _shipped(path: Path) -> Path:
+    """The path, or for a bare name that is no file here the file that comes with emojax."""
+    if path.parent == Path() and not path.suffix and not path.exists():
+        for folder in _CONFIGS:
+            if (folder / f"{path}.yaml").is_file():
+                return folder / f"{path}.yaml"
+    return path
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:

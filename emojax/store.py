@@ -17,7 +17,6 @@ import json
 import logging
 import math
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -196,22 +195,15 @@ def restore_numbers(value: dict[str, Any]) -> dict[str, Any]:
 def save_arrays(
     arrays: Mapping[str, np.ndarray], path: Path | str, *, metadata: dict[str, str] | None = None
 ) -> None:
-    """Writes safetensors; an error of the disk is an OSError like any other.
+    """Writes safetensors.
 
     Raises:
       OSError: the file cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
-    try:
-        save_file(dict(arrays), path, metadata)
-    except SafetensorError as error:
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        if number is None:
-            raise
-        code = int(number[1])
-        raise OSError(code, os.strerror(code), str(path)) from None
+    # Its `save_file` makes a file for the owner alone, whatever the umask, and errors of its own.
+    Path(path).write_bytes(save(dict(arrays), metadata))
 
 
 def read_npy(path: Path | str, *, mapped: bool = False) -> np.ndarray:
@@ -382,7 +374,7 @@ def read_entry(entry: Path, key: str, *, mapped: bool = False) -> dict[str, np.n
 def write_entry(entry: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a cache entry, whole or not at all; replaces one that failed verification."""
     entry.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.parent))
+    building = outputs.fresh_folder(entry.parent, f".{entry.name}.")
     try:
         for name, array in arrays.items():
             np.save(building / f"{name}.npy", array)
@@ -410,12 +402,12 @@ def fault(folder: Path, key: str | None = None) -> str | None:
     With a `key`, the folder must be the one that was written for it.
     """
     try:
-        about = json.loads((folder / CHECKSUMS).read_text("utf-8"))
-        if about["format"] != _CHECKSUMS_FORMAT:
-            return f"its checksums are of format {about['format']}, not {_CHECKSUMS_FORMAT}"
-        if key is not None and about["key"] != key:
+        checksums = json.loads((folder / CHECKSUMS).read_text("utf-8"))
+        if checksums["format"] != _CHECKSUMS_FORMAT:
+            return f"its checksums are of format {checksums['format']}, not {_CHECKSUMS_FORMAT}"
+        if key is not None and checksums["key"] != key:
             return "it was made for another key"
-        for name, sums in about["files"].items():
+        for name, sums in checksums["files"].items():
             if not (folder / name).is_file():
                 return f"{name} is missing"
             if _checksums(folder / name) != sums:

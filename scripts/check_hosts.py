@@ -6,7 +6,7 @@ of them is killed.
 
 Runs `probe`, `dissect` and `sweep` of the networks that ship with emojax on rendered faces as one
 process and as several on this machine, and compares all that they write. Then kills one process of
-a probe, a later and the first one, looks at how the rest end, goes on with other numbers of
+a probe, a later and the first one, looks at how the rest end, resumes with other numbers of
 processes, and compares again. Prints a line for each; exits 1 on a difference.
 """
 
@@ -284,7 +284,7 @@ def main(images: int = 640, processes: int = 4, devices: int = 2, keep: Path | N
             report("  with one line each", noise)
         run(args, after, 2, folder / "compiled")
         report(
-            f"  gone on with {after} processes × 2 devices: the same",
+            f"  resumed with {after} processes × 2 devices: the same",
             differences(folder / "one" / "probe", folder / f"killed-{victim}"),
         )
     if keep is None:

@@ -5,8 +5,8 @@ analysis of the step.
     python scripts/scale.py --clip b32 --tile 256 --devices 8
 
 The step is compiled for this machine's CPU from shapes alone; no weights are made. `docs/scale.md`
-quotes what this prints; `tests/test_scale.py` holds the formulas to XLA's numbers. XLA counts one
-trip of a loop, so every device gets one tile.
+quotes what this prints; `tests/scripts/test_scale.py` compares the formulas with XLA's numbers. XLA
+counts one trip of a loop, so every device gets one tile.
 """
 
 import dataclasses
@@ -207,9 +207,8 @@ def main(options: Options) -> None:
     from emojax.models.clip import ClipConfig
     from emojax.models.vgg import VggConfig
 
-    sizes = runpy.run_path(str(Path(__file__).with_name("benchmark.py")))["clip_config"](
-        options.clip
-    )
+    networks = Path(__file__).parent / "benchmarks" / "networks.py"
+    sizes = runpy.run_path(str(networks))["clip_config"](options.clip)
     vgg, clip = VggConfig.paper(), ClipConfig.from_hf(sizes.to_dict())
     shapes = {
         "side": options.side,

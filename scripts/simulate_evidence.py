@@ -43,7 +43,7 @@ KINDS = ("null", "null, noisy network", "null, one set", "planted")
 def subject(rng: np.random.Generator, kind: str, options: Options):
     """A simulated network with its scores on the two sets."""
     from emojax.editing.activations import Head, PreBiasActivations
-    from emojax.evidence.assess import Subject
+    from emojax.evidence.subject import Subject
 
     units, classes = options.units, options.classes
     weak = rng.random(units) < 0.4

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import Inputs
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -19,8 +20,13 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 import jax
+from jaxtyping import install_import_hook
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+# Shapes and types in annotations are checked at every call, so this comes before any import.
+CHECKED = ("ops", "models", "probing", "dissection", "training")
+install_import_hook([f"emojax.{package}" for package in CHECKED], "beartype.beartype")
 
 
 def _compilations() -> Path:
@@ -49,7 +55,19 @@ from emojax.ops.topk import TopK
 from emojax.probing import record as records
 from emojax.probing.record import ProbeRecord
 
+# What these fixtures make takes seconds before a test begins, so whatever needs them is slow.
+SLOW_FIXTURES = {
+    *("demo_cache", "dissected", "forms", "hostile", "paged", "planted", "sources", "spoilt"),
+    *("parts", "warm"),
+}
 TINY = VggConfig(widths=(4, 4, 6, 6, 8, 8, 10, 10), hidden=(24, 20))
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")
@@ -231,6 +249,15 @@ def sound(tmp_path_factory, tiny_vgg, tiny_clip, clip_folder) -> Path:
     return root
 
 
+@pytest.fixture
+def inputs(capsys, monkeypatch, tmp_path, sound) -> Inputs:
+    """Sound inputs and a place for bad ones, in a working folder and a home of their own."""
+    (tmp_path / "bad").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return Inputs(sound, tmp_path / "bad", capsys)
+
+
 def half_moments(activations: np.ndarray, embeddings: np.ndarray) -> Moments:
     """Sums over even and over odd images, plainly, in float64."""
     halves = []
@@ -261,3 +288,61 @@ def some_record(clip_key: str) -> ProbeRecord:
         key="0",
         clip_key=clip_key,
     )
+
+
+def twice(images: ImageSet, first: int) -> ImageSet:
+    """The first images and then the same again."""
+    pixels = np.concatenate([images.images[:first]] * 2)
+    return ImageSet.from_arrays(
+        pixels, np.tile(images.labels[:first], 2), images.classes, name="blobs"
+    )
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory, tiny_vgg, tiny_clip) -> tuple[Path, ImageSet]:
+    """A run whose concepts, file names and settings try to break out, with its images, half of
+    which are repeats.
+    """
+    from hostile_run import HOSTILE, PLAIN
+
+    from emojax import settings as config
+    from emojax import store
+    from emojax.commands import report as reporting
+    from emojax.commands import steps
+    from emojax.commands.base import Studying
+    from emojax.commands.opening import StudyInputs
+    from emojax.commands.study import begin_study, finish_study
+    from emojax.data.concepts import ConceptSet
+    from emojax.editing.study import run_study
+
+    images = twice(generated_images(120, 2, "<b>blobs</b>"), 120)
+    tests = [
+        generated_images(40, seed, name) for seed, name in ((3, "public_test"), (4, "private_test"))
+    ]
+    emotions = [(name,) for name in images.classes]
+    concepts = ConceptSet((*HOSTILE, *PLAIN), tuple(emotions), name="hostile")
+    options = {
+        "tau": (-0.5, 0.0),
+        "factor": (1.0, 2.0),
+        "permutations": 19,
+        "masks": 50,
+        "layers": ("lin2",),
+    }
+    settings = Studying(
+        cache=tmp_path_factory.mktemp("cache"),
+        edit=config.Edit(**options),
+        target=config.Target(weights=Path("</td><i>vgg")),
+        probe=config.Probe(layers=("conv1a", "lin1", "lin2")),
+    )
+    out = tmp_path_factory.mktemp("runs") / "a <b> & run"
+    with store.run_folder(out, "run", settings.model_dump(mode="json")) as run:
+        inputs = StudyInputs(tiny_vgg, tiny_clip, concepts, images, tests, None)
+        model = steps.check_study_inputs(settings, inputs)
+        record = steps.probe(settings, run, model, images, tiny_clip)
+        dissection, table1, summary = steps.label(settings, run, record, concepts, tiny_clip, model)
+        options = begin_study(settings, run, table1, tests)
+        study = run_study(model, dissection, table1, images, tests, **options)
+        summary["edit"] = finish_study(run, study)
+        store.write_json(run.folder / "summary.json", summary)
+    reporting.add(out, config.Report(images="thumbnails"), images)
+    return out, images

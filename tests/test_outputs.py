@@ -27,6 +27,8 @@ from emojax.report import results
 from emojax.report.write import FIGURES, PAGE
 from emojax.synthetic import faces
 
+TESTS = Path(__file__).parent
+
 
 def contents(root: Path) -> dict[str, bytes | str]:
     """Every file's bytes, every link's target, and every folder below a folder."""
@@ -453,7 +455,7 @@ def test_a_folder_mounted_on_the_same_disk_is_written_into(tmp_path):
         (tmp_path / name).mkdir()
     program = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {[str(TESTS), str(TESTS / "support")]!r}
 from pathlib import Path
 from test_outputs import written_run
 for text, again in (("1", False), ("2", True)):
@@ -490,6 +492,7 @@ def test_notes_added_while_a_run_goes_on_stay(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["R", "R.new"]
 
 
+@pytest.mark.slow
 def test_two_runs_into_one_folder_lose_neither(tmp_path):
     def run():
         with store.run_folder(tmp_path / "R", "x", {}) as late:
@@ -531,6 +534,7 @@ with store.atomic_folder(out, functools.partial(outputs.check_out, overwrite=Tru
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("inside", "renames"),
     [*((False, number) for number in range(3)), *((True, number) for number in range(7))],

@@ -24,6 +24,7 @@ from emojax.data.weights import save_vgg
 from emojax.dissection import dissect
 from emojax.distributed.mesh import make_mesh
 from emojax.editing import activations, edit, sweep
+from emojax.editing.edit import read_gains
 from emojax.errors import InputError
 from emojax.probing import partial, probe, record
 from emojax.synthetic import faces
@@ -132,6 +133,7 @@ def damage(file: Path, chance: random.Random) -> str:
     return f"{how} at {start} of {file.name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(FLIPS))
 def test_random_damage_gives_the_same_result(parts, warm, tmp_path, seed):
     folder, made = warm
@@ -262,6 +264,7 @@ def test_every_piece_of_a_large_file_is_verified(tmp_path, monkeypatch):
         assert store.fault(tmp_path, "key") == "x is not as it was written"
 
 
+@pytest.mark.slow
 def test_two_trainings_on_one_cache(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(train_command, "_key", lambda *_: "key")
     args = [
@@ -314,3 +317,81 @@ def test_the_command_says_what_it_makes_again(sound, tiny_vgg, tmp_path, capsys)
         assert err.startswith("warning: ")
         assert "is made again" in err
         assert err.count("\n") == 1
+
+
+def test_content_keys():
+    base = {"a": np.arange(3), "b": [1, None, "x"]}
+    assert store.content_key(base) == store.content_key({"b": [1, None, "x"], "a": np.arange(3)})
+    others = [
+        {"a": np.arange(3.0), "b": [1, None, "x"]},
+        {"a": np.arange(3)[None], "b": [1, None, "x"]},
+        {"a": np.arange(3), "b": [1, None, "y"]},
+        {"a": np.arange(3), "b": ["1", None, "x"]},
+    ]
+    assert len({store.content_key(x) for x in [base, *others]}) == 5
+    with pytest.raises(TypeError, match="no content key for object"):
+        store.content_key(object())
+
+
+def test_run_folder_appears_whole_or_not_at_all(tmp_path):
+    out = tmp_path / "out"
+
+    def fail_half_way():
+        with store.run_folder(out, "x", {}) as half:
+            (half.folder / "a").write_text("1")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail_half_way()
+    assert list(tmp_path.iterdir()) == []
+    for text in ("1", "2"):  # a second run replaces the first when it is told to
+        with store.run_folder(out, "x", {"s": 1}, overwrite=text == "2") as whole:
+            (whole.folder / "a").write_text(text)
+            with whole.timed("part"):
+                pass
+    assert (out / "a").read_text() == "2"
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["settings"] == {"s": 1}
+    assert {"versions", "devices", "inputs", "timings", "verb", "started"} <= set(manifest)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_numbers_that_json_lacks(tmp_path):
+    numbers = {
+        "nll": np.inf,
+        "split/a~b": [1.0, float("nan"), np.float32(-np.inf)],
+        "fine": {"x": 0.5, "none": None},
+    }
+    store.write_json(tmp_path / "a.json", numbers)
+    text = (tmp_path / "a.json").read_text()
+    found = json.loads(text, parse_constant=pytest.fail)
+    assert found["nll"] is None
+    assert found["split/a~b"] == [1.0, None, None]
+    assert found["not_finite"] == {"/nll": "inf", "/split~1a~0b/1": "nan", "/split~1a~0b/2": "-inf"}
+    np.testing.assert_equal(
+        store.restore_numbers(found), {**numbers, "split/a~b": [1.0, np.nan, -np.inf]}
+    )
+    assert store.json_line({"loss": 1.5}) == '{"loss": 1.5}\n'
+    assert json.loads(store.json_line({"loss": np.nan}), parse_constant=pytest.fail)[
+        "not_finite"
+    ] == {"/loss": "nan"}
+    for wrong in (
+        {"/other": "nan"},
+        {"/fine/x": "nan"},
+        {"/nll": "none"},
+        {"/split~1a~0b/7": "nan"},
+        ["nll"],
+        {"": "nan"},
+    ):
+        with pytest.raises(ValueError, match=r"."):
+            store.restore_numbers({**found, "not_finite": wrong})
+
+
+def test_arrays_are_never_unpickled(tmp_path):
+    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    with pytest.raises(ValueError, match="Object arrays cannot be loaded"):
+        store.read_npy(tmp_path / "objects.npy")
+    with open(tmp_path / "archive.npy", "wb") as file:
+        np.savez(file, a=np.ones(3))
+    with pytest.raises(InputError, match=r"archive\.npy is an archive"):
+        read_gains(tmp_path / "archive.npy", 3)

@@ -57,14 +57,14 @@ def audit(settings: AuditSettings) -> None:
 
     with opening.open_run(settings, "audit") as run, progress("audit") as bar:
         with run.timed("audit"):
-            found = auditing.audit(
+            result = auditing.audit(
                 auditing.pictures(data.path, data.kind, limit=data.limit),
                 reasons=settings.reasons,
                 near=settings.near,
                 keep=keep if settings.sheet else None,
                 progress=lambda done: bar(done, None),
             )
-        rows = found.findings
+        rows = result.findings
         header = ["file", "split", "label", "reason", "detail"]
         store.write_csv(run.folder / "audit.csv", header, (row[:5] for row in rows))
         if settings.exclude:
@@ -72,38 +72,38 @@ def audit(settings: AuditSettings) -> None:
             named = ([row.id, row.reason, row.file, row.detail] for row in rows if row.id)
             store.write_csv(run.folder / "exclude.csv", header, named)
         if settings.sheet:
-            _write_sheet(found, thumbnails, run.folder / "sheet.png")
-        summary = {"images": found.images, "found": _counts(found)}
+            _write_sheet(result, thumbnails, run.folder / "sheet.png")
+        summary = {"images": result.images, "found": _counts(result)}
         store.write_json(run.folder / "summary.json", summary)
-    _print(found)
+    _print(result)
     say_written(settings.out)
 
 
-def _counts(found: "Audit") -> dict[str, int]:
+def _counts(result: "Audit") -> dict[str, int]:
     """Findings by reason."""
-    counts = collections.Counter(row.reason for row in found.findings)
+    counts = collections.Counter(row.reason for row in result.findings)
     return {reason: counts[reason] for reason in REASONS}
 
 
-def _print(found: "Audit") -> None:
+def _print(result: "Audit") -> None:
     from rich.table import Table
 
     from emojax.commands.console import console, say
 
-    splits = list(found.images)
+    splits = list(result.images)
     table = Table("", *(split or "unreadable" for split in splits), "all")
     for reason in REASONS:
-        counts = collections.Counter(row.split for row in found.findings if row.reason == reason)
+        counts = collections.Counter(row.split for row in result.findings if row.reason == reason)
         table.add_row(reason, *(str(counts[split]) for split in splits), str(counts.total()))
     table.add_section()
-    images = sum(found.images.values())
-    table.add_row("images", *map(str, found.images.values()), str(images))
+    images = sum(result.images.values())
+    table.add_row("images", *map(str, result.images.values()), str(images))
     console.print(table)
-    files = {row.file for row in found.findings}
+    files = {row.file for row in result.findings}
     say(f"{len(files)} of {images} images found; none was changed")
 
 
-def _write_sheet(found: "Audit", thumbnails: "dict[str, np.ndarray]", path: Path) -> None:
+def _write_sheet(result: "Audit", thumbnails: "dict[str, np.ndarray]", path: Path) -> None:
     """The images found, by reason and in the order of audit.csv, as one picture."""
     import numpy as np
     from PIL import Image
@@ -114,7 +114,7 @@ def _write_sheet(found: "Audit", thumbnails: "dict[str, np.ndarray]", path: Path
     width = _COLUMNS * (SIDE + 2)
     parts = [_line_of_text(_CAUTION, width)]
     for reason in REASONS:
-        rows = [row for row in found.findings if row.reason == reason]
+        rows = [row for row in result.findings if row.reason == reason]
         pictures = [thumbnails[row.file] for row in rows if row.file in thumbnails]
         if pictures:
             title = f"{reason.replace('_', ' ')}: {len(pictures)}"

@@ -21,7 +21,7 @@ class Command(NamedTuple):
 
     Attributes:
       name: what stands after `emojax`.
-      about: what it is for, for `emojax --help`.
+      purpose: what it is for, for `emojax --help`.
       settings: the class of its settings.
       run: its function.
       positional: the flag that a first argument without dashes is short for.
@@ -29,7 +29,7 @@ class Command(NamedTuple):
     """
 
     name: str
-    about: str
+    purpose: str
     settings: type[Section]
     run: Callable[[Any], None]
     positional: str | None = None

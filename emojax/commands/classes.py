@@ -24,7 +24,8 @@ def given(model: _Classifier, target: Target) -> _Classifier:
     Raises:
       InputError: as `with_classes`, or the weights file itself names others.
     """
-    names, known = target.classes, model.config.class_names
+    names = target.classes
+    known = model.config.class_names
     if not names:
         return model
     try:
@@ -81,14 +82,14 @@ def shuffled(weights: Path, summaries: Mapping[str, Mapping[str, Any]] | None) -
     if not summaries:
         return []
     name, summary = list(summaries.items())[-1]
-    found = better_order(np.asarray(summary["confusion"]), summary["classes"])
-    if found is None:
+    better = better_order(np.asarray(summary["confusion"]), summary["classes"])
+    if better is None:
         return []
     total = summary["images"]
     return [
         f"{weights.name} seems to count its classes in another order: taken as "
-        f"{listed(found.names)}, {found.correct / total:.2%} of {total} images"
+        f"{listed(better.names)}, {better.correct / total:.2%} of {total} images"
         f"{'' if name == 'all' else f' of {name}'} are right, not "
-        f"{found.given_correct / total:.2%}; "
+        f"{better.given_correct / total:.2%}; "
         "check the folders' names, or give the order with --target.classes"
     ]

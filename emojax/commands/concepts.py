@@ -61,7 +61,7 @@ def concepts(settings: ConceptsSettings) -> None:
             store.write_text(run.folder / "concepts.csv", text)
         store.write_csv(run.folder / "problems.csv", concept_review.Problem._fields, problems)
         if clip is not None:
-            too_long = {found.concept for found in problems if found.problem == "too_long"}
+            too_long = {problem.concept for problem in problems if problem.problem == "too_long"}
             fitting = [name for name in names if name not in too_long]
             _write_agreement(run.folder / "agreement.csv", fitting, settings.classes, clip)
     _print(entries, names, problems, compared=clip is not None)
@@ -105,9 +105,9 @@ def _print(
 
     mapped = sum(bool(entry.emotions) for entry in entries)
     say(f"{len(names)} concepts, {mapped or 'none'} with emotions, {len(problems)} problems")
-    for found in problems:
-        kind = found.problem.replace("_", " ")
-        say(f"  line {found.line}: {kind} {found.concept!r} ({found.detail})")
+    for problem in problems:
+        kind = problem.problem.replace("_", " ")
+        say(f"  line {problem.line}: {kind} {problem.concept!r} ({problem.detail})")
     if not compared:
         say(
             "without --clip.path: lengths, near-synonyms and agreement with the classes were not "

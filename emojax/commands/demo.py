@@ -13,12 +13,15 @@ from pydantic import Field
 
 from emojax import settings
 from emojax.commands.base import Command, Studying, WritesRun, out_folder
+from emojax.dissection.options import DEFAULT, DEFAULT_PRIOR, Prior
+from emojax.editing.search import Edit
 from emojax.section import UserPath
 
 if TYPE_CHECKING:
     from emojax.data.image_set import ImageSet
     from emojax.dissection.labels import Dissection
-    from emojax.dissection.truth import Agreement
+    from emojax.dissection.options import Similarity
+    from emojax.dissection.truth import Agreement, Labelled
     from emojax.models.vgg import VggNet
     from emojax.ops.affinity import Affinity
     from emojax.probing.record import ProbeRecord
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from emojax.synthetic.faces import Faces
 
 RESPONDS = 0.75  # AUROC from which a unit is said to respond to an attribute
+_LABELLER = f"{DEFAULT}_{DEFAULT_PRIOR}"  # the default, as the tables name it
 _TEST_SPLITS = ("public_test", "private_test")
 
 
@@ -45,8 +49,10 @@ def demo(settings: DemoSettings) -> None:
     from emojax import store
     from emojax.commands import opening, report, steps
     from emojax.commands.console import say_written
+    from emojax.commands.study import begin_study, finish_study
     from emojax.data.concepts import load_concepts
     from emojax.data.provenance import read_provenance
+    from emojax.editing.study import run_study
     from emojax.synthetic import shipped
 
     effective = _effective(settings)
@@ -65,8 +71,16 @@ def demo(settings: DemoSettings) -> None:
             "classes": list(model.config.class_names or ()),
         }
         concepts = load_concepts("paper25")
-        record, summary = steps.chain(effective, run, model, clip, concepts, images, tests)
-        summary["truth"] = _compare_with_truth(run, model, record, test_faces, tests)
+        class_names = model.config.class_names
+        inputs = opening.StudyInputs(model, clip, concepts, images, tests, class_names)
+        model = steps.check_study_inputs(effective, inputs)
+        record = steps.probe(effective, run, model, images, clip)
+        dissection, table1, summary = steps.label(effective, run, record, concepts, clip, model)
+        options = begin_study(effective, run, table1, tests)
+        study = run_study(model, dissection, table1, images, tests, **options)
+        summary["edit"] = finish_study(run, study)
+        summary |= _compare_with_truth(run, model, record, test_faces, tests)
+        summary["explanations"] = _explain(run, record)
         store.write_json(run.folder / "summary.json", summary)
     try:
         report.complete(settings.out, settings.report, images)
@@ -76,13 +90,15 @@ def demo(settings: DemoSettings) -> None:
 
 
 def _effective(demo: DemoSettings) -> Studying:
-    """The usual settings of the main job, with what all five similarity functions need."""
+    """The usual settings of the main job, with what all similarity functions need."""
     from emojax.ops.similarity import rank_reorder_size
 
     top_k = max(100, rank_reorder_size(demo.images))
     probe = settings.Probe(keep_activations=True, top_k=top_k)
     concepts = settings.Concepts(path="paper25")
-    return Studying(probe=probe, concepts=concepts, cache=demo.cache)
+    # As many thresholds as the paper's, which are on the scale of the published scores.
+    edit = Edit(tau=tuple(12.5 * step for step in range(12)))
+    return Studying(probe=probe, concepts=concepts, edit=edit, cache=demo.cache)
 
 
 # Labels compared with the truth
@@ -95,19 +111,18 @@ def _compare_with_truth(
     test_faces: "Sequence[Faces]",
     tests: "Sequence[ImageSet]",
 ) -> dict[str, Any]:
-    """Labels by all five similarity functions against what units respond to on the test faces.
+    """Labels by all similarity functions against what units respond to on the test faces.
 
-    Writes `truth.csv`, prints the table, returns it for the summary.
+    Writes `truth.csv`, prints the tables; returns them for the summary, with the shares of the
+    default's labels that are right and how these grow if fewer units are labelled.
     """
     from dataclasses import asdict
-    from typing import get_args
 
     import numpy as np
 
     from emojax.data.concepts import ConceptSet
     from emojax.dissection import truth
     from emojax.dissection.dissect import dissect
-    from emojax.dissection.options import Similarity
     from emojax.ops.affinity import affinity as measure_affinity
     from emojax.probing.network import as_network
     from emojax.synthetic.faces import ATTRIBUTES
@@ -119,21 +134,82 @@ def _compare_with_truth(
         responses = np.concatenate([truth.activations(network, test, layers) for test in tests])
         presence = np.concatenate([faces.attributes for faces in test_faces])
         affinity = measure_affinity(responses, presence)
+        enriched = truth.enrichment(responses, presence)
         dissections = {
-            name: dissect(record, attributes, similarity=name, null_sets=0)
-            for name in get_args(Similarity)
+            name: dissect(
+                record,
+                attributes,
+                similarity=similarity,
+                prior=prior,
+                null_sets=0,
+                trust=name == _LABELLER,
+            )
+            for name, (similarity, prior) in _functions().items()
         }
         scores = {name: dissection.scores for name, dissection in dissections.items()}
         tables = {"units": truth.table(scores, affinity.auroc)}
-        if np.nanmax(affinity.auroc) >= RESPONDS:
+        best = np.nanmax(affinity.auroc, axis=1)
+        responds = best >= RESPONDS
+        if responds.any():
             title = f"units that respond to something (AUROC ≥ {RESPONDS})"
             tables[title] = truth.table(scores, affinity.auroc, least=RESPONDS)
+        else:
+            responds = np.ones(len(best), bool)
+        default = dissections[_LABELLER]
+        margin = default.margin
+        assert margin is not None  # there are as many labels as attributes
+        own = affinity.auroc[np.arange(len(best)), default.labels]
+        right = own == best
+        shares = truth.labels_right(
+            default.scores[responds], margin[responds], affinity.auroc[responds], enriched[responds]
+        )
+        curve = truth.certainty(margin[responds], right[responds])
+        by_rule = None
+        if default.trusted is not None and default.trusted[responds].any():
+            stands = default.trusted[responds]
+            by_rule = truth.Labelled(float(stands.mean()), float(right[responds][stands].mean()))
     _write_truth(run, record, affinity, dissections)
     for title, rows in tables.items():
         _print_truth(title, rows)
+    _print_certainty(curve, by_rule)
     return {
-        title: {name: asdict(row) for name, row in rows.items()} for title, rows in tables.items()
+        "truth": {
+            title: {name: asdict(row) for name, row in rows.items()}
+            for title, rows in tables.items()
+        },
+        "labels_right": asdict(shares),
+        "certainty": [asdict(point) for point in curve],
+        "abstaining": None if by_rule is None else asdict(by_rule),
     }
+
+
+def _functions() -> "dict[str, tuple[Similarity, Prior | None]]":
+    """Similarity function and prior of each row of the tables, the default's first."""
+    from typing import get_args
+
+    from emojax.dissection.options import Similarity
+
+    functions: dict[str, tuple[Similarity, Prior | None]] = {_LABELLER: (DEFAULT, DEFAULT_PRIOR)}
+    for name in get_args(Similarity):
+        functions[name] = name, None  # as published
+    functions["wpmi_images"] = "wpmi", "images"
+    return functions
+
+
+def _explain(run: "Run", record: "ProbeRecord") -> dict[str, Any]:
+    """Units as weighted sums of what faces show; returns what `explanations.json` holds."""
+    from emojax.commands import explain
+    from emojax.data.concepts import ConceptSet
+    from emojax.dissection.dissect import dissect
+    from emojax.dissection.explain import explain as explain_record
+    from emojax.synthetic.faces import ATTRIBUTES
+
+    attributes = ConceptSet(ATTRIBUTES, name="what faces show")
+    with run.timed("explain"):
+        explanations = explain_record(record, attributes)
+        paper = dissect(record, attributes, similarity="soft_wpmi", null_sets=0)
+    of_paper = float(explanations.correlation_of(paper.labels).mean())
+    return explain.write(run, explanations, soft_wpmi_correlation=of_paper)
 
 
 def _write_truth(
@@ -188,23 +264,46 @@ def _print_truth(title: str, rows: "Mapping[str, Agreement]") -> None:
     console.print(table)
 
 
+def _print_certainty(curve: "Sequence[Labelled]", by_rule: "Labelled | None") -> None:
+    """The curve of share labelled against share right, and the rule's point on it."""
+    from rich.table import Table
+
+    from emojax.commands.console import console
+
+    title = f"{_LABELLER}: if only the units with the largest margins are labelled"
+    table = Table("units labelled", title=title, title_justify="left")
+    table.add_column("labels right", justify="right")
+    for point in curve:
+        if round(point.labelled * 20) % 5 == 0:
+            table.add_row(f"{point.labelled:.0%}", f"{point.right:.0%}")
+    if by_rule is not None:
+        table.add_section()
+        table.add_row(f"those that stand, {by_rule.labelled:.0%}", f"{by_rule.right:.0%}")
+    console.print(table)
+
+
 def _closing(summary: dict[str, Any], out: Path) -> None:
     """The last lines: what was found, and where it lies."""
     from emojax.commands.console import say
 
     tables = summary["truth"]
-    row = tables[list(tables)[-1]]["soft_wpmi"]
+    row = tables[list(tables)[-1]][_LABELLER]
+    right = summary["labels_right"]
     edit = summary["edit"]
-    before, tested = edit["baseline"]["all"], edit["tested"]
-    chance, chance_of_three = 1 / row["attributes"], 3 / row["attributes"]
+    before = edit["baseline"]["all"]
+    tested = edit["tested"]
+    chance = 1 / row["attributes"]
+    chance_of_three = 3 / row["attributes"]
     lines = {
         "network": f"{before['top1']:.1%} of {before['images']} rendered test faces in the right "
         "emotion (chance 14.3%)",
-        "labels": f"soft_wpmi names what a unit responds to most in {row['best']:.0%} "
+        "labels": f"{_LABELLER} names what a unit responds to most in {row['best']:.0%} "
         f"(chance {chance:.0%}) of {row['units']} units with a clear response, one of three in "
-        f"{row['among_three']:.0%} (chance {chance_of_three:.0%})",
+        f"{row['among_three']:.0%} (chance {chance_of_three:.0%}); of the most certain half "
+        f"{right['certain_half']:.0%}",
         "edit": f"{edit['finding']} (McNemar p = {edit['p_value']:.2g}): {tested['gained']} faces "
-        f"gained and {tested['lost']} lost of {tested['images']} that took no part in its choice",
+        f"gained and {tested['lost']} lost of {tested['images']} that took no part in its "
+        "selection",
         "files": str(out),
     }
     say("\nWhat was found")

@@ -5,7 +5,7 @@ write.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from emojax import interruption, store
 from emojax.commands import classes
@@ -14,6 +14,7 @@ from emojax.commands.console import say_written, warn
 from emojax.commands.factory import open_factory
 from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.clip_folder import load_clip
+from emojax.data.concepts import ConceptSet, load_concepts
 from emojax.data.image_set import ImageSet
 from emojax.data.network_folder import load_network
 from emojax.data.opening import open_split
@@ -24,6 +25,26 @@ from emojax.probing.network import Network
 from emojax.settings import Clip, Data, Target
 
 _Value = TypeVar("_Value")
+
+
+class StudyInputs(NamedTuple):
+    """What a study of edits starts from.
+
+    Attributes:
+      model: the network, its outputs named.
+      clip: what images and concepts are embedded with.
+      concepts: to label units with.
+      images: the probe images.
+      tests: labelled test splits.
+      class_names: as the weights file gives them; None where the order had to be assumed.
+    """
+
+    model: Classifier | Network
+    clip: ClipEncoder
+    concepts: ConceptSet
+    images: ImageSet
+    tests: Sequence[ImageSet]
+    class_names: Sequence[str] | None
 
 
 def needed(value: _Value | None, flag: str, what: str) -> _Value:
@@ -39,14 +60,30 @@ def needed(value: _Value | None, flag: str, what: str) -> _Value:
 
 def open_split_of(data: Data, split: str) -> ImageSet:
     """A split of the settings' data set."""
+    pairs = (pair.partition("=") for pair in data.class_map)
     return open_split(
-        data.path, split, kind=data.kind, size=data.size, limit=data.limit, exclude=data.exclude
+        data.path,
+        split,
+        kind=data.kind,
+        size=data.size,
+        limit=data.limit,
+        draw=data.draw,
+        seed=data.draw_seed,
+        exclude=data.exclude,
+        class_map={old.strip(): new.strip() for old, _, new in pairs},
     )
 
 
 def open_probe_set(data: Data) -> ImageSet:
-    """The split that is probed."""
-    return open_split_of(data, data.probe_split)
+    """The split that is probed. Warns of one in which nothing can differ by class."""
+    images = open_split_of(data, data.probe_split)
+    if images.labels is not None and (images.labels == images.labels[0]).all():
+        label = images.classes[images.labels[0]]
+        warn(
+            f"all {len(images)} images of {images.name} are of the class {label!r}: labels can "
+            "only tell what differs within it, and their description accuracy means nothing"
+        )
+    return images
 
 
 def open_test_splits(data: Data) -> list[ImageSet]:
@@ -110,6 +147,15 @@ def open_clip(clip: Clip) -> ClipEncoder:
     """The CLIP that images and concepts are embedded with."""
     what = "a Hugging Face CLIP folder or hub name, e.g. openai/clip-vit-base-patch16"
     return load_clip(needed(clip.path, "--clip.path", what), dtype=clip.dtype)
+
+
+def open_study(settings: Studying) -> StudyInputs:
+    """All that the settings of a study name; the cheapest to refuse comes first."""
+    concepts = load_concepts(settings.concepts.path)
+    model, tests, class_names = open_tested(settings)
+    clip = open_clip(settings.clip)
+    images = open_probe_set(settings.data)
+    return StudyInputs(model, clip, concepts, images, tests, class_names)
 
 
 def open_run(settings: WritesRun, command: str, **extra: Any) -> AbstractContextManager[store.Run]:

@@ -23,6 +23,12 @@ class ReportSettings(Section):
     audit: UserPath | None = Field(
         default=None, description="audit.csv whose flagged images to show"
     )
+    explanations: UserPath | None = Field(
+        default=None, description="folder of `emojax explain` whose explanations to show"
+    )
+    judgement: UserPath | None = Field(
+        default=None, description="folder of `emojax judge` whose judgement to show"
+    )
 
 
 def report(settings: ReportSettings) -> None:
@@ -31,7 +37,8 @@ def report(settings: ReportSettings) -> None:
         raise InputError("name a run folder: emojax report RUN")
     if not settings.run.is_dir():
         raise InputError(f"no run folder {str(settings.run)!r}")
-    add(settings.run, settings.report, None, settings.audit)
+    further = (settings.audit, settings.explanations, settings.judgement)
+    add(settings.run, settings.report, None, *further)
 
 
 def complete(folder: Path, options: settings.Report, images: "ImageSet") -> None:
@@ -53,10 +60,13 @@ def add(
     options: settings.Report,
     images: "ImageSet | None",
     audit: Path | None = None,
+    explanations: Path | None = None,
+    judgement: Path | None = None,
 ) -> None:
     """Writes `report.html` and `figures/` into a run folder.
 
-    `images` are its probe set where that is at hand. Of several processes the main one writes; all
+    `images` are its probe set where that is at hand; `audit`, `explanations` and `judgement` are
+    further results to show, see `results.read_run`. Of several processes the main one writes; all
     of them read the images, which they share the work of.
 
     Raises:
@@ -69,7 +79,7 @@ def add(
 
     if images is not None and not is_main_process():
         return
-    run = results.read_run(folder, audit)
+    run = results.read_run(folder, audit, explanations, judgement)
     rendered = run.command == "demo" or run.settings.get("data", {}).get("kind") == "faces"
     harmless = rendered and run.labels is not None
     wanted = options.images == "thumbnails" or (options.images == "auto" and harmless)

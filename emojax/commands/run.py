@@ -14,20 +14,27 @@ class RunSettings(Studying):
 
 def run(settings: RunSettings) -> None:
     """Probe, dissect, Table 1, the grid of edits, the edited network evaluated, the page."""
+    from emojax import store
     from emojax.commands import classes, opening, report, steps
-    from emojax.data.concepts import load_concepts
+    from emojax.commands.study import begin_study, finish_study
+    from emojax.editing.study import run_study
 
-    concepts = load_concepts(settings.concepts.path)
-    model, tests, class_names = opening.open_tested(settings)
-    clip = opening.open_clip(settings.clip)
-    images = opening.open_probe_set(settings.data)
+    inputs = opening.open_study(settings)
     weights = opening.name_of(settings.target)
     with opening.open_run(settings, "run") as folder:
-        warnings = opening.note_provenance(folder, weights, tests, class_names)
-        _, summary = steps.chain(settings, folder, model, clip, concepts, images, tests)
+        warnings = opening.note_provenance(folder, weights, inputs.tests, inputs.class_names)
+        model = steps.check_study_inputs(settings, inputs)
+        record = steps.probe(settings, folder, model, inputs.images, inputs.clip)
+        dissection, table1, summary = steps.label(
+            settings, folder, record, inputs.concepts, inputs.clip, model
+        )
+        options = begin_study(settings, folder, table1, inputs.tests)
+        study = run_study(model, dissection, table1, inputs.images, inputs.tests, **options)
+        summary["edit"] = finish_study(folder, study)
+        store.write_json(folder.folder / "summary.json", summary)
         warnings += classes.shuffled(weights, summary["edit"]["baseline"])
     try:
-        report.complete(settings.out, settings.report, images)
+        report.complete(settings.out, settings.report, inputs.images)
     finally:  # the warnings are about the results, whatever became of the page
         opening.end_with(settings.out, warnings)
 

@@ -1,7 +1,8 @@
 """The steps of the main job, from built objects to results in a run folder, with what is printed of
 them.
 
-`run`, `dissect`, `sweep` and `demo` are made of these: check, probe, dissect, label, study.
+`run`, `dissect`, `sweep` and `demo` are made of these: check, probe, dissect, label. The study that
+may follow is in `commands/study.py`.
 """
 
 import time
@@ -15,7 +16,7 @@ from rich.table import Table
 from emojax import store
 from emojax.commands.base import Dissecting, Probing, Studying
 from emojax.commands.console import console, progress, say
-from emojax.commands.study import study_edits
+from emojax.commands.opening import StudyInputs
 from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.concepts import ConceptSet
 from emojax.data.image_set import ImageSet
@@ -23,8 +24,8 @@ from emojax.dissection.dissect import dissect as dissect_record
 from emojax.dissection.dissect import embed_concepts
 from emojax.dissection.labels import Dissection
 from emojax.dissection.options import wpmi_options
-from emojax.dissection.table import LayerSummary, interpretability
-from emojax.editing.study import check_study
+from emojax.dissection.table import LayerSummary
+from emojax.editing.study_checks import check_study
 from emojax.models.classifier import Classifier, Editable
 from emojax.models.tapped import TappedNetwork
 from emojax.models.vgg import VggNet
@@ -66,20 +67,22 @@ def check(
     resolve_layers(layers_to_probe(settings, model), list(units_of(model, images)))
 
 
-def check_edits(
-    settings: Studying, model: Classifier | Network, images: ImageSet, tests: Sequence[ImageSet]
-) -> Editable:
-    """Refuses before the probe what the edit would refuse after it; returns what can be edited."""
+def check_study_inputs(settings: Studying, inputs: StudyInputs) -> Editable:
+    """Refuses before the probe what labelling and editing would refuse after it.
+
+    Returns the network as one that can be edited.
+    """
+    check(settings, inputs.model, inputs.clip, inputs.concepts, inputs.images)
     check_study(
-        model,
+        inputs.model,
         settings.edit,
-        images,
-        tests,
+        inputs.images,
+        inputs.tests,
         probed=settings.probe.layers,
         protocol=settings.evaluate.protocol,
     )
-    assert isinstance(model, VggNet | TappedNetwork)  # others were refused
-    return model
+    assert isinstance(inputs.model, VggNet | TappedNetwork)  # others were refused
+    return inputs.model
 
 
 def probe(
@@ -136,35 +139,25 @@ def _say_probed(record: ProbeRecord, seconds: float) -> None:
     )
 
 
-def dissect(
-    settings: Dissecting,
-    run: store.Run,
-    record: ProbeRecord,
-    concepts: ConceptSet,
-    clip: ClipEncoder,
-) -> Dissection:
-    """Scores and labels of all units."""
+def scoring(
+    settings: Dissecting, run: store.Run, concepts: ConceptSet, clip: ClipEncoder
+) -> dict[str, Any]:
+    """What the settings ask of `emojax.dissect` beside record and concepts."""
     options = settings.dissect
-    wpmi_options(
-        options.similarity, options.top_k, options.a, options.lam
-    )  # refuses what is no setting of it
+    hyperparameters: dict[str, Any] = {"top_k": options.top_k, "a": options.a, "lam": options.lam}
+    # Refuses what is no setting of the function.
+    if wpmi_options(options.similarity, **hyperparameters) is not None:
+        hyperparameters["prior"] = options.prior
     with run.timed("embed concepts"):
         texts = embed_concepts(clip, concepts, settings.cache)
-    with run.timed("dissect"):
-        dissection = dissect_record(
-            record,
-            concepts,
-            similarity=options.similarity,
-            clip=clip,
-            text_embeddings=texts,
-            null_sets=options.null_sets,
-            top_k=options.top_k,
-            a=options.a,
-            lam=options.lam,
-        )
     emotions = concepts.emotions and [list(names) for names in concepts.emotions]
     run.inputs["concepts"] = store.content_key([list(concepts.concepts), emotions])
-    return dissection
+    return hyperparameters | {
+        "similarity": options.similarity,
+        "clip": clip,
+        "text_embeddings": texts,
+        "null_sets": options.null_sets,
+    }
 
 
 def label(
@@ -176,60 +169,22 @@ def label(
     model: Classifier | Network | None,
 ) -> tuple[Dissection, list[LayerSummary], dict[str, Any]]:
     """From a record to labels, Table 1 and the summary, written and printed."""
-    dissection = dissect(settings, run, record, concepts, clip)
+    asked = scoring(settings, run, concepts, clip)
+    with run.timed("dissect"):
+        dissection = dissect_record(record, concepts, **asked)
     network = None if model is None or isinstance(model, Network) else model.config.units()
     outgoing = None
     if isinstance(model, VggNet):
         logits_layer: Any = model.lin3  # pyright: ignore[reportAttributeAccessIssue] - set by name
         outgoing = np.asarray(logits_layer.kernel[...])
     tau = settings.dissect.tau
-    table1, summary = write_dissection(run.folder, dissection, tau, network, outgoing)
+    abstain = settings.dissect.abstain
+    table1, summary = write_dissection(
+        run.folder, dissection, tau, network, outgoing, abstain=abstain
+    )
     print_table1(table1, tau)
-    if dissection.confidence:
-        say(_confidence_line(summary["confidence"], sum(record.layers.values())))
+    _say_trust(dissection, abstain=abstain)
     return dissection, table1, summary
-
-
-def chain(
-    settings: Studying,
-    run: store.Run,
-    model: Classifier | Network,
-    clip: ClipEncoder,
-    concepts: ConceptSet,
-    images: ImageSet,
-    tests: Sequence[ImageSet],
-) -> tuple[ProbeRecord, dict[str, Any]]:
-    """The main job: probe, labels, Table 1, the edit and its evidence; all of it written.
-
-    Returns the record and the summary that was written.
-    """
-    check(settings, model, clip, concepts, images)
-    editable = check_edits(settings, model, images, tests)
-    record = probe(settings, run, model, images, clip)
-    dissection, table1, summary = label(settings, run, record, concepts, clip, model)
-    summary["edit"] = study_edits(settings, run, editable, dissection, table1, images, tests)
-    store.write_json(run.folder / "summary.json", summary)
-    return record, summary
-
-
-def sweep(
-    settings: Studying,
-    run: store.Run,
-    model: Classifier | Network,
-    clip: ClipEncoder,
-    concepts: ConceptSet,
-    images: ImageSet,
-    tests: Sequence[ImageSet],
-) -> dict[str, Any]:
-    """Probe, labels and the edit, without the labels' files; returns the summary of the edit."""
-    check(settings, model, clip, concepts, images)
-    editable = check_edits(settings, model, images, tests)
-    record = probe(settings, run, model, images, clip)
-    dissection = dissect(settings, run, record, concepts, clip)
-    table1 = interpretability(dissection, settings.dissect.tau)
-    edit = study_edits(settings, run, editable, dissection, table1, images, tests)
-    store.write_json(run.folder / "summary.json", {"edit": edit})
-    return edit
 
 
 def open_record(path: Path) -> ProbeRecord:
@@ -242,11 +197,29 @@ def open_record(path: Path) -> ProbeRecord:
 # What is printed
 
 
-def _confidence_line(summary: dict[str, Any], units: int) -> str:
-    line = f"labels: {summary['significant_at_q05']} of {units} units above chance (q ≤ 0.05)"
-    if summary["halves_agree"] is not None:
-        line += f"; {summary['halves_agree']} keep their label on either half of the images"
-    return line
+def _say_trust(dissection: Dissection, *, abstain: bool) -> None:
+    """How far the labels can be trusted, and a warning where few of them stand for most units."""
+    units = len(dissection.labels)
+    confidence = dissection.confidence
+    said = []
+    if confidence is not None and confidence.q_value is not None:
+        said.append(f"{(confidence.q_value <= 0.05).sum()} above chance (q ≤ 0.05)")
+    if confidence is not None and (holds := confidence.holds(dissection.labels)) is not None:
+        said.append(f"{holds.sum()} the same on either half of the images")
+    if abstain and dissection.trusted is not None:
+        said.append(f"{dissection.trusted.sum()} labelled, the others have no label")
+    if said:
+        say(f"labels: of {units} units {'; '.join(said)}")
+    constant = int(dissection.record.constant.sum())
+    if constant:
+        say(f"warning: {constant} units are the same for all images: they respond to nothing")
+    hubs = dissection.hubs
+    if hubs.crowded and len(dissection.concepts) > 2:
+        label = dissection.concepts.concepts[hubs.concept]
+        say(
+            f"warning: {hubs.share:.0%} of the units are labelled {label!r} "
+            f"(effective number of labels {hubs.effective:.1f} of {len(dissection.concepts)})"
+        )
 
 
 def _number(value: float | None) -> str:

@@ -1,20 +1,24 @@
-"""What the commands that edit share: the study's stages timed and shown, its files, its lines."""
+"""What the commands that edit share: the study's stages timed and shown, its files, its lines.
+
+The commands themselves call `run_study` between `begin_study` and `finish_study`.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict
 
 from emojax import store
 from emojax.commands.base import Studying
 from emojax.commands.console import progress, say
 from emojax.data.image_set import ImageSet
 from emojax.data.provenance import Use
-from emojax.dissection.labels import Dissection
 from emojax.dissection.table import LayerSummary
 from emojax.editing.activations import FEEDS_LOGITS, Progress
 from emojax.editing.search import Edit
-from emojax.editing.study import Stage, Study, layers_to_edit, run_study
-from emojax.models.classifier import Editable
+from emojax.editing.stages import Stage
+from emojax.editing.study import layers_to_edit
+from emojax.editing.study_result import Study
 from emojax.report.write_study import write_study
 from emojax.training.evaluate import Protocol
 
@@ -44,32 +48,29 @@ def warn_of_slow_layers(options: Edit, table1: Sequence[LayerSummary], protocol:
         )
 
 
-def study_edits(
-    settings: Studying,
-    run: store.Run,
-    model: Editable,
-    dissection: Dissection,
-    table1: Sequence[LayerSummary],
-    images: ImageSet,
-    tests: Sequence[ImageSet],
-) -> dict[str, Any]:
-    """Selects an edit, tests it, writes and prints it; returns its part of summary.json."""
+class StudyOptions(TypedDict):
+    """Keywords of `run_study`."""
+
+    options: Edit
+    protocol: Protocol
+    batch: int
+    cache: Path
+    stage: Stage
+
+
+def begin_study(
+    settings: Studying, run: store.Run, table1: Sequence[LayerSummary], tests: Sequence[ImageSet]
+) -> StudyOptions:
+    """What the settings say about a study; notes its test sets, and says what will take long."""
     run.inputs |= {test.name: test.key for test in tests}
-    protocol = settings.evaluate.protocol
-    warn_of_slow_layers(settings.edit, table1, protocol)
-    study = run_study(
-        model,
-        dissection,
-        table1,
-        images,
-        tests,
-        settings.edit,
-        protocol=protocol,
+    warn_of_slow_layers(settings.edit, table1, settings.evaluate.protocol)
+    return StudyOptions(
+        options=settings.edit,
+        protocol=settings.evaluate.protocol,
         batch=settings.evaluate.batch,
         cache=settings.cache / "edits",
         stage=timed_stages(run),
     )
-    return finish_study(run, study)
 
 
 def finish_study(run: store.Run, study: Study) -> dict[str, Any]:
@@ -86,15 +87,15 @@ def print_study(study: Study) -> None:
     summary = study.summary
     if study.evidence is None:
         say(
-            "edit: the best cell, chosen on these very images; evidence needs --evaluate.protocol "
-            "resize40"
+            "edit: the best cell, selected on these very images; evidence needs "
+            "--evaluate.protocol resize40"
         )
         return
     if summary.tested is not None and summary.baseline is not None:
         name = list(summary.baseline)[-1]
         before = summary.baseline[name]
         after = summary.edited[name]
-        where = f"{name} test splits, that of the choice too" if name == "all" else name
+        where = f"{name} test splits, that of the selection too" if name == "all" else name
         say(
             f"edit of {study.evidence.setting}: {before.correct} → {after.correct} of "
             f"{before.images} correct on {where}, top-1 {before.top1:.3%} → {after.top1:.3%}, "

@@ -12,17 +12,27 @@ class SweepSettings(Studying):
 
 def sweep(settings: SweepSettings) -> None:
     """Tries every setting of the search, chooses one and tests it."""
+    from emojax import store
     from emojax.commands import classes, opening, steps
-    from emojax.data.concepts import load_concepts
+    from emojax.commands.study import begin_study, finish_study
+    from emojax.dissection.dissect import dissect
+    from emojax.dissection.table import interpretability
+    from emojax.editing.study import run_study
 
-    concepts = load_concepts(settings.concepts.path)
-    model, tests, class_names = opening.open_tested(settings)
-    clip = opening.open_clip(settings.clip)
-    images = opening.open_probe_set(settings.data)
+    inputs = opening.open_study(settings)
     weights = opening.name_of(settings.target)
-    with opening.open_run(settings, "sweep") as folder:
-        warnings = opening.note_provenance(folder, weights, tests, class_names)
-        edit = steps.sweep(settings, folder, model, clip, concepts, images, tests)
+    with opening.open_run(settings, "sweep") as run:
+        warnings = opening.note_provenance(run, weights, inputs.tests, inputs.class_names)
+        model = steps.check_study_inputs(settings, inputs)
+        record = steps.probe(settings, run, model, inputs.images, inputs.clip)
+        asked = steps.scoring(settings, run, inputs.concepts, inputs.clip)
+        with run.timed("dissect"):
+            dissection = dissect(record, inputs.concepts, **asked)
+        table1 = interpretability(dissection, settings.dissect.tau)
+        options = begin_study(settings, run, table1, inputs.tests)
+        study = run_study(model, dissection, table1, inputs.images, inputs.tests, **options)
+        edit = finish_study(run, study)
+        store.write_json(run.folder / "summary.json", {"edit": edit})
         warnings += classes.shuffled(weights, edit["baseline"])
     opening.end_with(settings.out, warnings)
 

@@ -145,10 +145,10 @@ def _folder(path: Path) -> Iterator[Picture]:
                     yield Picture(name, name, split, label, pixels)
 
 
-def _limited(found: Iterable[Picture], limit: int | None) -> Iterator[Picture]:
+def _limited(pictures: Iterable[Picture], limit: int | None) -> Iterator[Picture]:
     """The first `limit` pictures of each split."""
     counts: dict[str, int] = {}
-    for picture in found:
+    for picture in pictures:
         counts[picture.split] = counts.get(picture.split, 0) + 1
         if limit is None or counts[picture.split] <= limit:
             yield picture
@@ -180,7 +180,7 @@ class Audit(NamedTuple):
 
 
 def audit(
-    found: Iterable[Picture],
+    pictures: Iterable[Picture],
     *,
     reasons: Sequence[Reason] = REASONS,
     near: int = 12,
@@ -193,7 +193,7 @@ def audit(
     `near_duplicate`. The first of equal images has none; training images come first.
 
     Args:
-      found: see `pictures`.
+      pictures: see `pictures`.
       reasons: what to look for.
       near: bits of 120 by which the perceptual hashes of near duplicates may differ.
       keep: gets each picture and its gray version [S, S], for a contact sheet.
@@ -214,7 +214,7 @@ def audit(
         if progress is not None:
             progress(len(readable.pictures) + len(complaints))
 
-    for picture in found:
+    for picture in pictures:
         images[picture.split] = images.get(picture.split, 0) + 1
         if picture.pixels is None:
             complaints.append(picture)
@@ -232,7 +232,8 @@ def audit(
         for picture in complaints
     ]
     if readable.pictures:
-        measured, bits = np.concatenate(readable.statistics), np.concatenate(readable.bits)
+        measured = np.concatenate(readable.statistics)
+        bits = np.concatenate(readable.bits)
         rows += _judge(readable, measured, bits, near, reasons)
     return Audit([row for row in rows if row.reason in reasons], images)
 
@@ -247,7 +248,9 @@ def _judge(
     # Blank frames and placeholders look alike without being one picture, so hashes compare faces.
     faces = np.flatnonzero((originals < 0) & ~blank & ~drawn)
     close = _closest(bits[faces], near) if {"near_duplicate", "leak"} & set(reasons) else {}
-    close = {int(faces[row]): (int(faces[other]), apart) for row, (other, apart) in close.items()}
+    close = {
+        int(faces[row]): (int(faces[original]), apart) for row, (original, apart) in close.items()
+    }
     for row, picture in enumerate(images.pictures):
         if blank[row]:
             rows.append(
@@ -267,11 +270,11 @@ def _judge(
                 _repeat(picture, images.pictures[originals[row]], "same pixels as", "duplicate")
             )
         elif row in close:
-            other, apart = close[row]
+            original, apart = close[row]
             rows.append(
                 _repeat(
                     picture,
-                    images.pictures[other],
+                    images.pictures[original],
                     f"{apart} of {BITS} bits from",
                     "near_duplicate",
                 )
@@ -286,8 +289,8 @@ def _finding(picture: Picture, reason: Reason, detail: str) -> Finding:
 def _repeat(picture: Picture, first: Picture, relation: str, reason: Reason) -> Finding:
     if is_training(first.split) and picture.split and not is_training(picture.split):
         reason = "leak"
-    other = f", labelled {first.label} there" if first.label != picture.label else ""
-    return _finding(picture, reason, f"{relation} {first.file}{other}")
+    their_label = f", labelled {first.label} there" if first.label != picture.label else ""
+    return _finding(picture, reason, f"{relation} {first.file}{their_label}")
 
 
 def _first_duplicates(images: _Measured) -> np.ndarray:

@@ -6,13 +6,14 @@ carry the names of their outputs in order; other files say nothing.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int32
 
-from emojax.errors import InputError
+from emojax.data.metadata import read_entry
+from emojax.errors import InputError, did_you_mean
 
 FER2013 = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
@@ -69,6 +70,22 @@ def positions(own: Sequence[str], wanted: Sequence[str]) -> Int32[np.ndarray, " 
     return np.asarray([index[name] for name in meanings], np.int32)
 
 
+def renamed(own: Sequence[str], names: Mapping[str, str], where: str) -> list[str]:
+    """The own classes under other names: `names` has the new by the old, matched by meaning.
+
+    Raises:
+      InputError: an old name is of no class.
+    """
+    index = {meaning(name): number for number, name in enumerate(own)}
+    wanted = list(own)
+    for old, new in names.items():
+        if meaning(old) not in index:
+            hint = did_you_mean(old, own)
+            raise InputError(f"--data.class-map: {where} has no class {old!r}{hint}")
+        wanted[index[meaning(old)]] = new
+    return wanted
+
+
 def to_metadata(classes: Sequence[str] | None) -> dict[str, str]:
     """Metadata of a safetensors file; empty where the names are not known."""
     return {} if classes is None else {_ENTRY: json.dumps(list(classes))}
@@ -84,12 +101,7 @@ def read(path: Path, outputs: int) -> tuple[str, ...] | None:
     Raises:
       InputError: the entry is there and damaged, or names another number of classes.
     """
-    if path.suffix != ".safetensors":
-        return None
-    from safetensors import safe_open
-
-    with safe_open(path, "numpy") as file:
-        entry = (file.metadata() or {}).get(_ENTRY)
+    entry = read_entry(path, _ENTRY)
     if entry is None:
         return None
     try:

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int32
 
 from emojax.data.image_set import Images
-from emojax.errors import InputError
+from emojax.errors import InputError, short
 from emojax.models.clip import Clip
 from emojax.models.preprocess import Preprocess
 from emojax.models.siglip import Siglip
@@ -116,7 +116,8 @@ class ClipEncoder:
         for text, row in zip(texts, rows, strict=True):
             if len(row) > context:
                 raise InputError(
-                    f"{text!r} is {len(row)} tokens long, {self.name} takes {context}; shorten it"
+                    f"{short(text)} is {len(row)} tokens long, {self.name} takes {context}; "
+                    "shorten it"
                 )
         padding = self.padding
         length = context if padding else min(context, -(-max(map(len, rows)) // 8) * 8)

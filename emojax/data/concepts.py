@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emojax.data.classes import meaning
+from emojax.data.classes import ALIASES, listed, meaning
 from emojax.errors import InputError, did_you_mean, short
 
 BUILT_IN = ("paper25", "classes7")
@@ -75,7 +75,7 @@ class ConceptSet:
         The built-in sets speak of the seven emotions, so with other classes they have no map.
 
         Raises:
-          InputError: an emotion is not a class of the data.
+          InputError: an emotion is not a class of the data; the message says what would help.
         """
         if self.emotions is None:
             return None
@@ -90,7 +90,9 @@ class ConceptSet:
                     hint = did_you_mean(emotion, classes)
                     raise InputError(
                         f"{self.name}: {concept!r} names the emotion {emotion!r}, "
-                        f"no class of the data{hint}"
+                        f"no class of the data{hint}; its classes are {listed(classes)}: "
+                        "--data.class-map renames them, --concepts.path takes a set of your own "
+                        "(`emojax concepts --prompt --classes ...` asks a language model for one)"
                     )
                 mask[row, index[meaning(emotion)]] = True
         return mask
@@ -168,6 +170,22 @@ def entries(text: str, name: str) -> list[Entry]:
     return list(_csv_rows(lines, start, name))
 
 
+def check_text(concept: str, where: str) -> str:
+    """A concept that somebody's file holds, as it is.
+
+    Raises:
+      InputError: it is blank, too long, or holds control characters; the message begins with
+        `where`.
+    """
+    if not concept:
+        raise InputError(f"{where}: the concept is blank")
+    if len(concept) > _LONGEST:
+        raise InputError(f"{where}: a concept of {len(concept)} characters, at most {_LONGEST}")
+    if control := _CONTROL.search(concept):
+        raise InputError(f"{where}: control character {control[0]!r} in a concept")
+    return concept
+
+
 def parse_concepts(text: str, name: str) -> ConceptSet:
     """A concept set from the text of a concept file; see the module's description."""
     listed = [entry for entry in entries(text, name) if entry.concept]
@@ -199,16 +217,26 @@ def to_csv(concepts: ConceptSet) -> str:
 
 
 def prompt(classes: Sequence[str], count: int = 25) -> str:
-    """A prompt for a set like the paper's; `parse_answer` reads the answer."""
+    """A prompt for a set like the paper's; `parse_answer` reads the answer.
+
+    Where a class is no emotion, it asks for what any picture can show.
+    """
+    subject = "visible parts, shapes, colours, textures or surroundings"
+    group = "classes of pictures"
+    example = "Round Red Body"
+    if all(meaning(name) in ALIASES for name in classes):
+        subject = (
+            "visible facial expressions or movements of parts of the face, such as the brows, "
+            "eyes, nostrils, mouth, lips, jaw and chin,"
+        )
+        group = "emotions"
+        example = "Wide Open Eyes"
     return (
-        f"List {count} distinct visible facial expressions or movements of parts of the face, "
-        "such as the brows, eyes, nostrils, mouth, lips, jaw and chin, "
-        f"that tell these emotions apart: {', '.join(classes)}.\n"
-        "Each is a short noun phrase of two to five words "
-        "that a photograph of a face can show, without the name of an"
-        " emotion in it. Cover every emotion; a phrase may speak for several.\n"
-        "Answer with lines of the form `phrase: emotion, emotion` and nothing else, for example\n"
-        "Wide Open Eyes: surprise\n"
+        f"List {count} distinct {subject} that tell these {group} apart: {', '.join(classes)}.\n"
+        "Each is a short noun phrase of two to five words that a picture can show, without the "
+        f"name of one of the {group} in it. Cover all of them; a phrase may speak for several.\n"
+        "Answer with lines of the form `phrase: name, name` and nothing else, for example\n"
+        f"{example}: {classes[-1]}\n"
     )
 
 
@@ -222,7 +250,7 @@ def parse_answer(text: str, classes: Sequence[str], name: str = "answer") -> Con
         there is none.
     """
     known = {c.casefold(): c for c in classes}
-    found: dict[str, tuple[str, ...]] = {}
+    concepts: dict[str, tuple[str, ...]] = {}
     for number, raw in enumerate(text.splitlines(), 1):
         line = (
             re.sub(r"^\s*(?:[-*•]|\d+[.)])\s*", "", raw).replace("**", "").replace("`", "").strip()
@@ -242,10 +270,10 @@ def parse_answer(text: str, classes: Sequence[str], name: str = "answer") -> Con
                     f"{name}, line {number}: no emotion {emotion!r} was asked for"
                     f"{did_you_mean(emotion, known)}"
                 )
-        if phrase.strip() in found:
+        if phrase.strip() in concepts:
             raise InputError(f"{name}, line {number}: {phrase.strip()!r} comes twice; remove one")
-        found[phrase.strip()] = tuple(known[emotion] for emotion in dict.fromkeys(given))
-    return ConceptSet(tuple(found), tuple(found.values()), name)
+        concepts[phrase.strip()] = tuple(known[emotion] for emotion in dict.fromkeys(given))
+    return ConceptSet(tuple(concepts), tuple(concepts.values()), name)
 
 
 def _csv_rows(lines: list[str], start: int, name: str) -> Iterable[Entry]:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from emojax.data.classes import check
 from emojax.data.decode import entries, read_bytes, read_header, read_image
+from emojax.data.draw import Draw
 from emojax.data.exclude import Excluded
 from emojax.data.image_set import ImageSet
 from emojax.distributed.processes import map_in_shares
@@ -80,6 +81,11 @@ def splits_of(path: Path) -> dict[str, Path]:
     if any(_image_files(folder) for folder in folders):
         return {"all": path}
     splits = {folder.name: folder for folder in folders if _subfolders(folder)}
+    if not splits and _image_files(path):
+        raise InputError(
+            f"{path}: its images lie in no class folder; move them into one, "
+            f"for instance {path}/all/"
+        )
     if not splits:
         raise InputError(
             f"{path}: no images in it; expected <class>/<image> or <split>/<class>/<image>"
@@ -99,7 +105,12 @@ def _scan(file: Path) -> tuple[str, tuple[int, int], int]:
 
 
 def load(
-    path: Path, split: str, *, size: int | None = None, excluded: Excluded | None = None
+    path: Path,
+    split: str,
+    *,
+    size: int | None = None,
+    draw: Draw | None = None,
+    excluded: Excluded | None = None,
 ) -> ImageSet:
     """A split of an image folder.
 
@@ -108,7 +119,8 @@ def load(
       split: its split; `all` for a folder of class folders without splits.
       size: side of the square that images are brought to; None is the common side when all images
         are squares of one size, else 224.
-      excluded: files to leave out; they are not opened.
+      draw: how many files to take, and which, of those that are not excluded; None takes all.
+      excluded: files to leave out; neither they nor files that are not drawn are opened.
 
     Returns:
       The split. Classes are the folder names, in alphabetical order.
@@ -132,10 +144,14 @@ def load(
         others = [f"{other}/" for other in splits if other != split]
         rows = excluded.rows_left([name for name, _ in labelled], others, set_name)
         labelled = [labelled[row] for row in rows]
+    labels = np.asarray([label for _, label in labelled], np.int32)
+    rows = None if draw is None else draw.rows(labels, len(labelled))
+    if rows is not None:
+        labelled = [labelled[row] for row in rows]
+        labels = labels[rows]
     if not labelled:
         raise InputError(f"{set_name}: no images in its class folders")
     ids = [name for name, _ in labelled]
-    labels = np.asarray([label for _, label in labelled], np.int32)
     hashes, sizes, channels = zip(*_scan_all(path, ids), strict=True)
     if size is None:
         size = _common_side(sizes)

@@ -5,7 +5,7 @@ reader a path needs, and `loader` turns image sets into batches for the devices.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 
 from emojax.data import classes as class_names
+from emojax.data.draw import Draw
 from emojax.data.exclude import Excluded
 from emojax.errors import InputError
 from emojax.store import content_key
@@ -108,6 +109,33 @@ class ImageSet:
             key=content_key([self.key, limit]),
         )
 
+    def drawn(self, draw: Draw) -> "ImageSet":
+        """The images that a draw takes."""
+        if draw.how == "first":
+            return self.first(draw.limit)
+        rows = draw.rows(self.labels, len(self))
+        return self if rows is None else self._some(rows)
+
+    def renamed(self, names: Mapping[str, str]) -> "ImageSet":
+        """The same images with classes under other names; classes of one new name become one.
+
+        Names are matched as `classes.meaning` has it.
+
+        Raises:
+          InputError: a name is of no class.
+        """
+        if not names:
+            return self
+        wanted = class_names.renamed(self.classes, names, self.name)
+        classes = tuple(dict.fromkeys(wanted))
+        class_names.check(classes, self.name)
+        labels = self.labels
+        if labels is not None:
+            index = np.asarray([classes.index(name) for name in wanted], np.int32)
+            labels = index[labels]
+        key = content_key([self.key, list(wanted)])
+        return replace(self, labels=labels, classes=classes, key=key)
+
     def in_order(self, classes: Sequence[str], *, of: str = "the network") -> "ImageSet":
         """The same images with their classes matched by name to those of `of`, in that order.
 
@@ -135,8 +163,10 @@ class ImageSet:
         if excluded is None:
             return self
         rows = excluded.rows_left(self.ids, others, self.name)
-        if len(rows) == len(self):
-            return self
+        return self if len(rows) == len(self) else self._some(rows)
+
+    def _some(self, rows: np.ndarray) -> "ImageSet":
+        """The images of some rows [rows], which rise."""
         return replace(
             self,
             images=_Some(self.images, rows),
@@ -159,7 +189,11 @@ class _First:
 
 
 class _Some:
-    """A view of rising rows; a slice is read without gaps, from its first row to its last."""
+    """A view of rising rows, read in runs: over a short gap it is quicker to read on than to ask
+    again.
+    """
+
+    _GAP = 16  # rows that may be read and dropped
 
     def __init__(self, images: Images, rows: np.ndarray):
         self._images = images
@@ -170,10 +204,8 @@ class _Some:
         wanted = self._rows[rows]
         if not len(wanted):
             return self._images[:0]
-        # Images are sliceable and nothing more. Few rows are excluded, so the range of the source
-        # that spans the wanted rows is little more than these.
-        span = self._images[wanted[0] : wanted[-1] + 1]
-        return span[wanted - wanted[0]]
+        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) > self._GAP) + 1)
+        return np.concatenate([self._images[run[0] : run[-1] + 1][run - run[0]] for run in runs])
 
 
 def pixel_digest(image: UInt8[np.ndarray, "..."]) -> bytes:

@@ -5,10 +5,12 @@ The only module that knows all formats; each reader knows its own and nothing of
 
 import functools
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from emojax.data import fer2013, folder, tfds_set
+from emojax.data.draw import Draw, How
 from emojax.data.exclude import Excluded
 from emojax.data.image_set import ImageSet
 from emojax.errors import InputError, did_you_mean
@@ -90,7 +92,10 @@ def open_split(
     kind: Kind = "auto",
     size: int | None = None,
     limit: int | None = None,
+    draw: How = "balanced",
+    seed: int = 0,
     exclude: Path | None = None,
+    class_map: Mapping[str, str] | None = None,
 ) -> ImageSet:
     """Opens a split of a data set.
 
@@ -99,26 +104,37 @@ def open_split(
       split: the split's name.
       kind: the format; `auto` finds out, `faces` renders and takes no path.
       size: side of the square that the images of a folder are brought to; None suits the images.
-      limit: the number of images to read, counted after `exclude`; of rendered faces, as many are
-        rendered, and then excluded.
+      limit: how many images to take of those that `exclude` leaves; of rendered faces, as many
+        are rendered, and then excluded. None takes all.
+      draw: which images a limit takes, see `Draw`.
+      seed: of a balanced draw.
       exclude: a list of images to leave out, see `exclude.py`.
+      class_map: other names for classes of the data, by the names that they have there.
 
     Raises:
-      InputError: see `resolve`; there is no such split, or the list does not fit.
+      InputError: see `resolve`; there is no such split or class, or the list does not fit.
     """
     kind_found, path = resolve(path, kind)
     excluded = None if exclude is None else Excluded.read(exclude)
-    if kind_found == "faces":
-        images = faces.split(split, limit).image_set(f"faces/{split}")
+    images = _open(kind_found, path, split, size, Draw(limit, draw, seed), excluded)
+    return images.renamed(class_map or {})
+
+
+def _open(
+    kind: str, path: Path, split: str, size: int | None, draw: Draw, excluded: Excluded | None
+) -> ImageSet:
+    """The split as its reader gives it, without what is excluded or not drawn."""
+    if kind == "faces":
+        images = faces.split(split, draw.limit).image_set(f"faces/{split}")
         return images.without(
             excluded, [f"faces/{name}/" for name in faces.SPLITS if name != split]
         )
-    if kind_found == "folder":
-        return folder.load(path, split, size=size, excluded=excluded).first(limit)
-    if kind_found == "tfds":
+    if kind == "folder":
+        return folder.load(path, split, size=size, draw=draw, excluded=excluded)
+    if kind == "tfds":
         others = [f"{name}/" for name in tfds_set.splits(path)]
-        return tfds_set.load(path, split).without(excluded, others).first(limit)
+        return tfds_set.load(path, split).without(excluded, others).drawn(draw)
     if split not in fer2013.SPLITS:
         raise InputError(f"FER2013 has no split {split!r}{did_you_mean(split, fer2013.SPLITS)}")
     others = [f"{name}-" for name in fer2013.SPLITS if name != split]
-    return fer2013.load(path, split).without(excluded, others).first(limit)
+    return fer2013.load(path, split).without(excluded, others).drawn(draw)

@@ -211,7 +211,9 @@ def _content(
     field = _FIELDS.get(name) if isinstance(name, str) else None
     if field not in fields:
         wanted = " or ".join(
-            each.rpartition(".")[2] for each, field in _FIELDS.items() if field in fields
+            class_name.rpartition(".")[2]
+            for class_name, field in _FIELDS.items()
+            if field in fields
         )
         raise InputError(f"{path}: {what} is of class {short(str(name))}, not {wanted}; {_AGAIN}")
     return _object(feature.get(field), path, f"{field} of {what}")
@@ -220,14 +222,14 @@ def _content(
 def _image(path: Path, features: dict[str, dict[str, Any]]) -> tuple[tuple[int, int, int], str]:
     if "image" not in features:
         raise InputError(f"{path}: no feature 'image'{did_you_mean('image', features)}")
-    found = _content(features["image"], path, "the feature 'image'", ("image", "tensor"))
-    shape = _object(found.get("shape"), path, "the shape of 'image'")
+    content = _content(features["image"], path, "the feature 'image'", ("image", "tensor"))
+    shape = _object(content.get("shape"), path, "the shape of 'image'")
     dimensions = _array(shape.get("dimensions"), path, "the shape of 'image'")
     sizes = [
         _integer(size, path, "a side of 'image'", _MAX_IMAGE) if size != "-1" else 0
         for size in dimensions
     ]
-    dtype = found.get("dtype")
+    dtype = content.get("dtype")
     if dtype != "uint8" or len(sizes) != 3 or 0 in sizes:
         said = f"{short(str(dtype))} {short(str(dimensions))}"
         raise InputError(
@@ -242,7 +244,7 @@ def _image(path: Path, features: dict[str, dict[str, Any]]) -> tuple[tuple[int, 
         )
     if features["image"]["pythonClassName"].endswith(".Image"):
         return (height, width, channels), "image"
-    encoding = found.get("encoding", "none")
+    encoding = content.get("encoding", "none")
     if encoding not in ("none", "bytes", "zlib"):
         raise InputError(
             f"{path}: the encoding {short(str(encoding))} of 'image' is not known; {_AGAIN}"
@@ -254,8 +256,8 @@ def _classes(folder: Path, features: dict[str, dict[str, Any]]) -> tuple[str, ..
     if "label" not in features:
         return ()
     path = folder / "features.json"
-    found = _content(features["label"], path, "the feature 'label'", ("classLabel",))
-    count = _integer(found.get("numClasses"), path, "numClasses of 'label'", _MAX_CLASSES)
+    content = _content(features["label"], path, "the feature 'label'", ("classLabel",))
+    count = _integer(content.get("numClasses"), path, "numClasses of 'label'", _MAX_CLASSES)
     names_file = folder / "label.labels.txt"
     if not names_file.exists():
         cure = f"write the names of the {count} classes into it, one a line, in order"
@@ -288,11 +290,11 @@ def _splits(folder: Path, info: dict[str, Any]) -> dict[str, list[Shard]]:
     form = _text(info, "fileFormat", path, "tfrecord")
     if form != "array_record":
         raise InputError(f"{path}: the set is in {short(form)} files; prepare it with array_record")
-    found: dict[str, list[Shard]] = {}
+    shards: dict[str, list[Shard]] = {}
     for value in _array(info.get("splits"), path, "splits"):
         split = _object(value, path, "a split")
         name = _text(split, "name", path)
-        if name in found:
+        if name in shards:
             raise InputError(f"{path}: the split {short(name)} occurs twice; {_AGAIN}")
         lengths = _array(split.get("shardLengths", []), path, f"shardLengths of {short(name)}")
         counts = [
@@ -304,21 +306,25 @@ def _splits(folder: Path, info: dict[str, Any]) -> dict[str, list[Shard]]:
         template = _text(split, "filepathTemplate", path, _TEMPLATE)
         values = {"DATASET": _text(info, "name", path), "SPLIT": name, "FILEFORMAT": form}
         files = [
-            _shard_file(folder, template, values, at, len(counts)) for at in range(len(counts))
+            _shard_file(folder, template, values, number, len(counts))
+            for number in range(len(counts))
         ]
         if len(set(files)) < len(files):
             same = f"filepathTemplate {short(template)} gives several files one name"
             raise InputError(f"{path}: {same}; {_AGAIN}")
-        found[name] = [Shard(str(file), 0, n, n) for file, n in zip(files, counts, strict=True)]
-    if not found:
+        shards[name] = [Shard(str(file), 0, n, n) for file, n in zip(files, counts, strict=True)]
+    if not shards:
         raise InputError(f"{path}: no split in it; {_AGAIN}")
-    return found
+    return shards
 
 
-def _shard_file(folder: Path, template: str, values: dict[str, str], at: int, count: int) -> Path:
+def _shard_file(
+    folder: Path, template: str, values: dict[str, str], number: int, count: int
+) -> Path:
     """The path of a file of examples; `format` would look up attributes that a template names."""
     digits = max(5, len(str(count)))
-    index, total = f"{at:0{digits}}", f"{count:0{digits}}"
+    index = f"{number:0{digits}}"
+    total = f"{count:0{digits}}"
     shard = {"SHARD_INDEX": index, "NUM_SHARDS": total, "SHARD_X_OF_Y": f"{index}-of-{total}"}
     known = values | shard
 

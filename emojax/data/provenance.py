@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from emojax.data.image_set import ImageSet
+from emojax.data.metadata import read_entry
 from emojax.errors import InputError
 
 _ENTRY = "emojax.seen"  # the metadata's key since the first version
@@ -48,18 +49,13 @@ def read_provenance(path: Path) -> tuple[Use, ...] | None:
     Raises:
       InputError: the entry is there and damaged.
     """
-    if path.suffix != ".safetensors":
-        return None
-    from safetensors import safe_open
-
-    with safe_open(path, "numpy") as file:
-        entry = (file.metadata() or {}).get(_ENTRY)
+    entry = read_entry(path, _ENTRY)
     if entry is None:
         return None
     try:
         return tuple(Use(*map(str, use)) for use in json.loads(entry))
     except (ValueError, TypeError, RecursionError):
-        raise InputError(f"{path}: its record of seen images is damaged ({entry[:60]!r})") from None
+        raise InputError(f"{path}: its provenance is damaged ({entry[:60]!r})") from None
 
 
 def overlap_warnings(

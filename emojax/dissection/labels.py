@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from emojax.data.concepts import ConceptSet
-from emojax.dissection.options import Similarity
+from emojax.dissection.options import Prior, Similarity
+from emojax.dissection.trust import HeldOut, Hubs, hubs
 from emojax.errors import InputError
 from emojax.probing.record import ProbeRecord
 
@@ -23,15 +24,17 @@ class Confidence:
     """Whether the labels are more than chance, and whether they hold on either half of the images.
 
     Attributes:
-      p_value: chance that a random list of as many images scores this high with its own best
-        concept.
-      q_value: p_value adjusted over all units (Benjamini–Hochberg).
       half_labels: labels from even and from odd images alone; None when a half has too few images.
+      held_out: correlation with these labels on the half that did not choose; None without them.
+      p_value: chance that a random list of as many images scores this high with its own best
+        concept; None but for the two WPMI functions.
+      q_value: p_value adjusted over all units (Benjamini–Hochberg); None likewise.
     """
 
-    p_value: Float[np.ndarray, " U"]
-    q_value: Float[np.ndarray, " U"]
     half_labels: Int[np.ndarray, "2 U"] | None
+    held_out: HeldOut | None
+    p_value: Float[np.ndarray, " U"] | None = None
+    q_value: Float[np.ndarray, " U"] | None = None
 
     def holds(self, labels: Int[np.ndarray, " U"]) -> Bool[np.ndarray, " U"] | None:
         """Where both halves give the unit's label."""
@@ -60,7 +63,9 @@ class Dissection:
       concepts: the concept set.
       similarity: name of the similarity function.
       scores: float32; comparable only within a layer, probe set and concept set.
-      confidence: of the labels, for the two WPMI functions; None otherwise.
+      confidence: of the labels; None for rank_reorder and cos_similarity_cubed, and where it was
+        left out.
+      prior: what the two WPMI functions compare log-likelihoods with; None for the others.
     """
 
     record: ProbeRecord
@@ -68,6 +73,16 @@ class Dissection:
     similarity: Similarity
     scores: Float[np.ndarray, "U C"]
     confidence: Confidence | None = None
+    prior: Prior | None = None
+
+    @property
+    def method(self) -> str:
+        """Similarity function and prior, as the tables name them."""
+        if self.prior is None:
+            return self.similarity
+        if self.prior == "none":
+            return f"{self.similarity}, no prior"
+        return f"{self.similarity}, prior over {self.prior}"
 
     @cached_property
     def labels(self) -> Int[np.ndarray, " U"]:
@@ -87,6 +102,32 @@ class Dissection:
         others = self.scores.copy()
         others[np.arange(len(others)), self.labels] = -np.inf
         return others.argmax(axis=1)
+
+    @cached_property
+    def margin(self) -> Float[np.ndarray, " U"] | None:
+        """Each unit's maximum similarity less its second-largest; None with a single concept."""
+        if self.runner_up is None:
+            return None
+        return self.best - self.scores[np.arange(len(self.scores)), self.runner_up]
+
+    @cached_property
+    def trusted(self) -> Bool[np.ndarray, " U"] | None:
+        """Whether a label stands, or `dissect` should rather give none.
+
+        It stands if the unit varies, both halves of the images choose the label, and the 95 %
+        interval of its correlation on the half that did not choose lies above 0. None where that is
+        not known.
+        """
+        if self.confidence is None or self.confidence.held_out is None:
+            return None
+        holds = self.confidence.holds(self.labels)
+        assert holds is not None  # `held_out` is of the halves' labels
+        return holds & (self.confidence.held_out.low > 0) & ~self.record.constant
+
+    @cached_property
+    def hubs(self) -> Hubs:
+        """How the labels spread over the concepts."""
+        return hubs(self.labels)
 
     def layer_scores(self, layer: str) -> Float[np.ndarray, " units"]:
         """Maximum similarity of the units of one layer.

@@ -12,7 +12,14 @@ from emojax.errors import InputError
 if TYPE_CHECKING:
     import jax
 
-Similarity = Literal["soft_wpmi", "wpmi", "rank_reorder", "cos_similarity", "cos_similarity_cubed"]
+Similarity = Literal[
+    "correlation", "soft_wpmi", "wpmi", "rank_reorder", "cos_similarity", "cos_similarity_cubed"
+]
+Prior = Literal["units", "images", "none"]  # as in `ops/similarity.py`, which loads JAX
+# What labels are made with where nothing else is asked for: the best by
+# `scripts/compare_labelers.py`. The kernels' own defaults are the official ones.
+DEFAULT: Similarity = "soft_wpmi"
+DEFAULT_PRIOR: Prior = "images"
 
 
 @dataclass(frozen=True)
@@ -22,8 +29,10 @@ class SoftWpmi:
     Attributes:
       top_k: most activating images per unit.
       a: factor on cosines before the softmax over concepts.
-      lam: weight of the layer's prior.
+      lam: weight of the prior.
       min_prob: added to each probability, so that its logarithm is finite.
+      prior: what a log-likelihood is compared with: the layer's `units` (the official one), random
+        `images`, or `none`.
       p_start: the chance that the first of the top images belongs to the unit's activating set.
       p_end: that of the last one.
     """
@@ -34,6 +43,7 @@ class SoftWpmi:
     min_prob: float = 1e-7
     p_start: float = 0.998
     p_end: float = 0.97
+    prior: Prior = "units"
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,7 @@ class Wpmi:
     a: float = 2.0
     lam: float = 0.6
     min_prob: float = 1e-7
+    prior: Prior = "units"
 
 
 @dataclass(frozen=True, eq=False)  # arrays do not compare to one truth value
@@ -66,6 +77,11 @@ class RankReorder:
 
 
 @dataclass(frozen=True)
+class Correlation:
+    """Pearson's correlation over images of activation and CLIP's cosine."""
+
+
+@dataclass(frozen=True)
 class Cosine:
     """Cosine over images of activation and CLIP's cosine, not centred."""
 
@@ -81,7 +97,7 @@ class CosineCubed:
     min_norm: float = 1e-3
 
 
-Options = SoftWpmi | Wpmi | RankReorder | Cosine | CosineCubed
+Options = Correlation | SoftWpmi | Wpmi | RankReorder | Cosine | CosineCubed
 
 
 class Hyperparameters(TypedDict, total=False):
@@ -91,6 +107,7 @@ class Hyperparameters(TypedDict, total=False):
     a: float | None
     lam: float | None
     min_prob: float | None
+    prior: Prior | None
     p_start: float | None
     p_end: float | None
     p: float | None
@@ -102,6 +119,7 @@ class Hyperparameters(TypedDict, total=False):
 
 
 _DEFAULTS: dict[str, Options] = {
+    "correlation": Correlation(),
     "soft_wpmi": SoftWpmi(),
     "wpmi": Wpmi(),
     "rank_reorder": RankReorder(),
@@ -130,6 +148,7 @@ def wpmi_options(
     top_k: int | None = None,
     a: float | None = None,
     lam: float | None = None,
+    prior: Prior | None = None,
 ) -> SoftWpmi | Wpmi | None:
     """The options of a WPMI function from settings, whose None is the function's default.
 
@@ -140,9 +159,10 @@ def wpmi_options(
     """
     hyperparameters = Hyperparameters(top_k=top_k, a=a, lam=lam)
     if similarity in ("soft_wpmi", "wpmi"):
-        options = options_of(similarity, hyperparameters)
+        options = options_of(similarity, {**hyperparameters, "prior": prior})
         assert isinstance(options, SoftWpmi | Wpmi)
         return options
+    # A prior is not refused: the settings always name one.
     for name, value in hyperparameters.items():
         if value is not None:
             flag = name.replace("_", "-")

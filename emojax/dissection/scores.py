@@ -15,17 +15,33 @@ from jaxtyping import Array, Float, Int
 from emojax.dissection.options import CosineCubed, RankReorder
 from emojax.errors import InputError
 from emojax.ops import similarity as ops
+from emojax.ops.moments import Covariances, Moments
 from emojax.probing.record import ProbeRecord
 
+_correlation_from_covariances = jax.jit(ops.correlation_from_covariances)
 _cosine_from_moments = jax.jit(ops.cos_similarity_from_moments)
 _cosine_cubed = jax.jit(ops.cos_similarity_cubed, static_argnames="min_norm")
 
 
-def cos_similarity(record: ProbeRecord, texts: Float[Array, "C D"]) -> Float[np.ndarray, "U C"]:
-    """The cosine, from the record's sums alone."""
-    cross = jnp.asarray(record.moments.cross, jnp.float32)
-    square = jnp.asarray(record.moments.square, jnp.float32)
-    gram = jnp.asarray(record.moments.gram, jnp.float32)
+def correlation(covariances: Covariances, texts: Float[Array, "C D"]) -> Float[np.ndarray, "U C"]:
+    """Correlation, from a record's covariances; 0 for a unit that does not vary."""
+    # The variance of a concept's cosines is tᵀ cov(E) t: in float64, since t may lie where the
+    # embeddings vary little.
+    text = np.asarray(texts, np.float64)
+    concepts = np.einsum("cd,cd->c", text @ covariances.gram, text)
+    return np.asarray(
+        _correlation_from_covariances(
+            np.float32(covariances.cross),
+            np.float32(np.sqrt(covariances.unit)),
+            np.float32(np.sqrt(np.maximum(concepts, 0.0))),
+            texts,
+        )
+    )
+
+
+def cos_similarity(sums: Moments, texts: Float[Array, "C D"]) -> Float[np.ndarray, "U C"]:
+    """The cosine, from sums alone."""
+    cross, square, gram = map(np.float32, (sums.cross, sums.square, sums.gram))
     return np.asarray(_cosine_from_moments(cross, square, gram, texts))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from emojax.data.image_set import ImageSet
 from emojax.data.map_images import map_images
@@ -24,6 +24,42 @@ def activations(
     """Pooled activations of the layers, side by side, for every image."""
     forward = pooled_taps(network, layers, pool)
     return map_images(forward, network.params, images, batch=256, keep=network.reusable)
+
+
+def prevalence(presence: Int[np.ndarray, "I A"]) -> Float[np.ndarray, " A"]:
+    """Share of images with an attribute among those where it is clear; NaN where it never is."""
+    present = (presence == 1).sum(axis=0)
+    clear = (presence >= 0).sum(axis=0)
+    return np.divide(present, clear, out=np.full(len(clear), np.nan), where=clear > 0)
+
+
+def lift(
+    auprc: Float[np.ndarray, "U A"], presence: Int[np.ndarray, "I A"]
+) -> Float[np.ndarray, "U A"]:
+    """Average precision over that of random activations, as a share of what is left to gain."""
+    chance = prevalence(presence)
+    return (auprc - chance) / (1.0 - chance)
+
+
+def enrichment(
+    responses: Float[np.ndarray, "I U"], presence: Int[np.ndarray, "I A"], top: int = 100
+) -> Float[np.ndarray, "U A"]:
+    """How much more often a unit's top images show an attribute than all images do.
+
+    That is the share among the unit's `top` most activating images less the share among all, in
+    standard deviations of a random draw; images where the attribute is unclear are left out. NaN
+    for an attribute that is always or never present.
+    """
+    rows = np.argsort(-responses, axis=0, kind="stable")[:top].T
+    shown = presence[rows]  # [U, top, A]
+    clear = (shown >= 0).sum(axis=1)
+    share = np.divide((shown == 1).sum(axis=1), clear, out=np.zeros(clear.shape), where=clear > 0)
+    expected = prevalence(presence)
+    spread = np.sqrt(expected * (1.0 - expected))
+    usable = spread > 0
+    gain = np.full(share.shape, np.nan)
+    gain[:, usable] = ((share - expected) * np.sqrt(clear))[:, usable] / spread[usable]
+    return gain
 
 
 @dataclass(frozen=True)
@@ -112,3 +148,60 @@ def table(
 ) -> dict[str, Agreement]:
     """`agreement` of several similarity functions on the same units, by name."""
     return {name: agreement(values, auroc, least=least) for name, values in scores.items()}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A point of the curve: if only so many units get a label, so many labels are right."""
+
+    labelled: float
+    right: float
+
+
+@dataclass(frozen=True)
+class LabelsRight:
+    """Shares from 0 to 1 of labels that are right, over units that respond to something.
+
+    Attributes:
+      auroc: the label is the attribute that the unit tells best.
+      enrichment: it is the one most enriched in the unit's top 100 images.
+      among_three: it is one of the three that the unit tells best.
+      certain_half: as `auroc`, of the half of these units with the largest margins.
+    """
+
+    auroc: float
+    enrichment: float
+    among_three: float
+    certain_half: float
+
+
+def certainty(margin: Float[np.ndarray, " U"], right: Bool[np.ndarray, " U"]) -> list[Labelled]:
+    """Share labelled against share right, if the units with the largest margins get labels first.
+
+    In steps of a twentieth of the units, as far as there are as many.
+    """
+    order = np.argsort(-margin, kind="stable")
+    counts = np.unique(np.ceil(np.arange(1, 21) / 20 * len(order)).astype(int))
+    running = np.cumsum(right[order])
+    return [Labelled(float(n / len(order)), float(running[n - 1] / n)) for n in counts]
+
+
+def labels_right(
+    scores: Float[np.ndarray, "U A"],
+    margin: Float[np.ndarray, " U"],
+    auroc: Float[np.ndarray, "U A"],
+    enriched: Float[np.ndarray, "U A"],
+) -> LabelsRight:
+    """How many labels are right, by two truths; of the units that respond to something.
+
+    Raises:
+      ValueError: as `agreement`.
+    """
+    by_auroc = agreement(scores, auroc)
+    half = np.argsort(-margin, kind="stable")[: -(-len(margin) // 2)]
+    return LabelsRight(
+        auroc=by_auroc.best,
+        enrichment=agreement(scores, enriched).best,
+        among_three=by_auroc.among_three,
+        certain_half=agreement(scores[half], auroc[half]).best,
+    )

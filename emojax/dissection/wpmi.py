@@ -13,15 +13,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from emojax.dissection.labels import Confidence
 from emojax.dissection.options import SoftWpmi, Wpmi
 from emojax.distributed.data_parallel import data_parallel
 from emojax.distributed.mesh import AXIS, put_replicated, put_sharded
 from emojax.ops import similarity as ops
 from emojax.ops import stats
 from emojax.probing.record import ProbeRecord
+
+
+class Scored(NamedTuple):
+    """Scores, and what goes with them as in `Confidence`."""
+
+    scores: Float[np.ndarray, "U C"]
+    half_labels: Int[np.ndarray, "2 U"] | None
+    p_value: Float[np.ndarray, " U"] | None
+    q_value: Float[np.ndarray, " U"] | None
 
 
 class _Lists(NamedTuple):
@@ -56,16 +64,30 @@ def score(
     texts: Float[Array, "C D"],
     options: SoftWpmi | Wpmi,
     null_sets: int,
+    halves: bool,
     mesh: Mesh,
-) -> tuple[Float[np.ndarray, "U C"], Confidence | None]:
-    """Scores of a record with unit text embeddings; with `null_sets` random lists, confidence too.
+) -> Scored:
+    """Scores of a record with unit text embeddings.
 
     Each layer's prior is taken off per block of lists, and off the random lists per layer, so one
     set of random lists serves all layers.
+
+    Args:
+      record: the record.
+      texts: the embeddings.
+      options: of the function.
+      null_sets: random lists to test labels against.
+      halves: also label by either half of the images, if its lists are long enough.
+      mesh: devices to shard the concepts over.
     """
     units = int(sum(record.layers.values()))
     concepts = len(texts)
-    lists = _lists(record, options.top_k, null_sets)
+    lists = _lists(record, options.top_k, null_sets, halves)
+    if options.prior == "images":
+        # The prior is an expectation over all images.
+        lists = _Lists(
+            np.arange(record.images), lists.images.astype(np.int32)[lists.rows], lists.halves
+        )
     tiles = _tiles(np.asarray(texts), mesh)
 
     blocks = 3 if lists.halves else 1
@@ -75,19 +97,18 @@ def score(
     by_tile, half_best, half_concept, null = map(np.asarray, program(*whole, *sharded))
 
     scores = np.moveaxis(by_tile, 0, 1).reshape(units, -1)[:, :concepts]
-    if not null_sets:
-        return scores, None
-    half_labels = None
+    half_labels = p_value = q_value = None
     if lists.halves:
         half_labels = _half_labels(half_best, half_concept, tiles.width)
-    p_value, q_value = _significance(scores, null.max(axis=0), record.segment_ids)
-    return scores, Confidence(p_value, q_value, half_labels)
+    if null_sets:
+        p_value, q_value = _significance(scores, null.max(axis=0), record.segment_ids)
+    return Scored(scores, half_labels, p_value, q_value)
 
 
-def _lists(record: ProbeRecord, top_k: int, null_sets: int) -> _Lists:
+def _lists(record: ProbeRecord, top_k: int, null_sets: int, halves: bool) -> _Lists:
     """The image lists of a record's units, and `null_sets` random ones."""
     lists = [np.asarray(record.top_k(top_k).indices)]
-    halves = null_sets > 0 and record.images // 2 >= top_k
+    halves = halves and record.images // 2 >= top_k
     if halves:
         lists += [np.asarray(half[:, :top_k]) for half in record.top.indices]
     if null_sets:
@@ -131,7 +152,7 @@ def _significance(
     return np.asarray(p_value), np.asarray(stats.benjamini_hochberg(p_value))
 
 
-def _rank_weights(options: SoftWpmi | Wpmi) -> np.ndarray:
+def rank_weights(options: SoftWpmi | Wpmi) -> np.ndarray:
     """The chance [K] that the image of a rank belongs to the activating set; in WPMI all do."""
     if isinstance(options, SoftWpmi):
         return ops.soft_weights(options.top_k, options.p_start, options.p_end)
@@ -151,7 +172,8 @@ def _program(
     """
     units = sum(sizes)
     layers = len(sizes)
-    weights = _rank_weights(options)
+    weights = rank_weights(options)
+    lam = 0.0 if options.prior == "none" else options.lam
     # The halves' blocks repeat the layers: each block of a layer's units has a prior of its own.
     groups = sizes * blocks
 
@@ -180,14 +202,22 @@ def _program(
             loglik, constant = ops.weighted_loglik(
                 probs, lists, weights, options.min_prob, concepts
             )
-            # The prior is a layer's own expectation over its units, here of each block.
-            prior = ops.layer_prior(loglik[: blocks * units], groups)
-            own_prior = jnp.repeat(prior, np.asarray(groups), axis=0)
-            scores = loglik[: blocks * units] - options.lam * own_prior
+            if options.prior == "units":
+                # A layer's own expectation over its units, here of each block.
+                prior = ops.layer_prior(loglik[: blocks * units], groups)
+                own_prior = jnp.repeat(prior, np.asarray(groups), axis=0)
+            elif options.prior == "images":
+                expected = ops.image_prior(probs, weights, options.min_prob, concepts)
+                prior = jnp.broadcast_to(expected, (layers, *expected.shape))
+                own_prior = expected
+            else:
+                prior = jnp.zeros((layers, probs.shape[1]))
+                own_prior = prior[0]
+            scores = loglik[: blocks * units] - lam * own_prior
             # A random list has no layer: it is scored as a unit of each, [layers, R, width].
-            null = loglik[None, blocks * units :] - options.lam * prior[:layers, None]
+            null = loglik[None, blocks * units :] - lam * prior[:layers, None]
             # What `weighted_loglik` took off as a constant stays where the prior is weighed less.
-            shift = (1.0 - options.lam) * constant
+            shift = (1.0 - lam) * constant
             scores = jnp.where(exists, scores + shift, -jnp.inf)
             null = jnp.where(exists, null + shift, -jnp.inf)
             halves = scores[units:]

@@ -5,6 +5,7 @@ Probe, scoring, evaluation and sweeps all run through `data_parallel`: it alone 
 lie on the devices, in tiles of which size rows are computed, and how results come back to the host.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,11 +36,17 @@ def data_parallel(
         axis.
       mesh: the devices.
       replicated: number of leading arguments (pytrees) that every device has whole.
-      sharded: number of arguments behind them (pytrees), split along their leading axis.
-      tile: apply the function to this many rows at a time (`in_tiles`); None, to all of them.
+      sharded: number of arguments behind them (pytrees), sharded along their leading axis.
+      tile: apply the function to this many rows at a time (`in_tiles`), all of them leaves of one
+        sharded argument; None, to all rows at once.
       out_shardings: of the results; None makes them readable by the host, in every process.
       donate: numbers of the arguments whose memory the results may reuse.
+
+    Raises:
+      ValueError: tiles of several sharded arguments; put them into one pytree.
     """
+    if tile is not None and sharded != 1:
+        raise ValueError(f"tiles are of one sharded argument, not of {sharded}; give one pytree")
 
     def local(*arguments: Any) -> Any:
         # float32 products at full precision: TF32 or bfloat16 passes would change rankings and
@@ -47,9 +54,9 @@ def data_parallel(
         with jax.default_matmul_precision("highest"):
             if tile is None:
                 return function(*arguments)
-            whole = arguments[:replicated]
-            tiles = _to_tiles(tile, arguments[replicated:])
-            return _from_tiles(jax.lax.map(lambda rows: function(*whole, *rows), tiles))
+            *whole, rows = arguments
+            results = jax.lax.map(functools.partial(function, *whole), _to_tiles(tile, rows))
+            return _from_tiles(results)
 
     rows = PartitionSpec(AXIS)
     mapped = jax.shard_map(
@@ -65,23 +72,23 @@ def data_parallel(
     return jax.jit(mapped, out_shardings=shardings, donate_argnums=tuple(donate))
 
 
-def in_tiles(function: Callable[..., Any], tile: int, *arrays: Any) -> Any:
-    """Applies a function to `tile` rows at a time and joins the results along the first axis.
+def in_tiles(function: Callable[[Any], Any], tile: int, rows: Any) -> Any:
+    """Applies a function to `tile` rows of a pytree at a time, and joins what it returns.
 
     A matrix product rounds differently for different numbers of rows. Work done in tiles of one
     size gives the same bits for an image whatever batch it comes in, on however many devices, so
     rankings and labels do not depend on them. The first axis of the arrays, or pytrees of arrays,
     must divide by the tile.
     """
-    return _from_tiles(jax.lax.map(lambda rows: function(*rows), _to_tiles(tile, arrays)))
+    return _from_tiles(jax.lax.map(function, _to_tiles(tile, rows)))
 
 
-def _to_tiles(tile: int, arrays: Sequence[Any]) -> Sequence[Any]:
-    return jax.tree.map(lambda array: array.reshape(-1, tile, *array.shape[1:]), arrays)
+def _to_tiles(tile: int, rows: Any) -> Any:
+    return jax.tree.map(lambda array: array.reshape(-1, tile, *array.shape[1:]), rows)
 
 
 def _from_tiles(results: Any) -> Any:
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
+    return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), results)
 
 
 def default_tile() -> int:

@@ -35,13 +35,24 @@ from emojax.training.evaluate import Protocol, labelled, same_classes, tencrop_v
 
 Progress = Callable[[int, int], None]
 After = Callable[[PyTree, jax.Array, Gain], jax.Array]
-Batch = tuple[jax.Array, jax.Array]
 
 # Layers with nothing but a ReLU and a product behind them.
 FEEDS_LOGITS = ("lin2", "lin3", POOLED, "dense1")
 _FORMAT = 2  # of activations on disk; part of their key
 _RESIDENT = 2**31  # bytes of activations that stay on the devices; more is sent in batches
 _BATCH = 2**28  # bytes of activations sent at once
+
+
+class Batch(NamedTuple):
+    """Images of a labelled set on the devices; a label of −1 is padding.
+
+    Attributes:
+      values: the layer's output before its bias, a row per image.
+      labels: [T].
+    """
+
+    values: jax.Array
+    labels: jax.Array
 
 
 class Head(NamedTuple):
@@ -149,7 +160,7 @@ class PreBiasActivations:
             if pad:
                 values = np.pad(values, ((0, pad), *(((0, 0),) * (values.ndim - 1))))
                 labels = np.pad(labels, (0, pad), constant_values=-1)
-            yield put_sharded(mesh, (np.asarray(values), labels))
+            yield Batch(*put_sharded(mesh, (np.asarray(values), labels)))
 
 
 @functools.lru_cache(maxsize=32)
@@ -346,12 +357,12 @@ def pool_activations(*sets: PreBiasActivations) -> PreBiasActivations:
     Raises:
       InputError: the sets' classes differ, or stand in another order.
     """
-    same_classes([one.classes for one in sets])
+    same_classes([activations.classes for activations in sets])
     first = sets[0]
     return replace(
         first,
-        values=np.concatenate([one.values for one in sets]),
-        labels=np.concatenate([one.labels for one in sets]),
-        key=content_key([one.key for one in sets]),
-        name=" + ".join(one.name for one in sets),
+        values=np.concatenate([activations.values for activations in sets]),
+        labels=np.concatenate([activations.labels for activations in sets]),
+        key=content_key([activations.key for activations in sets]),
+        name=" + ".join(activations.name for activations in sets),
     )

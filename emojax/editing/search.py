@@ -42,7 +42,7 @@ class Setting(NamedTuple):
 
 
 class Search(Section):
-    """The settings that one is chosen from, for every layer; by default the paper's grid."""
+    """The settings that one is selected from, for every layer; by default the paper's grid."""
 
     scope: Scope = Field(default="weights", description="what the gain scales")
     tau: tuple[float, ...] = Field(
@@ -61,7 +61,7 @@ class Search(Section):
     )
 
     def settings(self, layers: Sequence[str]) -> list[Setting]:
-        """All settings, in the order in which the first of equals is chosen.
+        """All settings, in the order in which the first of equals is selected.
 
         Factor 1 is left out: it edits nothing.
         """
@@ -82,11 +82,11 @@ class Search(Section):
             for tau in self.tau
             for factor in self.factor
         ]
-        return table + [one for one in self.settings(layers) if one.kind != "threshold"]
+        return table + [setting for setting in self.settings(layers) if setting.kind != "threshold"]
 
 
 class Edit(Search):
-    """Edits by labels: the settings that are tried, how one is chosen, and the evidence for it."""
+    """Edits by labels: the settings to try, how one is selected, and the evidence for it."""
 
     layers: tuple[str, ...] = Field(
         default=(AUTO,),
@@ -100,14 +100,14 @@ class Edit(Search):
     )
     choose_on: Literal["first_split", "all_splits"] = Field(
         default="first_split",
-        description="choose on the first test split and test on the others; or choose and test on "
+        description="select on the first test split and test on the others; or select and test on "
         "all",
     )
     alpha: float = Field(
         default=0.05, gt=0, lt=1, description="level of the tests and the intervals"
     )
     permutations: int = Field(
-        default=199, ge=0, description="permuted scores that choice and test are repeated with"
+        default=199, ge=0, description="permuted scores that selection and test are repeated with"
     )
     masks: int = Field(
         default=1000, ge=0, description="random choices of as many units to compare with"

@@ -57,8 +57,9 @@ def affinity(
 def _affinity(
     responses: Float[Array, "I U"], present: Float[Array, "I A"], absent: Float[Array, "I A"]
 ) -> tuple[Float[Array, "U A"], Float[Array, "U A"], Float[Array, "U A"]]:
-    positives = present.sum(axis=0)
-    negatives = absent.sum(axis=0)
+    # Counts are [1, A], because they meet a row for each image or unit.
+    positives = present.sum(axis=0, keepdims=True)
+    negatives = absent.sum(axis=0, keepdims=True)
 
     def rank_measures(values: Float[Array, " I"]) -> tuple[Float[Array, " A"], Float[Array, " A"]]:
         """AUROC and average precision of one unit, for every attribute."""
@@ -74,13 +75,14 @@ def _affinity(
         no_before = jnp.pad(no.cumsum(axis=0), ((1, 0), (0, 0)))
         # Mann and Whitney: how many absent images each present one beats, ties counting half.
         beaten = (no_before[first] + no_before[last]) / 2
-        auroc = (yes * beaten).sum(axis=0) / (positives * negatives)
+        auroc = (yes * beaten).sum(axis=0, keepdims=True) / (positives * negatives)
         # Each present image's value as a threshold: what is found at it or above, and what of
         # that is wrong. The mean of these precisions is the average precision.
         true_positives = positives - yes_before[first]
         false_positives = negatives - no_before[first]
         precision = true_positives / jnp.maximum(true_positives + false_positives, 1.0)
-        return auroc, (yes * precision).sum(axis=0) / positives
+        auprc = (yes * precision).sum(axis=0, keepdims=True) / positives
+        return auroc[0], auprc[0]
 
     # One unit at a time: the sorted presences of all units at once would be [U, I, A].
     auroc, auprc = jax.lax.map(rank_measures, responses.T)
@@ -92,7 +94,7 @@ def _affinity(
 
     # Moments over the known images of each attribute. Responses are centred first: float32 keeps
     # the variance of what is centred, where E[x²] − E[x]² would lose it.
-    centred = responses - responses.mean(axis=0)
+    centred = responses - responses.mean(axis=0, keepdims=True)
     mean = product(centred, known) / count
     mean_yes = positives / count
     covariance = product(centred, present) / count - mean * mean_yes

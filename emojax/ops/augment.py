@@ -176,7 +176,7 @@ def _within(
     pixels: int, start: Float[Array, " B"], length: Float[Array, " B"]
 ) -> Bool[Array, "B {pixels}"]:
     """Which pixels of an axis lie in each box."""
-    pixel = jnp.arange(pixels, dtype=jnp.float32)
+    pixel = jnp.arange(pixels, dtype=jnp.float32)[None, :]
     return (pixel >= start[:, None]) & (pixel < (start + length)[:, None])
 
 

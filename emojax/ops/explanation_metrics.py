@@ -97,10 +97,22 @@ def correlation_of(sums: Comoments) -> Float[Array, "U C"]:
 
     As published: Pearson's correlation times (I − 1) / I.
     """
-    freedom = jnp.maximum(sums.images - 1, 1)
-    unit_std = jnp.maximum(jnp.sqrt(sums.unit_square / freedom), _LEAST)
-    concept_std = jnp.maximum(jnp.sqrt(sums.concept_square / freedom), _LEAST)
-    return sums.product / sums.images / unit_std[:, None] / concept_std[None, :]
+    return correlation_of_sums(
+        sums.images, sums.product, sums.unit_square[:, None], sums.concept_square[None, :]
+    )
+
+
+def correlation_of_sums(
+    images: Float[Array, ""] | int,
+    product: Float[Array, "..."],
+    unit_square: Float[Array, "..."],
+    concept_square: Float[Array, "..."],
+) -> Float[Array, "..."]:
+    """`correlation_of` from sums over images of centred products and squares."""
+    freedom = jnp.maximum(images - 1, 1)
+    unit_std = jnp.maximum(jnp.sqrt(jnp.maximum(unit_square, 0.0) / freedom), _LEAST)
+    concept_std = jnp.maximum(jnp.sqrt(jnp.maximum(concept_square, 0.0) / freedom), _LEAST)
+    return product / images / unit_std / concept_std
 
 
 def cosine_of(sums: Comoments) -> Float[Array, "U C"]:

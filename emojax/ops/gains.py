@@ -89,6 +89,7 @@ def scale_kernel(
     kernel: Float[Array, "*inputs U"], bias: Float[Array, " U"], gain: Gain
 ) -> tuple[Float[Array, "*inputs U"], Float[Array, " U"]]:
     """Edited parameters of one layer, dense or convolution, in the parameters' own dtype."""
-    new_kernel = kernel * gain.weight.astype(kernel.dtype)
+    weight = jnp.broadcast_to(gain.weight.astype(kernel.dtype), kernel.shape)  # its units are last
+    new_kernel = kernel * weight
     new_bias = bias * gain.bias.astype(bias.dtype)
     return new_kernel, new_bias

@@ -2,9 +2,9 @@
 
 The probe keeps them in place of the activations; they are enough for the cosine similarity and for
 correlation. Sums are compensated (Ogita, Rump and Oishi 2005): a million images leave no more
-rounding behind than a few. A correlation is made of small differences of such sums, so what is summed are differences
-from an origin near the values: those of a unit that hardly varies keep their digits, and those of
-one that does not vary are 0. Shapes: U units, D embedding, B batch.
+rounding behind than a few. A correlation is made of small differences of such sums, so what is
+summed are differences from an origin near the values: those of a unit that hardly varies keep their
+digits, and those of one that does not vary are 0. Shapes: U units, D embedding, B batch.
 """
 
 from typing import NamedTuple
@@ -14,19 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from emojax.ops.arrays import AnyArray
+
 
 class Moments(NamedTuple):
-    """Sums over images of a (`total`), a² (`square`), a·e (`cross`), e·e (`gram`) and e (`embedding`).
+    """Sums over images of activations a and embeddings e.
 
-    a is a unit's activation and e an image's embedding. Halves of the images share one `Moments`
-    whose arrays have the halves as a first axis.
+    They are of a (`total`), a² (`square`), a·e (`cross`), e·e (`gram`) and e (`embedding`). Halves
+    of the images share one `Moments` whose arrays have the halves as a first axis.
     """
 
-    total: Float[Array, "... U"]
-    square: Float[Array, "... U"]
-    cross: Float[Array, "... U D"]
-    gram: Float[Array, "... D D"]
-    embedding: Float[Array, "... D"]
+    total: Float[AnyArray, "... U"]
+    square: Float[AnyArray, "... U"]
+    cross: Float[AnyArray, "... U D"]
+    gram: Float[AnyArray, "... D D"]
+    embedding: Float[AnyArray, "... D"]
 
 
 class Running(NamedTuple):
@@ -39,8 +41,8 @@ class Running(NamedTuple):
 class Origin(NamedTuple):
     """What was taken off activations and embeddings before they were summed."""
 
-    activations: Float[Array, " U"]
-    embeddings: Float[Array, " D"]
+    activations: Float[AnyArray, " U"]
+    embeddings: Float[AnyArray, " D"]
 
 
 def init(units: int, embedding: int) -> Running:
@@ -98,4 +100,45 @@ def from_origin(sums: Moments, origin: Origin, images: int) -> Moments:
         cross=cross + np.outer(total, e) + np.outer(a, embedding) + images * np.outer(a, e),
         gram=gram + np.outer(embedding, e) + np.outer(e, embedding) + images * np.outer(e, e),
         embedding=embedding + images * e,
+    )
+
+
+class Covariances(NamedTuple):
+    """Covariances over images: of units (`unit`, a variance), with embeddings, among embeddings.
+
+    Attributes:
+      unit: variance of each unit; exactly 0 where it does not vary.
+      cross: covariance of each unit with the embeddings.
+      gram: covariance matrix of the embeddings.
+    """
+
+    unit: Float[np.ndarray, " U"]
+    cross: Float[np.ndarray, "U D"]
+    gram: Float[np.ndarray, "D D"]
+
+
+_CONSTANT = 1e-6  # of the root mean square: what varies less does not vary in float32
+
+
+def variances(sums: Moments, images: int) -> Float[np.ndarray, " U"]:
+    """Variance of each unit from sums over so many images; exactly 0 where it does not vary."""
+    square = np.asarray(sums.square, np.float64) / images
+    variance = square - (np.asarray(sums.total, np.float64) / images) ** 2
+    return np.where(variance > _CONSTANT**2 * square, variance, 0.0)
+
+
+def covariances(sums: Moments, images: int) -> Covariances:
+    """Covariances from sums over so many images; on the host, in float64.
+
+    Raises:
+      ValueError: there are fewer than two images, which have no variance.
+    """
+    if images < 2:
+        raise ValueError(f"covariances need at least two images, not {images}")
+    total, _, cross, gram, embedding = (np.asarray(array, np.float64) / images for array in sums)
+    variance = variances(sums, images)
+    return Covariances(
+        unit=variance,
+        cross=np.where(variance[:, None] > 0, cross - np.outer(total, embedding), 0.0),
+        gram=gram - np.outer(embedding, embedding),
     )

@@ -1,15 +1,22 @@
-"""The five similarity functions of CLIP-Dissect (Oikarinen and Weng, arXiv 2204.10965).
+"""Correlation, and the five similarity functions of CLIP-Dissect.
+
+The paper is Oikarinen and Weng, arXiv 2204.10965.
 
 They turn activations and CLIP's similarities into the scores that units are labelled by. Each takes
 `clip_feats` [I, C] (cosine of image and concept) and `target_feats` [I, U] (pooled activations) and
 gives scores [U, C]; names and defaults are the official ones.
 
-`segment_ids` [U], ascending from 0, tells the layer of each unit: the WPMI normaliser is taken
+The two WPMI functions compare a unit's log-likelihood of a concept with a `prior`. The official
+one, `units`, is a mean over the units of the layer, in the logarithm nearly their maximum: a unit
+is given the concept that the layer's best detector of it detects least. `images` is the expectation
+over random lists of images: more than any images would give? With `none` nothing is taken off.
+
+`segment_ids` [U], ascending from 0, tells the layer of each unit: the prior over units is taken
 inside a layer, so all layers are scored in one call. Inside `jax.shard_map` with the concepts of
 `clip_feats` sharded over a mesh axis, the two WPMI functions take its name as `axis_name`: only the
 softmax's normaliser and each unit's top images are exchanged, and on a CPU one device per core
-beats one device on all of them. The `*_from_topk` and `*_from_moments` forms take the statistics
-that a streaming probe stores, such as each unit's top-k image indices [U, K].
+beats one device on all of them. The `*_from_topk`, `*_from_moments` and `*_from_covariances` forms
+take the statistics that a streaming probe stores, such as each unit's top-k image indices [U, K].
 
 Shapes: I images, U units, C concepts, K top-k, D embedding, L layers, N top images of rank_reorder,
 R random orders.
@@ -19,6 +26,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +41,10 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 CONCEPT_TILE = 64
 _STEP = 10  # gathers in one compiled loop: few enough for a CPU's registers
 _MAX_EXPONENT = 85.0  # e^85 = 8e36, a twentieth of what float32 holds
+_QUADRATURE_ERROR = 1e-7  # of the prior over images, relative to the largest logarithm in it
+_FACTORS = 16  # images whose factors are multiplied before a logarithm of the prior over images
+
+Prior = Literal["units", "images", "none"]
 
 
 def cos_similarity(
@@ -58,6 +70,50 @@ def cos_similarity_from_moments(
         "cd,de,ce->c", text_embeddings, gram, text_embeddings, precision=_HIGHEST
     )
     return product / (jnp.sqrt(square)[:, None] * jnp.sqrt(concept_squares)[None, :])
+
+
+def correlation(
+    clip_feats: Float[AnyArray, "I C"], target_feats: Float[AnyArray, "I U"]
+) -> Float[Array, "U C"]:
+    """Pearson's correlation over images; 0 where an activation or a concept does not vary.
+
+    Raises:
+      ValueError: there is a single image.
+    """
+    if len(clip_feats) < 2:
+        raise ValueError("correlation needs at least two images")
+
+    def standardised(x: Float[AnyArray, "I columns"]) -> Float[Array, "I columns"]:
+        # Less the first row, a column without variance is exactly 0, and one with little of it
+        # keeps its digits.
+        x = jnp.asarray(x)
+        x = x - x[:1]
+        x = x - x.mean(axis=0, keepdims=True)
+        norm = jnp.linalg.norm(x, axis=0, keepdims=True)
+        return x / jnp.where(norm > 0, norm, 1.0)
+
+    return jnp.matmul(standardised(target_feats).T, standardised(clip_feats), precision=_HIGHEST)
+
+
+def correlation_from_covariances(
+    cross: Float[AnyArray, "U D"],
+    unit_spreads: Float[AnyArray, " U"],
+    concept_spreads: Float[AnyArray, " C"],
+    text_embeddings: Float[AnyArray, "C D"],
+) -> Float[Array, "U C"]:
+    """`correlation` from covariances of activations with embeddings, and standard deviations.
+
+    0 where a standard deviation is 0.
+    """
+
+    def scale(spreads: Float[AnyArray, " n"]) -> Float[Array, " n"]:
+        spreads = jnp.asarray(spreads)
+        return jnp.where(spreads > 0, 1.0 / jnp.where(spreads > 0, spreads, 1.0), 0.0)
+
+    # Units are scaled before the product, whose size may be far larger.
+    scaled_units = jnp.asarray(cross) * scale(unit_spreads)[:, None]
+    scaled_texts = jnp.asarray(text_embeddings) * scale(concept_spreads)[:, None]
+    return jnp.matmul(scaled_units, scaled_texts.T, precision=_HIGHEST)
 
 
 def cos_similarity_cubed(
@@ -113,7 +169,7 @@ def _top_k_of_groups(target_feats: Float[AnyArray, "I U"], k: int) -> Int32[Arra
     # back in their order, so that the second `top_k` meets equal candidates in theirs.
     chosen = jnp.sort(jax.lax.top_k(maxima.T, k)[1], axis=1)
     members = jnp.arange(size, dtype=chosen.dtype)
-    candidates = (chosen[:, :, None] * size + members).reshape(units, k * size)
+    candidates = (chosen[:, :, None] * size + members[None, None, :]).reshape(units, k * size)
     values = jnp.take_along_axis(padded.T, candidates, axis=1)
     return jnp.take_along_axis(candidates, jax.lax.top_k(values, k)[1], axis=1)
 
@@ -150,6 +206,83 @@ def subtract_layer_prior(
     prior = layer_prior(loglik, sizes)
     of_unit = jnp.repeat(prior, np.asarray(sizes), axis=0, total_repeat_length=len(loglik))
     return loglik - lam * of_unit
+
+
+def image_prior(
+    probs: Float[Array, "I C"],
+    weights: Float[np.ndarray, " K"],
+    min_prob: float,
+    concepts: int,
+) -> Float[Array, " C"]:
+    """Mean over all lists of K images of what `weighted_loglik` gives for a list.
+
+    By linearity it is Σ_r mean_i log(1 + w_r(S_i − 1) + min_prob), whatever the images of a list
+    have to do with each other. As a function of the rank that is smooth, so the sum over ranks is
+    taken at a few nodes.
+
+    Args:
+      probs: S of all images, as for `weighted_loglik`.
+      weights, min_prob, concepts: as there.
+    """
+    odds = ((1.0 - weights) + min_prob) / weights
+    log_scale = -np.log(odds + 1.0 / concepts).mean()  # as in `weighted_loglik`
+    nodes, node_weights = _quadrature(odds)
+    scaled_probs = probs * float(np.exp(log_scale))
+    images = len(probs)
+    total = jnp.zeros(probs.shape[1], probs.dtype)
+    for node, weight in zip(nodes, node_weights, strict=True):
+        log_at_0 = np.log(node) + log_scale
+        log_at_1 = np.log(node + 1.0) + log_scale
+        odd = float(np.exp(log_at_0))
+        # As in `weighted_loglik`: so many factors in a product that it cannot vanish unnoticed; if
+        # it grows out of range, so few that it cannot.
+        few = _factors_in_range(images, log_at_0)
+        safe = min(few, _factors_in_range(images, log_at_1))
+        logs = _sum_of_logs(scaled_probs, odd, few)
+        if safe < few:
+            logs = jax.lax.cond(
+                jnp.isfinite(logs).all(),
+                lambda logs=logs: logs,
+                lambda odd=odd, safe=safe: _sum_of_logs(scaled_probs, odd, safe),
+            )
+        total += float(weight) / images * logs
+    return total
+
+
+def _factors_in_range(images: int, log_bound: float) -> int:
+    """How many factors of this largest or least logarithm a float32 can hold the product of."""
+    return max(1, min(_FACTORS, images, int(_MAX_EXPONENT / max(abs(log_bound), 1e-9))))
+
+
+def _sum_of_logs(probs: Float[Array, "I C"], odd: float, factors: int) -> Float[Array, " C"]:
+    """Σ_i log(S_i + odd), so many images to a logarithm."""
+    size = len(probs) // factors
+    parts = [probs[start * size : (start + 1) * size] + odd for start in range(factors)]
+    rest = probs[factors * size :]
+    return jnp.log(functools.reduce(operator.mul, parts)).sum(axis=0) + jnp.log(rest + odd).sum(0)
+
+
+def _quadrature(odds: Float[np.ndarray, " K"]) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes (odds again) and weights that stand for a sum over all `odds`.
+
+    Gauss's rule for that sum in t = log(odds), where log(S + e^t) has its nearest singularity π off
+    the real line whatever S is: with half a range h of t the error of n nodes falls as ρ^(−2n),
+    ρ = π/h + √(1 + (π/h)²) (Trefethen 2008, theorem 4.5).
+    """
+    t = np.log(odds)
+    half = (t.max() - t.min()) / 2
+    distinct = len(np.unique(t))
+    count = 1
+    if distinct > 1:
+        rho = math.pi / half + math.hypot(1.0, math.pi / half)
+        count = min(distinct, math.ceil(-math.log(_QUADRATURE_ERROR) / (2 * math.log(rho))))
+    middle = (t.max() + t.min()) / 2
+    x = (t - middle) / (half or 1.0)
+    # Orthonormal polynomials over the ranks; multiplication by x in them is the Jacobi matrix,
+    # whose eigenvalues are the nodes (Golub and Welsch 1969).
+    basis = np.linalg.qr(np.polynomial.chebyshev.chebvander(x, count - 1))[0]
+    eigenvalues, vectors = np.linalg.eigh(basis.T @ (x[:, None] * basis))
+    return np.exp(middle + (half or 1.0) * eigenvalues), (basis.sum(axis=0) @ vectors) ** 2
 
 
 def soft_weights(
@@ -336,7 +469,7 @@ def _quick_logsumexp(logits: Float[Array, "block C"]) -> Float[Array, " block"]:
 
 
 @functools.partial(
-    jax.jit, static_argnames=("weights", "a", "lam", "min_prob", "sizes", "axis_name")
+    jax.jit, static_argnames=("weights", "a", "lam", "min_prob", "prior", "sizes", "axis_name")
 )
 def _wpmi_scores(
     clip_feats: Float[Array, "I C"],
@@ -346,6 +479,7 @@ def _wpmi_scores(
     a: float,
     lam: float,
     min_prob: float,
+    prior: Prior,
     sizes: tuple[int, ...],
     axis_name: str | None,
 ) -> Float[Array, "U C"]:
@@ -370,7 +504,13 @@ def _wpmi_scores(
         loglik, constant = weighted_loglik(probs, indices, by_rank, min_prob, all_concepts)
         # The prior is of the difference too, and so lacks the constant once: loglik − λ·prior
         # lacks it 1 − λ times.
-        tile = subtract_layer_prior(loglik, lam, sizes) + (1.0 - lam) * constant
+        if prior == "units":
+            tile = subtract_layer_prior(loglik, lam, sizes) + (1.0 - lam) * constant
+        elif prior == "images":
+            expected = image_prior(probs, by_rank, min_prob, all_concepts)
+            tile = loglik - lam * expected + (1.0 - lam) * constant
+        else:
+            tile = loglik + constant
         return jax.lax.dynamic_update_slice_in_dim(scores, tile, start, axis=1)
 
     tiles = -(-concepts // width)
@@ -386,6 +526,7 @@ def wpmi(
     a: float = 2.0,
     lam: float = 0.6,
     min_prob: float = 1e-7,
+    prior: Prior = "units",
     segment_ids: Int[AnyArray, "..."] | None = None,
     axis_name: str | None = None,
 ) -> Float[Array, "U C"]:
@@ -397,6 +538,7 @@ def wpmi(
         a=a,
         lam=lam,
         min_prob=min_prob,
+        prior=prior,
         sizes=layer_sizes(segment_ids, target_feats.shape[1]),
         axis_name=axis_name,
     )
@@ -412,6 +554,7 @@ def soft_wpmi(
     min_prob: float = 1e-7,
     p_start: float = 0.998,
     p_end: float = 0.97,
+    prior: Prior = "units",
     segment_ids: Int[AnyArray, "..."] | None = None,
     axis_name: str | None = None,
 ) -> Float[Array, "U C"]:
@@ -423,6 +566,7 @@ def soft_wpmi(
         a=a,
         lam=lam,
         min_prob=min_prob,
+        prior=prior,
         sizes=layer_sizes(segment_ids, target_feats.shape[1]),
         axis_name=axis_name,
     )
@@ -464,7 +608,8 @@ def descending_order(values: Float[Array, "R N"]) -> Int32[Array, "R N"]:
     # Equal values get equal ranks, the number of values before them; the place decides then.
     find = functools.partial(jnp.searchsorted, method="scan_unrolled")
     rank = jax.vmap(find)(jnp.sort(bits, axis=1), bits).astype(jnp.int32)
-    return jnp.sort(rank * n + jnp.arange(n, dtype=jnp.int32), axis=1) % n
+    place = jnp.arange(n, dtype=jnp.int32)[None, :]
+    return jnp.sort(rank * n + place, axis=1) % n
 
 
 def rank_reorder_from_topk(
@@ -478,7 +623,7 @@ def rank_reorder_from_topk(
     """One unit: its N largest activations, descending, the same images' rows, its baseline."""
     # [C, N]: image r of the concept's ranking is compared with the r-th of the unit's own.
     reordered = activations[descending_order(clip_rows.T)]
-    error = jnp.mean(jnp.abs(reordered - activations) ** p, axis=1) / baseline
+    error = jnp.mean(jnp.abs(reordered - activations[None, :]) ** p, axis=1) / baseline
     return -error / clip_rows.mean(axis=0) ** scale_p
 
 

@@ -68,19 +68,26 @@ def bootstrap_totals(
     """
     images = columns.shape[0]
 
-    def draw_counts(key: Key[Array, ""]) -> Float[Array, " I"]:
-        """How often each image is in a resample."""
-        drawn = jax.random.randint(key, (images,), 0, images)
-        return jnp.zeros(images, columns.dtype).at[drawn].add(1.0)
-
     def totals(keys: Key[Array, " S"]) -> Float[Array, "S K"]:
         # Counts times columns: the sums of many resamples are one matrix product, not gathers.
-        return jnp.matmul(jax.vmap(draw_counts)(keys), columns, precision="highest")
+        draws = jax.vmap(_draw_counts, in_axes=(0, None))(keys, images)
+        return jnp.matmul(draws.astype(columns.dtype), columns, precision="highest")
 
     # A whole number of blocks, each resample from its own key; the surplus is cut off.
     blocks = -(-resamples // _RESAMPLES_AT_A_TIME)
     keys = jax.random.split(key, blocks * _RESAMPLES_AT_A_TIME).reshape(-1, _RESAMPLES_AT_A_TIME)
     return jax.lax.map(totals, keys).reshape(-1, columns.shape[1])[:resamples]
+
+
+@functools.partial(jax.jit, static_argnames=("images", "resamples"))
+def bootstrap_counts(key: Key[Array, ""], images: int, resamples: int) -> Float[Array, "R I"]:
+    """How often each image is in each resample, for statistics that are no functions of sums."""
+    return jax.vmap(_draw_counts, in_axes=(0, None))(jax.random.split(key, resamples), images)
+
+
+def _draw_counts(key: Key[Array, ""], images: int) -> Float[Array, " I"]:
+    drawn = jax.random.randint(key, (images,), 0, images)
+    return jnp.zeros(images, jnp.float32).at[drawn].add(1.0)
 
 
 def calibration_error(

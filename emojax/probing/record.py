@@ -14,14 +14,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Bool, Float32, Int32
 
 from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.image_set import ImageSet
 from emojax.distributed.processes import broadcast_from_main, is_main_process
 from emojax.errors import InputError
 from emojax.ops import topk
-from emojax.ops.moments import Moments
+from emojax.ops.moments import Covariances, Moments, covariances, variances
 from emojax.ops.pooling import Pool
 from emojax.ops.topk import TopK
 from emojax.probing.network import Network
@@ -92,6 +92,33 @@ class ProbeRecord:
     def images(self) -> int:
         """Number of probe images."""
         return self.embeddings.shape[0]
+
+    @property
+    def halves(self) -> list[Moments]:
+        """Sums over the even images, and over the odd ones."""
+        return [Moments(*(array[half] for array in self.half_moments)) for half in (0, 1)]
+
+    @cached_property
+    def covariances(self) -> Covariances:
+        """Covariances over all images.
+
+        Raises:
+          InputError: there is a single image.
+        """
+        if self.images < 2:
+            raise InputError("correlation needs at least two images, the record has one")
+        return covariances(self.moments, self.images)
+
+    @cached_property
+    def half_covariances(self) -> list[Covariances]:
+        """Covariances over the even images, and over the odd ones; each half has two at least."""
+        halves = zip(self.halves, self.half_sizes, strict=True)
+        return [covariances(sums, images) for sums, images in halves]
+
+    @cached_property
+    def constant(self) -> Bool[np.ndarray, " U"]:
+        """Units whose activation is the same for all images: they respond to nothing."""
+        return variances(self.moments, self.images) == 0.0
 
     @property
     def half_sizes(self) -> tuple[int, int]:
@@ -224,14 +251,14 @@ def save_statistics(record: ProbeRecord, folder: Path) -> list[str]:
     save_arrays(contiguous, folder / "statistics.safetensors")
     with open(folder / "ids.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(record.ids[i]) + "\n" for i in range(record.images))
-    about = {
+    header = {
         "format": _FORMAT,
         "key": record.key,
         "clip_key": record.clip_key,
         "classes": record.classes,
         "layers": [[name, units] for name, units in record.layers.items()],
     }
-    write_json(folder / "record.json", about)
+    write_json(folder / "record.json", header)
     return ["statistics.safetensors", "ids.jsonl", "record.json"]
 
 
@@ -278,30 +305,30 @@ def _read(folder: Path, key: str | None) -> ProbeRecord:
     """`load`, whose errors are still those of files and formats."""
     from safetensors.numpy import load_file
 
-    about = json.loads((folder / "record.json").read_text("utf-8"))
-    if about["format"] != _FORMAT:
+    header = json.loads((folder / "record.json").read_text("utf-8"))
+    if header["format"] != _FORMAT:
         raise InputError(
-            f"{folder} is a probe record of format {about['format']}, not {_FORMAT}; probe again"
+            f"{folder} is a probe record of format {header['format']}, not {_FORMAT}; probe again"
         )
     reason = fault(folder, key)
     if reason is not None:
         raise ValueError(reason)
-    if key is not None and about["key"] != key:
+    if key is not None and header["key"] != key:
         raise ValueError("record.json names another key")
     arrays = load_file(folder / "statistics.safetensors")
     activations = folder / "activations.npy"
     embeddings = read_npy(folder / "embeddings.npy", mapped=True)
     ids = (folder / "ids.jsonl").read_text("utf-8").splitlines()
     record = ProbeRecord(
-        layers=dict(about["layers"]),
+        layers=dict(header["layers"]),
         top=TopK._make([arrays["top_values"], arrays["top_indices"]]),
         half_moments=Moments._make(arrays[name] for name in Moments._fields),
         embeddings=embeddings,
         labels=arrays.get("labels"),
-        classes=tuple(about["classes"]),
+        classes=tuple(header["classes"]),
         ids=[json.loads(line) for line in ids],
-        key=about["key"],
-        clip_key=about["clip_key"],
+        key=header["key"],
+        clip_key=header["clip_key"],
         activations=read_npy(activations, mapped=True) if activations.exists() else None,
         done_before=len(embeddings),
     )

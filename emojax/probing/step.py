@@ -242,7 +242,7 @@ def place(snapshot: dict[str, np.ndarray] | None, empty: State, mesh: Mesh) -> S
 
 
 def _on_first_device(state: State, empty: list[jax.Array], devices: int) -> list[np.ndarray]:
-    """Leaves of a state merged into the first device's; the others get the origin and start empty."""
+    """Leaves of a state merged into the first device's; the others start empty, at the origin."""
     sums = _merge_sums(state.moments)
     # A float64 sum travels on as a float32 and what that rounding took.
     rounded = jax.tree.map(np.float32, sums)

@@ -50,7 +50,8 @@ def compare(runs: Sequence[Results], names: Sequence[str] | None = None) -> Comp
     if len(runs) < 2:
         raise InputError("compare takes two or more run folders: emojax compare RUN RUN")
     names = list(names or _names(runs))
-    first, warnings = runs[0], []
+    first = runs[0]
+    warnings = []
     for key, what in (
         ("target", "networks"),
         ("images", "probe images"),
@@ -105,14 +106,21 @@ def _layers(first: Results, other: Results, name: str) -> list[list[Any]]:
         return []
     from scipy.stats import rankdata  # comes with jax
 
-    mine, theirs, lines = _by_unit(first), _by_unit(other), []
+    rows = _by_unit(first)
+    other_rows = _by_unit(other)
+    lines = []
     for layer in first.labels.layers:
         pairs = np.array(
-            [(i, theirs[unit]) for unit, i in mine.items() if unit[0] == layer and unit in theirs]
+            [
+                (i, other_rows[unit])
+                for unit, i in rows.items()
+                if unit[0] == layer and unit in other_rows
+            ]
         )
         if not len(pairs):
             continue
-        a, b = first.labels.similarity[pairs[:, 0]], other.labels.similarity[pairs[:, 1]]
+        a = first.labels.similarity[pairs[:, 0]]
+        b = other.labels.similarity[pairs[:, 1]]
         same = int((first.labels.concept[pairs[:, 0]] == other.labels.concept[pairs[:, 1]]).sum())
         lines.append(
             [
@@ -130,7 +138,8 @@ def _layers(first: Results, other: Results, name: str) -> list[list[Any]]:
 
 def _pearson(a: np.ndarray, b: np.ndarray) -> float | None:
     """None where one of them does not vary."""
-    a, b = a - a.mean(), b - b.mean()
+    a = a - a.mean()
+    b = b - b.mean()
     spread = float(np.sqrt((a**2).sum() * (b**2).sum()))
     return float((a * b).sum()) / spread if spread > 0 else None
 
@@ -144,14 +153,19 @@ def _changed(runs: Sequence[Results]) -> list[list[Any]]:
     lines = []
     for unit in places[0]:
         if all(unit in place for place in places):
-            at = [place[unit] for place in places]
-            labels = [own.concept[i] for own, i in zip(labelled, at, strict=True)]
+            rows = [place[unit] for place in places]
+            labels = [
+                labels_of_run.concept[i] for labels_of_run, i in zip(labelled, rows, strict=True)
+            ]
             if len(set(labels)) > 1:
                 lines.append(
                     [
                         *unit,
                         *labels,
-                        *(float(own.similarity[i]) for own, i in zip(labelled, at, strict=True)),
+                        *(
+                            float(labels_of_run.similarity[i])
+                            for labels_of_run, i in zip(labelled, rows, strict=True)
+                        ),
                     ]
                 )
     return lines
@@ -176,17 +190,17 @@ LAYER_HEADER = ["run", "layer", "units", "same_label", "share", "pearson", "spea
 ACCURACY_HEADER = ["run", "split", "images", "correct", "top1", "top1_edited", "finding"]
 
 
-def changed_header(found: Comparison) -> list[str]:
+def changed_header(comparison: Comparison) -> list[str]:
     """The columns of `changed`."""
     return [
         "layer",
         "unit",
-        *(f"label in {n}" for n in found.names),
-        *(f"similarity in {n}" for n in found.names),
+        *(f"label in {n}" for n in comparison.names),
+        *(f"similarity in {n}" for n in comparison.names),
     ]
 
 
-def render(found: Comparison, runs: Sequence[Results]) -> str:
+def render(comparison: Comparison, runs: Sequence[Results]) -> str:
     """The comparison as a page."""
     tables = [
         ("runs", "Runs"),
@@ -196,14 +210,14 @@ def render(found: Comparison, runs: Sequence[Results]) -> str:
     ]
     filled = {
         "runs": True,
-        "accuracy": found.accuracy,
-        "layers": found.layers,
-        "changed": found.changed,
+        "accuracy": comparison.accuracy,
+        "layers": comparison.layers,
+        "changed": comparison.changed,
     }
-    count = len(found.names)
+    count = len(comparison.names)
     shown = (
-        f"The first {MOST:,} of {len(found.changed):,}; labels.csv has all."
-        if len(found.changed) > MOST
+        f"The first {MOST:,} of {len(comparison.changed):,}; labels.csv has all."
+        if len(comparison.changed) > MOST
         else ""
     )
     return page.fill(
@@ -212,18 +226,19 @@ def render(found: Comparison, runs: Sequence[Results]) -> str:
         title="emojax compare",
         version=runs[0].manifest.get("versions", {}).get("emojax", "of an unknown version"),
         sections=[(anchor, name) for anchor, name in tables if filled[anchor]],
-        warnings=found.warnings,
+        warnings=comparison.warnings,
         run_header=["command", "started", "network", "concepts", "similarity"],
-        runs=[_run_row(name, run) for name, run in zip(found.names, runs, strict=True)],
+        runs=[_run_row(name, run) for name, run in zip(comparison.names, runs, strict=True)],
         accuracy_header=["run", "split", "images", "correct", "top-1", "top-1 edited", "the edit"],
-        accuracy=[_accuracy_row(row) for row in found.accuracy],
+        accuracy=[_accuracy_row(row) for row in comparison.accuracy],
         layer_header=["run", "layer", "units", "same label", "share", "Pearson", "Spearman"],
-        layers=[_layer_row(row) for row in found.layers],
-        changed_header=changed_header(found),
+        layers=[_layer_row(row) for row in comparison.layers],
+        changed_header=changed_header(comparison),
         changed=[
-            [*row[: 2 + count], *map(page.number, row[2 + count :])] for row in found.changed[:MOST]
+            [*row[: 2 + count], *map(page.number, row[2 + count :])]
+            for row in comparison.changed[:MOST]
         ],
-        changed_line=shown or f"{len(found.changed):,} units.",
+        changed_line=shown or f"{len(comparison.changed):,} units.",
     )
 
 

@@ -88,22 +88,22 @@ def _short(name: object, width: int = 28) -> str:
 
 
 @_figure
-def plot_similarities(found: Dissection | Labels, tau: float = 0.0) -> Figure:
+def plot_similarities(dissection: Dissection | Labels, tau: float = 0.0) -> Figure:
     """Histogram of the units' maximum similarities, a panel per layer, with tau: the paper's Figure
     4 for every layer.
     """
-    labels = Labels.of(found)
+    labels = Labels.of(dissection)
     wide = min(len(labels.layers), 2)
     high = -(-len(labels.layers) // wide)
     figure = Figure(figsize=(3.1 * wide, 1.5 * high + 0.5))
     edges = np.histogram_bin_edges(np.append(labels.similarity, tau), 40)
-    for at, name in enumerate(labels.layers):
-        axes: Axes = figure.add_subplot(high, wide, at + 1)
-        mine = labels.similarity[labels.layer_of == name]
-        above = mine[mine > tau]
-        axes.hist([above, mine[mine <= tau]], list(edges), stacked=True, color=[BLUE, ORANGE])
+    for panel, name in enumerate(labels.layers):
+        axes: Axes = figure.add_subplot(high, wide, panel + 1)
+        own = labels.similarity[labels.layer_of == name]
+        above = own[own > tau]
+        axes.hist([above, own[own <= tau]], list(edges), stacked=True, color=[BLUE, ORANGE])
         axes.axvline(tau, color=INK, linewidth=1, linestyle="--")
-        axes.set_title(f"{_short(name, 14)}: {len(above)} of {len(mine)}")
+        axes.set_title(f"{_short(name, 14)}: {len(above)} of {len(own)}")
         axes.yaxis.set_major_locator(ticker.MaxNLocator(3, integer=True))
     figure.supxlabel("maximum similarity of a unit (blue: above tau; dashed: tau)", fontsize=10)
     figure.supylabel("units", fontsize=10)
@@ -111,7 +111,7 @@ def plot_similarities(found: Dissection | Labels, tau: float = 0.0) -> Figure:
 
 
 @_figure
-def plot_labels(found: Dissection | Labels, most: int = 25) -> Figure:
+def plot_labels(dissection: Dissection | Labels, most: int = 25) -> Figure:
     """Shares of labels over all units and over the correctly described ones: the paper's Figure 5.
 
     A unit is correctly described when its label speaks for the class of more than half of its top
@@ -120,7 +120,7 @@ def plot_labels(found: Dissection | Labels, most: int = 25) -> Figure:
     Raises:
       InputError: there is no unit.
     """
-    labels = Labels.of(found)
+    labels = Labels.of(dissection)
     if not len(labels.concept):
         raise InputError("there is no unit to draw labels of")
     names, which = np.unique(labels.concept.astype(str), return_inverse=True)
@@ -130,7 +130,8 @@ def plot_labels(found: Dissection | Labels, most: int = 25) -> Figure:
     good = np.bincount(which[right], minlength=len(names))
     order = np.lexsort((names, -counts, -good if right.any() else -counts))[:most]
     figure = Figure(figsize=(6.4, 0.34 * len(order) + 1.1))
-    axes, y = figure.add_subplot(), np.arange(len(order))
+    axes = figure.add_subplot()
+    y = np.arange(len(order))
     bars = [(counts, len(which), SKY, f"all {len(which):,} units")]
     if known:
         bars.insert(
@@ -163,7 +164,8 @@ def plot_descriptions(rows: Sequence[LayerSummary]) -> Figure | None:
     if not rows:
         return None
     figure = Figure(figsize=(6.4, 3.0))
-    axes, x = figure.add_subplot(), np.arange(len(rows))
+    axes = figure.add_subplot()
+    x = np.arange(len(rows))
     for values, colour, marker, title in (
         ([row.interp_acc for row in rows], BLUE, "o", "units above tau"),
         ([row.uninterp_acc for row in rows], ORANGE, "s", "other units"),
@@ -206,7 +208,7 @@ def plot_samples(images: "ImageSet", per_class: int = 6) -> Figure:
     ]
     return _sheet(
         images,
-        [(name, [(int(i), "") for i in found]) for name, found in rows if len(found)],
+        [(name, [(int(i), "") for i in numbers]) for name, numbers in rows if len(numbers)],
         per_class,
     )
 
@@ -217,8 +219,8 @@ def plot_flagged(images: "ImageSet", flagged: Mapping[str, Sequence[int]], most:
     3.
     """
     rows = [
-        (f"{reason} ({len(found)})", [(int(i), f"{int(i)}") for i in found[:most]])
-        for reason, found in flagged.items()
+        (f"{reason} ({len(numbers)})", [(int(i), f"{int(i)}") for i in numbers[:most]])
+        for reason, numbers in flagged.items()
     ]
     return _sheet(images, rows, most)
 
@@ -227,15 +229,13 @@ def _sheet(
     images: "ImageSet", rows: Sequence[tuple[str, Sequence[tuple[int, str]]]], wide: int
 ) -> Figure:
     """Rows of images as one picture, with a name before each row and captions below the images."""
-    side, gap = (
-        images.images.shape[1:3],
-        6 if not any(caption for _, row in rows for _, caption in row) else 16,
-    )
+    side = images.images.shape[1:3]
+    gap = 16 if any(caption for _, row in rows for _, caption in row) else 6
     step = (side[0] + max(gap, side[0] * gap // 48), side[1] + max(4, side[1] // 12))
     figure = Figure(figsize=(1.4 + 0.8 * wide, 0.8 * len(rows) * step[0] / step[1] + 0.1))
     axes = figure.add_subplot()
-    for row, (_, found) in enumerate(rows):
-        for column, (image, caption) in enumerate(found):
+    for row, (_, cells) in enumerate(rows):
+        for column, (image, caption) in enumerate(cells):
             pixels = np.asarray(images.images[image : image + 1])[0]
             left, top = column * step[1], row * step[0]
             place = (left, left + side[1], top + side[0], top)
@@ -264,7 +264,8 @@ def plot_network(
     paper's Figure 2.
     """
     figure = Figure(figsize=(6.4, 2.7))
-    axes, counts = figure.add_subplot(), np.array(list(network.values()), float)
+    axes = figure.add_subplot()
+    counts = np.array(list(network.values()), float)
     heights = 0.35 + 0.65 * np.log(counts) / max(np.log(counts.max()), 1)
     colours = [
         ORANGE if name == edited else BLUE if name in dissected else FAINT for name in network
@@ -312,21 +313,22 @@ def plot_grid(sweep: Table, layer: str, alpha: float = 0.05) -> Figure | None:
     test, adjusted over the cells by Benjamini and Hochberg); None where fewer than two thresholds
     or factors were tried.
     """
-    mine = (sweep["kind"] == "threshold") & (sweep["layer"] == layer)
-    taus, factors = np.unique(sweep["tau"][mine]), np.unique(sweep["factor"][mine])
+    of_layer = (sweep["kind"] == "threshold") & (sweep["layer"] == layer)
+    taus, factors = np.unique(sweep["tau"][of_layer]), np.unique(sweep["factor"][of_layer])
     if min(len(taus), len(factors)) < 2:
         return None
-    at = np.searchsorted(taus, sweep["tau"][mine]), np.searchsorted(factors, sweep["factor"][mine])
-    change, sure = (
-        np.full((len(taus), len(factors)), np.nan),
-        np.zeros((len(taus), len(factors)), bool),
+    cells = (
+        np.searchsorted(taus, sweep["tau"][of_layer]),
+        np.searchsorted(factors, sweep["factor"][of_layer]),
     )
+    change = np.full((len(taus), len(factors)), np.nan)
+    sure = np.zeros((len(taus), len(factors)), bool)
     if "gained" in sweep:
-        change[at] = (sweep["gained"] - sweep["lost"])[mine]
-        sure[at] = sweep["p_adjusted"][mine] <= alpha
+        change[cells] = (sweep["gained"] - sweep["lost"])[of_layer]
+        sure[cells] = sweep["p_adjusted"][of_layer] <= alpha
         title = "correct images, against the unedited network"
     else:
-        change[at] = sweep["correct"][mine]
+        change[cells] = sweep["correct"][of_layer]
         change -= (
             np.nanmedian(change[:, factors == 1]) if (factors == 1).any() else np.nanmax(change)
         )
@@ -334,7 +336,8 @@ def plot_grid(sweep: Table, layer: str, alpha: float = 0.05) -> Figure | None:
             "factor 1" if (factors == 1).any() else "the best cell"
         )
     figure = Figure(figsize=(max(4.2, 0.78 * len(factors) + 2), max(2.4, 0.33 * len(taus) + 1.1)))
-    axes, limit = figure.add_subplot(), max(1.0, float(np.nanmax(np.abs(change))))
+    axes = figure.add_subplot()
+    limit = max(1.0, float(np.nanmax(np.abs(change))))
     shown = axes.imshow(change, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
     for row, column in np.argwhere(np.isfinite(change)):
         value = change[row, column]
@@ -381,22 +384,21 @@ def plot_thresholds(
 
     `unedited` is the accuracy of the network as it was; None where the layer has no thresholds.
     """
-    mine = thresholds["layer"] == layer
-    if not mine.any():
+    of_layer = thresholds["layer"] == layer
+    if not of_layer.any():
         return None
     figure = Figure(figsize=(6.4, 3.6))
-    axes, others = (
-        figure.add_subplot(),
-        [f for f in np.unique(thresholds["factor"][mine]) if f != factor],
-    )
+    axes = figure.add_subplot()
+    others = [f for f in np.unique(thresholds["factor"][of_layer]) if f != factor]
     faint = {"color": FAINT, "linewidth": 0.8}
     styles = [
-        (each, faint | {"label": "_" * bool(i) + "other factors"}) for i, each in enumerate(others)
+        (line_factor, faint | {"label": "_" * bool(i) + "other factors"})
+        for i, line_factor in enumerate(others)
     ]
     styles.append((factor, {"color": BLUE, "linewidth": 1.8, "label": f"factor {factor:g}"}))
     style: dict[str, Any]
-    for each, style in styles:
-        rows = mine & (thresholds["factor"] == each)
+    for line_factor, style in styles:
+        rows = of_layer & (thresholds["factor"] == line_factor)
         axes.plot(thresholds["units_above"][rows], 100 * thresholds["accuracy"][rows], **style)
     if bands:
         rows = (bands["layer"] == layer) & (bands["factor"] == factor)
@@ -420,21 +422,23 @@ def plot_thresholds(
 
 
 @_figure
-def plot_per_class(found: Evidence) -> Figure | None:
+def plot_per_class(evidence: Evidence) -> Figure | None:
     """Images gained and lost by the edit in each class; None where that was not counted."""
-    if not found.per_class:
+    if not evidence.per_class:
         return None
-    names, rows = list(found.per_class), list(found.per_class.values())
+    names = list(evidence.per_class)
+    rows = list(evidence.per_class.values())
     figure = Figure(figsize=(6.4, 0.36 * len(names) + 1.0))
-    axes, y = figure.add_subplot(), np.arange(len(names))
+    axes = figure.add_subplot()
+    y = np.arange(len(names))
     gained, lost = (np.array([row[key] for row in rows]) for key in ("gained", "lost"))
     axes.barh(y, gained, 0.66, color=BLUE, label="gained")
     axes.barh(y, -lost, 0.66, color=ORANGE, label="lost")
-    for at, (more, less) in enumerate(zip(gained, lost, strict=True)):
+    for place, (more, less) in enumerate(zip(gained, lost, strict=True)):
         for value, side in ((more, 1), (-less, -1)):
             axes.annotate(
                 f"{abs(value)}",
-                (value, at),
+                (value, place),
                 (4 * side, 0),
                 textcoords="offset points",
                 va="center",
@@ -497,4 +501,54 @@ def plot_training(
         axes.set_xlabel("epoch")
         if watched:
             axes.legend()
+    return figure
+
+
+@_figure
+def plot_label_settings(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Label settings: how many units keep the default's label, against the held-out correlation.
+
+    `rows` are those of `settings.csv`.
+    """
+    figure = Figure(figsize=(6.4, 4.2))
+    axes = figure.subplots()
+    known = [row for row in rows if row["held_out"] != ""]
+    kinds = list(dict.fromkeys((row["similarity"], row["prior"]) for row in known))
+    for number, kind in enumerate(kinds):
+        own = [row for row in known if (row["similarity"], row["prior"]) == kind]
+        axes.scatter(
+            [row["held_out"] for row in own],
+            [row["same_as_default"] for row in own],
+            label=", prior over ".join(filter(None, kind)),
+            color=_MEMBERS[number % len(_MEMBERS)],
+            marker="os^vDPX"[number // len(_MEMBERS) % 7],
+        )
+    axes.set_xlabel("mean correlation on the half of the images that did not choose the label")
+    axes.set_ylabel("units labelled as by default")
+    axes.yaxis.set_major_formatter(ticker.PercentFormatter(1.0))
+    axes.set_title("Labels by setting")
+    if known:
+        axes.legend()
+    return figure
+
+
+@_figure
+def plot_certainty(
+    curve: Sequence[Mapping[str, float]], by_rule: Mapping[str, float] | None = None
+) -> Figure:
+    """Share of units labelled against share of labels right, most certain units first.
+
+    `curve` and `by_rule` have `labelled` and `right`, from 0 to 1; `by_rule` is the point of the
+    labels that stand.
+    """
+    figure = Figure(figsize=(5.2, 3.4))
+    axes = figure.subplots()
+    shares = [point["labelled"] for point in curve]
+    axes.plot(shares, [point["right"] for point in curve], color=BLUE, marker="o", markersize=3)
+    if by_rule is not None:
+        axes.plot([by_rule["labelled"]], [by_rule["right"]], "x", color=ORANGE, markersize=9)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="units labelled", ylabel="labels right")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(ticker.PercentFormatter(1.0))
+    axes.set_title("The more certain, the more often right")
     return figure

@@ -17,10 +17,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from emojax.dissection.labels import Dissection
 from emojax.dissection.table import LayerSummary
-from emojax.editing.study import StudySummary
+from emojax.editing.study_result import StudySummary
 from emojax.errors import InputError
 from emojax.evidence.verdict import Evidence
+from emojax.report import explanations as explained
+from emojax.report import judgement as judged
 from emojax.report import schema, units
+from emojax.report.explanations import UnitExplanations
+from emojax.report.judgement import Judgement
 from emojax.report.units import Details
 from emojax.store import MANIFEST, restore_numbers
 
@@ -36,6 +40,7 @@ _WORDS = {
     "concept",
     "runner_up",
     "halves_agree",
+    "labelled",
     "kind",
     "file",
     "split",
@@ -66,14 +71,17 @@ class Labels:
     chance: np.ndarray
 
     @classmethod
-    def of(cls, found: "Dissection | Labels") -> "Labels":
+    def of(cls, labelled: "Dissection | Labels") -> "Labels":
         """The labels of a dissection."""
-        if isinstance(found, Labels):
-            return found
-        names, known = np.array(found.concepts.concepts, dtype=object), found.description
-        unknown = np.full(len(found.best), np.nan)
+        if isinstance(labelled, Labels):
+            return labelled
+        names = np.array(labelled.concepts.concepts, dtype=object)
+        known = labelled.description
+        unknown = np.full(len(labelled.best), np.nan)
         accuracy, chance = (unknown, unknown) if known is None else (known.accuracy, known.chance)
-        return cls(dict(found.record.layers), names[found.labels], found.best, accuracy, chance)
+        return cls(
+            dict(labelled.record.layers), names[labelled.labels], labelled.best, accuracy, chance
+        )
 
     @property
     def layer_of(self) -> np.ndarray:
@@ -95,6 +103,7 @@ class Results:
       sweep: `sweep.csv` by column; so are `thresholds`, `bands` (random units) and `audit` (flagged
         images).
       evidence: the evidence for the chosen edit.
+      explanations: of the units, as weighted sums of concepts; `judgement` of explanations.
     """
 
     folder: Path
@@ -110,6 +119,8 @@ class Results:
     bands: Table
     audit: Table
     evidence: Evidence | None
+    explanations: UnitExplanations | None = None
+    judgement: Judgement | None = None
 
     @property
     def command(self) -> str:
@@ -122,10 +133,17 @@ class Results:
         return self.manifest["settings"].get("effective", self.manifest["settings"])
 
 
-def read_run(folder: Path, audit: Path | None = None) -> Results:
+def read_run(
+    folder: Path,
+    audit: Path | None = None,
+    explanations: Path | None = None,
+    judgement: Path | None = None,
+) -> Results:
     """Reads a run folder of `run`, `demo`, `dissect` or `sweep`.
 
     `audit` is an `audit.csv`, or the folder that holds it; the run folder's own when None.
+    `explanations` is a folder of `emojax explain`, the run folder itself when None; `judgement` one
+    of `emojax judge`.
 
     Raises:
       InputError: the folder is not such a run, lacks a file, or holds a damaged one.
@@ -174,6 +192,11 @@ def read_run(folder: Path, audit: Path | None = None) -> Results:
                 f"{folder / units.FILE} is of other units than dissection.csv; run `emojax "
                 f"{command}` again"
             )
+    shown = None
+    if labels is not None:
+        shown = explained.read(folder if explanations is None else explanations, labels.layers)
+    if explanations is not None and shown is None:
+        raise InputError(f"no {explained.TABLE} in {str(explanations)!r} for units of {folder}")
     file = folder / "evidence.json"
     evidence = _valid(file, Evidence, _json(file)) if file.is_file() else None
     return Results(
@@ -190,6 +213,8 @@ def read_run(folder: Path, audit: Path | None = None) -> Results:
         bands=table["bands"],
         audit=_table(flagged, ("file", "reason")),
         evidence=evidence,
+        explanations=shown,
+        judgement=None if judgement is None else judged.read(judgement),
     )
 
 
@@ -242,7 +267,8 @@ def _table(path: Path, columns: Sequence[str]) -> Table:
                 f"{path}, line {number}: {len(line)} values for {len(header)} columns; {DAMAGED}"
             )
     return {
-        name: _column(path, name, [line[at] for line in lines]) for at, name in enumerate(header)
+        name: _column(path, name, [line[position] for line in lines])
+        for position, name in enumerate(header)
     }
 
 

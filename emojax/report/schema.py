@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from emojax.editing.study import StudySummary
+from emojax.editing.study_result import StudySummary
 
 
 class _Part(BaseModel):
@@ -37,8 +37,9 @@ class Manifest(_Part):
 
 
 class _Confidence(_Part):
-    significant_at_q05: int
+    significant_at_q05: int | None = None
     halves_agree: int | None = None
+    trusted: int | None = None
 
 
 class _Agreement(_Part):
@@ -50,6 +51,11 @@ class _Agreement(_Part):
     auroc_of_random: float
     auroc_of_best: float
     rank_correlation: float
+
+
+class _Labelled(_Part):
+    labelled: float
+    right: float
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,9 @@ class Summary(_Part):
     images: int
     concepts: int
     similarity: str
+    prior: str | None = None
     tau: float
     confidence: _Confidence | None = None
     truth: dict[str, dict[str, _Agreement]] | None = None
+    certainty: list[_Labelled] | None = None
+    abstaining: _Labelled | None = None

@@ -62,6 +62,8 @@ def pack(images: ImageSet, numbers: np.ndarray, top: np.ndarray, budget: int) ->
     for shown, side, quality in LOOKS:
         wanted = np.unique(top[:, :shown])
         sample = wanted[:: max(1, len(wanted) // SIDE**2)][: SIDE**2]
+        # Encoding everything at every look would take minutes, so a look is first judged by as many
+        # evenly spaced images as fill one sheet, and given up where they promise too much by far.
         guess = (
             sum(map(len, _encode(images.images, numbers[sample], side, quality)))
             * len(wanted)
@@ -82,15 +84,15 @@ def pack(images: ImageSet, numbers: np.ndarray, top: np.ndarray, budget: int) ->
 def _encode(images: Images, numbers: np.ndarray, side: int, quality: int) -> Iterator[str]:
     """Sheets of the numbered images, as base64 text."""
     for start in range(0, len(numbers), SIDE**2):
-        mine = numbers[start : start + SIDE**2]
-        high = -(-len(mine) // SIDE)
+        of_sheet = numbers[start : start + SIDE**2]
+        high = -(-len(of_sheet) // SIDE)
         sheet = Image.new("L" if images.shape[-1] == 1 else "RGB", (SIDE * side, high * side))
-        for at, number in enumerate(mine):
+        for place, number in enumerate(of_sheet):
             pixels = np.asarray(images[int(number) : int(number) + 1])[0]
             face = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
             sheet.paste(
                 face.resize((side, side), Image.Resampling.LANCZOS),
-                (at % SIDE * side, at // SIDE * side),
+                (place % SIDE * side, place // SIDE * side),
             )
         file = io.BytesIO()
         sheet.save(file, "WEBP", quality=quality, method=4)

@@ -65,7 +65,8 @@ class Details:
     network_units: np.ndarray
 
     def __post_init__(self):
-        units, outgoing = int(self.sizes.sum()), self.outgoing_layer.tolist()
+        units = int(self.sizes.sum())
+        outgoing = self.outgoing_layer.tolist()
         sizes = dict(zip(self.layers.tolist(), self.sizes.tolist(), strict=True))
         shown, named, classes = (len(x) for x in (self.images, self.concepts, self.classes))
         fits = [
@@ -92,28 +93,31 @@ def _lies_in(array: np.ndarray, low: int, high: int) -> bool:
 
 
 def collect(
-    found: Dissection, network: Mapping[str, int] | None = None, outgoing: np.ndarray | None = None
+    dissection: Dissection,
+    network: Mapping[str, int] | None = None,
+    outgoing: np.ndarray | None = None,
 ) -> Details:
     """Details of a dissection.
 
     Args:
-      found: the dissection.
+      dissection: the dissection.
       network: units of all the network's layers, in order, the last one the classes; those
         dissected when None.
       outgoing: weights [U, C] from the units of the layer before the last to the classes.
     """
-    record = found.record
+    record = dissection.record
     rows = record.top_k(min(MIXED, record.images, record.top.values.shape[2])).indices
     images, top = np.unique(rows[:, :SHOWN], return_inverse=True)
     top = top.reshape(len(rows), -1)
-    order = np.argsort(-found.scores, axis=1, kind="stable")[:, :BEST]
+    order = np.argsort(-dissection.scores, axis=1, kind="stable")[:, :BEST]
     named, best = np.unique(order, return_inverse=True)
-    emotions, classes = found.concepts.emotions, len(record.classes)
+    emotions = dissection.concepts.emotions
+    classes = len(record.classes)
     mix = np.zeros((len(rows), classes), np.int32)
     if record.labels is not None:
-        at = np.arange(len(rows))[:, None] * classes + record.labels[rows]
+        cells = np.arange(len(rows))[:, None] * classes + record.labels[rows]
         mix = (
-            np.bincount(at.ravel(), minlength=len(rows) * classes)
+            np.bincount(cells.ravel(), minlength=len(rows) * classes)
             .reshape(len(rows), classes)
             .astype(np.int32)
         )
@@ -131,8 +135,8 @@ def collect(
         top=top.astype(np.int32),
         same_as=_same(np.asarray(record.embeddings[images]), top),
         best=best.reshape(order.shape).astype(np.int32),
-        best_scores=np.take_along_axis(found.scores, order, axis=1),
-        concepts=np.array([found.concepts.concepts[i] for i in named]),
+        best_scores=np.take_along_axis(dissection.scores, order, axis=1),
+        concepts=np.array([dissection.concepts.concepts[i] for i in named]),
         emotions=np.array(
             [] if emotions is None else [";".join(emotions[i]) for i in named], dtype=np.str_
         ),
@@ -150,17 +154,17 @@ def collect(
 
 def _same(embeddings: np.ndarray, top: np.ndarray) -> np.ndarray:
     """For each of a unit's images [U, S] the first earlier one with the same embedding, or −1."""
-    found = np.full(top.shape, -1, np.int8)
+    earlier = np.full(top.shape, -1, np.int8)
     later = np.triu(np.ones((top.shape[1],) * 2, bool), 1).T  # [S, S]: column comes before row
     for start in range(0, len(top), 256):
-        mine = embeddings[top[start : start + 256]].astype(np.float64)
-        squares = (mine**2).sum(axis=2)
+        group = embeddings[top[start : start + 256]].astype(np.float64)
+        squares = (group**2).sum(axis=2)
         apart = (
-            squares[:, :, None] + squares[:, None, :] - 2 * np.einsum("usd,utd->ust", mine, mine)
+            squares[:, :, None] + squares[:, None, :] - 2 * np.einsum("usd,utd->ust", group, group)
         )
         same = (apart < _SAME**2) & later
-        found[start : start + 256] = np.where(same.any(axis=2), same.argmax(axis=2), -1)
-    return found
+        earlier[start : start + 256] = np.where(same.any(axis=2), same.argmax(axis=2), -1)
+    return earlier
 
 
 def save(details: Details, folder: Path) -> None:

@@ -23,18 +23,22 @@ PAGE, FIGURES = "report.html", "figures"
 
 def write_dissection(
     folder: Path,
-    found: Dissection,
+    dissection: Dissection,
     tau: float,
     network: Mapping[str, int] | None = None,
     outgoing: np.ndarray | None = None,
+    *,
+    abstain: bool = True,
 ) -> tuple[list[LayerSummary], dict[str, Any]]:
     """Writes a dissection into a folder; returns Table 1 and the summary that was written.
 
     `dissection.csv` has a row per unit, `interpretability.csv` is the paper's Table 1,
     `summary.json` both in numbers, and `units.npz` what the page shows of each unit; `network` and
-    `outgoing` as for `units.collect`.
+    `outgoing` as for `units.collect`. With `abstain` a column says which labels stand
+    (`Dissection.trusted`).
     """
-    description, names = found.description, found.concepts.concepts
+    description = dissection.description
+    names = dissection.concepts.concepts
     header = [
         "layer",
         "unit",
@@ -44,65 +48,107 @@ def write_dissection(
         "runner_up_similarity",
         "margin",
     ]
-    confidence = found.confidence
-    holds = confidence and confidence.holds(found.labels)
-    header += ["p_value", "q_value", "halves_agree"] if confidence else []
+    trust = _trust_columns(dissection, abstain)
+    header += list(trust)
     header += ["description_accuracy", "chance"] if description else []
 
     def rows() -> Iterable[list[Any]]:
-        at = 0
-        for layer, count in found.record.layers.items():
+        number = 0
+        for layer, count in dissection.record.layers.items():
             for unit in range(count):
-                row = [layer, unit, names[found.labels[at]], found.best[at]]
-                if found.runner_up is None:
+                row = [
+                    layer,
+                    unit,
+                    names[dissection.labels[number]],
+                    dissection.best[number],
+                ]
+                if dissection.runner_up is None:
                     row += ["", "", ""]
                 else:
-                    second = found.scores[at, found.runner_up[at]]
-                    row += [names[found.runner_up[at]], second, found.best[at] - second]
-                if confidence:
-                    agree = "" if holds is None else "yes" if holds[at] else "no"
-                    row += [confidence.p_value[at], confidence.q_value[at], agree]
+                    second = dissection.scores[number, dissection.runner_up[number]]
+                    row += [
+                        names[dissection.runner_up[number]],
+                        second,
+                        dissection.best[number] - second,
+                    ]
+                row += [column[number] for column in trust.values()]
                 yield row + (
-                    [description.accuracy[at], description.chance[at]] if description else []
+                    [description.accuracy[number], description.chance[number]]
+                    if description
+                    else []
                 )
-                at += 1
+                number += 1
 
     store.write_csv(folder / "dissection.csv", header, rows())
-    table1 = interpretability(found, tau)
+    table1 = interpretability(dissection, tau)
     store.write_csv(
         folder / "interpretability.csv",
         [field.name for field in fields(LayerSummary)],
         (["" if value is None else value for value in asdict(row).values()] for row in table1),
     )
-    units.save(units.collect(found, network, outgoing), folder)
+    units.save(units.collect(dissection, network, outgoing), folder)
     summary = {
-        "images": found.record.images,
-        "layers": found.record.layers,
-        "concepts": len(found.concepts),
-        "similarity": found.similarity,
+        "images": dissection.record.images,
+        "layers": dissection.record.layers,
+        "concepts": len(dissection.concepts),
+        "similarity": dissection.similarity,
+        "prior": dissection.prior,
         "tau": tau,
         "interpretability": [asdict(row) for row in table1],
-        "confidence": _confidence_summary(found),
+        "confidence": _confidence_summary(dissection),
+        "hubs": {
+            "effective_labels": dissection.hubs.effective,
+            "most_frequent": names[dissection.hubs.concept],
+            "share": dissection.hubs.share,
+        },
     }
     store.write_json(folder / "summary.json", summary)
     return table1, summary
 
 
-def _confidence_summary(found: Dissection) -> dict[str, Any] | None:
-    """How many labels are above chance at a false discovery rate of 5 %, and how many hold on
-    either half.
+def _trust_columns(dissection: Dissection, abstain: bool) -> dict[str, Sequence[Any] | np.ndarray]:
+    """The columns of `dissection.csv` that say how far a label can be trusted, by name."""
+    confidence = dissection.confidence
+    if confidence is None:
+        return {}
+    columns: dict[str, Sequence[Any] | np.ndarray] = {}
+    if confidence.p_value is not None and confidence.q_value is not None:
+        columns |= {"p_value": confidence.p_value, "q_value": confidence.q_value}
+    holds = confidence.holds(dissection.labels)
+    columns["halves_agree"] = [""] * len(dissection.labels) if holds is None else _yes_or_no(holds)
+    if confidence.held_out is not None:
+        columns |= {
+            "held_out": confidence.held_out.correlation,
+            "held_out_low": confidence.held_out.low,
+            "held_out_high": confidence.held_out.high,
+        }
+    if abstain and dissection.trusted is not None:
+        columns["labelled"] = _yes_or_no(dissection.trusted)
+    return columns
+
+
+def _yes_or_no(values: np.ndarray) -> list[str]:
+    return np.where(values, "yes", "no").tolist()
+
+
+def _confidence_summary(dissection: Dissection) -> dict[str, Any] | None:
+    """How many labels are above chance at a false discovery rate of 5 %, how many hold on either
+    half, and how many stand by `Dissection.trusted`; None where that is not known.
     """
-    if found.confidence is None:
+    confidence = dissection.confidence
+    if confidence is None:
         return None
-    holds = found.confidence.holds(found.labels)
+    holds = confidence.holds(dissection.labels)
+    q_value = confidence.q_value
     return {
-        "significant_at_q05": int((found.confidence.q_value <= 0.05).sum()),
+        "significant_at_q05": None if q_value is None else int((q_value <= 0.05).sum()),
         "halves_agree": None if holds is None else int(holds.sum()),
+        "trusted": None if dissection.trusted is None else int(dissection.trusted.sum()),
     }
 
 
 def write_report(
-    found: Dissection,
+    dissection: Dissection,
     out: Path | str,
     *,
     tau: float = 0.0,
@@ -114,7 +160,7 @@ def write_report(
     """Writes a dissection of any network as a run folder with its page; returns the page's path.
 
     Args:
-      found: the dissection.
+      dissection: the dissection.
       out: the folder, which must not hold anything but, with `overwrite`, a run to replace.
       tau: a unit is interpretable when its maximum similarity exceeds this.
       images: the set that was probed, to show its images on the page; None shows none.
@@ -125,15 +171,15 @@ def write_report(
     Raises:
       InputError: the folder holds other things, or the images are not as many as were probed.
     """
-    if images is not None and len(images) != found.record.images:
+    if images is not None and len(images) != dissection.record.images:
         raise InputError(
-            f"{images.name} has {len(images)} images, {found.record.images} were probed; pass the "
-            "set that was"
+            f"{images.name} has {len(images)} images, {dissection.record.images} were probed; "
+            "pass the set that was"
         )
-    settings = {"similarity": found.similarity, "dissect": {"tau": tau}}
+    settings = {"similarity": dissection.similarity, "dissect": {"tau": tau}}
     with store.run_folder(Path(out), "dissect", settings, overwrite=overwrite) as run:
-        run.inputs |= {"record": found.record.key} if found.record.key else {}
-        write_dissection(run.folder, found, tau)
+        run.inputs |= {"record": dissection.record.key} if dissection.record.key else {}
+        write_dissection(run.folder, dissection, tau)
     with noting_a_missing_page(Path(out)):
         return add_page(results.read_run(Path(out)), images, people=people, size=size)[0]
 
@@ -173,9 +219,11 @@ def add_page(
     names = [f"{FIGURES}/{name}.{kind}" for name in drawn for kind in ("png", "svg")]
     try:
         store.list_again(run.folder, [PAGE, *names], done=False)
-        for name, each in drawn.items():
-            store.write_binary(folder / f"{name}.png", functools.partial(figures.save, each.figure))
-            store.write_text(folder / f"{name}.svg", each.svg)
+        for name, figure in drawn.items():
+            store.write_binary(
+                folder / f"{name}.png", functools.partial(figures.save, figure.figure)
+            )
+            store.write_text(folder / f"{name}.svg", figure.svg)
         store.write_text(run.folder / PAGE, text)
         store.list_again(run.folder, [PAGE, *names], done=True)
         _remove_stale(run.folder, names)

@@ -6,7 +6,7 @@ from pathlib import Path
 from emojax import store
 from emojax.data.provenance import Use, use_of
 from emojax.data.weights import save_network, with_classes
-from emojax.editing.study import Study
+from emojax.editing.study_result import Study
 from emojax.models.tapped import Scaled
 
 

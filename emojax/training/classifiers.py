@@ -152,7 +152,7 @@ def classification_task(
       batch: images in a step.
       start: each seed's first variables; None, the network's own for all of them.
       label_smoothing: share of the target that is spread over all classes.
-      augment: how a face is seen; some give several views of each.
+      augment: how a face is turned into views; some give several of each.
       precision: what the network computes in; parameters, statistics of BatchNorm, loss and
         optimizer stay float32.
       resident: whether the images stay on the device, where batches are gathered; otherwise Grain

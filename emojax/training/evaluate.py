@@ -66,9 +66,12 @@ class Evaluation:
     def losses(self) -> Float[np.ndarray, " I"]:
         """Negative log-likelihood of each image, natural logarithm; float64."""
         logits = self.logits.astype(np.float64)
-        logits -= logits.max(axis=1, keepdims=True)
-        own = np.take_along_axis(logits, self.labels[:, None], axis=1)[:, 0]
-        return np.log(np.exp(logits).sum(axis=1)) - own
+        # Logits that overflowed are infinite: the loss of such an image is no number, which is said
+        # by its value (NaN), not by a warning.
+        with np.errstate(invalid="ignore"):
+            logits -= logits.max(axis=1, keepdims=True)
+            own = np.take_along_axis(logits, self.labels[:, None], axis=1)[:, 0]
+            return np.log(np.exp(logits).sum(axis=1)) - own
 
     def nll(self) -> float:
         """Mean of the losses."""
@@ -239,9 +242,9 @@ def labelled(images: ImageSet, model: nnx.Module | Network, outputs: int | None 
     count = getattr(config, "classes", None) if outputs is None else outputs
     if len(images.classes) != count:
         known = getattr(config, "class_names", None)
-        theirs = f" ({class_names.listed(known)})" if known else ""
+        names = f" ({class_names.listed(known)})" if known else ""
         raise InputError(
-            f"{images.name} has {len(images.classes)} classes, the network {count}{theirs}; "
+            f"{images.name} has {len(images.classes)} classes, the network {count}{names}; "
             f"the images' are {class_names.listed(images.classes) or 'not named'}"
         )
     return images.in_order(class_order(model, images.classes))

@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from commands_in_process import run
 from flax import nnx
 from small_training import assert_same
 
@@ -15,11 +16,6 @@ from emojax import cli
 from emojax.data.provenance import read_provenance
 from emojax.data.weights import load_network, load_vgg
 from emojax.models.deep_emotion import DeepEmotion
-
-
-def run(capsys, *args):
-    code = cli.main([str(arg) for arg in args])
-    return code, *capsys.readouterr()
 
 
 @pytest.mark.slow
@@ -262,3 +258,37 @@ def test_a_killed_command_resumes(tmp_path):
         assert_same(weights(tmp_path / "whole/run" / name), weights(tmp_path / "broken/run" / name))
     assert not list((tmp_path / "broken" / "cache" / "training").iterdir())
     assert os.path.getsize(tmp_path / "broken/run/curves.png") > 1000
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--train.task", "gan", "invalid choice 'gan'"),
+        ("--train.size", "huge", "invalid choice 'huge'"),
+        ("--train.epochs", "0", "greater than 0"),
+        ("--train.batch", "-8", "greater than 0"),
+        ("--train.optimizer", "lion", "invalid choice 'lion'"),
+        ("--train.learning-rate", "0", "greater than 0"),
+        ("--train.learning-rate", "nan", "finite"),
+        ("--train.warmup", "1", "less than 1"),
+        ("--train.momentum", "1", "less than 1"),
+        ("--train.label-smoothing", "-0.1", "greater than or equal to 0"),
+        ("--train.average", "1", "less than 1"),
+        ("--train.weight-decay", "-1", "greater than or equal to 0"),
+        ("--train.seed", "-1", "greater than or equal to 0"),
+        ("--train.seed", "5000000000", "less than"),
+    ],
+)
+def test_settings_out_of_range_are_refused(inputs, flag, value, message):
+    inputs.refused(["train", flag, value], message)
+
+
+def test_a_clip_on_photographs_is_refused(inputs):
+    args = ["train", "--train.task", "clip", "--data.path", inputs.sound / "fer"]
+    inputs.refused(args, "pass --data.kind faces")
+
+
+def test_a_clip_without_some_faces_is_refused(inputs):
+    excluded = inputs.put("x.csv", "file\na\n")
+    args = ["train", "--train.task", "clip", "--data.kind", "faces", "--data.exclude", excluded]
+    inputs.refused(args, "--data.exclude is for images")

@@ -2,6 +2,8 @@
 leave out.
 """
 
+from commands_in_process import rows_of
+
 import csv
 
 import numpy as np
@@ -72,9 +74,6 @@ def write_folder(root, rows, name="{usage}_{row}.png", split="{part}"):
     return root
 
 
-def rows_of(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize("form", ["csv", "raw", "prepared", "folder"])

@@ -51,7 +51,9 @@ def test_layer_by_layer_equals_all_at_once(found, tiny_vgg, blobs, tiny_clip):
         )
 
 
-@pytest.mark.parametrize("name", ["soft_wpmi", "wpmi", "cos_similarity", "cos_similarity_cubed"])
+@pytest.mark.parametrize(
+    "name", ["correlation", "soft_wpmi", "wpmi", "cos_similarity", "cos_similarity_cubed"]
+)
 def test_late_scores_equal_float64(found, tiny_clip, name):
     text = tiny_clip.embed_texts(CONCEPTS.concepts)
     clip = np.float64(found.embeddings) @ np.float64(text).T
@@ -87,9 +89,7 @@ def test_many_concepts_cross_tiles(found):
     names = [f"c{i}" for i in range(203)]
     got = dissect.dissect(found, names, text_embeddings=text)
     want = reference.soft_wpmi(
-        np.float64(found.embeddings) @ np.float64(text).T,
-        found.activations,
-        segments=found.segment_ids,
+        np.float64(found.embeddings) @ np.float64(text).T, found.activations, prior="images"
     )
     assert np.abs(got.scores - want).max() <= 5e-6 * np.abs(want).max()
 

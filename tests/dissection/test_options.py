@@ -43,9 +43,12 @@ def test_none_is_the_default_of_the_function():
 
 
 def test_refusals():
+    assert wpmi_options("wpmi", prior="none") == Wpmi(prior="none")
     with pytest.raises(InputError, match=r"--dissect.top-k is not a setting of rank_reorder"):
         wpmi_options("rank_reorder", top_k=5)
-    with pytest.raises(InputError, match="no similarity function 'cosine'; known: soft_wpmi"):
+    with pytest.raises(
+        InputError, match="no similarity function 'cosine'; known: correlation, soft_wpmi"
+    ):
         options_of("cosine", {})
     with pytest.raises(TypeError, match="p_start"):
         options_of("wpmi", {"p_start": 0.5})

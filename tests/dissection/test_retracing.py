@@ -18,7 +18,14 @@ from emojax.editing import edit
 from emojax.probing.network import as_network
 from emojax.probing.probe import probe
 
-SIMILARITIES = ("soft_wpmi", "wpmi", "rank_reorder", "cos_similarity", "cos_similarity_cubed")
+SIMILARITIES = (
+    "correlation",
+    "soft_wpmi",
+    "wpmi",
+    "rank_reorder",
+    "cos_similarity",
+    "cos_similarity_cubed",
+)
 OPTIONS = {"layers": ("conv4b", "lin2"), "batch": 64, "tile": 8, "keep_activations": True}
 
 

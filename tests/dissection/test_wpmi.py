@@ -60,7 +60,9 @@ def plain_confidence(found, text, top_k, sets):
 
 @pytest.mark.parametrize("devices", [1, 2, 8])
 def test_confidence_equals_a_plain_computation(whole, tiny_clip, devices):
-    found = dissect.dissect(whole, CONCEPTS, null_sets=200, mesh=make_mesh(devices))
+    found = dissect.dissect(
+        whole, CONCEPTS, similarity="soft_wpmi", null_sets=200, mesh=make_mesh(devices)
+    )
     p, halves = plain_confidence(whole, tiny_clip.embed_texts(CONCEPTS.concepts), 100, 200)
     np.testing.assert_allclose(found.confidence.p_value, p, atol=1e-6)
     np.testing.assert_array_equal(found.confidence.half_labels, halves)
@@ -73,15 +75,28 @@ def test_confidence_equals_a_plain_computation(whole, tiny_clip, devices):
 
 
 @pytest.mark.parametrize(
-    ("name", "concepts", "devices"), [("soft_wpmi", 203, 2), ("wpmi", 203, 8), ("soft_wpmi", 3, 8)]
+    ("name", "concepts", "devices", "prior"),
+    [
+        ("soft_wpmi", 203, 2, "units"),
+        ("wpmi", 203, 8, "units"),
+        ("soft_wpmi", 3, 8, "units"),
+        ("soft_wpmi", 203, 8, "images"),
+        ("wpmi", 3, 2, "none"),
+    ],
 )
-def test_scores_do_not_depend_on_devices(whole, name, concepts, devices):
+def test_scores_do_not_depend_on_devices(whole, name, concepts, devices, prior):
     text = np.random.default_rng(0).standard_normal((concepts, 24)).astype(np.float32)
     text /= np.linalg.norm(text, axis=1, keepdims=True)
     names = [f"c{i}" for i in range(concepts)]
     results = [
         dissect.dissect(
-            whole, names, similarity=name, text_embeddings=text, null_sets=50, mesh=make_mesh(n)
+            whole,
+            names,
+            similarity=name,
+            prior=prior,
+            text_embeddings=text,
+            null_sets=50,
+            mesh=make_mesh(n),
         )
         for n in (1, devices)
     ]
@@ -89,7 +104,7 @@ def test_scores_do_not_depend_on_devices(whole, name, concepts, devices):
     np.testing.assert_array_equal(
         results[0].confidence.half_labels, results[1].confidence.half_labels
     )
-    extra = {"segments": whole.segment_ids}
+    extra = {"segments": whole.segment_ids, "prior": prior}
     want = getattr(reference, name)(
         np.float64(whole.embeddings) @ np.float64(text).T, whole.activations, **extra
     )
@@ -111,7 +126,8 @@ def test_random_units_are_not_significant_and_planted_ones_are():
     acts = rng.standard_normal((1000, 200)).astype(np.float32)
     acts[:, 7] = images @ text[4]
     planted = record_of(acts, images)
-    found = dissect.dissect(planted, [f"c{i}" for i in range(6)], text_embeddings=text, a=0.5)
+    names = [f"c{i}" for i in range(6)]
+    found = dissect.dissect(planted, names, similarity="soft_wpmi", text_embeddings=text, a=0.5)
     assert found.labels[7] == 4
     assert (
         found.confidence.q_value[7] <= 0.2 + 1e-6
@@ -142,8 +158,11 @@ def test_few_images_leave_the_halves_out(tiny_vgg, blobs, tiny_clip):
     found = dissect.dissect(few, CONCEPTS, null_sets=20)
     assert found.confidence.half_labels is None
     assert found.confidence.holds(found.labels) is None
+    assert found.trusted is None
     assert dissect.dissect(few, CONCEPTS, null_sets=0).confidence is None
-    assert dissect.dissect(few, CONCEPTS, similarity="cos_similarity").confidence is None
+    by_cosine = dissect.dissect(few, CONCEPTS, similarity="cos_similarity").confidence
+    assert by_cosine.p_value is None
+    assert by_cosine.half_labels.shape == (2, 20)
 
 
 def test_statistics_equal_scipy():

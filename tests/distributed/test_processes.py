@@ -52,6 +52,7 @@ def compiled():
     return Path(jax.config.jax_compilation_cache_dir)
 
 
+@pytest.mark.slow
 def test_killed_processes_go_on_and_end_with_what_one_gives(tmp_path, compiled, capsys):
     out, cache = tmp_path / "two", tmp_path / "cache-two"
     args = [*ARGS, "--out", str(out), "--cache", str(cache)]
@@ -73,6 +74,7 @@ def test_killed_processes_go_on_and_end_with_what_one_gives(tmp_path, compiled, 
     assert CHECK["differences"](*records) == []
 
 
+@pytest.mark.slow
 def test_processes_with_other_settings_are_refused(tmp_path, compiled):
     args = ["concepts", "paper25", "--out", str(tmp_path / "out")]
     job = ["--coordinator", f"127.0.0.1:{CHECK['free_port']()}", "--processes", "2", "--index"]
@@ -112,6 +114,7 @@ def test_refusals(capsys, flags, message):
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_auto_outside_a_cluster_is_refused():
     """In a process of its own: whatever jax finds there, this one must not become part of it."""
     command = [sys.executable, "-m", "emojax", "evaluate", "--coordinator", "auto"]

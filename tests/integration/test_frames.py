@@ -10,32 +10,45 @@ import pytest
 
 import emojax
 
-# The kernel of each command, as a function of ours that is called while it is traced.
+# The kernels of each command, as functions of ours that are called while they are traced.
 KERNELS = {
-    "probe": "emojax.ops.topk.update",
-    "train": "emojax.ops.augment.mirror",
+    "probe": ["emojax.ops.topk.update"],
+    "sweep": [
+        "emojax.editing.kernels.by_gains",
+        "emojax.editing.kernels.by_masks",
+        "emojax.editing.kernels.by_cuts",
+        "emojax.editing.kernels.logits_of",
+    ],
+    "dissect": ["emojax.ops.similarity.weighted_loglik"],
+    "train": ["emojax.ops.augment.mirror"],
 }
 ALLOWED = 6
 
 DRIVER = """
 import importlib, json, sys, traceback
-command, kernel, root, args = sys.argv[1], sys.argv[2], sys.argv[3], sys.argv[4:]
-module, name = kernel.rsplit(".", 1)
-module = importlib.import_module(module)
-plain = getattr(module, name)
-found = []
+command, kernels, root, args = sys.argv[1], sys.argv[2].split(","), sys.argv[3], sys.argv[4:]
+stacks = {kernel: [] for kernel in kernels}
 
-def recorded(*arguments, **options):
-    stack = [f for f in traceback.extract_stack()[:-1] if f.filename.startswith(root)]
-    names = [f"{f.filename[len(root):]}:{f.name}" for f in stack if not f.name.endswith("comp>")]
-    start = names.index(f"commands/{command}.py:{command}")
-    found.append(names[start + 1 :])
-    return plain(*arguments, **options)
+def record(kernel):
+    module, name = kernel.rsplit(".", 1)
+    module = importlib.import_module(module)
+    plain = getattr(module, name)
 
-setattr(module, name, recorded)
+    def recorded(*arguments, **options):
+        stack = [f for f in traceback.extract_stack()[:-1] if f.filename.startswith(root)]
+        stack = [f for f in stack if not f.name.endswith("comp>")]
+        names = [f"{f.filename[len(root):]}:{f.name}" for f in stack]
+        start = names.index(f"commands/{command}.py:{command}")
+        stacks[kernel].append(names[start + 1 :])
+        return plain(*arguments, **options)
+
+    setattr(module, name, recorded)
+
+for kernel in kernels:
+    record(kernel)
 from emojax import cli
 code = cli.main([command, *args])
-print(json.dumps([code, found]))
+print(json.dumps([code, stacks]))
 """
 
 
@@ -44,8 +57,19 @@ print(json.dumps([code, found]))
 def test_few_frames_between_command_and_kernel(command, sound, tmp_path):
     network = ["--target.weights", sound / "vgg.safetensors", "--clip.path", sound / "clip"]
     probing = ["--data.path", sound / "fer", *network, "--probe.layers", "lin2"]
+    study = ["--dissect.top-k", "7", "--data.test-splits", "training", "--edit.layers", "lin1"]
+    study += ["lin2", "--edit.tau", "0", "--edit.permutations", "19", "--edit.masks", "3"]
     args = {
         "probe": probing,
+        "sweep": [*probing, "lin1", *study],
+        "dissect": [
+            "--record",
+            sound / "record",
+            "--clip.path",
+            sound / "clip",
+            "--dissect.top-k",
+            "5",
+        ],
         "train": [
             "--data.kind",
             "faces",
@@ -59,11 +83,13 @@ def test_few_frames_between_command_and_kernel(command, sound, tmp_path):
     }[command]
     folders = ["--out", tmp_path / "out", "--cache", tmp_path / "cache"]
     root = str(Path(emojax.__file__).parent) + os.sep
-    line = [sys.executable, "-c", DRIVER, command, KERNELS[command], root, *args, *folders]
+    kernels = ",".join(KERNELS[command])
+    line = [sys.executable, "-c", DRIVER, command, kernels, root, *args, *folders]
     done = subprocess.run(list(map(str, line)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     code, stacks = json.loads(done.stdout.splitlines()[-1])
     assert code == 0, done.stderr
-    assert stacks, "the kernel was not traced"
-    for stack in stacks:
-        assert len(stack) <= ALLOWED, stack
+    for kernel, frames in stacks.items():
+        assert frames, f"{kernel} was not traced"
+        for stack in frames:
+            assert len(stack) <= ALLOWED, f"{kernel}: {stack}"

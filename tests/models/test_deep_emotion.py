@@ -55,6 +55,7 @@ def test_equals_torch(arrays, batch):
     np.testing.assert_array_equal(taps["fc2"], logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_gradients_equal_torchs_in_float64(arrays, batch, mode):
     """In float32 a pixel on the edge of a ReLU or pooling window may fall on either side."""

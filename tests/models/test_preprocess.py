@@ -1,4 +1,5 @@
 import numpy as np
+from PIL import Image
 
 from emojax.models.preprocess import Preprocess
 
@@ -13,4 +14,14 @@ def test_golden_clip(golden):
     stored = data["clip224_bicubic_pil_uint8"].astype(np.float32)
     pixels = [np.rint((x * np.array(STD) + np.array(MEAN)) * 255) for x in (got, stored)]
     np.testing.assert_array_equal(*pixels)
-    np.testing.assert_allclose(got, stored, atol=1e-3)
+    # float16 holds numbers between 2 and 4 to 2⁻¹⁰; a white pixel is 2.2 in the third channel.
+    np.testing.assert_allclose(got, stored, rtol=0, atol=2**-10 + 2e-6)
+
+
+def test_the_long_side_is_cropped():
+    images = np.random.default_rng(3).integers(0, 256, (2, 40, 64, 3), dtype=np.uint8)
+    got = Preprocess(32, (32, 32), MEAN, STD)(images)
+    bicubic = Image.Resampling.BICUBIC
+    resized = np.stack([np.asarray(Image.fromarray(x).resize((51, 32), bicubic)) for x in images])
+    expected = (resized[:, :, 9:41] / 255 - np.array(MEAN)) / np.array(STD)
+    np.testing.assert_allclose(got, expected, atol=2e-6)

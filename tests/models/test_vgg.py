@@ -44,6 +44,7 @@ def golden_weights():
     return arrays, rng
 
 
+@pytest.mark.slow
 def test_golden(golden):
     data = np.load(golden / "vgg_torch.npz")
     arrays, rng = golden_weights()
@@ -64,6 +65,7 @@ def test_golden(golden):
     np.testing.assert_array_equal(taps["lin3"], logits)
 
 
+@pytest.mark.slow
 def test_paper_size():
     model = nnx.eval_shape(lambda: vgg.VggNet(vgg.VggConfig.paper(), rngs=nnx.Rngs(0)))
     count = sum(np.prod(leaf.shape) for _, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)))

@@ -11,11 +11,12 @@ from jax.sharding import PartitionSpec
 from emojax.distributed.mesh import AXIS, make_mesh
 from emojax.ops import similarity
 
-NAMES = ("cos_similarity", "cos_similarity_cubed", "wpmi", "soft_wpmi", "rank_reorder")
+OFFICIAL = ("cos_similarity", "cos_similarity_cubed", "wpmi", "soft_wpmi", "rank_reorder")
+NAMES = ("correlation", *OFFICIAL)
 
 
 @pytest.mark.parametrize("case", ["small", "wide"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", OFFICIAL)
 def test_golden(golden, case, name):
     """Same labels as the official float32 code, scores within 1e-4 of the largest one.
 
@@ -56,6 +57,64 @@ def test_float64(features, name):
         )
     )
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("prior", ["images", "none"])
+@pytest.mark.parametrize("name", ["wpmi", "soft_wpmi"])
+@pytest.mark.parametrize("spread", [0.03, 0.4])
+def test_other_priors_equal_float64(features, name, prior, spread):
+    """Brute force: a logarithm for every image, concept and rank."""
+    clip, acts = features
+    wide = np.float32(0.2 + (clip - 0.2) * spread / 0.03)
+    for top_k in (1, 7, 100):
+        options = {"top_k": top_k, "lam": 0.7, "prior": prior}
+        expected = getattr(reference, name)(wide, acts, **options)
+        scores = np.asarray(getattr(similarity, name)(wide, acts, **options))
+        assert np.abs(scores - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_prior_over_images_is_the_mean_over_random_lists(features):
+    """10,000 lists: the mean lies within five standard errors, for every concept."""
+    clip, _ = features
+    probs = scipy.special.softmax(10 * np.float64(clip), axis=1)
+    weights = similarity.soft_weights(20)
+    rng = np.random.default_rng(5)
+    lists = rng.permuted(np.tile(np.arange(400), (10_000, 1)), axis=1)[:, :20]
+    terms = np.log(1 + weights[:, None] * (probs[lists] - 1) + 1e-7).sum(axis=1)
+    rows = jnp.zeros((1, 20), jnp.int32)
+    _, constant = similarity.weighted_loglik(jnp.asarray(probs), rows, weights, 1e-7, 37)
+    expected = np.asarray(similarity.image_prior(jnp.asarray(probs), weights, 1e-7, 37)) + constant
+    error = terms.std(axis=0) / 100
+    assert (np.abs(terms.mean(axis=0) - expected) <= 5 * error).all()
+
+
+@pytest.mark.parametrize("ranks", [2, 9, 100])
+@pytest.mark.parametrize(("p_start", "p_end"), [(0.998, 0.97), (1.0, 0.5), (0.9, 0.9)])
+def test_quadrature_stands_for_the_sum_over_ranks(ranks, p_start, p_end):
+    weights = similarity.soft_weights(ranks, p_start, p_end)
+    odds = (1 - weights + 1e-7) / weights
+    nodes, node_weights = similarity._quadrature(odds)
+    assert len(nodes) <= ranks
+    for probability in (0.0, 1e-6, 1e-3, 0.05, 1.0):
+        logs = np.log(probability + odds)
+        got = node_weights @ np.log(probability + nodes)
+        assert abs(got - logs.sum()) <= 2e-7 * ranks * max(1, np.abs(logs).max())
+
+
+def test_correlation_of_columns_that_do_not_vary():
+    rng = np.random.default_rng(6)
+    clip = rng.standard_normal((10_000, 3)).astype(np.float32)
+    acts = (0.7 + 1e-3 * rng.standard_normal((10_000, 4))).astype(np.float32)
+    acts[:, 2], clip[:, 1] = np.float32(0.1), 0.3
+    scores = np.asarray(similarity.correlation(clip, acts))
+    vary = np.ix_([0, 1, 3], [0, 2])
+    np.testing.assert_allclose(
+        scores[vary], reference.correlation(clip[:, [0, 2]], acts[:, [0, 1, 3]]), atol=1e-5
+    )
+    assert (scores[2] == 0).all()
+    assert (scores[:, 1] == 0).all()
+    with pytest.raises(ValueError, match="at least two images"):
+        similarity.correlation(clip[:1], acts[:1])
 
 
 @pytest.mark.parametrize("name", ["wpmi", "soft_wpmi"])
@@ -161,16 +220,17 @@ def test_top_k_images_give_ties_to_the_lower_index(images, k):
     np.testing.assert_array_equal(jax.jit(lambda x: similarity.top_k_images(x, k))(acts), expected)
 
 
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize(("devices", "prior"), [(2, "units"), (8, "units"), (8, "images")])
 @pytest.mark.parametrize("name", ["wpmi", "soft_wpmi"])
-def test_concepts_split_over_devices(features, name, devices):
+def test_concepts_split_over_devices(features, name, devices, prior):
     mesh = make_mesh(devices)
     clip, acts = features[0][:, :32], features[1]
-    local = functools.partial(getattr(similarity, name), axis_name=AXIS)
+    local = functools.partial(getattr(similarity, name), axis_name=AXIS, prior=prior)
     by_concept = PartitionSpec(None, AXIS)
     specs = {"in_specs": (by_concept, PartitionSpec()), "out_specs": by_concept, "check_vma": False}
     scores = jax.jit(jax.shard_map(local, mesh=mesh, **specs))(clip, acts)
-    np.testing.assert_allclose(scores, getattr(reference, name)(clip, acts), rtol=1e-5, atol=1e-5)
+    expected = getattr(reference, name)(clip, acts, prior=prior)
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_rank_reorder_without_permutations_is_reproducible(features):

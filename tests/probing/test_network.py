@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 from flax import nnx
 
 from emojax.editing import edit
 from emojax.errors import InputError
+from emojax.models import deep_emotion
 from emojax.probing.network import as_network, pooled_taps, resolve_layers
 
 
@@ -53,3 +55,22 @@ def test_layers_by_pattern():
     assert resolve_layers(["b*", "a1"], available) == available
     with pytest.raises(InputError, match="no layer 'c1'"):
         resolve_layers(["c1"], available)
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["gray", "rgb"])
+def arrays(request):
+    return reference.deep_emotion_arrays(channels=request.param)
+
+
+def test_network_for_the_probe(arrays):
+    model = deep_emotion.from_torch_state_dict(arrays)
+    network = as_network(model)
+    shapes = network.tap_shapes((96, 64, 3))
+    assert tuple(shapes) == deep_emotion.LAYERS
+    assert {name: shape[-1] for name, shape in shapes.items()} == model.config.units()
+    assert (shapes["conv2"], shapes["conv4"], shapes["fc1"]) == (
+        (1, 44, 44, 10),
+        (1, 18, 18, 10),
+        (1, 50),
+    )
+    assert network.key == as_network(deep_emotion.from_torch_state_dict(arrays)).key

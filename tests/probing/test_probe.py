@@ -10,7 +10,9 @@ import time
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 from conftest import half_moments
+from flax import nnx
 from interruptions import Stopped, stop_after
 
 import emojax
@@ -20,7 +22,7 @@ from emojax.dissection import dissect
 from emojax.distributed.mesh import make_mesh
 from emojax.editing import edit
 from emojax.errors import InputError
-from emojax.models import vgg
+from emojax.models import deep_emotion, vgg
 from emojax.probing import network, probe, record
 from emojax.probing import step as steps
 
@@ -95,6 +97,7 @@ def test_groups_of_layers_give_the_same_record(found, tiny_vgg, blobs, tiny_clip
     assert (again.key, again.done_before) == (got.key, len(blobs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch", "devices"), [(7, 1), (512, 1), (64, 2), (512, 2), (7, 8), (64, 8)]
 )
@@ -199,6 +202,7 @@ def whole(tiny_vgg, blobs, tiny_clip):
     return probe.probe(tiny_vgg, blobs, tiny_clip, mesh=make_mesh(2), **OPTIONS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batches", "devices"), [(1, 2), (3, 2), (4, 1), (4, 8)])
 def test_resumed_probe_is_identical(whole, tiny_vgg, blobs, tiny_clip, tmp_path, batches, devices):
     """Stopped on two devices, resumed on as many or others: the same bits.
@@ -235,6 +239,7 @@ def test_resumed_probe_is_identical(whole, tiny_vgg, blobs, tiny_clip, tmp_path,
     same(again, resumed)
 
 
+@pytest.mark.slow
 def test_any_change_of_content_is_a_fresh_computation(whole, tiny_vgg, blobs, tiny_clip, tmp_path):
     def key(model=tiny_vgg, images=blobs, clip=tiny_clip, **changed):
         return probe.probe(
@@ -341,3 +346,21 @@ def test_killed_probe_is_identical(tiny_vgg, tiny_clip, clip_folder, tmp_path, k
     for a, b in zip((*got.top, *got.half_moments), (*want.top, *want.half_moments), strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(got.embeddings, want.embeddings)
+
+
+@nnx.jit
+def run(model, images):
+    return model(images)
+
+
+def test_probe(tiny_clip, blobs):
+    model = deep_emotion.from_torch_state_dict(reference.deep_emotion_arrays())
+    images = blobs.images[:24]
+    record = emojax.probe(
+        model, images, tiny_clip, layers=["conv4", "fc2"], top_k=5, batch=16, tile=8
+    )
+    taps = run(model, model.preprocess(images))[1]
+    pooled = np.concatenate(
+        [np.asarray(taps["conv4"]).mean((1, 2)), np.asarray(taps["fc2"])], axis=1
+    )
+    np.testing.assert_allclose(record.top_k(5).values, -np.sort(-pooled, axis=0)[:5].T, atol=1e-5)

@@ -141,6 +141,7 @@ def test_captions_are_true(people):
             assert true[row, other] == plain
 
 
+@pytest.mark.slow
 def test_linear_classifier_does_not_solve_it():
     train, test = faces.random_faces(6000, 1), faces.random_faces(1500, 2)
     rows, held = (

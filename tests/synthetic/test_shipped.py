@@ -10,6 +10,8 @@ from emojax.synthetic.shipped import ASSETS, load_demo
 from emojax.training import contrastive
 from emojax.training.evaluate import evaluate
 
+pytestmark = pytest.mark.slow
+
 
 def test_what_ships_does_what_its_metrics_say():
     """On faces that metrics.json is not of, within what 1,500 faces can tell; at most 4 MB."""

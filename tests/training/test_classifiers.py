@@ -17,6 +17,8 @@ from emojax.training import classifiers
 from emojax.training import fit as loop
 from emojax.training.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def images():
@@ -47,7 +49,8 @@ def test_a_stream_gives_what_resident_images_give(tiny_vgg, images):
 
 def test_bfloat16_keeps_float32_parameters_and_comes_near(tiny_vgg, images):
     (full,) = fit(tiny_vgg, images, task={"precision": "float32"})
-    (half,) = fit(tiny_vgg, images, task={"precision": "bfloat16"})
+    with jax.numpy_dtype_promotion("standard"):  # flax's BatchNorm mixes its float32 statistics in
+        (half,) = fit(tiny_vgg, images, task={"precision": "bfloat16"})
     assert {leaf.dtype for leaf in leaves((half.params, half.rest))} <= {
         np.dtype(np.float32),
         np.dtype(np.uint32),
@@ -65,7 +68,6 @@ def test_augmented_training_is_seeded(tiny_vgg, images):
     assert one.history[0]["loss"] != other.history[0]["loss"]
 
 
-@pytest.mark.slow
 def test_a_step_of_the_full_vggnet_equals_pytorchs():
     """Loss, gradients and the SGD step of 29.89 M parameters, to 1e-4; no dropout."""
     torch = pytest.importorskip("torch", reason="needs the oracle extra")

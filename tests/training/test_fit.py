@@ -11,6 +11,8 @@ from emojax.errors import InputError
 from emojax.training import classifiers, step
 from emojax.training.recipe import members
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def images():

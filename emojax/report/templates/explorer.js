@@ -22,10 +22,13 @@
   places.forEach((concept, place) => { rank[concept] = place; });
   const speaksFor = (unit, emotion) => data.emotions ? data.emotions[cols.concept[unit]].includes(emotion) : cols.main[unit] === emotion;
 
+  // A label that does not hold is none; the best concept stays in sight.
+  const labelOf = (u) => cols.labelled && cols.labelled[u] === 0 ? `(${data.concepts[cols.concept[u]]})` : data.concepts[cols.concept[u]];
+
   // Columns
   const columns = [
     { name: "unit", width: "7.5rem", key: (u) => cols.layer[u] * 1e6 + cols.unit[u] },
-    { name: "concept", width: "auto", key: (u) => rank[cols.concept[u]], text: (u) => data.concepts[cols.concept[u]] },
+    { name: "concept", width: "auto", key: (u) => rank[cols.concept[u]], text: (u) => labelOf(u) },
     { name: "similarity", width: "6.6rem", key: (u) => cols.similarity[u], text: (u) => number(cols.similarity[u]), down: true },
   ];
   const add = (name, title, text, down, width = "5.6rem") => {
@@ -33,6 +36,7 @@
   };
   add("margin", "margin", (u) => number(cols.margin[u]), true);
   if (cols.q) columns.push({ name: "q", width: "4.6rem", key: (u) => cols.q[u], text: (u) => small(cols.q[u]), extra: true });
+  add("held", "held out", (u) => number(cols.held[u]), true);
   add("halves", "halves", (u) => halves(cols.halves[u]), true, "5.2rem");
   add("accuracy", "describes", (u) => number(cols.accuracy[u]), true, "6.2rem");
   add("chance", "chance", (u) => number(cols.chance[u]), true);
@@ -50,15 +54,20 @@
   };
   let rows = order;
   const significance = { any: () => true, q05: (u) => cols.q[u] <= 0.05, q01: (u) => cols.q[u] <= 0.01,
-    not: (u) => cols.q[u] > 0.05, halves: (u) => cols.halves[u] === 1 };
+    not: (u) => cols.q[u] > 0.05, halves: (u) => cols.halves[u] === 1,
+    labelled: (u) => cols.labelled[u] === 1, none: (u) => cols.labelled[u] === 0 };
+  const explained = data.explanations ? data.explanations.units : {};
+  const names = data.explanations ? data.explanations.concepts.map((name) => name.toLowerCase()) : [];
+  const explains = (unit, hits) => unit in explained && explained[unit].concepts.some((concept) => hits[concept]);
   const choose = () => {
     const terms = $("search").value.toLowerCase().split(/[\s/:#]+/).filter(Boolean);
     const layer = $("layer").value, emotion = $("emotion") ? $("emotion").value : "", sure = significance[$("sure") ? $("sure").value : "any"];
     const concepts = terms.map((term) => folded.map((name) => name.includes(term)));
+    const weighed = terms.map((term) => names.map((name) => name.includes(term)));
     const layers = terms.map((term) => data.layers.map((name) => name.toLowerCase() === term));
     rows = order.filter((u) =>
       (layer === "" || cols.layer[u] === +layer) && (emotion === "" || speaksFor(u, +emotion)) && sure(u) &&
-      terms.every((term, i) => concepts[i][cols.concept[u]] || layers[i][cols.layer[u]] || term === String(cols.unit[u])));
+      terms.every((term, i) => concepts[i][cols.concept[u]] || explains(u, weighed[i]) || layers[i][cols.layer[u]] || term === String(cols.unit[u])));
     $("count").textContent = `${rows.length.toLocaleString("en")} of ${total.toLocaleString("en")} units`;
     grid.setAttribute("aria-rowcount", rows.length + 1);
     for (const row of drawn.values()) row.remove();
@@ -193,19 +202,44 @@
     }
     return list;
   };
+  // Simulated against real activations of held-out images: letters are steps of 64 from least to largest
+  const STEPS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  const svg = (tag, attributes, ...children) => {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    node.append(...children);
+    return node;
+  };
+  const scatter = (entry) => {
+    const dots = [...entry.real].map((letter, i) => svg("circle", { class: "dot", r: 1.2,
+      cx: 6 + 1.4 * STEPS.indexOf(entry.simulated[i]), cy: 94 - 1.4 * STEPS.indexOf(letter) }));
+    const title = svg("title", {});
+    title.textContent = `real against simulated activation of ${dots.length} held-out images`;
+    return svg("svg", { class: "scatter", viewBox: "0 0 100 100", role: "img" }, title,
+      svg("path", { class: "axes", d: "M4 4V96H96" }), ...dots);
+  };
+  const explanation = (entry) => {
+    const items = entry.concepts.map((concept, i) => [data.explanations.concepts[concept], entry.weights[i], number(entry.weights[i])]);
+    const words = `Held-out correlation ${number(entry.correlation)}, ${number(entry.label)} with the best single concept; bias ${number(entry.bias)}.`;
+    const content = [items.length ? bars(items) : make("p", { textContent: "No concept explains it." }), make("p", { className: "small soft", textContent: words })];
+    if (entry.real) content.push(scatter(entry), make("p", { className: "small soft", textContent: "Up: real activation. Right: simulated. Held-out images." }));
+    return part("Explanation", "", ...content);
+  };
   const open = (at) => {
     opened = at;
     const unit = rows[at], inside = make("div", { className: "inside" }), fact = [];
     const say = (name, text) => fact.push(make("tr", {}, make("th", { scope: "row", textContent: name }), make("td", { textContent: text })));
     $("unit-name").textContent = nameOf(unit);
-    say("label", data.concepts[cols.concept[unit]]);
+    say("label", cols.labelled && cols.labelled[unit] === 0 ? `no label: ${data.concepts[cols.concept[unit]]} does not hold` : data.concepts[cols.concept[unit]]);
     say("maximum similarity", number(cols.similarity[unit], 3));
     if (cols.margin) say("margin over the runner-up", number(cols.margin[unit], 3));
     if (cols.p) say("p-value, q-value", `${small(cols.p[unit])}, ${small(cols.q[unit])}`);
+    if (cols.held) say("correlation on the half that did not choose", `${number(cols.held[unit])} (${number(cols.low[unit])} to ${number(cols.high[unit])})`);
     if (cols.halves) say("same label on either half", halves(cols.halves[unit]));
     if (cols.accuracy) say("describes its top 10 images", `${number(cols.accuracy[unit])} (chance ${number(cols.chance[unit])})`);
     if (more) inside.append(part("Top images", "wide", imagesOf(unit)));
     inside.append(part("Label", "", make("table", {}, make("tbody", {}, ...fact))));
+    if (unit in explained) inside.append(explanation(explained[unit]));
     if (more) {
       const n = more.named, items = [];
       for (let i = 0; i < n; i++) items.push([data.concepts[more.best[unit * n + i]], more.scores[unit * n + i], number(more.scores[unit * n + i])]);

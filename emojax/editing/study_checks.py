@@ -1,0 +1,93 @@
+"""What a study would refuse, checked before the probe, which takes long."""
+
+import math
+from collections.abc import Sequence
+
+from flax import nnx
+
+from emojax.data.image_set import ImageSet
+from emojax.editing.edit import read_gains
+from emojax.editing.search import AUTO, Edit
+from emojax.errors import InputError
+from emojax.models.classifier import Editable
+from emojax.models.tapped import TappedNetwork
+from emojax.models.vgg import VggNet
+from emojax.probing.network import resolve_layers
+from emojax.training.evaluate import Protocol, labelled
+
+
+def check_study(
+    model: nnx.Module,
+    options: Edit,
+    images: ImageSet,
+    tests: Sequence[ImageSet],
+    *,
+    probed: Sequence[str] = (),
+    protocol: Protocol = "resize40",
+) -> None:
+    """Refuses before the probe what the study would refuse after it.
+
+    Args:
+      model: the network.
+      options: of the study.
+      images: the probe images.
+      tests: labelled test splits.
+      probed: names or patterns of the layers that are probed; without any, the network's own.
+      protocol: of the test.
+
+    Raises:
+      InputError: no edit to search, layers that are not probed, too few permutations, a bad file of
+        gains, test sets without labels, or the same images where different ones are needed.
+    """
+    if not isinstance(model, VggNet | TappedNetwork):
+        raise InputError(
+            "edits are made to a VGGNet or the networks of --target.path, and this is a "
+            f"{type(model).__name__}; `emojax dissect` labels its units"
+        )
+    if protocol == "tencrop" and not isinstance(model, VggNet):
+        raise InputError("--evaluate.protocol tencrop crops to a VGGNet's input; use resize40")
+    units = model.config.units()
+    layers = options.layers
+    if layers != (AUTO,):
+        available = resolve_layers(probed or model.config.probed(), list(units))
+        layers = resolve_layers(layers, available)
+    one_view = protocol == "resize40"
+    other_kinds = options.top_fraction or options.continuous
+    if options.gains is not None:
+        if len(layers) != 1 or layers[0] == AUTO:
+            raise InputError("--edit.gains are those of one layer; name it with --edit.layers")
+        read_gains(options.gains, units[layers[0]])
+    elif not options.settings([AUTO]):
+        raise InputError("--edit.factor has only 1, which edits nothing; give another factor")
+    elif not one_view and (len(layers) > 1 or other_kinds):
+        raise InputError(
+            "--evaluate.protocol tencrop takes thresholds on one layer; use resize40 for other "
+            "searches"
+        )
+    # The smallest p-value that R permutations can give is 1 / (R + 1).
+    if options.permutations and 1 / (options.permutations + 1) > options.alpha:
+        least = math.ceil(1 / options.alpha) - 1
+        given = f"--edit.permutations {options.permutations}"
+        raise InputError(f"{given} cannot reach p ≤ {options.alpha:g}; give at least {least}")
+    _check_sets(model, options, images, tests)
+
+
+def _check_sets(
+    model: Editable, options: Edit, images: ImageSet, tests: Sequence[ImageSet]
+) -> None:
+    names: dict[str, str] = {}
+    for test in tests:
+        labelled(test, model)
+        if test.key in names:
+            raise InputError(
+                f"test splits {names[test.key]} and {test.name} are the same images; name "
+                "different ones"
+            )
+        names[test.key] = test.name
+    if options.learned:
+        labelled(images, model)
+        if images.key in names:
+            raise InputError(
+                f"--edit.learned fits gains on {images.name}, which is also a test split; probe "
+                "another split"
+            )

@@ -1,0 +1,43 @@
+"""`emojax demo`: the whole chain on rendered faces."""
+
+import pytest
+from commands_in_process import rows_of, run
+
+pytestmark = pytest.mark.slow
+
+
+def test_demo_runs_the_chain(capsys, tmp_path):
+    flags = ("--images", "300", "--out", tmp_path / "demo", "--cache", tmp_path / "cache")
+    code, out, err = run(capsys, "demo", *flags)
+    assert (code, err) == (0, "")
+    assert "What was found" in out
+    names = {p.name for p in (tmp_path / "demo").iterdir()}
+    tables = {"dissection.csv", "interpretability.csv", "sweep.csv", "thresholds.csv", "truth.csv"}
+    pages = {"report.html", "figures", "units.npz", "bands.csv"}
+    assert names == tables | pages | {
+        "summary.json",
+        "manifest.json",
+        "evidence.json",
+        "edited.safetensors",
+    }
+    page = (tmp_path / "demo" / "report.html").read_text("utf-8")
+    assert "Labels against the truth" in page
+    assert 'class="pack"' in page  # rendered faces are shown
+    assert "faces of people" not in page
+    assert len(rows_of(tmp_path / "demo" / "sweep.csv")) == 72
+    truths = rows_of(tmp_path / "demo" / "truth.csv")
+    assert len(truths) == len(rows_of(tmp_path / "demo" / "dissection.csv"))
+    assert all(float(row["soft_wpmi_label_auroc"]) <= float(row["auroc"]) for row in truths)
+    code, _, err = run(capsys, "demo", *flags)
+    assert (code, err.count("\n")) == (2, 1)
+    assert (
+        "holds a run already (manifest.json); pass --overwrite to replace it, or name another "
+        "folder" in err
+    )
+    code, out, err = run(capsys, "demo", *flags, "--overwrite")
+    assert (code, err) == (0, "")
+    assert "reusing the record" in out
+
+
+def test_too_few_images_are_refused(inputs):
+    inputs.refused(["demo", "--images", "10"], "greater than or equal to 200")

@@ -1,0 +1,65 @@
+"""Signals at any moment leave a whole run or none, one line, and exit code 128 + n."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+from signalled import assert_whole, demo, notes, start
+
+from emojax import cli
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(("number", "times", "code"), [
+    (signal.SIGTERM, 1, 143),
+    (signal.SIGINT, 2, 130),
+    (signal.SIGHUP, 1, 129),
+])  # fmt: skip
+def test_a_signal_during_the_page(capsys, tmp_path, demo_cache, number, times, code):
+    args = demo(tmp_path / "run", demo_cache)
+    with start(*args, patch="page.build = slow", stdout=subprocess.DEVNULL) as command:
+        lines = iter(command.stderr.readline, "")
+        assert any(line == "PAGE\n" for line in lines)
+        for _ in range(times):
+            command.send_signal(number)
+        err = command.stderr.read()
+        assert command.wait(60) == code
+    assert err == "emojax: interrupted; nothing half-written was kept" + notes(tmp_path / "run")
+    assert_whole(tmp_path / "run")
+    assert not (tmp_path / "run" / "report.html").exists()
+    assert cli.main(["report", str(tmp_path / "run"), "--images", "none"]) == 0
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_in_the_first_moments(tmp_path, number):
+    """At each moment from the first import on: one line and 128 + n.
+
+    Before our first line Python's own way.
+    """
+    for delay in (0.15, 0.8):
+        out = tmp_path / f"{delay}"
+        code = (
+            "import signal, runpy, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+            "signal.signal(signal.SIGHUP, signal.SIG_DFL); from emojax import interruption; "
+            "interruption.begin_loading();"
+            "import os; os.write(1, b'!'); sys.argv = ['emojax', "
+            f"*{demo(out / 'run', out / 'cache')!r}];"
+            "runpy.run_module('emojax', run_name='__main__')"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as command:
+            assert command.stdout.read(1) == b"!"
+            try:
+                command.wait(delay)
+            except subprocess.TimeoutExpired:
+                command.send_signal(number)
+                command.send_signal(number)
+            _, err = command.communicate(timeout=60)
+        assert command.returncode == 128 + number, (delay, err)
+        assert err.decode().startswith("emojax: interrupted"), (delay, err)
+        assert err.count(b"\n") == 1, (delay, err)
+        assert not out.exists() or [path.name for path in out.iterdir()] in ([], ["cache"])

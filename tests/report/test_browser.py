@@ -1,0 +1,193 @@
+"""The page in a real browser."""
+
+import io
+import shutil
+import urllib.parse
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hostile_run import HOSTILE, columns
+from PIL import Image
+
+from emojax import cli
+from emojax.report import units
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
+    if path is None:
+        pytest.skip("no Chromium on this machine")
+    with api.sync_playwright() as play:
+        started = play.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield started
+        started.close()
+
+
+class Visit:
+    """A page, and what went wrong on it."""
+
+    def __init__(self, browser, path: Path, **options):
+        self.wrong: list[str] = []
+        self.page = browser.new_context(**options).new_page()
+        self.page.on("console", lambda message: self.wrong.append(message.text))
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.wrong.append("dialog"), dialog.dismiss()))
+        self.page.on("request", self.see)
+        self.at = path.resolve().as_uri()
+        self.page.goto(self.at)
+
+    def see(self, request):
+        scheme = urllib.parse.urlsplit(request.url).scheme
+        if scheme not in ("data", "blob") and request.url.partition("#")[0] != self.at:
+            self.wrong.append(f"request to {request.url}")
+
+    def rows(self) -> list[str]:
+        return self.page.locator("#units tbody tr:not(.gap)").evaluate_all(
+            "rows => rows.map(row => row.innerText)"
+        )
+
+    def count(self) -> str:
+        return self.page.inner_text("#count")
+
+
+def test_explorer_in_a_browser(browser, hostile):
+    visit = Visit(
+        browser,
+        hostile[0] / "report.html",
+        viewport={"width": 1280, "height": 900},
+        color_scheme="light",
+    )
+    view = visit.page
+    assert visit.count() == "48 of 48 units"
+    assert len(visit.rows()) < 60  # rows in view, not all
+    table = columns(hostile[0] / "dissection.csv")
+
+    # Search and filters
+    view.fill("#search", "<script>")
+    wanted = [f"{row['layer']} {row['unit']}" for row in table if row["concept"] == HOSTILE[0]]
+    assert visit.count() == f"{len(wanted)} of 48 units"
+    assert wanted
+    assert HOSTILE[0] in visit.rows()[0]
+    view.fill("#search", "lin2/7")
+    assert visit.count() == "1 of 48 units"
+    view.fill("#search", "nobody")
+    assert "No unit fits" in view.inner_text("#units")
+    view.fill("#search", "")
+    view.select_option("#layer", label="lin1")
+    assert visit.count() == "24 of 48 units"
+    view.select_option("#emotion", label="angry")
+    mine = sum(row["layer"] == "lin1" and row["concept"] == HOSTILE[0] for row in table)
+    assert visit.count() == f"{mine} of 48 units"
+    view.select_option("#layer", "")
+    view.select_option("#emotion", "")
+    view.select_option("#sure", "q05")
+    assert visit.count() == f"{sum(float(row['q_value']) <= 0.05 for row in table)} of 48 units"
+    view.select_option("#sure", "any")
+
+    # Sorting, by a real button
+    head = view.locator("#units th", has_text="similarity")
+    head.locator("button").click()
+    assert head.get_attribute("aria-sort") == "descending"
+    best = max(table, key=lambda row: float(row["similarity"]))
+    assert visit.rows()[0].startswith(f"{best['layer']} {best['unit']}")
+    head.locator("button").press("Enter")
+    assert head.get_attribute("aria-sort") == "ascending"
+
+    # A unit opens with Enter, shows its facts, Escape closes it and focus comes back
+    view.fill("#search", "lin2 7")
+    view.locator("#units tbody button").first.focus()
+    view.keyboard.press("Enter")
+    dialog = view.locator("#unit")
+    assert dialog.is_visible()
+    assert view.inner_text("#unit-name") == "lin2 7"
+    row = next(row for row in table if (row["layer"], row["unit"]) == ("lin2", "7"))
+    assert row["concept"].replace("\u2028", "") in dialog.inner_text().replace(
+        "\u2028", ""
+    ).replace("\n", "")
+    assert "Outgoing weights" in dialog.inner_text()
+    assert dialog.locator(".thumb").count() == 16
+    kept = units.load(hostile[0])
+    at = next(i for i, r in enumerate(table) if r is row)
+    assert dialog.locator(".twin").count() == (kept.same_as[at] >= 0).sum()
+    view.keyboard.press("Escape")
+    assert not dialog.is_visible()
+    assert view.evaluate("document.activeElement.textContent") == "lin2 7"
+    view.fill("#search", "")
+    view.locator("#units tbody button").first.focus()
+    view.keyboard.press("ArrowDown")
+    view.keyboard.press("End")  # far below what is drawn
+    last = view.evaluate("document.activeElement.textContent")
+    view.keyboard.press("Enter")
+    assert view.inner_text("#unit-name") == last
+    assert view.locator("#later").is_disabled()
+    view.keyboard.press("ArrowLeft")
+    assert view.inner_text("#unit-name") != last
+    view.keyboard.press("Escape")
+
+    # The theme
+    paper = "getComputedStyle(document.body).backgroundColor"
+    light = view.evaluate(paper)
+    view.locator("#theme").press("Enter")
+    assert view.evaluate(paper) != light
+    assert view.inner_text("#theme") == "Light"
+
+    # Nothing of a file became markup, nothing left the page
+    assert (
+        view.locator("main script, main img, main i:not(.track i), main b:not(.card b)").count()
+        == 0
+    )
+    assert view.evaluate("document.title") == "emojax run: a <b> & run"
+    assert visit.wrong == []
+
+
+def test_phone_and_dark(browser, hostile, tmp_path):
+    phone = Visit(
+        browser,
+        hostile[0] / "report.html",
+        viewport={"width": 390, "height": 844},
+        color_scheme="dark",
+    )
+    assert phone.page.evaluate("document.documentElement.scrollWidth") == 390
+    assert phone.page.inner_text("#theme") == "Light"
+    phone.page.locator("#units tbody button").first.click()
+    assert phone.page.locator("#unit").bounding_box()["width"] <= 390
+    assert phone.page.locator("#unit").evaluate("node => node.scrollWidth <= node.clientWidth")
+    assert phone.wrong == []
+    code = cli.main(["compare", str(hostile[0]), str(hostile[0]), "--out", str(tmp_path / "same")])
+    assert code == 0
+    both = Visit(
+        browser, tmp_path / "same" / "compare.html", viewport={"width": 390, "height": 844}
+    )
+    assert both.page.evaluate("document.documentElement.scrollWidth") == 390
+    both.page.click("#theme")
+    assert both.wrong == []
+
+
+def test_thumbnails_are_the_right_images(browser, hostile):
+    """A unit's first thumbnail, as the browser paints it, is nearest its own image among all."""
+    folder, images = hostile
+    visit, kept = (
+        Visit(browser, folder / "report.html", viewport={"width": 1280, "height": 900}),
+        units.load(folder),
+    )
+    pixels = np.asarray(images.images)[..., 0].astype(float)
+    for unit in (0, 20, 47):
+        layer = np.repeat(kept.layers, kept.sizes)[unit]
+        number = unit - int(kept.sizes[: list(kept.layers).index(layer)].sum())
+        visit.page.fill("#search", f"{layer} {number}")
+        visit.page.locator("#units tbody button").first.click()
+        visit.page.wait_for_timeout(200)
+        shot = visit.page.locator("#unit .thumb").first.screenshot()
+        visit.page.keyboard.press("Escape")
+        with Image.open(io.BytesIO(shot)) as painted:
+            inner = np.asarray(painted.convert("L").resize((48, 48)), float)[6:-6, 6:-6]
+        nearest = np.abs(pixels[:, 6:-6, 6:-6] - inner).mean(axis=(1, 2)).argmin()
+        np.testing.assert_array_equal(pixels[nearest], pixels[kept.images[kept.top[unit, 0]]])
+    assert visit.wrong == []

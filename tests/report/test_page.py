@@ -1,0 +1,89 @@
+"""The page of a run: one file, escaped, bounded."""
+
+import json
+
+import pytest
+from hostile_run import HOSTILE, copy_of, page_data
+
+from emojax import settings as config
+from emojax import store
+from emojax.commands import report as reporting
+from emojax.errors import InputError
+from emojax.report import page, page_figures
+from emojax.report.results import read_run
+
+
+def test_page_is_one_escaped_file(hostile):
+    folder, _ = hostile
+    text = (folder / "report.html").read_text("utf-8")
+    assert text.count("<script") == text.count("</script>")
+    assert "<script>alert" not in text
+    assert "onerror" not in text.partition('id="data">')[0].replace("onerror=b()&gt;", "")
+    assert "<b>" not in text.partition("<h1>")[2].partition("</h1>")[0]
+    assert "\u2028" not in text.partition('id="data">')[2]
+    assert "default-src 'none'" in text
+    assert not [word for word in ('src="http', 'href="http', "@import", "fetch(") if word in text]
+    data = page_data(text)
+    assert set(HOSTILE) <= set(data["concepts"])
+    assert data["thumbs"]["shown"] == 16
+    assert page.PEOPLE in text
+    names = {p.name for p in (folder / "figures").iterdir()}
+    expected = (
+        "network",
+        "samples",
+        "descriptions",
+        "similarities",
+        "labels",
+        "grid",
+        "thresholds",
+        "per_class",
+    )
+    assert names == {f"{name}.{kind}" for name in expected for kind in ("png", "svg")}
+    assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
+
+
+def test_no_images_unless_asked_for(hostile, tmp_path):
+    folder = copy_of(hostile[0], tmp_path)
+    reporting.add(folder, config.Report(), hostile[1])
+    text = (folder / "report.html").read_text("utf-8")
+    assert page_data(text)["thumbs"] is None
+    assert page.PEOPLE not in text
+    assert 'class="pack"' not in text
+    assert not (folder / "figures" / "samples.png").exists()
+
+
+def test_the_page_says_what_the_network_has_seen(hostile, tmp_path):
+    for target, said in (
+        ({}, "unknown"),
+        ({"target": {}}, "unknown"),
+        ({"target": {"seen": None}}, "unknown origin: counts as having seen all test splits"),
+        ({"target": {"seen": []}}, "none"),
+    ):
+        assert page.provenance(target) == said
+    folder = copy_of(hostile[0], tmp_path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    store.write_json(
+        folder / "manifest.json",
+        manifest | {"target": {"seen": [{"name": "<i>", "role": "trained"}]}},
+    )
+    assert (
+        "splits that shaped it</th><td>&lt;i&gt; (trained on)</td>"
+        in page.build(read_run(folder))[0]
+    )
+
+
+def test_flagged_images(hostile, tmp_path):
+    folder, images = copy_of(hostile[0], tmp_path), hostile[1]
+    lines = [
+        [images.ids[3], "training", "happy", "blank", ""],
+        ["elsewhere", "training", "sad", "duplicate", "of <x>"],
+    ]
+    store.write_csv(tmp_path / "audit.csv", ["file", "split", "label", "reason", "detail"], lines)
+    found = read_run(folder, tmp_path)
+    assert page_figures.flagged_images(found, images) == {"blank": [3]}
+    text, drawn = page.build(found, images)
+    assert "flagged" in drawn
+    assert "Flagged images" in text
+    assert "flagged" not in page.build(found)[1]
+    with pytest.raises(InputError, match="no audit at"):
+        read_run(folder, tmp_path / "none.csv")
