@@ -35,6 +35,8 @@ from emojax.evidence.assess import assess as assess
 from emojax.evidence.subject import Subject as Subject
 from emojax.evidence.subject import subject as subject
 from emojax.evidence.verdict import Evidence as Evidence
+from emojax.models.compact import CompactConfig as CompactConfig
+from emojax.models.compact import CompactNet as CompactNet
 from emojax.models.deep_emotion import DeepEmotion as DeepEmotion
 from emojax.models.deep_emotion import DeepEmotionConfig as DeepEmotionConfig
 from emojax.models.vgg import VggConfig as VggConfig

@@ -76,8 +76,8 @@ class Target(Section):
 
     weights: UserPath | None = Field(
         default=None,
-        description="VGGNet or Deep-Emotion weights, or torchvision's ResNet or VGG: .safetensors, "
-        "or a PyTorch checkpoint such as the published one",
+        description="weights of a VGGNet, Deep-Emotion or CompactNet, or torchvision's ResNet or "
+        "VGG: .safetensors, or a PyTorch checkpoint such as the published VGGNet",
     )
     path: Annotated[str | None, NAME_OR_PATH] = Field(
         default=None,
@@ -246,16 +246,18 @@ class Judge(Section):
 class Train(Recipe):
     """Training: what, on what, and how."""
 
-    task: Literal["vgg", "deep_emotion", "clip"] = Field(
+    task: Literal["vgg", "deep_emotion", "compact", "clip"] = Field(
         default="vgg",
-        description="a VGGNet or a Deep-Emotion on labelled images, or a CLIP on rendered faces",
+        description="a VGGNet, a Deep-Emotion or a compact residual network on labelled images, "
+        "or a CLIP on rendered faces",
     )
     size: Literal["paper", "small"] = Field(
-        default="small", description="the published VGGNet, or 0.2 M parameters"
+        default="small",
+        description="the network in full, or a small one of the same layers (vgg, compact)",
     )
     start: UserPath | None = Field(
         default=None,
-        description="weights to begin with, instead of random ones (vgg, deep_emotion)",
+        description="weights to begin with, instead of random ones (not for clip)",
     )
     split: str = Field(default="training", description="split to train on")
     validation: str = Field(
@@ -268,8 +270,7 @@ class Train(Recipe):
     augment: Literal["flip", "affine", "one_crop", "ten_crop"] = Field(
         default="flip",
         description="mirror only; mirror, crop, shift, rotation and erasing of the whole face; the "
-        "same and one crop "
-        "of it; or its ten crops, as published (vgg, deep_emotion)",
+        "same and one crop of it; or its ten crops, as published (not for clip)",
     )
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="what the network computes in while it learns"
@@ -278,7 +279,7 @@ class Train(Recipe):
         default=0.0,
         ge=0,
         lt=1,
-        description="share of the target spread over all classes (vgg, deep_emotion)",
+        description="share of the target spread over all classes (not for clip)",
     )
     seeds: tuple[Seed, ...] = Field(
         default=(), description="train one network for each; also an ensemble"

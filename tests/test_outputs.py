@@ -17,7 +17,7 @@ from conftest import generated_images, some_record
 from emojax import cli, outputs, store
 from emojax import settings as config
 from emojax.commands import opening, steps
-from emojax.commands.base import Dissecting
+from emojax.commands.base import Dissecting, WritesRun
 from emojax.data import audit as auditing
 from emojax.data import concepts as concept_files
 from emojax.distributed import processes as hosts
@@ -311,7 +311,7 @@ def test_what_is_not_the_runs_stays(capsys, place, build, message):
 
 @pytest.mark.parametrize(
     "command",
-    [name for name, command in cli.COMMANDS.items() if "out" in command.settings.model_fields],
+    [name for name, command in cli.COMMANDS.items() if issubclass(command.settings, WritesRun)],
 )
 def test_a_run_is_replaced_only_when_asked(capsys, place, command):
     """The default folder of every command that writes one."""

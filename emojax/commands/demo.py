@@ -73,11 +73,11 @@ def demo(settings: DemoSettings) -> None:
         concepts = load_concepts("paper25")
         class_names = model.config.class_names
         inputs = opening.StudyInputs(model, clip, concepts, images, tests, class_names)
-        model = steps.check_study_inputs(effective, inputs)
+        editable = steps.check_study_inputs(effective, inputs)
         record = steps.probe(effective, run, model, images, clip)
         dissection, table1, summary = steps.label(effective, run, record, concepts, clip, model)
         options = begin_study(effective, run, table1, tests)
-        study = run_study(model, dissection, table1, images, tests, **options)
+        study = run_study(editable, dissection, table1, images, tests, **options)
         summary["edit"] = finish_study(run, study)
         summary |= _compare_with_truth(run, model, record, test_faces, tests)
         summary["explanations"] = _explain(run, record)

@@ -105,8 +105,9 @@ def open_target(target: Target) -> Classifier | Network:
     named = [flag for flag, value in given.items() if value is not None]
     if not named:
         raise InputError(
-            "--target.weights is needed: VGGNet or Deep-Emotion weights, .safetensors or a PyTorch "
-            "checkpoint; or --target.path, a Hugging Face folder; or --target.factory"
+            "--target.weights is needed: weights of a VGGNet, Deep-Emotion or CompactNet, "
+            ".safetensors or a PyTorch checkpoint; or --target.path, a Hugging Face folder; "
+            "or --target.factory"
         )
     if len(named) > 1:
         raise InputError(f"{' and '.join(named)} name a network each; give one")

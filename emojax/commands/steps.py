@@ -26,9 +26,7 @@ from emojax.dissection.labels import Dissection
 from emojax.dissection.options import wpmi_options
 from emojax.dissection.table import LayerSummary
 from emojax.editing.study_checks import check_study
-from emojax.models.classifier import Classifier, Editable
-from emojax.models.tapped import TappedNetwork
-from emojax.models.vgg import VggNet
+from emojax.models.classifier import Classifier, Cuttable, Editable
 from emojax.ops.similarity import rank_reorder_size
 from emojax.probing.network import Network, as_network, resolve_layers
 from emojax.probing.probe import probe as probe_network
@@ -81,7 +79,7 @@ def check_study_inputs(settings: Studying, inputs: StudyInputs) -> Editable:
         probed=settings.probe.layers,
         protocol=settings.evaluate.protocol,
     )
-    assert isinstance(inputs.model, VggNet | TappedNetwork)  # others were refused
+    assert isinstance(inputs.model, Editable)  # others were refused
     return inputs.model
 
 
@@ -174,8 +172,8 @@ def label(
         dissection = dissect_record(record, concepts, **asked)
     network = None if model is None or isinstance(model, Network) else model.config.units()
     outgoing = None
-    if isinstance(model, VggNet):
-        logits_layer: Any = model.lin3  # pyright: ignore[reportAttributeAccessIssue] - set by name
+    if isinstance(model, Cuttable):
+        logits_layer: Any = getattr(model, list(model.config.units())[-1])
         outgoing = np.asarray(logits_layer.kernel[...])
     tau = settings.dissect.tau
     abstain = settings.dissect.abstain

@@ -46,7 +46,7 @@ def train(settings: TrainSettings) -> None:
 
 
 def _train_classifiers(settings: TrainSettings) -> None:
-    """Trains VGGNets or Deep-Emotions, one for each recipe."""
+    """Trains classifiers, one for each recipe."""
     from emojax.commands import classes, opening
     from emojax.commands.console import progress
     from emojax.data.weights import load_network
@@ -68,8 +68,8 @@ def _train_classifiers(settings: TrainSettings) -> None:
                 first = load_network(options.start)
                 if isinstance(first, TappedNetwork):
                     raise InputError(
-                        f"{options.start} is a {type(first).__name__}; only a VGGNet or a "
-                        "Deep-Emotion is trained further"
+                        f"{options.start} is a {type(first).__name__}; only a VGGNet, "
+                        "Deep-Emotion or CompactNet is trained further"
                     )
                 tested = [split for split in (images, validation, test) if split is not None]
                 # From here on its class names are known: it is trained to them.
@@ -110,6 +110,7 @@ def _train_clip(settings: TrainSettings) -> None:
     from emojax.commands import opening
     from emojax.commands.console import progress
     from emojax.data.clip_folder import save_clip
+    from emojax.models.clip import Clip
     from emojax.synthetic import faces
     from emojax.training import contrastive
 
@@ -133,7 +134,9 @@ def _train_clip(settings: TrainSettings) -> None:
                     checkpoints=checkpoints,
                     save_every=options.save_every,
                 )
-                save_clip(run.folder / "clip", clip.encoder.model, clip.hf_config, clip.tokenizer)
+                model = clip.encoder.model
+                assert isinstance(model, Clip)  # no SigLIP is trained here
+                save_clip(run.folder / "clip", model, clip.hf_config, clip.tokenizer)
             _write_metrics(run.folder, [result])
             accuracy = contrastive.pair_accuracy(clip.encoder, validation, validation.render())
             _write_summary(run.folder, options.task, {"pair_accuracy": accuracy})
@@ -152,9 +155,10 @@ def _recipes(options: settings.Train) -> list[Recipe]:
 
 def _new_networks(options: settings.Train, images: "ImageSet") -> "Callable[[int], Classifier]":
     """Seed → a random network."""
-    from emojax.training.classifiers import new_network
+    from emojax.training.classifiers import Architecture, new_network
 
-    architecture = "deep_emotion" if options.task == "deep_emotion" else "vgg"
+    assert options.task != "clip"  # has no such network
+    architecture: Architecture = options.task
     return lambda seed: new_network(architecture, images, seed, size=options.size)
 
 
@@ -200,7 +204,7 @@ def _check(settings: TrainSettings) -> None:
             )
     if options.task == "deep_emotion" and settings.evaluate.protocol == "tencrop":
         raise InputError(
-            "--evaluate.protocol tencrop crops to a VGGNet's input size; "
+            "--evaluate.protocol tencrop crops to the network's input size; "
             "use resize40 for a Deep-Emotion"
         )
 
@@ -360,7 +364,7 @@ def _tested(
 
 COMMAND = Command(
     "train",
-    "train a VGGNet or a Deep-Emotion on labelled images, or a small CLIP on rendered faces",
+    "train a VGGNet, Deep-Emotion or CompactNet on labelled images, or a small CLIP on faces",
     TrainSettings,
     train,
     short={"--task": "--train.task"},

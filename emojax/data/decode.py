@@ -30,10 +30,11 @@ _LOCK = threading.Lock()  # catch_warnings is not for threads
 
 @contextlib.contextmanager
 def _open(file: Path, data: bytes) -> Iterator[Image.Image]:
+    stream = io.BytesIO(data)
     try:
         with _LOCK, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            image = Image.open(stream, formats=_FORMATS)
         if image.mode not in _CHANNELS:
             raise InputError(
                 f"{file}: pixel mode {image.mode} is not 8-bit gray or colour; convert the file"
@@ -42,7 +43,8 @@ def _open(file: Path, data: bytes) -> Iterator[Image.Image]:
     except InputError:
         raise
     except Exception as error:  # decoders raise whatever a damaged file makes them stumble over
-        reason = str(error).replace(repr(data), "")
+        # Without the content, and without the address of the stream, which changes from run to run.
+        reason = str(error).replace(repr(data), "").replace(f" {stream!r}", "")
         raise InputError(f"{file}: not a readable image ({reason}); restore or remove it") from None
 
 

@@ -36,7 +36,6 @@ class ImageFiles:
     def __init__(self, root: Path, names: Sequence[str], size: int, channels: int):
         self._root = root
         self._names = names
-        self._mode = "L" if channels == 1 else "RGB"
         self.shape = (len(names), size, size, channels)
 
     def __getitem__(self, rows: slice, /) -> np.ndarray:
@@ -47,18 +46,26 @@ class ImageFiles:
             return np.stack(list(pool.map(self._read, names)))
 
     def _read(self, name: str) -> np.ndarray:
-        size = self.shape[1]
-        image = read_image(self._root / name).convert(self._mode)
-        if image.size != (size, size):
-            scale = size / min(image.size)
-            # Rounding down could make the short side one pixel shorter than the square.
-            width = max(size, int(image.width * scale))
-            height = max(size, int(image.height * scale))
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-            left = (width - size) // 2
-            top = (height - size) // 2
-            image = image.crop((left, top, left + size, top + size))
-        return np.asarray(image, np.uint8).reshape(self.shape[1:])
+        return read_square(self._root / name, self.shape[1], self.shape[3])
+
+
+def read_square(file: Path, size: int, channels: int) -> np.ndarray:
+    """An image file as uint8 [size, size, channels]: short side resized, centre cut out.
+
+    Raises:
+      InputError: see `decode.read_image`.
+    """
+    image = read_image(file).convert("L" if channels == 1 else "RGB")
+    if image.size != (size, size):
+        scale = size / min(image.size)
+        # Rounding down could make the short side one pixel shorter than the square.
+        width = max(size, int(image.width * scale))
+        height = max(size, int(image.height * scale))
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left = (width - size) // 2
+        top = (height - size) // 2
+        image = image.crop((left, top, left + size, top + size))
+    return np.asarray(image, np.uint8).reshape(size, size, channels)
 
 
 def _image_files(folder: Path) -> list[Path]:

@@ -5,7 +5,7 @@ by `from_hf`, and `from_hf_state_dict`.
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,9 @@ import numpy as np
 
 from emojax.data import classes as class_names
 from emojax.data.hf_folder import open_folder, read_config, read_preprocess, read_weights
+from emojax.data.provenance import Use
 from emojax.data.weights import load_network as load_file
+from emojax.data.weights import save_network as save_file
 from emojax.data.weights import with_classes
 from emojax.errors import InputError
 from emojax.models import convnext, resnet, vision_tower, vit
@@ -111,28 +113,40 @@ def load_network(source: str | Path) -> Classifier:
     return with_classes(network, _class_names(folder, config, network.config.classes))
 
 
-def save_network(network: TappedNetwork, folder: str | Path, *, like: str | Path) -> None:
-    """Writes a network as a Hugging Face folder that transformers loads.
+def save_network(
+    network: Classifier,
+    path: str | Path,
+    *,
+    like: str | Path | None = None,
+    uses: Iterable[Use] | None = None,
+) -> None:
+    """Writes a network as a weights file, or as a Hugging Face folder that transformers loads.
 
     Args:
       network: one that `load_network` read, or an edit of it.
-      folder: to write; must not hold anything.
+      path: the file to write; with `like`, the folder, which must not hold anything.
       like: the folder or hub name that it was read from, for all files but the weights. Arrays
-        there that the network does not read are kept.
+        there that the network does not read are kept. None writes a file.
+      uses: what the network was trained and chosen on; goes into a file.
 
     Raises:
       InputError: `like` is no folder of this kind of network.
+      ValueError: the network has gains that no parameters carry.
     """
+    if like is None:
+        return save_file(network, path, uses=uses)
     source = open_folder(like, "network", _FLAG)
     _architecture(source, read_config(source, "network"))
     old = read_weights(source)
+    if not isinstance(network, TappedNetwork):
+        raise InputError(f"{source} is not the folder of a {type(network).__name__}")
     new = network.state_dict()
     if not any(name.startswith("vision_model.") for name in old):
         new = {name.removeprefix("vision_model."): array for name, array in new.items()}
     unknown = set(new) - set(old)
     if unknown or any(new[name].shape != old[name].shape for name in new):
         raise InputError(f"{source} is not the folder of this network")
-    with atomic_folder(Path(folder)) as building:
+    with atomic_folder(Path(path)) as building:
         for path in sorted(source.glob("*.json")):
             if not path.name.endswith(".index.json"):
                 shutil.copy(path, building / path.name)

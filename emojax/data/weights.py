@@ -16,7 +16,7 @@ from flax import nnx
 from emojax.data import classes as class_names
 from emojax.data.provenance import Use, to_metadata
 from emojax.errors import InputError
-from emojax.models import deep_emotion, resnet, vgg, vgg16
+from emojax.models import compact, deep_emotion, resnet, vgg, vgg16
 from emojax.models.classifier import Classifier
 from emojax.store import save_arrays
 
@@ -103,13 +103,15 @@ def load_deep_emotion(path: Path | str) -> deep_emotion.DeepEmotion:
 
 
 def load_network(path: Path | str) -> Classifier:
-    """Any of these networks in eval mode; the names of the arrays tell which.
+    """Any of the networks in eval mode; the names of the arrays tell which.
 
     Raises:
       InputError: as `load_vgg`.
     """
 
     def build(arrays: Mapping[str, np.ndarray]) -> Classifier:
+        if "stem.weight" in arrays:
+            return compact.from_torch_state_dict(arrays)
         if "fc_loc.0.weight" in arrays:
             return deep_emotion.from_torch_state_dict(arrays)
         if "layer1.0.conv1.weight" in arrays:
@@ -167,12 +169,7 @@ def save_deep_emotion(
     _save(model, deep_emotion.to_torch_state_dict(model), path, uses)
 
 
-def save_network(
-    model: Classifier,
-    path: Path | str,
-    *,
-    uses: Iterable[Use] | None = None,
-) -> None:
+def save_network(model: Classifier, path: Path | str, *, uses: Iterable[Use] | None = None) -> None:
     """Any network under the names of its file, as `save_vgg` does.
 
     Raises:
@@ -180,6 +177,8 @@ def save_network(
     """
     if isinstance(model, vgg.VggNet):
         save_vgg(model, path, uses=uses)
+    elif isinstance(model, compact.CompactNet):
+        _save(model, compact.to_torch_state_dict(model), path, uses)
     elif isinstance(model, deep_emotion.DeepEmotion):
         save_deep_emotion(model, path, uses=uses)
     else:

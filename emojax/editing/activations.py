@@ -24,9 +24,8 @@ from emojax.distributed.data_parallel import default_tile
 from emojax.distributed.mesh import put_replicated, put_sharded
 from emojax.distributed.processes import check_same_everywhere
 from emojax.errors import InputError, did_you_mean
-from emojax.models.classifier import Editable
+from emojax.models.classifier import Cuttable, Editable
 from emojax.models.tapped import POOLED, TappedNetwork
-from emojax.models.vgg import VggNet
 from emojax.ops import gains as ops
 from emojax.ops.gains import Gain
 from emojax.probing.network import as_network
@@ -36,8 +35,8 @@ from emojax.training.evaluate import Protocol, labelled, same_classes, tencrop_v
 Progress = Callable[[int, int], None]
 After = Callable[[PyTree, jax.Array, Gain], jax.Array]
 
-# Layers with nothing but a ReLU and a product behind them.
-FEEDS_LOGITS = ("lin2", "lin3", POOLED, "dense1")
+# Layers of the networks with nothing but a ReLU and a product behind them.
+FEEDS_LOGITS = ("lin2", "lin3", "hidden", "logits", POOLED, "dense1")
 _FORMAT = 2  # of activations on disk; part of their key
 _RESIDENT = 2**31  # bytes of activations that stay on the devices; more is sent in batches
 _BATCH = 2**28  # bytes of activations sent at once
@@ -88,8 +87,9 @@ class PreBiasActivations:
     Attributes:
       layer: the layer's name.
       values: its output before the bias, [I, U], or [I, H, W, U] for a convolution; with ten crops
-        an axis of views follows the images; float32. Of networks of other libraries, what `after`
-        starts from: states before the layer's block, or the images.
+        an axis of views follows the images; within a residual block the block's input is joined
+        to the last axis (see `CompactNet.until`); float32. Of networks of other libraries, what
+        `after` starts from: states before the layer's block, or the images.
       labels: [I] int32.
       classes: names of the classes.
       params: parameters of what follows; a `Head` when that is the logits themselves.
@@ -171,7 +171,7 @@ def _until(graphdef: nnx.GraphDef, layer: str, protocol: Protocol) -> Callable[.
         network = nnx.merge(graphdef, state)
         if protocol == "resize40":
             return network.until(network.preprocess(images), layer)
-        views = tencrop_views(network.config.input_size)(images)
+        views = network.normalize(tencrop_views(network.config.input_size)(images))
         values = network.until(views.reshape(-1, *views.shape[2:]), layer)
         return values.reshape(*views.shape[:2], *values.shape[1:])
 
@@ -180,7 +180,7 @@ def _until(graphdef: nnx.GraphDef, layer: str, protocol: Protocol) -> Callable[.
 
 @functools.lru_cache(maxsize=32)
 def _after(graphdef: nnx.GraphDef, layer: str, protocol: Protocol) -> After:
-    """`VggNet.after` as a function of the state; one object, so that it compiles once.
+    """The network's `after` as a function of the state; one object, so that it compiles once.
 
     With ten crops the views pass as images of their own, and an image's logits are their mean.
     """
@@ -204,7 +204,7 @@ class _Cut(NamedTuple):
     weight_sums: np.ndarray  # Σ|W| of every unit [U]
 
 
-def _cut_vgg(model: VggNet, layer: str, protocol: Protocol) -> _Cut:
+def _cut_own(model: Cuttable, layer: str, protocol: Protocol) -> _Cut:
     graphdef, state = nnx.split(model)
     own = getattr(model, layer)
     sums = np.asarray(ops.weight_sums(own.kernel[...]))
@@ -300,9 +300,9 @@ def pre_bias_activations(
     Raises:
       InputError: no such layer, or the set has no labels or other classes.
     """
-    units = model.config.units()
-    if layer not in units:
-        raise InputError(f"no layer {layer!r}{did_you_mean(layer, units)}")
+    layers = list(model.config.units())
+    if layer not in layers:
+        raise InputError(f"no layer {layer!r}{did_you_mean(layer, layers)}")
     images = labelled(images, model)  # with a new key where the order of the classes is new
     tile = tile or default_tile()
     views = [] if protocol == "resize40" else [protocol]
@@ -311,7 +311,7 @@ def pre_bias_activations(
     if isinstance(model, TappedNetwork):
         cut = _cut_tapped(model, layer, images)
     else:
-        cut = _cut_vgg(model, layer, protocol)
+        cut = _cut_own(model, layer, protocol)
 
     def compute() -> dict[str, np.ndarray]:
         state = nnx.state(model)
@@ -335,13 +335,14 @@ def pre_bias_activations(
     )
 
 
-def _head_of(model: VggNet, layer: str) -> Head:
+def _head_of(model: Cuttable, layer: str) -> Head:
     own = getattr(model, layer)
-    if layer == "lin3":
+    last_layer = list(model.config.units())[-1]
+    if layer == last_layer:
         classes = model.config.classes
         identity = np.eye(classes, dtype=np.float32)
         return Head(own.bias[...], identity, np.zeros(classes, np.float32), floor=-np.inf)
-    last = getattr(model, "lin3")  # noqa: B009 - VggNet sets its layers by name
+    last = getattr(model, last_layer)
     return Head(own.bias[...], last.kernel[...], last.bias[...])
 
 

@@ -9,9 +9,7 @@ from emojax.data.image_set import ImageSet
 from emojax.editing.edit import read_gains
 from emojax.editing.search import AUTO, Edit
 from emojax.errors import InputError
-from emojax.models.classifier import Editable
-from emojax.models.tapped import TappedNetwork
-from emojax.models.vgg import VggNet
+from emojax.models.classifier import Cuttable, Editable
 from emojax.probing.network import resolve_layers
 from emojax.training.evaluate import Protocol, labelled
 
@@ -39,13 +37,16 @@ def check_study(
       InputError: no edit to search, layers that are not probed, too few permutations, a bad file of
         gains, test sets without labels, or the same images where different ones are needed.
     """
-    if not isinstance(model, VggNet | TappedNetwork):
+    if not isinstance(model, Editable):
         raise InputError(
-            "edits are made to a VGGNet or the networks of --target.path, and this is a "
-            f"{type(model).__name__}; `emojax dissect` labels its units"
+            "edits are made to a VGGNet, a CompactNet or the networks of --target.path, and this "
+            f"is a {type(model).__name__}; `emojax dissect` labels its units"
         )
-    if protocol == "tencrop" and not isinstance(model, VggNet):
-        raise InputError("--evaluate.protocol tencrop crops to a VGGNet's input; use resize40")
+    if protocol == "tencrop" and not isinstance(model, Cuttable):
+        raise InputError(
+            "--evaluate.protocol tencrop crops to the input of a VGGNet or a CompactNet; use "
+            "resize40"
+        )
     units = model.config.units()
     layers = options.layers
     if layers != (AUTO,):

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, UInt8
 from emojax.models import convert
 from emojax.ops import image
 from emojax.ops.arrays import AnyArray
+from emojax.ops.conv import conv3x3
 from emojax.ops.gains import Gain, scale_kernel
 
 CONVS = ("conv1a", "conv1b", "conv2a", "conv2b", "conv3a", "conv3b", "conv4a", "conv4b")
@@ -81,8 +82,7 @@ class Conv(nnx.Module):
         kernel = self.kernel[...]
         x = x.astype(kernel.dtype)  # trained in bfloat16, BatchNorm still hands on float32
         if kernel.shape[2] > 1:
-            layout = ("NHWC", "HWIO", "NHWC")
-            return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+            return conv3x3(x, kernel)
         # With one input channel there is too little to do per pixel for the backend's convolution.
         # Nine shifted images, one for each place in the 3×3 kernel, and one matrix product give the
         # same several times faster.
@@ -188,6 +188,10 @@ class VggNet(nnx.Module):
 
     def _with_bias(self, name: str, before_bias: Array, gains: Mapping[str, Gain] | None) -> Array:
         bias = getattr(self, name).bias[...]
+        if name in CONVS:
+            # The BatchNorm behind it takes the bias away again: in training its gradient is zero
+            # but for rounding, and would cost a pass over the largest arrays.
+            bias = jax.lax.stop_gradient(bias)
         if gains is not None and name in gains:
             # The layer is linear before its bias: scaling this output scales the row of weights.
             return before_bias * gains[name].weight + bias * gains[name].bias
@@ -205,7 +209,7 @@ class VggNet(nnx.Module):
             # In the reference dropout comes before the ReLU; the two commute.
             return active if rngs is None else self.drop(active, rngs=rngs)
         if name.endswith("b"):
-            active = nnx.max_pool(active, (2, 2), strides=(2, 2))
+            active = image.halve_by_maximum(active)
         if name == CONVS[-1]:
             # Channel-major, as PyTorch flattens, so lin1 keeps PyTorch's column order.
             active = active.transpose(0, 3, 1, 2).reshape(active.shape[0], -1)
@@ -264,10 +268,11 @@ def to_torch_state_dict(model: VggNet) -> dict[str, np.ndarray]:
     return arrays
 
 
-def with_gains(model: VggNet, gains: Mapping[str, Gain]) -> VggNet:
+def with_gains(model: convert.Model, gains: Mapping[str, Gain]) -> convert.Model:
     """A network whose parameters carry the gains; the model itself is left alone.
 
-    A convolution's gain scales its kernel (and bias); the BatchNorm behind it keeps its statistics,
+    Any module will do whose layers hold a `kernel` and a `bias`. A convolution's gain scales its
+    kernel (and bias); the BatchNorm behind it keeps its statistics,
     as in the paper.
 
     Raises:
@@ -275,9 +280,10 @@ def with_gains(model: VggNet, gains: Mapping[str, Gain]) -> VggNet:
     """
     graphdef, state = nnx.split(model)
     leaves = dict(nnx.to_flat_state(state))
+    layers = [str(path[0]) for path in leaves if path[-1] == "kernel"]
     for layer, gain in gains.items():
-        if (layer, "kernel") not in leaves:
-            raise ValueError(f"no layer {layer!r}; layers: {', '.join(LAYERS)}")
+        if layer not in layers:
+            raise ValueError(f"no layer {layer!r}; layers: {', '.join(layers)}")
         kernel = leaves[layer, "kernel"]
         bias = leaves[layer, "bias"]
         if gain.weight.shape != bias.shape:

@@ -221,6 +221,18 @@ def ten_crop(images: Num[AnyArray, "I H W C"], size: int) -> Num[Array, "I 10 {s
     return jnp.stack(crops, axis=1)
 
 
+def halve_by_maximum(x: Float[Array, "B H W U"]) -> Float[Array, "B H//2 W//2 U"]:
+    """Maximum over blocks of 2×2 pixels; the last row or column of an odd side is left out.
+
+    As a maximum of four slices: on a CPU its gradient is several times faster than that of a
+    reduce-window, which is scattered in a loop. Equal pixels share the gradient.
+    """
+    height, width = x.shape[1:3]
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    rows = jnp.maximum(x[:, ::2], x[:, 1::2])
+    return jnp.maximum(rows[:, :, ::2], rows[:, :, 1::2])
+
+
 def pad_or_crop(
     images: Num[AnyArray, "I H W C"], size: tuple[int, int]
 ) -> Num[AnyArray, "I {size[0]} {size[1]} C"]:

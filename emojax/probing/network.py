@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from emojax.errors import InputError, did_you_mean
-from emojax.models.vgg import VggNet
+from emojax.models.classifier import Cuttable
 from emojax.ops.image import to_unit
 from emojax.ops.pooling import Pool, pool
 from emojax.store import content_key
@@ -133,7 +133,8 @@ def as_network(
       model: the module or function; a `Network` is returned as it is.
       preprocess: uint8 images → the model's input; None takes the model's own `preprocess`, which
         for a module may depend on its settings but not on its parameters, or division by 255.
-      taps: `relu` asks a VGGNet for outputs after BatchNorm and ReLU, `raw` for those before.
+      taps: `relu` asks a VGGNet or a CompactNet for outputs after BatchNorm and ReLU, `raw` for
+        those before.
     """
     if isinstance(model, Network):
         return model
@@ -141,7 +142,7 @@ def as_network(
         own = preprocess or getattr(model, "preprocess", to_unit)
         return Network(lambda params, images: model(images), {}, own, None)
     graphdef, state = nnx.split(model)
-    apply = _ModuleApply(graphdef, taps if isinstance(model, VggNet) else None)
+    apply = _ModuleApply(graphdef, taps if isinstance(model, Cuttable) else None)
     if preprocess is not None:  # what somebody's function does to the images cannot be known
         return Network(apply, state, preprocess, None)
     own = to_unit

@@ -1,6 +1,6 @@
 """Training of expression classifiers: new networks, their loss as a task, and the whole run.
 
-`train_classifiers` is what `emojax train` calls for a VGGNet or a Deep-Emotion. Shapes: I images, B
+`train_classifiers` is what `emojax train` calls for every network but CLIP. Shapes: I images, B
 batch, V views of an image, C classes.
 """
 
@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from emojax.data.image_set import ImageSet
 from emojax.data.loader import stream
+from emojax.models.compact import CompactConfig, CompactNet
 from emojax.models.deep_emotion import DeepEmotion, DeepEmotionConfig
 from emojax.models.vgg import VggConfig, VggNet
 from emojax.ops import augment as views
@@ -30,11 +31,11 @@ from emojax.training.recipe import Recipe
 from emojax.training.tasks import Loss, Metrics, Start, Task
 from emojax.training.training_log import Row
 
-Classifier = VggNet | DeepEmotion
-Architecture = Literal["vgg", "deep_emotion"]
+Classifier = VggNet | DeepEmotion | CompactNet
+Architecture = Literal["vgg", "deep_emotion", "compact"]
 Size = Literal["paper", "small"]
 Precision = Literal["float32", "bfloat16"]
-_Network = TypeVar("_Network", VggNet, DeepEmotion, Classifier)
+_Network = TypeVar("_Network", VggNet, DeepEmotion, CompactNet, Classifier)
 RESIDENT = 2 << 30  # bytes of images that a device is asked to hold; larger sets are streamed
 
 
@@ -51,10 +52,10 @@ def new_network(
     """A random network for a labelled set, its outputs named after the set's classes.
 
     Args:
-      architecture: which of the two networks.
+      architecture: which of the networks.
       images: the set; a Deep-Emotion also takes its number of channels from it.
       seed: of the weights.
-      size: the published VGGNet, or one of 0.2 M parameters.
+      size: the network in full, or a small one of the same layers (not of Deep-Emotion).
     """
     rngs = nnx.Rngs(seed)
     classes = len(images.classes)
@@ -62,6 +63,9 @@ def new_network(
         channels = images.images.shape[-1]
         config = DeepEmotionConfig(channels, classes, class_names=images.classes)
         return DeepEmotion(config, rngs=rngs)
+    if architecture == "compact":
+        widths = CompactConfig() if size == "paper" else CompactConfig.small()
+        return CompactNet(replace(widths, classes=classes, class_names=images.classes), rngs=rngs)
     sizes = VggConfig.paper() if size == "paper" else VggConfig.small()
     return VggNet(replace(sizes, classes=classes, class_names=images.classes), rngs=rngs)
 
@@ -97,7 +101,7 @@ def train_classifiers(
     Raises:
       InputError: as `classification_task`, `fit` and `evaluate` raise it.
     """
-    if isinstance(first, VggNet | DeepEmotion):
+    if isinstance(first, Classifier):
         model: Classifier = first
         start = None
     else:

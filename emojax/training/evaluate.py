@@ -21,8 +21,8 @@ from emojax.data import classes as class_names
 from emojax.data.image_set import ImageSet, duplicates
 from emojax.data.map_images import map_images
 from emojax.errors import InputError
+from emojax.models.classifier import Cuttable
 from emojax.models.deep_emotion import DeepEmotion
-from emojax.models.vgg import VggNet
 from emojax.ops import image
 from emojax.ops.stats import mcnemar_exact
 from emojax.probing.network import Network
@@ -223,7 +223,7 @@ def class_order(model: nnx.Module | Network, classes: Sequence[str]) -> tuple[st
     names = getattr(getattr(model, "config", None), "class_names", None)
     if names is not None:
         return names
-    ours = isinstance(model, VggNet | DeepEmotion)
+    ours = isinstance(model, Cuttable | DeepEmotion)
     fer2013 = ours and class_names.positions(classes, class_names.FER2013) is not None
     return class_names.FER2013 if fer2013 else tuple(classes)
 
@@ -265,8 +265,8 @@ def evaluate(
       model: a flax.nnx module that returns `(logits, taps)`, or any network that `as_network`
         wrapped.
       images: the set.
-      protocol: `tencrop` averages the logits of ten crops of the network's input size (VGGNet
-        only).
+      protocol: `tencrop` averages the logits of ten crops of the network's input size
+        (VggNet and CompactNet only).
       batch: images that travel at once; results do not depend on it.
       tile: images computed together; None suits the device.
       progress: called with (images done, images in all) after every batch.
@@ -274,9 +274,10 @@ def evaluate(
     Raises:
       InputError: the set has no labels, or the classes do not match.
     """
-    if protocol == "tencrop" and not isinstance(model, VggNet):
+    if protocol == "tencrop" and not isinstance(model, Cuttable):
         raise InputError(
-            "the tencrop protocol crops to a VGGNet's input size; pass a VggNet or use resize40"
+            "the tencrop protocol crops to the network's input size; pass a VggNet or a "
+            "CompactNet, or use resize40"
         )
     # Programs are cached: another network of the same kind may follow, as after each epoch of
     # training.
@@ -312,7 +313,7 @@ def _module_logits(graphdef: nnx.GraphDef, protocol: Protocol) -> _Logits:
         if protocol == "resize40":
             return model(getattr(model, "preprocess", image.to_unit)(pixels))[0]
         crops = tencrop_views(model.config.input_size)(pixels)  # [T, 10, S, S, 1]
-        logits = model(crops.reshape(-1, *crops.shape[2:]))[0]
+        logits = model(model.normalize(crops.reshape(-1, *crops.shape[2:])))[0]
         return logits.reshape(*crops.shape[:2], -1).mean(axis=1)
 
     return logits_of

@@ -1,5 +1,7 @@
 """`emojax demo`: the whole chain on rendered faces."""
 
+import json
+
 import pytest
 from commands_in_process import rows_of, run
 
@@ -19,6 +21,8 @@ def test_demo_runs_the_chain(capsys, tmp_path):
         "manifest.json",
         "evidence.json",
         "edited.safetensors",
+        "explanations.csv",
+        "explanations.json",
     }
     page = (tmp_path / "demo" / "report.html").read_text("utf-8")
     assert "Labels against the truth" in page
@@ -27,7 +31,12 @@ def test_demo_runs_the_chain(capsys, tmp_path):
     assert len(rows_of(tmp_path / "demo" / "sweep.csv")) == 72
     truths = rows_of(tmp_path / "demo" / "truth.csv")
     assert len(truths) == len(rows_of(tmp_path / "demo" / "dissection.csv"))
-    assert all(float(row["soft_wpmi_label_auroc"]) <= float(row["auroc"]) for row in truths)
+    for name in ("soft_wpmi", "soft_wpmi_images", "correlation"):
+        assert all(float(row[f"{name}_label_auroc"]) <= float(row["auroc"]) for row in truths)
+    summary = json.loads((tmp_path / "demo" / "summary.json").read_text("utf-8"))
+    assert summary["labels_right"].keys() == {"auroc", "enrichment", "among_three", "certain_half"}
+    assert all(0 <= share <= 1 for share in summary["labels_right"].values())
+    assert summary["certainty"][-1]["labelled"] == 1.0
     code, _, err = run(capsys, "demo", *flags)
     assert (code, err.count("\n")) == (2, 1)
     assert (

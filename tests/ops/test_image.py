@@ -162,3 +162,16 @@ def test_grid_sample_and_affine_grid_equal_torchs(size):
         reference.relative(image.grid_sample(images, extreme), reference.channels_last(want))
         <= 1e-5
     )
+
+
+@pytest.mark.parametrize("sides", [(6, 8), (5, 7)])
+def test_halving_equals_torchs_max_pool(sides):
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    images = np.random.default_rng(8).standard_normal((3, *sides, 4)).astype(np.float32)
+    theirs = reference.channels_first(torch, images).requires_grad_()
+    pooled = torch.nn.functional.max_pool2d(theirs, 2)
+    (pooled**2).sum().backward()
+    ours = image.halve_by_maximum(jnp.asarray(images))
+    np.testing.assert_array_equal(ours, reference.channels_last(pooled))
+    gradient = jax.grad(lambda x: (image.halve_by_maximum(x) ** 2).sum())(jnp.asarray(images))
+    np.testing.assert_array_equal(gradient, reference.channels_last(theirs.grad))

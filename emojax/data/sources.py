@@ -1,0 +1,151 @@
+"""Images to predict: files, folders, patterns and prepared sets, read in batches ahead of the
+network.
+
+Unlike the readers of data sets, which refuse a set for one damaged file, these give a reason in
+place of an image, so that a long job ends well.
+"""
+
+import glob
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from emojax.data import fer2013, folder, tfds_set
+from emojax.data.opening import open_split, resolve
+from emojax.errors import InputError, one_line
+
+_AHEAD = 2  # batches that are read while the network computes
+
+
+class Source(NamedTuple):
+    """Images of one size.
+
+    Attributes:
+      names: of the images, in order.
+      shape: height, width, channels.
+      read: the image of a position, uint8 of that shape.
+    """
+
+    names: Sequence[str]
+    shape: tuple[int, ...]
+    read: Callable[[int], np.ndarray]
+
+
+class Read(NamedTuple):
+    """A batch: images uint8 [B, H, W, C], zeros where one could not be read, and why not."""
+
+    names: Sequence[str]
+    images: UInt8[np.ndarray, "B H W C"]
+    reasons: Sequence[str]  # "" for an image that was read
+
+
+def open_sources(paths: Sequence[str], size: int, channels: int) -> list[Source]:
+    """What the paths name, in order: files that follow one another are one source.
+
+    A folder stands for the images in it and below, by name; a pattern (`*.png`, `**`) for what it
+    matches; a prepared FER2013 or set of TFDS for all of its splits.
+
+    Args:
+      paths: as a user gives them.
+      size: side of the square that files are brought to, as `folder.read_square` does.
+      channels: 1 for gray, 3 for colour.
+
+    Raises:
+      InputError: a pattern or folder holds no image, or a prepared set is damaged.
+    """
+    sources: list[Source] = []
+    files: list[str] = []
+    for path in paths:
+        splits = _splits(Path(path))
+        if splits is None:
+            files += _files(path)
+        else:
+            if files:
+                sources.append(_of_files(files, size, channels))
+                files = []
+            sources += [_of_split(Path(path), split) for split in splits]
+    if files:
+        sources.append(_of_files(files, size, channels))
+    return sources
+
+
+def _splits(path: Path) -> Sequence[str] | None:
+    """The splits of a prepared set; None for any other path."""
+    if not path.is_dir():
+        return None
+    kind = resolve(path, raw=True)[0]
+    if kind == "fer2013":
+        return fer2013.SPLITS
+    return tfds_set.splits(path) if kind == "tfds" else None
+
+
+def _files(path: str) -> list[str]:
+    if os.path.isdir(path):
+        names = [
+            os.path.join(parent, name)
+            for parent, folders, found in os.walk(path)
+            for name in found
+            if Path(name).suffix.lower() in folder.EXTENSIONS and not name.startswith(".")
+        ]
+        if not names:
+            raise InputError(f"{path}: no images in it or below; name the files themselves")
+        return sorted(names)
+    if not os.path.lexists(path) and glob.has_magic(path):
+        names = sorted(name for name in glob.glob(path, recursive=True) if not os.path.isdir(name))
+        if not names:
+            raise InputError(f"no file matches {path}")
+        return names
+    return [path]
+
+
+def _of_files(names: Sequence[str], size: int, channels: int) -> Source:
+    def read(position: int) -> np.ndarray:
+        return folder.read_square(Path(names[position]), size, channels)
+
+    return Source(names, (size, size, channels), read)
+
+
+def _of_split(path: Path, split: str) -> Source:
+    images = open_split(path, split)
+
+    def read(position: int) -> np.ndarray:
+        return images.images[position : position + 1][0]
+
+    return Source(images.ids, images.images.shape[1:], read)
+
+
+def read_batches(source: Source, size: int, start: int = 0) -> Iterator[Read]:
+    """Batches of `size` images from position `start` on, read on four threads ahead of the caller.
+
+    Memory does not grow with the number of images.
+    """
+
+    def read(position: int) -> tuple[np.ndarray | None, str]:
+        try:
+            return source.read(position), ""
+        except InputError as error:
+            # The row names the file already.
+            return None, one_line(error).removeprefix(f"{source.names[position]}: ")
+
+    with ThreadPoolExecutor(4) as pool:
+        waiting: deque[tuple[int, Iterator[tuple[np.ndarray | None, str]]]] = deque()
+        for first in range(start, len(source.names), size):
+            last = min(first + size, len(source.names))
+            waiting.append((first, pool.map(read, range(first, last))))
+            if len(waiting) > _AHEAD:
+                yield _batch(source, *waiting.popleft())
+        while waiting:
+            yield _batch(source, *waiting.popleft())
+
+
+def _batch(source: Source, first: int, read: Iterator[tuple[np.ndarray | None, str]]) -> Read:
+    images, reasons = zip(*read, strict=True)
+    blank = np.zeros(source.shape, np.uint8)
+    stacked = np.stack([blank if image is None else image for image in images])
+    return Read(source.names[first : first + len(images)], stacked, reasons)
