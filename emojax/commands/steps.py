@@ -25,6 +25,7 @@ from emojax.dissection.labels import Dissection
 from emojax.dissection.options import wpmi_options
 from emojax.dissection.table import LayerSummary, interpretability
 from emojax.editing.study import check_study
+from emojax.errors import InputError
 from emojax.models.classifier import Classifier, Editable
 from emojax.models.tapped import TappedNetwork
 from emojax.models.vgg import VggNet
@@ -70,6 +71,10 @@ def check_edits(
     settings: Studying, model: Classifier | Network, images: ImageSet, tests: Sequence[ImageSet]
 ) -> Editable:
     """Refuses before the probe what the edit would refuse after it; returns what can be edited."""
+    if isinstance(model, Network):
+        raise InputError(
+            "edits are made to networks of files; `emojax dissect` labels those of a factory"
+        )
     check_study(
         model,
         settings.edit,
