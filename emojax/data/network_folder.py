@@ -94,7 +94,7 @@ def load_network(source: str | Path) -> Classifier:
         is supported.
     """
     path = Path(source).expanduser()
-    if path.is_file():
+    if path.is_file() or path.suffix == ".safetensors":
         return load_file(path)
     folder = open_folder(source, "network", _FLAG)
     raw = read_config(folder, "network")

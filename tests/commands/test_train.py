@@ -203,7 +203,10 @@ def test_deep_emotion_by_command(tmp_path, capsys, clip_folder):
         sum(line.startswith(f"{layer},") for line in table) for layer in ("conv1", "fc1", "fc2")
     ] == [10, 50, 7]
     code, _, err = run(capsys, "run", *args, *target, *clip, *few, "--out", tmp_path / "r")
-    assert (code, err.count("edits are made to a VGGNet, and this is a DeepEmotion")) == (2, 1)
+    assert (code, err.count("and this is a DeepEmotion; `emojax dissect` labels its units")) == (
+        2,
+        1,
+    )
 
 
 def weights(path):
