@@ -6,7 +6,7 @@ The named module is imported and the named function called, nothing else.
 import importlib
 import os
 import sys
-from typing import Any
+from typing import Any, cast
 
 from flax import nnx
 
@@ -65,7 +65,7 @@ def _wrapped(made: Any, name: str) -> Network:
             f"--target.factory {name} returned a {type(made).__name__}, not a model or "
             "(function, parameters)"
         )
-    return as_network(made)
+    return as_network(cast(Any, made))  # what it returns is seen when it is run
 
 
 def _with_key(network: Network, key: str | None) -> Network:

@@ -16,9 +16,10 @@ from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.clip_folder import load_clip
 from emojax.data.concepts import ConceptSet, load_concepts
 from emojax.data.image_set import ImageSet
-from emojax.data.network_folder import load_network
+from emojax.data.network_folder import load_network as load_folder
 from emojax.data.opening import open_split
 from emojax.data.provenance import overlap_warnings, read_provenance
+from emojax.data.weights import load_network
 from emojax.errors import InputError
 from emojax.models.classifier import Classifier
 from emojax.probing.network import Network
@@ -115,7 +116,9 @@ def open_target(target: Target) -> Classifier | Network:
         if target.classes:
             raise InputError("--target.classes name the outputs of files, not of a factory")
         return open_factory(target.factory, target.key)
-    return classes.given(load_network(target.weights or str(target.path)), target)
+    if target.weights is not None:
+        return classes.given(load_network(target.weights), target)
+    return classes.given(load_folder(str(target.path)), target)
 
 
 def name_of(target: Target) -> Path:

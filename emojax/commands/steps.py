@@ -26,6 +26,7 @@ from emojax.dissection.labels import Dissection
 from emojax.dissection.options import wpmi_options
 from emojax.dissection.table import LayerSummary
 from emojax.editing.study_checks import check_study
+from emojax.errors import InputError
 from emojax.models.classifier import Classifier, Cuttable, Editable
 from emojax.ops.similarity import rank_reorder_size
 from emojax.probing.network import Network, as_network, resolve_layers
@@ -71,6 +72,10 @@ def check_study_inputs(settings: Studying, inputs: StudyInputs) -> Editable:
     Returns the network as one that can be edited.
     """
     check(settings, inputs.model, inputs.clip, inputs.concepts, inputs.images)
+    if isinstance(inputs.model, Network):
+        raise InputError(
+            "edits are made to networks of files; `emojax dissect` labels those of a factory"
+        )
     check_study(
         inputs.model,
         settings.edit,

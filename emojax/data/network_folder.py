@@ -96,7 +96,7 @@ def load_network(source: str | Path) -> Classifier:
         is supported.
     """
     path = Path(source).expanduser()
-    if path.is_file():
+    if path.is_file() or path.suffix == ".safetensors":
         return load_file(path)
     folder = open_folder(source, "network", _FLAG)
     raw = read_config(folder, "network")
@@ -147,9 +147,9 @@ def save_network(
     if unknown or any(new[name].shape != old[name].shape for name in new):
         raise InputError(f"{source} is not the folder of this network")
     with atomic_folder(Path(path)) as building:
-        for path in sorted(source.glob("*.json")):
-            if not path.name.endswith(".index.json"):
-                shutil.copy(path, building / path.name)
+        for file in sorted(source.glob("*.json")):
+            if not file.name.endswith(".index.json"):
+                shutil.copy(file, building / file.name)
         arrays = {name: np.asarray(new.get(name, old[name]), order="C") for name in old}
         save_arrays(arrays, building / "model.safetensors", metadata={"format": "pt"})
 

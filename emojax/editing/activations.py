@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -224,8 +224,9 @@ def _cut_tapped(model: TappedNetwork, layer: str, images: ImageSet) -> _Cut:
     """
     graphdef, state = nnx.split(model)
     sums = np.zeros(model.config.units()[layer], np.float32)  # stays where no parameters tell
+    leaves: dict[Any, Any] = dict(nnx.to_flat_state(state))
     for path, axis in model.outgoing(layer)[:1]:
-        array = np.abs(np.asarray(dict(nnx.to_flat_state(state))[path][...]))
+        array = np.abs(np.asarray(leaves[path][...]))
         array = np.moveaxis(array, axis, 0)
         sums = array.reshape(len(sums), -1).sum(axis=1)
     head = model.head(layer)

@@ -206,7 +206,8 @@ class ResNet(TappedNetwork):
     def run(self, images: Float[Array, "B H W 3"], tap: Tap) -> Float[Array, "B classes"]:
         """Logits."""
         x = ACTIVATIONS[self.config.activation](self.embedder(images))
-        x = tap("stem", nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1))))
+        border: Any = ((1, 1), (1, 1))  # flax's type knows names of paddings alone
+        x = tap("stem", nnx.max_pool(x, (3, 3), strides=(2, 2), padding=border))
         for number, stage in enumerate(self.stages):
             name = f"stage{number}"
             x = tap(name, stage(x, tap.within(name)))

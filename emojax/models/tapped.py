@@ -160,7 +160,7 @@ def with_gains(model: Network, gains: Mapping[str, Float[AnyArray, " U"]]) -> Ne
         its effect alone.
     """
     graphdef, state = nnx.split(model)
-    leaves = dict(nnx.to_flat_state(state))
+    leaves: dict[Any, Any] = dict(nnx.to_flat_state(state))
     units = model.config.units()
     for layer, gain in gains.items():
         if layer not in units:

@@ -5,6 +5,7 @@ Taps: `conv0` … (each convolution after its activation, before pooling), `dens
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,8 @@ class Vgg16(TappedNetwork):
         """The last dense layer's for the one before it."""
         if layer != "dense1":
             return None
-        return self.dense[2].kernel[...], self.dense[2].bias[...]
+        last: Any = self.dense[2]
+        return last.kernel[...], last.bias[...]
 
     def outgoing(self, layer: str) -> tuple[Slices, ...]:
         """The next layer's inputs."""

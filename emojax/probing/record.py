@@ -186,7 +186,9 @@ def join_layers(records: Sequence[ProbeRecord], build: Callable[..., ProbeRecord
     if first.activations is not None:
         activations = joined([np.asarray(record.activations) for record in records], 1)
     return build(
-        top=TopK(*(joined(arrays, 1) for arrays in zip(*(r.top for r in records), strict=True))),
+        top=TopK._make(
+            joined(lists, 1) for lists in zip(*(record.top for record in records), strict=True)
+        ),
         half_moments=first.half_moments._replace(**sums),
         embeddings=first.embeddings,
         activations=activations,

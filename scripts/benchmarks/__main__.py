@@ -2,6 +2,7 @@
 
     python scripts/benchmarks score               # similarity functions against a loop over units
     python scripts/benchmarks probe               # one pass for all layers against a pass for each
+    python scripts/benchmarks resnet              # the same of ResNet-50, against CLIP-Dissect's way
     python scripts/benchmarks memory              # peak memory of a probe against number of images
     python scripts/benchmarks sweep               # edits of lin2 against full evaluations
     python scripts/benchmarks train               # steps of training against PyTorch's
@@ -9,7 +10,7 @@
     python scripts/benchmarks all --out NEW       # all, each in its own process; --quick: small
     python scripts/benchmarks compare OLD NEW     # which ratios got worse; exits 1 if any did
 
-score, probe and train need the `oracle` extra (torch), page playwright and a Chromium. Prints a
+score, probe, resnet and train need the `oracle` extra (torch), page playwright and a Chromium. Prints a
 table, and one JSON line per measurement to --out. Sizes are options (`--help`); `--device` picks
 the CPU or GPU.
 """
@@ -25,6 +26,7 @@ import compare
 import memory
 import page
 import probe
+import resnet
 import score
 import sweep
 import train
@@ -34,6 +36,7 @@ from common import OnDevice, report
 BENCHMARKS = {
     "score": score,
     "probe": probe,
+    "resnet": resnet,
     "memory": memory,
     "sweep": sweep,
     "train": train,
@@ -54,6 +57,7 @@ class All:
 Commands = (
     Annotated[score.Options, tyro.conf.subcommand("score")]
     | Annotated[probe.Options, tyro.conf.subcommand("probe")]
+    | Annotated[resnet.Options, tyro.conf.subcommand("resnet")]
     | Annotated[memory.Options, tyro.conf.subcommand("memory")]
     | Annotated[sweep.Options, tyro.conf.subcommand("sweep")]
     | Annotated[train.Options, tyro.conf.subcommand("train")]

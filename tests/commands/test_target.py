@@ -68,6 +68,7 @@ def test_evaluate_in_the_order_of_the_folder(inputs, tmp_path):
 def test_run_edits_by_labels(layer, inputs, clip_folder, tmp_path):
     flags = ["--clip.path", clip_folder, "--probe.layers", "*", "--dissect.top-k", "8"]
     flags += ["--edit.layers", layer, "--edit.permutations", "19", "--edit.masks", "5"]
+    flags += ["--edit.tau", "0", "--edit.factor", "1", "2"]
     assert run(inputs, tmp_path / "run", "run", *flags) == 0
     evidence = json.loads((tmp_path / "run" / "evidence.json").read_text())
     assert evidence["total"] == 24
