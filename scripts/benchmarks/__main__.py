@@ -2,7 +2,7 @@
 
     python scripts/benchmarks score               # similarity functions against a loop over units
     python scripts/benchmarks probe               # one pass for all layers against a pass for each
-    python scripts/benchmarks resnet              # the same of ResNet-50, against CLIP-Dissect's way
+    python scripts/benchmarks resnet              # the same for a ResNet-50 of transformers
     python scripts/benchmarks memory              # peak memory of a probe against number of images
     python scripts/benchmarks sweep               # edits of lin2 against full evaluations
     python scripts/benchmarks train               # steps of training against PyTorch's
@@ -10,9 +10,9 @@
     python scripts/benchmarks all --out NEW       # all, each in its own process; --quick: small
     python scripts/benchmarks compare OLD NEW     # which ratios got worse; exits 1 if any did
 
-score, probe, resnet and train need the `oracle` extra (torch), page playwright and a Chromium. Prints a
-table, and one JSON line per measurement to --out. Sizes are options (`--help`); `--device` picks
-the CPU or GPU.
+score, probe, resnet and train need the `oracle` extra (torch), page playwright and a Chromium.
+Prints a table, and one JSON line per measurement to --out. Sizes are options (`--help`); `--device`
+picks the CPU or GPU.
 """
 
 import dataclasses
