@@ -1,6 +1,6 @@
 """Which similarity function names what units respond to? On rendered faces, where that is known.
 
-    python scripts/compare_labelers.py --out labelers     # half an hour on 2 quiet cores
+    python scripts/compare_labelers.py --out labelers
 
 Fresh sets of rendered faces × trained networks × a CLIP as it ships, squeezed and noisy × three
 truths. Every function and prior labels the units; a label is right where it is the attribute that
@@ -53,7 +53,7 @@ class Options:
     """of the sets of faces; each is probed and tested on faces of its own"""
     images: int = 3000
     """faces to probe with, and as many to measure the truth on"""
-    networks: tuple[str, ...] = ("shipped", "vgg_slim", "deep_emotion", "vgg_seed1")
+    networks: tuple[str, ...] = ("shipped", "vgg_slim", "deep_emotion")
     train_images: int = 5000
     epochs: int = 4
     responds: float = 0.75
@@ -76,7 +76,6 @@ def trained(options: Options) -> dict[str, Path]:
     builds = {
         "vgg_slim": (lambda _, seed: slim_vgg(seed), 2),
         "deep_emotion": (lambda images, seed: new_network("deep_emotion", images, seed), 3),
-        "vgg_seed1": (lambda images, seed: new_network("vgg", images, seed), 1),
     }
     for name, (build, seed) in builds.items():
         path = folder / f"{name}.safetensors"

@@ -41,7 +41,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 CONCEPT_TILE = 64
 _STEP = 10  # gathers in one compiled loop: few enough for a CPU's registers
 _MAX_EXPONENT = 85.0  # e^85 = 8e36, a twentieth of what float32 holds
-_QUADRATURE_ERROR = 1e-7  # of the prior over images, relative to the largest logarithm in it
+_QUADRATURE_ERROR = 1e-6  # of the prior over images, relative to the largest logarithm in it
 _FACTORS = 16  # images whose factors are multiplied before a logarithm of the prior over images
 
 Prior = Literal["units", "images", "none"]
@@ -259,7 +259,11 @@ def _sum_of_logs(probs: Float[Array, "I C"], odd: float, factors: int) -> Float[
     size = len(probs) // factors
     parts = [probs[start * size : (start + 1) * size] + odd for start in range(factors)]
     rest = probs[factors * size :]
-    return jnp.log(functools.reduce(operator.mul, parts)).sum(axis=0) + jnp.log(rest + odd).sum(0)
+    logs = jnp.log(functools.reduce(operator.mul, parts))
+    # A product with ones, because XLA does not vectorise a sum over rows on a CPU, nor what it
+    # fuses into one, here the logarithm.
+    total = jnp.matmul(jnp.ones((1, size), probs.dtype), logs, precision=_HIGHEST)[0]
+    return total + jnp.log(rest + odd).sum(axis=0)
 
 
 def _quadrature(odds: Float[np.ndarray, " K"]) -> tuple[np.ndarray, np.ndarray]:

@@ -19,17 +19,13 @@ def record(tiny_vgg, blobs, tiny_clip):
 
 def test_every_setting_equals_its_own_run(record, tiny_clip):
     texts = tiny_clip.embed_texts(CONCEPTS.concepts)
-    grid = label_settings.grid(
-        ("correlation", "cos_similarity", "soft_wpmi", "wpmi"),
-        a=(2.0, 10.0),
-        lam=(0.0, 1.0),
-        top_k=(20, 60),
-        prior=("images", "units", "none"),
-    )
-    assert len(grid) == 2 + 2 * 2 * 2 * (2 * 2 + 1)  # λ is not varied without a prior
+    tried = {"a": (5.0,), "lam": (0.6,), "top_k": (20,), "prior": ("images", "units", "none")}
+    grid = label_settings.grid(("correlation", "cos_similarity", "soft_wpmi"), **tried)
+    grid += label_settings.grid(["wpmi"], **tried | {"prior": ("images",)})
+    assert len(grid) == 2 + 3 + 1
     together = label_settings.dissect_by(record, CONCEPTS, texts, grid)
     for setting, found in zip(grid, together, strict=True):
-        options = {name: value for name, value in vars(setting.options).items()}
+        options = vars(setting.options)
         alone = dissect(record, CONCEPTS, similarity=setting.similarity, null_sets=0, **options)
         largest = np.abs(alone.scores).max()
         np.testing.assert_allclose(found.scores, alone.scores, atol=2e-6 * largest)
@@ -40,6 +36,12 @@ def test_every_setting_equals_its_own_run(record, tiny_clip):
         np.testing.assert_allclose(
             found.confidence.held_out.correlation, alone.confidence.held_out.correlation, atol=1e-6
         )
+
+
+def test_a_weight_is_not_varied_without_a_prior():
+    grid = label_settings.grid(["wpmi"], a=(2.0, 5.0), lam=(0.0, 1.0), prior=("images", "none"))
+    assert len(grid) == 2 * (2 + 1)
+    assert len(set(grid)) == len(grid)
 
 
 def test_share_of_settings_with_the_default_label():
