@@ -8,7 +8,7 @@ the activation). Shapes: B batch, H height, W width, L tokens.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +124,7 @@ def layer_norm(config: TowerConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Lay
     )
 
 
+@runtime_checkable
 class VisionConfig(Protocol):
     """What an image tower is built from; the configs of CLIP, SigLIP and of single towers fit."""
 
