@@ -124,7 +124,7 @@ def test_layout_width_and_batches_do_not_matter(photos, tiny_clip, activations):
 
 
 def test_a_killed_collection_resumes_to_the_same_bytes(photos, tiny_clip, activations, tmp_path):
-    options = {"key": "random v1", "save_every": 0, "keep_activations": True}
+    options = {"key": "random v1", "save_every": 0.0, "keep_activations": True}
     whole = collected(photos, tiny_clip, activations, cache=tmp_path / "whole", **options)
 
     broken = tmp_path / "broken"
