@@ -114,7 +114,10 @@ def main() -> None:
         ours, theirs = network_alone(
             root, np.asarray(images.images[0 : options.batch]), options.batch
         )
-        print(f"network alone: {ours:.2f} images/s, torch {theirs:.2f}: {ours / theirs:.2f}×")
+        print(
+            f"network alone: {ours:.2f} images/s, torch {theirs:.2f}: {ours / theirs:.2f}×",
+            flush=True,
+        )
         start = time.perf_counter()
         network = emojax.load_network(root / "resnet")
         clip = emojax.load_clip(root / "clip")
