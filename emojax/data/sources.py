@@ -21,6 +21,7 @@ from emojax.data.opening import open_split, resolve
 from emojax.errors import InputError, one_line
 
 _AHEAD = 2  # batches that are read while the network computes
+_RUN = 32  # images that a thread reads in one go
 
 
 class Source(NamedTuple):
@@ -133,19 +134,24 @@ def read_batches(source: Source, size: int, start: int = 0) -> Iterator[Read]:
             # The row names the file already.
             return None, one_line(error).removeprefix(f"{source.names[position]}: ")
 
+    def read_run(positions: range) -> list[tuple[np.ndarray | None, str]]:
+        return [read(position) for position in positions]
+
     with ThreadPoolExecutor(4) as pool:
-        waiting: deque[tuple[int, Iterator[tuple[np.ndarray | None, str]]]] = deque()
+        waiting: deque[tuple[int, Iterator[list[tuple[np.ndarray | None, str]]]]] = deque()
         for first in range(start, len(source.names), size):
             last = min(first + size, len(source.names))
-            waiting.append((first, pool.map(read, range(first, last))))
+            # In runs: to hand a thread a single small image takes about as long as to read it.
+            runs = [range(run, min(run + _RUN, last)) for run in range(first, last, _RUN)]
+            waiting.append((first, pool.map(read_run, runs)))
             if len(waiting) > _AHEAD:
                 yield _batch(source, *waiting.popleft())
         while waiting:
             yield _batch(source, *waiting.popleft())
 
 
-def _batch(source: Source, first: int, read: Iterator[tuple[np.ndarray | None, str]]) -> Read:
-    images, reasons = zip(*read, strict=True)
+def _batch(source: Source, first: int, runs: Iterator[list[tuple[np.ndarray | None, str]]]) -> Read:
+    images, reasons = zip(*(image for run in runs for image in run), strict=True)
     blank = np.zeros(source.shape, np.uint8)
     stacked = np.stack([blank if image is None else image for image in images])
     return Read(source.names[first : first + len(images)], stacked, reasons)

@@ -23,6 +23,7 @@ def test_demo_runs_the_chain(capsys, tmp_path):
         "edited.safetensors",
         "explanations.csv",
         "explanations.json",
+        "simulated.npz",
     }
     page = (tmp_path / "demo" / "report.html").read_text("utf-8")
     assert "Labels against the truth" in page
