@@ -5,12 +5,12 @@ from emojax.data.clip_folder import load_clip as load_clip
 from emojax.data.concepts import ConceptSet as ConceptSet
 from emojax.data.concepts import load_concepts as load_concepts
 from emojax.data.image_set import ImageSet as ImageSet
+from emojax.data.network_folder import load_network as load_network
+from emojax.data.network_folder import save_network as save_network
 from emojax.data.opening import open_split as open_split
 from emojax.data.weights import load_deep_emotion as load_deep_emotion
-from emojax.data.weights import load_network as load_network
 from emojax.data.weights import load_vgg as load_vgg
 from emojax.data.weights import save_deep_emotion as save_deep_emotion
-from emojax.data.weights import save_network as save_network
 from emojax.data.weights import save_vgg as save_vgg
 from emojax.dissection.calibration import Calibration as Calibration
 from emojax.dissection.dissect import dissect as dissect
@@ -41,6 +41,8 @@ from emojax.models.deep_emotion import DeepEmotion as DeepEmotion
 from emojax.models.deep_emotion import DeepEmotionConfig as DeepEmotionConfig
 from emojax.models.vgg import VggConfig as VggConfig
 from emojax.models.vgg import VggNet as VggNet
+from emojax.probing.collect import Collection as Collection
+from emojax.probing.collect import collect as collect
 from emojax.probing.probe import probe as probe
 from emojax.probing.record import ProbeRecord as ProbeRecord
 from emojax.report.figures import plot_descriptions as plot_descriptions

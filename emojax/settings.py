@@ -72,12 +72,27 @@ class Data(Section):
 
 
 class Target(Section):
-    """The network under study."""
+    """The network under study: one of `weights`, `path` and `factory`."""
 
     weights: UserPath | None = Field(
         default=None,
-        description="weights of a VGGNet, Deep-Emotion or CompactNet: .safetensors, or a PyTorch "
-        "checkpoint such as the published VGGNet",
+        description="weights of a VGGNet, Deep-Emotion or CompactNet, or torchvision's ResNet or "
+        "VGG: .safetensors, or a PyTorch checkpoint such as the published VGGNet",
+    )
+    path: Annotated[str | None, NAME_OR_PATH] = Field(
+        default=None,
+        description="Hugging Face folder or hub name of an image classifier or image tower: ViT, "
+        "DeiT, DINOv2, ResNet, ConvNeXt, CLIP's or SigLIP's",
+    )
+    factory: str | None = Field(
+        default=None,
+        description="package.module:function of your own, which returns a model, or a function and "
+        "its parameters: `logits, taps = model(images)`",
+    )
+    key: str | None = Field(
+        default=None,
+        description="what tells versions of the factory's network apart; with it, probe records "
+        "are cached",
     )
     classes: tuple[str, ...] = Field(
         default=(),
@@ -134,6 +149,12 @@ class Probe(Section):
         default=60.0,
         ge=0,
         description="seconds between snapshots that a stopped probe resumes from",
+    )
+    memory: float | None = Field(
+        default=None,
+        gt=0,
+        description="GB on a device for the running statistics; layers that do not fit together "
+        "are probed in groups, each in a pass of its own",
     )
     keep_activations: bool = Field(
         default=False, description="also keep pooled activations, for cos_similarity_cubed"

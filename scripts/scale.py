@@ -112,9 +112,10 @@ def compiled_step(
     import jax.numpy as jnp
     from flax import nnx
 
-    from emojax.data.clip_encoder import CLIP_MEAN, CLIP_STD, Preprocess
+    from emojax.data.clip_encoder import CLIP_MEAN, CLIP_STD
     from emojax.distributed import mesh as meshes
     from emojax.models.clip import Clip
+    from emojax.models.preprocess import Preprocess
     from emojax.models.vgg import VggNet
     from emojax.probing import step as steps
     from emojax.probing.network import Network, pooled_taps, resolve_layers

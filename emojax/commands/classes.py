@@ -9,8 +9,9 @@ import numpy as np
 from emojax.commands.console import say
 from emojax.data.classes import FER2013, listed
 from emojax.data.image_set import ImageSet
-from emojax.data.weights import Classifier, with_classes
+from emojax.data.weights import with_classes
 from emojax.errors import InputError, one_line
+from emojax.models.classifier import Classifier
 from emojax.settings import Target
 from emojax.training.evaluate import better_order, class_order, labelled
 
@@ -32,8 +33,9 @@ def given(model: _Classifier, target: Target) -> _Classifier:
     except InputError as error:
         raise InputError(f"--target.classes: {error}") from None
     if known is not None and known != names:
+        source = target.weights or target.path
         raise InputError(
-            f"--target.classes are {listed(names)}, but {target.weights} itself names its outputs "
+            f"--target.classes are {listed(names)}, but {source} itself names its outputs "
             f"{listed(known)}; leave the setting out"
         )
     return named

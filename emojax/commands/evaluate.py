@@ -30,7 +30,7 @@ def evaluate(settings: EvaluateSettings) -> None:
     from emojax.training import evaluate as testing
 
     model, tests, class_names = opening.open_tested(settings)
-    weights = opening.weights_file(settings.target)
+    weights = opening.name_of(settings.target)
     options = settings.evaluate
     with opening.open_run(settings, "evaluate") as run:
         warnings = opening.note_provenance(run, weights, tests, class_names)

@@ -44,7 +44,7 @@ def judge(settings: JudgeSettings) -> None:
     import numpy as np
 
     from emojax import store
-    from emojax.commands import opening
+    from emojax.commands import opening, steps
     from emojax.commands.console import say_written, warn
     from emojax.dissection import explanation_files, judge, truth
     from emojax.errors import InputError
@@ -55,8 +55,10 @@ def judge(settings: JudgeSettings) -> None:
     if len(set(settings.files)) < len(settings.files):
         raise InputError("a file of explanations is named twice")
     model = opening.open_target(settings.target)
+    tests = opening.open_test_splits(settings.data)
+    units = steps.units_of(model, tests[0])
     files = [
-        replace(explanation_files.read(path, model.config.units()), name=name)
+        replace(explanation_files.read(path, units), name=name)
         for path, name in zip(settings.files, _names(settings.files), strict=True)
     ]
     clip = opening.open_clip(settings.clip)
@@ -64,7 +66,6 @@ def judge(settings: JudgeSettings) -> None:
     if not concepts:
         raise InputError(f"{settings.files[0]}: no concept in it")
     clip.tokenize(concepts)  # refuses what is too long before any work
-    tests = opening.open_test_splits(settings.data)
     warnings = [line for path in settings.files for line in _provenance(path, tests, clip)]
 
     options = settings.judge
@@ -72,7 +73,7 @@ def judge(settings: JudgeSettings) -> None:
         run.inputs |= {"clip": clip.key, **{test.name: test.key for test in tests}}
         run.inputs |= {str(path): store.content_key(path.read_bytes()) for path in settings.files}
         used = {e.layer for file in files for e in file.explanations}
-        layers = [layer for layer in model.config.units() if layer in used]
+        layers = [layer for layer in units if layer in used]
         network = as_network(model, taps=options.taps)
         with run.timed("activations"):
             activations = np.concatenate(
@@ -83,7 +84,7 @@ def judge(settings: JudgeSettings) -> None:
             texts = clip.embed_texts(concepts)
         with run.timed("judge"):
             judgements = judge_files(
-                files, layers, model.config.units(), activations, concepts, images, texts, settings
+                files, layers, units, activations, concepts, images, texts, settings
             )
             first, *others = judgements
             compared = (judge.compare(first, other) for other in others)

@@ -11,14 +11,18 @@ from emojax import interruption, store
 from emojax.commands import classes
 from emojax.commands.base import Studying, Testing, WritesRun
 from emojax.commands.console import say_written, warn
+from emojax.commands.factory import open_factory
 from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.clip_folder import load_clip
 from emojax.data.concepts import ConceptSet, load_concepts
 from emojax.data.image_set import ImageSet
+from emojax.data.network_folder import load_network as load_folder
 from emojax.data.opening import open_split
 from emojax.data.provenance import overlap_warnings, read_provenance
-from emojax.data.weights import Classifier, load_network
+from emojax.data.weights import load_network
 from emojax.errors import InputError
+from emojax.models.classifier import Classifier
+from emojax.probing.network import Network
 from emojax.settings import Clip, Data, Target
 
 _Value = TypeVar("_Value")
@@ -36,7 +40,7 @@ class StudyInputs(NamedTuple):
       class_names: as the weights file gives them; None where the order had to be assumed.
     """
 
-    model: Classifier
+    model: Classifier | Network
     clip: ClipEncoder
     concepts: ConceptSet
     images: ImageSet
@@ -88,28 +92,59 @@ def open_test_splits(data: Data) -> list[ImageSet]:
     return [open_split_of(data, split) for split in data.test_splits]
 
 
-def weights_file(target: Target) -> Path:
-    """The file of the network under study."""
-    what = "weights of a VGGNet, Deep-Emotion or CompactNet, .safetensors or a PyTorch checkpoint"
-    return needed(target.weights, "--target.weights", what)
+def open_target(target: Target) -> Classifier | Network:
+    """The network under study, its outputs named where the file or the settings name them.
+
+    Raises:
+      InputError: not one of the three settings that name a network is given, or it is refused.
+    """
+    given = {
+        "--target.weights": target.weights,
+        "--target.path": target.path,
+        "--target.factory": target.factory,
+    }
+    named = [flag for flag, value in given.items() if value is not None]
+    if not named:
+        raise InputError(
+            "--target.weights is needed: weights of a VGGNet, Deep-Emotion or CompactNet, "
+            ".safetensors or a PyTorch checkpoint; or --target.path, a Hugging Face folder; "
+            "or --target.factory"
+        )
+    if len(named) > 1:
+        raise InputError(f"{' and '.join(named)} name a network each; give one")
+    if target.factory is not None:
+        if target.classes:
+            raise InputError("--target.classes name the outputs of files, not of a factory")
+        return open_factory(target.factory, target.key)
+    if target.weights is not None:
+        return classes.given(load_network(target.weights), target)
+    return classes.given(load_folder(str(target.path)), target)
 
 
-def open_target(target: Target) -> Classifier:
-    """The network under study, its outputs named where the file or the settings name them."""
-    return classes.given(load_network(weights_file(target)), target)
+def name_of(target: Target) -> Path:
+    """The file whose metadata may say more of the network, or what else names it, for messages."""
+    if target.weights is not None:
+        return target.weights
+    if target.path is None:
+        return Path(str(target.factory))
+    folder = Path(target.path).expanduser()
+    file = folder / "model.safetensors"
+    return file if file.is_file() else folder
 
 
 def open_tested(
     settings: Studying | Testing,
-) -> tuple[Classifier, list[ImageSet], Sequence[str] | None]:
+) -> tuple[Classifier | Network, list[ImageSet], Sequence[str] | None]:
     """The network, its outputs named; the test splits; the class names as the file gives them.
 
     The last is None where the file names none, and the order had to be assumed.
     """
     model = open_target(settings.target)
     tests = open_test_splits(settings.data)
+    if isinstance(model, Network):  # its outputs are taken in the images' order
+        return model, tests, None
     known = model.config.class_names
-    return classes.settle(model, weights_file(settings.target), tests), tests, known
+    return classes.settle(model, name_of(settings.target), tests), tests, known
 
 
 def open_clip(clip: Clip) -> ClipEncoder:

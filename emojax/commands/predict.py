@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from emojax.data.sources import Read, Source
-    from emojax.data.weights import Classifier
+    from emojax.models.classifier import Classifier
     from emojax.training.predict import Prediction
 
 _FORMAT = 1  # of the unfinished table; part of its key
@@ -66,9 +66,15 @@ def predict(settings: PredictSettings) -> None:
     from emojax.commands.console import progress, say
     from emojax.data.classes import FER2013
     from emojax.data.sources import open_sources
+    from emojax.probing.network import Network
 
     _check(settings)
     model = opening.open_target(settings.target)
+    if isinstance(model, Network) or not model.config.classes:
+        raise InputError(
+            f"{opening.name_of(settings.target)}: predict takes classifiers that are read from "
+            "files, not image towers nor a factory's networks"
+        )
     names = model.config.class_names
     if names is None:
         names = FER2013 if model.config.classes == len(FER2013) else None

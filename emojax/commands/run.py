@@ -20,7 +20,7 @@ def run(settings: RunSettings) -> None:
     from emojax.editing.study import run_study
 
     inputs = opening.open_study(settings)
-    weights = opening.weights_file(settings.target)
+    weights = opening.name_of(settings.target)
     with opening.open_run(settings, "run") as folder:
         warnings = opening.note_provenance(folder, weights, inputs.tests, inputs.class_names)
         model = steps.check_study_inputs(settings, inputs)

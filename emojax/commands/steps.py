@@ -20,25 +20,39 @@ from emojax.commands.opening import StudyInputs
 from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.concepts import ConceptSet
 from emojax.data.image_set import ImageSet
-from emojax.data.weights import Classifier
 from emojax.dissection.dissect import dissect as dissect_record
 from emojax.dissection.dissect import embed_concepts
 from emojax.dissection.labels import Dissection
 from emojax.dissection.options import wpmi_options
 from emojax.dissection.table import LayerSummary
 from emojax.editing.study_checks import check_study
-from emojax.models.compact import Editable
+from emojax.errors import InputError
+from emojax.models.classifier import Classifier, Cuttable, Editable
 from emojax.ops.similarity import rank_reorder_size
-from emojax.probing.network import as_network, resolve_layers
+from emojax.probing.network import Network, as_network, resolve_layers
 from emojax.probing.probe import probe as probe_network
 from emojax.probing.record import ProbeRecord
 from emojax.report.write import write_dissection
 from emojax.settings import Dissect
 
 
+def units_of(model: Classifier | Network, images: ImageSet) -> dict[str, int]:
+    """Units of every layer of the network under study, in order."""
+    if not isinstance(model, Network):
+        return model.config.units()
+    shapes = model.tap_shapes(images.images.shape[1:])
+    return {name: shape[-1] for name, shape in shapes.items()}
+
+
+def layers_to_probe(settings: Probing, model: Classifier | Network) -> Sequence[str]:
+    """Names or patterns of the layers that the settings ask for; without any, the network's own."""
+    own = ("*",) if isinstance(model, Network) else model.config.probed()
+    return settings.probe.layers or own
+
+
 def check(
     settings: Dissecting,
-    model: Classifier,
+    model: Classifier | Network,
     clip: ClipEncoder,
     concepts: ConceptSet,
     images: ImageSet,
@@ -49,7 +63,7 @@ def check(
     clip.tokenize(concepts.concepts)
     if images.labels is not None:
         concepts.class_mask(images.classes)
-    resolve_layers(settings.probe.layers or model.config.probed(), list(model.config.units()))
+    resolve_layers(layers_to_probe(settings, model), list(units_of(model, images)))
 
 
 def check_study_inputs(settings: Studying, inputs: StudyInputs) -> Editable:
@@ -58,6 +72,10 @@ def check_study_inputs(settings: Studying, inputs: StudyInputs) -> Editable:
     Returns the network as one that can be edited.
     """
     check(settings, inputs.model, inputs.clip, inputs.concepts, inputs.images)
+    if isinstance(inputs.model, Network):
+        raise InputError(
+            "edits are made to networks of files; `emojax dissect` labels those of a factory"
+        )
     check_study(
         inputs.model,
         settings.edit,
@@ -71,7 +89,11 @@ def check_study_inputs(settings: Studying, inputs: StudyInputs) -> Editable:
 
 
 def probe(
-    settings: Probing, run: store.Run, model: Classifier, images: ImageSet, clip: ClipEncoder
+    settings: Probing,
+    run: store.Run,
+    model: Classifier | Network,
+    images: ImageSet,
+    clip: ClipEncoder,
 ) -> ProbeRecord:
     """The record for these settings, from the cache when its content key is there."""
     options = settings.probe
@@ -87,7 +109,7 @@ def probe(
             network,
             images,
             clip,
-            layers=options.layers or model.config.probed(),
+            layers=layers_to_probe(settings, model),
             pool=options.pool,
             top_k=min(top_k, len(images)),
             batch=options.batch,
@@ -95,6 +117,7 @@ def probe(
             keep_activations=(
                 options.keep_activations or scores.similarity == "cos_similarity_cubed"
             ),
+            memory=None if options.memory is None else options.memory * 1e9,
             cache=settings.cache / "probes",
             save_every=options.save_every,
             progress=bar,
@@ -146,15 +169,15 @@ def label(
     record: ProbeRecord,
     concepts: ConceptSet,
     clip: ClipEncoder,
-    model: Classifier | None,
+    model: Classifier | Network | None,
 ) -> tuple[Dissection, list[LayerSummary], dict[str, Any]]:
     """From a record to labels, Table 1 and the summary, written and printed."""
     asked = scoring(settings, run, concepts, clip)
     with run.timed("dissect"):
         dissection = dissect_record(record, concepts, **asked)
-    network = None if model is None else model.config.units()
+    network = None if model is None or isinstance(model, Network) else model.config.units()
     outgoing = None
-    if isinstance(model, Editable):
+    if isinstance(model, Cuttable):
         logits_layer: Any = getattr(model, list(model.config.units())[-1])
         outgoing = np.asarray(logits_layer.kernel[...])
     tau = settings.dissect.tau

@@ -20,7 +20,7 @@ def sweep(settings: SweepSettings) -> None:
     from emojax.editing.study import run_study
 
     inputs = opening.open_study(settings)
-    weights = opening.weights_file(settings.target)
+    weights = opening.name_of(settings.target)
     with opening.open_run(settings, "sweep") as run:
         warnings = opening.note_provenance(run, weights, inputs.tests, inputs.class_names)
         model = steps.check_study_inputs(settings, inputs)

@@ -50,6 +50,7 @@ def _train_classifiers(settings: TrainSettings) -> None:
     from emojax.commands import classes, opening
     from emojax.commands.console import progress
     from emojax.data.weights import load_network
+    from emojax.models.tapped import TappedNetwork
     from emojax.training import classifiers
 
     options = settings.train
@@ -65,6 +66,11 @@ def _train_classifiers(settings: TrainSettings) -> None:
             first = None
             if options.start is not None:
                 first = load_network(options.start)
+                if isinstance(first, TappedNetwork):
+                    raise InputError(
+                        f"{options.start} is a {type(first).__name__}; only a VGGNet, "
+                        "Deep-Emotion or CompactNet is trained further"
+                    )
                 tested = [split for split in (images, validation, test) if split is not None]
                 # From here on its class names are known: it is trained to them.
                 first = classes.settle(first, options.start, tested, cure="")

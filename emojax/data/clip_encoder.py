@@ -16,77 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float32, Int32, UInt8
+from jaxtyping import Array, Float, Float32, Int32
 
 from emojax.data.image_set import Images
 from emojax.errors import InputError, short
 from emojax.models.clip import Clip
+from emojax.models.preprocess import Preprocess
 from emojax.models.siglip import Siglip
-from emojax.ops import image
 from emojax.store import content_key
 
 _TEXT_BATCH = 64
 # Of the images that OpenAI trained on; most CLIPs since use the same.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """CLIP's image preprocessing, as a `preprocessor_config.json` states it.
-
-    Attributes:
-      resize: pixels of the short side after a bicubic resize.
-      crop: height and width of the centre that is cut out.
-      mean: of each channel, subtracted from values in [0, 1].
-      std: of each channel, divided by.
-    """
-
-    resize: int
-    crop: tuple[int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, images: UInt8[Array | np.ndarray, "B H W C"]) -> Float32[Array, "B h w 3"]:
-        """uint8 [B, H, W, C] → float32 [B, crop, crop, 3]."""
-        return image.clip_preprocess(
-            jnp.asarray(images), resize=self.resize, crop=self.crop, mean=self.mean, std=self.std
-        )
-
-
-@dataclass(frozen=True)
-class SiglipPreprocess:
-    """SigLIP's image preprocessing, as a `preprocessor_config.json` states it.
-
-    Attributes:
-      size: height and width that the whole image is resized to.
-      kernel: of the resize.
-      mean: of each channel, subtracted from values in [0, 1].
-      std: of each channel, divided by.
-      square: only square images fill the network's grid of patches (Siglip2Model).
-    """
-
-    size: tuple[int, int]
-    kernel: image.Resampling
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    square: bool = False
-
-    def __call__(self, images: UInt8[Array | np.ndarray, "B H W C"]) -> Float32[Array, "B h w 3"]:
-        """uint8 [B, H, W, C] → float32 [B, height, width, 3].
-
-        Raises:
-          InputError: the network takes square images and these are not.
-        """
-        height, width = images.shape[1:3]
-        if self.square and height != width:
-            raise InputError(
-                f"a Siglip2Model keeps the images' aspect ratio; here it takes square images, "
-                f"these are {height}×{width}; use a SiglipModel, or --data.size"
-            )
-        return image.siglip_preprocess(
-            jnp.asarray(images), size=self.size, kernel=self.kernel, mean=self.mean, std=self.std
-        )
 
 
 @dataclass(frozen=True)
@@ -145,7 +87,7 @@ class ClipEncoder:
     """
 
     model: Clip | Siglip
-    preprocess: Preprocess | SiglipPreprocess
+    preprocess: Preprocess
     tokenizer: Callable[[Sequence[str]], list[list[int]]]
     name: str = "clip"
     padding: Padding | None = None
@@ -215,7 +157,7 @@ def _embed_texts(graphdef: Any, state: Any, tokens: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _embed_images(
-    graphdef: Any, preprocess: Preprocess | SiglipPreprocess, state: Any, images: jax.Array
+    graphdef: Any, preprocess: Preprocess, state: Any, images: jax.Array
 ) -> jax.Array:
     with jax.default_matmul_precision("highest"):
         return unit_rows(nnx.merge(graphdef, state).image_features(preprocess(images)))

@@ -72,12 +72,17 @@ class ConceptSet:
     def class_mask(self, classes: Sequence[str]) -> np.ndarray | None:
         """Which class each concept speaks for: bool [C, classes], or None for a set without a map.
 
+        The built-in sets speak of the seven emotions, so with other classes they have no map.
+
         Raises:
           InputError: an emotion is not a class of the data; the message says what would help.
         """
         if self.emotions is None:
             return None
         index = {meaning(name): i for i, name in enumerate(classes)}
+        spoken_for = {meaning(emotion) for emotions in self.emotions for emotion in emotions}
+        if self.name in BUILT_IN and not spoken_for <= set(index):
+            return None
         mask = np.zeros((len(self.concepts), len(classes)), bool)
         for row, (concept, emotions) in enumerate(zip(self.concepts, self.emotions, strict=True)):
             for emotion in emotions:

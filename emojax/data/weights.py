@@ -1,7 +1,8 @@
-"""Weights files to networks and back: VGGNet and Deep-Emotion, safetensors or PyTorch.
+"""Weights files to networks and back: VGGNet, Deep-Emotion, torchvision's ResNets and VGGs.
 
-Nothing is ever unpickled: PyTorch files are read by torch with `weights_only=True`, and only when
-torch is installed. CLIP's folders are read by `clip_folder`.
+They are safetensors or PyTorch files. Nothing is ever unpickled: PyTorch files are read by torch
+with `weights_only=True`, and only when torch is installed. Hugging Face's folders are read by
+`network_folder` and `clip_folder`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,11 +16,11 @@ from flax import nnx
 from emojax.data import classes as class_names
 from emojax.data.provenance import Use, to_metadata
 from emojax.errors import InputError
-from emojax.models import compact, deep_emotion, vgg
+from emojax.models import compact, deep_emotion, resnet, vgg, vgg16
+from emojax.models.classifier import Classifier
 from emojax.store import save_arrays
 
 _Model = TypeVar("_Model", bound=nnx.Module)
-Classifier = vgg.VggNet | deep_emotion.DeepEmotion | compact.CompactNet
 _Classifier = TypeVar("_Classifier", bound=Classifier)
 
 
@@ -113,6 +114,10 @@ def load_network(path: Path | str) -> Classifier:
             return compact.from_torch_state_dict(arrays)
         if "fc_loc.0.weight" in arrays:
             return deep_emotion.from_torch_state_dict(arrays)
+        if "layer1.0.conv1.weight" in arrays:
+            return resnet.from_torchvision_state_dict(arrays)
+        if "features.0.weight" in arrays:
+            return vgg16.from_torchvision_state_dict(arrays)
         return vgg.from_torch_state_dict(arrays)
 
     return _named(_load(path, build), path)
@@ -165,13 +170,19 @@ def save_deep_emotion(
 
 
 def save_network(model: Classifier, path: Path | str, *, uses: Iterable[Use] | None = None) -> None:
-    """Any of the networks, as `save_vgg` does."""
+    """Any network under the names of its file, as `save_vgg` does.
+
+    Raises:
+      ValueError: it has gains that no parameters carry.
+    """
     if isinstance(model, vgg.VggNet):
         save_vgg(model, path, uses=uses)
     elif isinstance(model, compact.CompactNet):
         _save(model, compact.to_torch_state_dict(model), path, uses)
-    else:
+    elif isinstance(model, deep_emotion.DeepEmotion):
         save_deep_emotion(model, path, uses=uses)
+    else:
+        _save(model, model.state_dict(), path, uses)
 
 
 def _save(

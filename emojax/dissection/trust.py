@@ -88,4 +88,5 @@ def hubs(labels: Int[np.ndarray, " U"]) -> Hubs:
     counts = np.bincount(labels)
     shares = counts[counts > 0] / len(labels)
     most = int(counts.argmax())
-    return Hubs(float(np.exp(-(shares * np.log(shares)).sum())), most, counts[most] / len(labels))
+    effective = float(np.exp(-(shares * np.log(shares)).sum()))
+    return Hubs(effective, most, share=float(counts[most] / len(labels)))

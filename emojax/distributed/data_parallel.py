@@ -77,7 +77,8 @@ def in_tiles(function: Callable[[Any], Any], tile: int, rows: Any) -> Any:
 
     A matrix product rounds differently for different numbers of rows. Work done in tiles of one
     size gives the same bits for an image whatever batch it comes in, on however many devices, so
-    rankings and labels do not depend on them. The first axis must divide by the tile.
+    rankings and labels do not depend on them. The first axis of the arrays, or pytrees of arrays,
+    must divide by the tile.
     """
     return _from_tiles(jax.lax.map(function, _to_tiles(tile, rows)))
 

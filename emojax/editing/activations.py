@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,8 @@ from emojax.distributed.data_parallel import default_tile
 from emojax.distributed.mesh import put_replicated, put_sharded
 from emojax.distributed.processes import check_same_everywhere
 from emojax.errors import InputError, did_you_mean
-from emojax.models.compact import Editable
+from emojax.models.classifier import Cuttable, Editable
+from emojax.models.tapped import POOLED, TappedNetwork
 from emojax.ops import gains as ops
 from emojax.ops.gains import Gain
 from emojax.probing.network import as_network
@@ -35,7 +36,7 @@ Progress = Callable[[int, int], None]
 After = Callable[[PyTree, jax.Array, Gain], jax.Array]
 
 # Layers of the networks with nothing but a ReLU and a product behind them.
-FEEDS_LOGITS = ("lin2", "lin3", "hidden", "logits")
+FEEDS_LOGITS = ("lin2", "lin3", "hidden", "logits", POOLED, "dense1")
 _FORMAT = 2  # of activations on disk; part of their key
 _RESIDENT = 2**31  # bytes of activations that stay on the devices; more is sent in batches
 _BATCH = 2**28  # bytes of activations sent at once
@@ -87,7 +88,8 @@ class PreBiasActivations:
       layer: the layer's name.
       values: its output before the bias, [I, U], or [I, H, W, U] for a convolution; with ten crops
         an axis of views follows the images; within a residual block the block's input is joined
-        to the last axis (see `CompactNet.until`); float32.
+        to the last axis (see `CompactNet.until`); float32. Of networks of other libraries, what
+        `after` starts from: states before the layer's block, or the images.
       labels: [I] int32.
       classes: names of the classes.
       params: parameters of what follows; a `Head` when that is the logits themselves.
@@ -110,7 +112,7 @@ class PreBiasActivations:
     @property
     def units(self) -> int:
         """Units of the layer."""
-        return len(self.weight_sums)
+        return len(self.weight_sums)  # the values may be of what lies before the layer
 
     @property
     def feeds_logits(self) -> bool:
@@ -193,6 +195,92 @@ def _after(graphdef: nnx.GraphDef, layer: str, protocol: Protocol) -> After:
     return after
 
 
+class _Cut(NamedTuple):
+    """A network cut at a layer: what runs once for an image, and what follows at every gain."""
+
+    until: Callable[[PyTree, jax.Array], jax.Array]
+    params: PyTree  # of `after`; `until` takes the network's
+    after: After
+    weight_sums: np.ndarray  # Σ|W| of every unit [U]
+
+
+def _cut_own(model: Cuttable, layer: str, protocol: Protocol) -> _Cut:
+    graphdef, state = nnx.split(model)
+    own = getattr(model, layer)
+    sums = np.asarray(ops.weight_sums(own.kernel[...]))
+    until = _until(graphdef, layer, protocol)
+    # A layer with nothing but a ReLU and a product behind it is cheap to finish, and what follows
+    # is affine in a mask of units; of ten crops the mean comes in between.
+    if protocol == "resize40" and layer in FEEDS_LOGITS:
+        return _Cut(until, _head_of(model, layer), through_head, sums)
+    return _Cut(until, state, _after(graphdef, layer, protocol), sums)
+
+
+def _cut_tapped(model: TappedNetwork, layer: str, images: ImageSet) -> _Cut:
+    """Gains on a tap of a network of other libraries: they scale what the layers behind it read.
+
+    Where the states to start from would take more than `_RESIDENT` bytes, the images themselves
+    are what runs, from the start, at every gain.
+    """
+    graphdef, state = nnx.split(model)
+    sums = np.zeros(model.config.units()[layer], np.float32)  # stays where no parameters tell
+    leaves: dict[Any, Any] = dict(nnx.to_flat_state(state))
+    for path, axis in model.outgoing(layer)[:1]:
+        array = np.abs(np.asarray(leaves[path][...]))
+        array = np.moveaxis(array, axis, 0)
+        sums = array.reshape(len(sums), -1).sum(axis=1)
+    head = model.head(layer)
+    start = model.starts_at(layer)
+    if head is not None:
+        zeros = np.zeros(len(sums), np.float32)
+        params = Head(zeros, *head, floor=-np.inf)
+        return _Cut(_until_tap(graphdef, layer), params, through_head, sums)
+    shape = as_network(model).tap_shapes(images.images.shape[1:])[start]
+    if len(images) * int(np.prod(shape)) * 4 > _RESIDENT:
+        return _Cut(_pixels, state, _after_pixels(graphdef, layer), sums)
+    size = model.config.preprocess.output_size(*images.images.shape[1:3])
+    return _Cut(_until_tap(graphdef, start), state, _after_tap(graphdef, layer, start, size), sums)
+
+
+@functools.lru_cache(maxsize=32)
+def _until_tap(graphdef: nnx.GraphDef, tap: str) -> Callable[[PyTree, jax.Array], jax.Array]:
+    """(state, uint8 images) → a tap."""
+
+    def until(state: nnx.State, images: jax.Array) -> jax.Array:
+        network = nnx.merge(graphdef, state)
+        return network(network.preprocess(images))[1][tap]
+
+    return until
+
+
+@functools.lru_cache(maxsize=32)
+def _after_tap(graphdef: nnx.GraphDef, layer: str, start: str, size: tuple[int, int]) -> After:
+    """Logits from the tap `start`, under a gain on `layer`."""
+
+    def after(state: nnx.State, values: jax.Array, gain: Gain) -> jax.Array:
+        # The images are not looked at: all that depends on them alone is given.
+        images = jnp.zeros((values.shape[0], *size, 3))
+        network = nnx.merge(graphdef, state)
+        return network(images, gains={layer: gain.weight}, given={start: values})[0]
+
+    return after
+
+
+def _pixels(_state: PyTree, images: jax.Array) -> jax.Array:
+    return images
+
+
+@functools.lru_cache(maxsize=32)
+def _after_pixels(graphdef: nnx.GraphDef, layer: str) -> After:
+    """Logits from uint8 images, under a gain on `layer`."""
+
+    def after(state: nnx.State, images: jax.Array, gain: Gain) -> jax.Array:
+        network = nnx.merge(graphdef, state)
+        return network(network.preprocess(images), gains={layer: gain.weight})[0]
+
+    return after
+
+
 def pre_bias_activations(
     model: Editable,
     images: ImageSet,
@@ -221,39 +309,34 @@ def pre_bias_activations(
     views = [] if protocol == "resize40" else [protocol]
     origin = [_FORMAT, as_network(model).key, images.key, layer, tile, jax.default_backend()]
     key = content_key(origin + views)
-    graphdef, state = nnx.split(model)
+    if isinstance(model, TappedNetwork):
+        cut = _cut_tapped(model, layer, images)
+    else:
+        cut = _cut_own(model, layer, protocol)
 
     def compute() -> dict[str, np.ndarray]:
-        until = _until(graphdef, layer, protocol)
+        state = nnx.state(model)
         values = map_images(
-            until, state, images, batch=batch, tile=tile, progress=progress, keep=True
+            cut.until, state, images, batch=batch, tile=tile, progress=progress, keep=True
         )
         return {"values": values}
 
     check_same_everywhere(key, "images or weights")
     values = cached(cache, f"inputs-{key}", compute, mapped=True)["values"]
-    own = getattr(model, layer)
-    params = state
-    after = _after(graphdef, layer, protocol)
-    # A layer with nothing but a ReLU and a product behind it is cheap to finish, and what follows
-    # is affine in a mask of units; of ten crops the mean comes in between.
-    if protocol == "resize40" and layer in FEEDS_LOGITS:
-        params = _head_of(model, layer)
-        after = through_head
     return PreBiasActivations(
         layer=layer,
         values=values,
         labels=_labels_of(images),
         classes=images.classes,
-        params=params,
-        weight_sums=np.asarray(ops.weight_sums(own.kernel[...])),
+        params=cut.params,
+        weight_sums=cut.weight_sums,
         key=key,
         name=images.name,
-        after=after,
+        after=cut.after,
     )
 
 
-def _head_of(model: Editable, layer: str) -> Head:
+def _head_of(model: Cuttable, layer: str) -> Head:
     own = getattr(model, layer)
     last_layer = list(model.config.units())[-1]
     if layer == last_layer:

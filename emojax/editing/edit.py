@@ -15,8 +15,9 @@ from jaxtyping import Array, Bool, Float
 
 from emojax.editing.search import Scope, Setting
 from emojax.errors import InputError, did_you_mean
-from emojax.models import vgg
-from emojax.models.compact import Editable
+from emojax.models import tapped, vgg
+from emojax.models.classifier import Editable
+from emojax.models.tapped import TappedNetwork
 from emojax.ops import gains as ops
 from emojax.store import read_npy
 
@@ -26,7 +27,9 @@ def edit(
 ) -> Editable:
     """A copy of the network with the layer's units scaled by `gains` [U].
 
-    The model itself is left alone. `scope="weights"` leaves biases as they are, as the paper does.
+    The model itself is left alone. In a VGGNet, `scope="weights"` leaves biases as they are, as the
+    paper does; in other networks a gain scales what the unit gives to the layers behind it, in
+    their parameters where these carry that alone, and otherwise on the layer's output.
 
     Raises:
       InputError: no such layer, the wrong number of gains, or gains that are not finite.
@@ -38,6 +41,10 @@ def edit_layers(
     model: Editable, gains: Mapping[str, jax.Array | np.ndarray], *, scope: Scope = "weights"
 ) -> Editable:
     """As `edit`, for several layers at once: gains [U] by layer."""
+    if isinstance(model, TappedNetwork):
+        return tapped.edited(
+            model, {layer: _checked(model, layer, values) for layer, values in gains.items()}
+        )
     scoped = {
         layer: ops.with_scope(_checked(model, layer, values), scope)
         for layer, values in gains.items()

@@ -37,7 +37,7 @@ from emojax.editing.ten_crops import study_by_ten_crops
 from emojax.evidence.assess import assess
 from emojax.evidence.subject import Subject
 from emojax.evidence.verdict import Evidence
-from emojax.models.compact import Editable
+from emojax.models.classifier import Editable
 from emojax.probing.network import resolve_layers
 from emojax.training.evaluate import Evaluation, Protocol, evaluate
 

@@ -9,7 +9,7 @@ from emojax.data.image_set import ImageSet
 from emojax.editing.edit import read_gains
 from emojax.editing.search import AUTO, Edit
 from emojax.errors import InputError
-from emojax.models.compact import Editable
+from emojax.models.classifier import Cuttable, Editable
 from emojax.probing.network import resolve_layers
 from emojax.training.evaluate import Protocol, labelled
 
@@ -39,8 +39,13 @@ def check_study(
     """
     if not isinstance(model, Editable):
         raise InputError(
-            f"edits are made to a VGGNet or a CompactNet, and this is a {type(model).__name__}; "
-            "`emojax dissect` labels its units"
+            "edits are made to a VGGNet, a CompactNet or the networks of --target.path, and this "
+            f"is a {type(model).__name__}; `emojax dissect` labels its units"
+        )
+    if protocol == "tencrop" and not isinstance(model, Cuttable):
+        raise InputError(
+            "--evaluate.protocol tencrop crops to the input of a VGGNet or a CompactNet; use "
+            "resize40"
         )
     units = model.config.units()
     layers = options.layers

@@ -10,7 +10,7 @@ import numpy as np
 from emojax.data.image_set import ImageSet
 from emojax.editing.search import Kind, Scope
 from emojax.evidence.verdict import Evidence, Finding
-from emojax.models.compact import Editable
+from emojax.models.classifier import Editable
 from emojax.training.evaluate import Evaluation, join
 
 Table = dict[str, Sequence[Any] | np.ndarray]  # columns by name

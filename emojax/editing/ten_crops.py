@@ -18,7 +18,7 @@ from emojax.editing.stages import Stage
 from emojax.editing.study_result import ChosenSetting, Study, StudySummary, results_by_split
 from emojax.editing.study_tables import setting_columns
 from emojax.editing.sweep import Sweep
-from emojax.models.compact import Editable
+from emojax.models.classifier import Editable
 from emojax.store import content_key
 from emojax.training.evaluate import Evaluation, join, labelled
 

@@ -21,7 +21,7 @@ from emojax.editing.search import Scope, Search, Setting
 from emojax.editing.sweep import Sweep
 from emojax.errors import InputError
 from emojax.evidence.comparison import right
-from emojax.models.compact import Editable
+from emojax.models.classifier import Editable
 from emojax.training.evaluate import Evaluation, same_classes
 
 Scores = Mapping[str, np.ndarray]  # of the units [U], by layer

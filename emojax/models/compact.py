@@ -214,9 +214,6 @@ class CompactNet(nnx.Module):
         return self.drop(active, rngs=rngs) if name == "hidden" and rngs is not None else active
 
 
-Editable = vgg.VggNet | CompactNet  # can be cut at a layer, edited there, and tested by ten crops
-
-
 def _norm(conv: str) -> str:
     """The name of a convolution's BatchNorm."""
     return f"{conv}_norm"

@@ -22,10 +22,15 @@ Arrays = Mapping[str, np.ndarray]
 AXES = {2: (1, 0), 4: (2, 3, 1, 0)}
 # A part of our path → PyTorch's, or None where PyTorch has no such part.
 Table = Mapping[str, str | None]
+# A table, or a function where names do not follow part by part.
+Names = Table | Callable[[Path], str]
 
 
-def torch_name(path: Path, table: Table) -> str:
-    """PyTorch's name of a parameter. Parts that are not in the table keep their names."""
+def torch_name(path: Path, names: Names) -> str:
+    """PyTorch's name of a parameter. Parts that are not in a table keep their names."""
+    if callable(names):
+        return names(path)
+    table = names
     parts = (table.get(str(part), str(part)) for part in path)
     return ".".join(part for part in parts if part is not None)
 
@@ -33,7 +38,7 @@ def torch_name(path: Path, table: Table) -> str:
 def fill(
     make: Callable[[], Model],
     arrays: Arrays,
-    table: Table,
+    names: Names,
     *,
     ignore: Callable[[str], bool] = lambda name: False,
     dtype: DTypeLike | None = None,
@@ -49,11 +54,11 @@ def fill(
     # Abstract, because drawing random values only to replace them takes seconds.
     graphdef, state = nnx.split(nnx.eval_shape(make))
     leaves = dict(nnx.to_flat_state(state))
-    names = {path: torch_name(path, table) for path in leaves}
-    _match(names.values(), [name for name in arrays if not ignore(name)], arrays)
+    given = {path: torch_name(path, names) for path in leaves}
+    _match(given.values(), [name for name in arrays if not ignore(name)], arrays)
 
     filled = {}
-    for path, name in names.items():
+    for path, name in given.items():
         leaf = leaves[path]
         array = np.asarray(arrays[name])
         axes = _torch_axes(path, len(leaf.shape))
@@ -63,13 +68,13 @@ def fill(
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
-def to_torch(model: nnx.Module, table: Table) -> dict[str, np.ndarray]:
+def to_torch(model: nnx.Module, names: Names) -> dict[str, np.ndarray]:
     """The module's parameters as contiguous numpy arrays under their PyTorch names and layouts."""
     arrays = {}
     for path, leaf in nnx.to_flat_state(nnx.state(model)):
         value = np.asarray(leaf[...])
         axes = _torch_axes(path, value.ndim)
-        arrays[torch_name(path, table)] = np.array(value.transpose(np.argsort(axes)), order="C")
+        arrays[torch_name(path, names)] = np.array(value.transpose(np.argsort(axes)), order="C")
     return arrays
 
 

@@ -21,7 +21,20 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from emojax.models import clip, convert
+from emojax.models import convert
+from emojax.models.clip import HF_NAMES
+from emojax.models.taps import Tap
+from emojax.models.transformer import (
+    Encoder,
+    Mlp,
+    PatchEmbedding,
+    TowerConfig,
+    VisionConfig,
+    check_sizes,
+    embed,
+    layer_norm,
+    linear,
+)
 from emojax.ops.arrays import AnyArray
 
 
@@ -36,8 +49,8 @@ class SiglipConfig:
       ValueError: sizes that no network can have.
     """
 
-    vision: clip.TowerConfig
-    text: clip.TowerConfig
+    vision: TowerConfig
+    text: TowerConfig
     image_size: int
     patch_size: int
     vocabulary: int
@@ -45,7 +58,7 @@ class SiglipConfig:
     embedding: int
 
     def __post_init__(self):
-        clip.check_sizes(
+        check_sizes(
             image_size=self.image_size,
             patch_size=self.patch_size,
             vocabulary=self.vocabulary,
@@ -76,7 +89,7 @@ class SiglipConfig:
             raise ValueError("vision_use_head is false: images are not pooled")
         patch_size = vision["patch_size"]
         if config["model_type"] == "siglip2":
-            clip.check_sizes(num_patches=vision["num_patches"], patch_size=patch_size)
+            check_sizes(num_patches=vision["num_patches"], patch_size=patch_size)
             side = isqrt(vision["num_patches"])
             if side**2 != vision["num_patches"]:
                 raise ValueError(f"num_patches is {vision['num_patches']}, not a square")
@@ -84,8 +97,8 @@ class SiglipConfig:
         else:
             image_size = vision["image_size"]
         return cls(
-            vision=clip.TowerConfig.from_hf(vision),
-            text=clip.TowerConfig.from_hf(text),
+            vision=TowerConfig.from_hf(vision),
+            text=TowerConfig.from_hf(text),
             image_size=image_size,
             patch_size=patch_size,
             vocabulary=text["vocab_size"],
@@ -97,13 +110,13 @@ class SiglipConfig:
 class VisionEmbeddings(nnx.Module):
     """Patches and positions."""
 
-    def __init__(self, config: SiglipConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         width = config.vision.width
         tokens = (config.image_size // config.patch_size) ** 2
-        self.patch_embedding = clip.PatchEmbedding(
+        self.patch_embedding = PatchEmbedding(
             config.patch_size, width, bias=True, dtype=dtype, rngs=rngs
         )
-        self.position_embedding = clip.embed(tokens, width, dtype, rngs)
+        self.position_embedding = embed(tokens, width, dtype, rngs)
 
     def __call__(self, images: Float[AnyArray, "B H W 3"]) -> Float[Array, "B L width"]:
         """One token a patch."""
@@ -113,14 +126,14 @@ class VisionEmbeddings(nnx.Module):
 class PoolAttention(nnx.Module):
     """Multi-head attention of one query to all tokens, named as torch's `MultiheadAttention`."""
 
-    def __init__(self, config: clip.TowerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: TowerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.heads = config.heads
         width = config.width
         normal = nnx.initializers.normal(0.02)
         # The projections of queries, keys and values in one array of torch's layout.
         self.in_proj_weight = nnx.Param(normal(rngs.params(), (3 * width, width), dtype))
         self.in_proj_bias = nnx.Param(jnp.zeros(3 * width, dtype))
-        self.out_proj = clip.linear(width, width, dtype, rngs)
+        self.out_proj = linear(width, width, dtype, rngs)
 
     def __call__(
         self, query: Float[Array, "B 1 width"], tokens: Float[Array, "B L width"]
@@ -139,12 +152,12 @@ class PoolAttention(nnx.Module):
 class PoolingHead(nnx.Module):
     """Tokens to one vector: attention with a learned query, then a feed-forward block."""
 
-    def __init__(self, config: clip.TowerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: TowerConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         normal = nnx.initializers.normal(0.02)
         self.probe = nnx.Param(normal(rngs.params(), (1, 1, config.width), dtype))
         self.attention = PoolAttention(config, dtype=dtype, rngs=rngs)
-        self.layernorm = clip.layer_norm(config, dtype, rngs)
-        self.mlp = clip.Mlp(config, dtype=dtype, rngs=rngs)
+        self.layernorm = layer_norm(config, dtype, rngs)
+        self.mlp = Mlp(config, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Float[Array, "B L width"]) -> Float[Array, "B width"]:
         """The pooled vector."""
@@ -156,23 +169,27 @@ class PoolingHead(nnx.Module):
 class VisionTower(nnx.Module):
     """Image tower with its pooling."""
 
-    def __init__(self, config: SiglipConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: VisionConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.embeddings = VisionEmbeddings(config, dtype=dtype, rngs=rngs)
-        self.encoder = clip.Encoder(config.vision, causal=False, dtype=dtype, rngs=rngs)
-        self.post_layernorm = clip.layer_norm(config.vision, dtype, rngs)
+        self.encoder = Encoder(config.vision, causal=False, dtype=dtype, rngs=rngs)
+        self.post_layernorm = layer_norm(config.vision, dtype, rngs)
         self.head = PoolingHead(config.vision, dtype=dtype, rngs=rngs)
 
-    def __call__(self, images: Float[AnyArray, "B H W 3"]) -> Float[Array, "B D"]:
-        """The pooled states."""
-        return self.head(self.post_layernorm(self.encoder(self.embeddings(images))))
+    def __call__(
+        self, images: Float[AnyArray, "B H W 3"], tap: Tap | None = None
+    ) -> Float[Array, "B D"]:
+        """The pooled states; what lies before them goes to the tap."""
+        tap = tap or Tap()
+        tokens = tap("embeddings", self.embeddings(images))
+        return self.head(self.post_layernorm(self.encoder(tokens, tap)))
 
 
 class TextEmbeddings(nnx.Module):
     """Token and position embeddings."""
 
     def __init__(self, config: SiglipConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.token_embedding = clip.embed(config.vocabulary, config.text.width, dtype, rngs)
-        self.position_embedding = clip.embed(config.context, config.text.width, dtype, rngs)
+        self.token_embedding = embed(config.vocabulary, config.text.width, dtype, rngs)
+        self.position_embedding = embed(config.context, config.text.width, dtype, rngs)
 
     def __call__(self, token_ids: Int[AnyArray, "B L"]) -> Float[Array, "B L width"]:
         """Each token's embedding and its position's."""
@@ -185,9 +202,9 @@ class TextTower(nnx.Module):
 
     def __init__(self, config: SiglipConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
         self.embeddings = TextEmbeddings(config, dtype=dtype, rngs=rngs)
-        self.encoder = clip.Encoder(config.text, causal=False, dtype=dtype, rngs=rngs)
-        self.final_layer_norm = clip.layer_norm(config.text, dtype, rngs)
-        self.head = clip.linear(config.text.width, config.embedding, dtype, rngs)
+        self.encoder = Encoder(config.text, causal=False, dtype=dtype, rngs=rngs)
+        self.final_layer_norm = layer_norm(config.text, dtype, rngs)
+        self.head = linear(config.text.width, config.embedding, dtype, rngs)
 
     def __call__(self, token_ids: Int[AnyArray, "B L"]) -> Float[Array, "B D"]:
         """The projected state of the last token, which may be padding; L is the whole context."""
@@ -236,7 +253,7 @@ def from_hf_state_dict(
     return convert.fill(
         lambda: Siglip(config, dtype=dtype, rngs=nnx.Rngs(0)),
         arrays,
-        clip.HF_NAMES,
+        HF_NAMES,
         ignore=lambda name: name.endswith("position_ids"),  # a constant buffer of older files
         dtype=dtype,
     )

@@ -20,9 +20,8 @@ from emojax.ops.arrays import AnyArray
 _PRECISION_BITS = 22  # Pillow's fixed point: 32 bits less 8 for the pixel and 2 of headroom
 
 
-def _bicubic(x: np.ndarray) -> np.ndarray:
-    """Keys' cubic with a = -0.5, the kernel of Pillow's BICUBIC."""
-    a = -0.5
+def _bicubic(x: np.ndarray, a: float = -0.5) -> np.ndarray:
+    """Keys' cubic; Pillow's BICUBIC has a = -0.5, torch's -0.75."""
     x = np.abs(x)
     near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
     far = (((x - 5.0) * x + 8.0) * x - 4.0) * a
@@ -34,13 +33,24 @@ def _triangle(x: np.ndarray) -> np.ndarray:
     return np.maximum(1.0 - np.abs(x), 0.0)
 
 
-_KERNELS = {"bicubic": (_bicubic, 2.0), "bilinear": (_triangle, 1.0)}  # function and radius
-Resampling = Literal["bicubic", "bilinear"]
+def _lanczos(x: np.ndarray) -> np.ndarray:
+    """The sinc windowed by its own wider copy, three lobes a side."""
+    return np.where(np.abs(x) < 3.0, np.sinc(x) * np.sinc(x / 3.0), 0.0)
+
+
+Kernel = Literal["bicubic", "bilinear", "lanczos"]  # those of Pillow
+# Function and radius of each.
+_KERNELS = {
+    "bicubic": (_bicubic, 2.0),
+    "bilinear": (_triangle, 1.0),
+    "lanczos": (_lanczos, 3.0),
+    "bicubic_torch": (functools.partial(_bicubic, a=-0.75), 2.0),
+}
 
 
 @functools.lru_cache(maxsize=64)
 def _weights(
-    source: int, target: int, kernel: Resampling, antialias: bool
+    source: int, target: int, kernel: Kernel | Literal["bicubic_torch"], antialias: bool
 ) -> Float[np.ndarray, "{target} {source}"]:
     """Resampling matrix in float64, rows summing to one.
 
@@ -71,7 +81,7 @@ def _weights(
 
 @functools.lru_cache(maxsize=64)
 def _fixed_point_digits(
-    source: int, target: int, kernel: Resampling
+    source: int, target: int, kernel: Kernel
 ) -> tuple[Float[np.ndarray, "digits {target} {source}"], int]:
     """Pillow's integer weights, split into digits that float32 products keep exact.
 
@@ -94,9 +104,9 @@ def _fixed_point_digits(
 
 
 def _resample_exact(
-    pixels: Float[Array, "..."], axis: int, target: int, kernel: Resampling
+    pixels: Float[Array, "..."], axis: int, target: int, kernel: Kernel
 ) -> Float[Array, "..."]:
-    """One fixed-point pass of Pillow's resize along an axis; integer-valued float32 in and out."""
+    """One fixed-point pass of Pillow along an axis; integer-valued float32 in and out."""
     digits, bits = _fixed_point_digits(pixels.shape[axis], target, kernel)
     moved = jnp.moveaxis(pixels, axis, -1)
     # Pillow rounds by adding half before it shifts the fixed point away.
@@ -108,8 +118,15 @@ def _resample_exact(
     return jnp.moveaxis(clipped, -1, axis)
 
 
+def resize_bicubic_pil(
+    images: Num[AnyArray, "I H W *C"], size: tuple[int, int]
+) -> UInt8[Array, "I {size[0]} {size[1]} *C"]:
+    """`resize_pil` with Pillow's BICUBIC."""
+    return resize_pil(images, size, "bicubic")
+
+
 def resize_pil(
-    images: Num[AnyArray, "I H W *C"], size: tuple[int, int], kernel: Resampling
+    images: Num[AnyArray, "I H W *C"], size: tuple[int, int], kernel: Kernel
 ) -> UInt8[Array, "I {size[0]} {size[1]} *C"]:
     """Resizes uint8 images [I, H, W, C] or [I, H, W] to (height, width) as Pillow, to the pixel.
 
@@ -117,7 +134,7 @@ def resize_pil(
       TypeError: the images are not uint8.
     """
     if images.dtype != jnp.uint8:
-        raise TypeError(f"Pillow's resize takes uint8 images, not {images.dtype}")
+        raise TypeError(f"resize_pil takes uint8 images, not {images.dtype}")
     # Pillow (13) rounds to 8 bits between its two passes, so their order shows. The width goes
     # first, unless the height shrinks by more than twice as many pixels as the width.
     cut_height = images.shape[1] - size[0]
@@ -130,23 +147,29 @@ def resize_pil(
     return pixels.astype(jnp.uint8)
 
 
-def resize_bicubic_pil(
-    images: Num[AnyArray, "I H W *C"], size: tuple[int, int]
-) -> UInt8[Array, "I {size[0]} {size[1]} *C"]:
-    """`resize_pil` with Pillow's bicubic.
-
-    Raises:
-      TypeError: the images are not uint8.
-    """
-    return resize_pil(images, size, "bicubic")
-
-
 def resize_bilinear(
     images: Float[AnyArray, "I H W C"], size: tuple[int, int], *, antialias: bool = False
 ) -> Float[Array, "I {size[0]} {size[1]} C"]:
     """Resizes to (height, width) as torchvision does on tensors (corners not aligned)."""
-    rows = _weights(images.shape[1], size[0], "bilinear", antialias)
-    columns = _weights(images.shape[2], size[1], "bilinear", antialias)
+    return _resize_float(images, size, "bilinear", antialias)
+
+
+def resize_bicubic_torch(
+    images: Float[AnyArray, "I H W C"], size: tuple[int, int]
+) -> Float[Array, "I {size[0]} {size[1]} C"]:
+    """Resizes to (height, width) as torch's `interpolate(mode="bicubic")` (corners not aligned)."""
+    return _resize_float(images, size, "bicubic_torch", False)
+
+
+def _resize_float(
+    images: Float[AnyArray, "I H W C"],
+    size: tuple[int, int],
+    kernel: Kernel | Literal["bicubic_torch"],
+    antialias: bool,
+) -> Float[Array, "I {size[0]} {size[1]} C"]:
+    """A resize of both axes by matrix products."""
+    rows = _weights(images.shape[1], size[0], kernel, antialias)
+    columns = _weights(images.shape[2], size[1], kernel, antialias)
     return jnp.einsum(
         "ph,qw,ihwc->ipqc",
         jnp.asarray(rows, images.dtype),
@@ -210,46 +233,19 @@ def halve_by_maximum(x: Float[Array, "B H W U"]) -> Float[Array, "B H//2 W//2 U"
     return jnp.maximum(rows[:, :, ::2], rows[:, :, 1::2])
 
 
-def clip_preprocess(
-    images: UInt8[AnyArray, "I H W C"],
-    *,
-    resize: int,
-    crop: tuple[int, int],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> Float[Array, "I {crop[0]} {crop[1]} {len(mean)}"]:
-    """CLIP's preprocessing: short side to `resize` (bicubic), centre crop, to [0, 1], normalise.
+def pad_or_crop(
+    images: Num[AnyArray, "I H W C"], size: tuple[int, int]
+) -> Num[AnyArray, "I {size[0]} {size[1]} C"]:
+    """The central (height, width); what lies outside of a smaller image is zero.
 
-    Gray images are resized as one channel and broadcast afterwards: the same pixels for a third of
-    the work.
+    An odd margin leaves the extra pixel where Hugging Face's image processors do: of a cut at the
+    far side, of a border at the near one.
     """
-    height, width = images.shape[1:3]
-    short = min(height, width)
-    size = (int(resize * height / short), int(resize * width / short))
-    return normalize(center_crop(resize_bicubic_pil(images, size), crop), mean, std)
-
-
-def siglip_preprocess(
-    images: UInt8[AnyArray, "I H W C"],
-    *,
-    size: tuple[int, int],
-    kernel: Resampling,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> Float[Array, "I {size[0]} {size[1]} {len(mean)}"]:
-    """SigLIP's preprocessing: the whole image to (height, width), to [0, 1], normalise."""
-    return normalize(resize_pil(images, size, kernel), mean, std)
-
-
-def normalize(
-    images: UInt8[AnyArray, "I H W C"], mean: tuple[float, ...], std: tuple[float, ...]
-) -> Float[Array, "I H W {len(mean)}"]:
-    """To [0, 1], gray to all channels, less each channel's mean, over its standard deviation."""
-    unit = to_unit(images)
-    shape = (1, 1, 1, len(mean))
-    mean_c = jnp.reshape(jnp.asarray(mean, jnp.float32), shape)
-    std_c = jnp.reshape(jnp.asarray(std, jnp.float32), shape)
-    return (jnp.broadcast_to(unit, (*unit.shape[:-1], len(mean))) - mean_c) / std_c
+    short = [max(wanted - own, 0) for wanted, own in zip(size, images.shape[1:3], strict=True)]
+    if any(short):
+        borders = [((amount + 1) // 2, amount // 2) for amount in short]
+        images = jnp.pad(images, ((0, 0), *borders, (0, 0)))
+    return center_crop(images, size)
 
 
 def affine_grid(

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from emojax.errors import InputError, did_you_mean
-from emojax.models.compact import Editable
+from emojax.models.classifier import Cuttable
 from emojax.ops.image import to_unit
 from emojax.ops.pooling import Pool, pool
 from emojax.store import content_key
@@ -126,7 +126,7 @@ def pooled_taps(network: Network, layers: Sequence[str], pool: Pool) -> PooledTa
 
 
 def as_network(
-    model: ReturnsTaps | nnx.Module,
+    model: "ReturnsTaps | nnx.Module | Network",
     *,
     preprocess: Preprocess | None = None,
     taps: str = "raw",
@@ -135,7 +135,7 @@ def as_network(
     """Wraps a flax.nnx module or any function that returns `(logits, taps)`.
 
     Args:
-      model: the module or function.
+      model: the module or function; a `Network` is returned as it is.
       preprocess: uint8 images → the model's input; None takes the model's own `preprocess`, which
         for a module may depend on its settings but not on its parameters, or division by 255.
       taps: `relu` asks a VGGNet or a CompactNet for outputs after BatchNorm and ReLU, `raw` for
@@ -145,6 +145,8 @@ def as_network(
     Raises:
       InputError: `antialias` for a model whose preprocessing has no such choice.
     """
+    if isinstance(model, Network):
+        return model
     chooses = preprocess is None and isinstance(model, nnx.Module) and _can_antialias(model)
     if antialias and not chooses:
         raise InputError(
@@ -155,7 +157,7 @@ def as_network(
         own = preprocess or getattr(model, "preprocess", to_unit)
         return Network(lambda params, images: model(images), {}, own, None)
     graphdef, state = nnx.split(model)
-    apply = _ModuleApply(graphdef, taps if isinstance(model, Editable) else None)
+    apply = _ModuleApply(graphdef, taps if isinstance(model, Cuttable) else None)
     if preprocess is not None:  # what somebody's function does to the images cannot be known
         return Network(apply, state, preprocess, None)
     own = to_unit

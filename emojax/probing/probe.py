@@ -6,7 +6,7 @@ Shapes: I images, U units of all layers side by side, K top-k, D embedding, B ba
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -37,7 +37,14 @@ from emojax.probing.network import (
     resolve_layers,
 )
 from emojax.probing.partial import Recorder
-from emojax.probing.record import ProbeRecord, find, in_every_process, record_key
+from emojax.probing.record import (
+    ProbeRecord,
+    find,
+    in_every_process,
+    join_layers,
+    record_key,
+    save,
+)
 
 
 def probe(
@@ -54,6 +61,7 @@ def probe(
     tile: int | None = None,
     preprocess: Callable[[jax.Array], jax.Array] | None = None,
     keep_activations: bool = False,
+    memory: float | int | None = None,
     mesh: Mesh | None = None,
     cache: Path | None = None,
     save_every: float | int = 60.0,
@@ -79,6 +87,9 @@ def probe(
         `batch`.
       preprocess: uint8 images → the model's input, when `model` is a function or module.
       keep_activations: also keep the pooled activations [I, U], for `cos_similarity_cubed`.
+      memory: bytes on a device that lists and sums of the units may take. Where they would take
+        more, groups of layers that fit are probed one after another, each in a pass of its own, and
+        joined; a layer that does not fit alone is a group. None: any number.
       mesh: devices to shard the batch over; all when None.
       cache: folder of records by content key. A record that is there is read instead of made; a new
         one grows there, and resumes from its last snapshot when an earlier process was stopped. Not
@@ -123,7 +134,31 @@ def probe(
     total = len(images)
     units = sum(sizes.values())
     embedding = clip.model.config.embedding
-    batch = _whole_tiles(min(batch, total), tile, mesh)
+    groups = _groups(sizes, steps.bytes_per_unit(top_k, embedding), memory)
+    if len(groups) > 1:
+        parts = [
+            probe(
+                network,
+                images,
+                clip,
+                layers=group,
+                pool=pool,
+                top_k=top_k,
+                batch=batch,
+                tile=tile,
+                keep_activations=keep_activations,
+                mesh=mesh,
+                cache=cache,
+                save_every=save_every,
+                progress=progress,
+            )
+            for group in groups
+        ]
+        record = join_layers(parts, build_record)
+        if entry is not None:
+            save(record, entry)
+        return record
+    batch = whole_tiles(min(batch, total), tile, mesh)
     widths = {"embeddings": embedding} | ({"activations": units} if keep_activations else {})
     clip_graph, clip_params = nnx.split(clip.model)
     forward = steps.Forward(pooled_taps(network, names, pool), clip_graph, clip.preprocess)
@@ -142,27 +177,57 @@ def probe(
             recorder.take(start, rows)
             recorder.snapshot_if_due(start, state)
         recorder.flush()
-        host = fetch_to_main(mesh, state)
-
-        def finish() -> ProbeRecord:
-            top, half_moments = steps.merge_devices(host, total)
-            rows = recorder.rows()
-            record = build_record(
-                top=top,
-                half_moments=half_moments,
-                embeddings=rows["embeddings"],
-                activations=rows.get("activations"),
-                done_before=recorder.done,
-            )
-            _refuse_not_finite(record)
-            return recorder.finish(record)
-
-        record = in_every_process(finish, build_record)
-        assert record is not None
-        return record
+        return finish_record(recorder, fetch_to_main(mesh, state), total, build_record)
 
 
-def _whole_tiles(batch: int, tile: int, mesh: Mesh) -> int:
+def finish_record(
+    recorder: Recorder,
+    state: steps.State,
+    images: int,
+    build_record: Callable[..., ProbeRecord],
+) -> ProbeRecord:
+    """The record in every process, from the devices' states on the host and the recorder's rows.
+
+    Raises:
+      InputError: activations or embeddings are not finite.
+    """
+
+    def finish() -> ProbeRecord:
+        top, half_moments = steps.merge_devices(state, images)
+        rows = recorder.rows()
+        record = build_record(
+            top=top,
+            half_moments=half_moments,
+            embeddings=rows["embeddings"],
+            activations=rows.get("activations"),
+            done_before=recorder.done,
+        )
+        _refuse_not_finite(record)
+        return recorder.finish(record)
+
+    record = in_every_process(finish, build_record)
+    assert record is not None
+    return record
+
+
+def _groups(
+    layers: Mapping[str, int], bytes_per_unit: int, memory: float | int | None
+) -> list[list[str]]:
+    """Layers, in order, in as few groups as fit into the memory."""
+    groups: list[list[str]] = []
+    left = 0.0
+    for name, units in layers.items():
+        needed = units * bytes_per_unit
+        if groups and (memory is None or needed <= left):
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+            left = 0.0 if memory is None else memory
+        left -= needed
+    return groups
+
+
+def whole_tiles(batch: int, tile: int, mesh: Mesh) -> int:
     """The batch, rounded up so that every device has whole tiles and an even number of rows."""
     grain = mesh.size * (tile if tile % 2 == 0 else 2 * tile)
     return -(-batch // grain) * grain

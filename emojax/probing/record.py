@@ -161,8 +161,42 @@ def record_key(
     """
     if network.key is None:
         return None
-    settings = [list(layers), pool, top_k, tile, keep_activations, jax.default_backend()]
-    return content_key([_FORMAT, network.key, images.key, clip.key, settings])
+    settings = [list(layers), pool, top_k, tile, keep_activations]
+    return activations_key(network.key, images.key, clip, settings)
+
+
+def activations_key(
+    network_key: str, images_key: str | None, clip: ClipEncoder, settings: Sequence[object]
+) -> str:
+    """Content key of a record whose activations come from anywhere under this key."""
+    own = [*settings, jax.default_backend()]
+    return content_key([_FORMAT, network_key, images_key, clip.key, own])
+
+
+def join_layers(records: Sequence[ProbeRecord], build: Callable[..., ProbeRecord]) -> ProbeRecord:
+    """One record of records of the same images and CLIP, whose layers follow one another."""
+    first = records[0]
+
+    def joined(arrays: Sequence[np.ndarray], axis: int) -> np.ndarray:
+        return np.concatenate(arrays, axis=axis)
+
+    by_unit = ("total", "square", "cross")
+    sums = {
+        name: joined([getattr(record.half_moments, name) for record in records], 1)
+        for name in by_unit
+    }
+    activations = None
+    if first.activations is not None:
+        activations = joined([np.asarray(record.activations) for record in records], 1)
+    return build(
+        top=TopK._make(
+            joined(lists, 1) for lists in zip(*(record.top for record in records), strict=True)
+        ),
+        half_moments=first.half_moments._replace(**sums),
+        embeddings=first.embeddings,
+        activations=activations,
+        done_before=min(record.done_before for record in records),
+    )
 
 
 def in_every_process(

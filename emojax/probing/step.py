@@ -43,6 +43,38 @@ def empty_state(units: int, top_k: int, embedding: int) -> State:
     return State(top, sums, Origin(jnp.zeros(units), jnp.zeros(embedding)))
 
 
+class Collected(NamedTuple):
+    """Images together with activations that were made elsewhere."""
+
+    images: UInt8[Array, "B H W channels"]
+    activations: Float[Array, "B U"]
+
+
+def bytes_per_unit(top_k: int, embedding: int) -> int:
+    """What the state of one device holds for a unit: two lists, and sums with what they lost."""
+    one = empty_state(1, top_k, embedding)
+    two = empty_state(2, top_k, embedding)
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(two)) - sum(
+        leaf.nbytes for leaf in jax.tree.leaves(one)
+    )
+
+
+@dataclass(frozen=True)
+class EmbedOnly:
+    """CLIP's image tower beside activations that are given; a key of compiled programs."""
+
+    clip_graph: nnx.GraphDef
+    clip_preprocess: Callable[[jax.Array], jax.Array]
+
+    def __call__(
+        self, clip_params: PyTree, batch: Collected
+    ) -> tuple[Float[Array, "T U"], Float[Array, "T D"]]:
+        """The activations as they are, and unit image embeddings."""
+        clip = nnx.merge(self.clip_graph, clip_params)
+        embeddings = clip.image_features(self.clip_preprocess(batch.images))
+        return batch.activations, unit_rows(embeddings)
+
+
 @dataclass(frozen=True)
 class Forward:
     """Network and CLIP's image tower as one pure function; a key of compiled programs."""
@@ -61,7 +93,9 @@ class Forward:
         return activations, unit_rows(clip.image_features(self.clip_preprocess(images)))
 
 
-def make_step(forward: Forward, tile: int, keep_activations: bool, mesh: Mesh) -> Callable:
+def make_step(
+    forward: Forward | EmbedOnly, tile: int, keep_activations: bool, mesh: Mesh
+) -> Callable:
     """The jitted step over all devices: (params, state, images, indices) → (state, rows).
 
     Parameters are replicated; images, indices and state are sharded by device, and the new state
@@ -82,12 +116,12 @@ cached_step = functools.lru_cache(maxsize=4)(make_step)
 
 
 def update(
-    forward: Forward,
+    forward: Forward | EmbedOnly,
     tile: int,
     keep_activations: bool,
-    params: tuple[PyTree, PyTree],
+    params: PyTree,
     state: State,
-    images: UInt8[Array, "B H W channels"],
+    images: UInt8[Array, "B H W channels"] | Collected,
     indices: Int32[Array, " B"],
 ) -> tuple[State, dict[str, jax.Array]]:
     """One batch on one device; indices are the images' (EMPTY: padding), even and odd in turn."""

@@ -7,6 +7,7 @@ from emojax import store
 from emojax.data.provenance import Use, use_of
 from emojax.data.weights import save_network, with_classes
 from emojax.editing.study_result import Study
+from emojax.models.tapped import Scaled
 
 
 def write_study(
@@ -30,5 +31,7 @@ def write_study(
         store.write_json(folder / "evidence.json", study.evidence.summary())
     if uses is not None:
         uses = [*uses, *(use_of(images, "chosen") for images in study.selected_on)]
+    if isinstance(study.edited, Scaled):
+        return  # its gains are on outputs that no parameters carry alone, so no file has a place
     edited = with_classes(study.edited, class_names)
     save_network(edited, folder / "edited.safetensors", uses=uses)

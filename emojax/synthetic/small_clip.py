@@ -10,8 +10,9 @@ from typing import NamedTuple
 from flax import nnx
 from transformers import CLIPConfig, CLIPTokenizer
 
-from emojax.data.clip_encoder import CLIP_MEAN, CLIP_STD, ClipEncoder, HfTokenizer, Preprocess
+from emojax.data.clip_encoder import CLIP_MEAN, CLIP_STD, ClipEncoder, HfTokenizer
 from emojax.models.clip import Clip, ClipConfig
+from emojax.models.preprocess import Preprocess
 
 START = "<|startoftext|>"
 END = "<|endoftext|>"

@@ -17,8 +17,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, UInt8
 
-from emojax.data.clip_encoder import ClipEncoder, Preprocess, unit_rows
+from emojax.data.clip_encoder import ClipEncoder, unit_rows
 from emojax.data.image_set import ImageSet
+from emojax.models.preprocess import Preprocess
 from emojax.ops import augment as views
 from emojax.ops.affinity import affinity
 from emojax.synthetic.faces import ATTRIBUTES, Captions, Faces, random_captions

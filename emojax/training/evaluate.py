@@ -21,7 +21,7 @@ from emojax.data import classes as class_names
 from emojax.data.image_set import ImageSet, duplicates
 from emojax.data.map_images import map_images
 from emojax.errors import InputError
-from emojax.models.compact import Editable
+from emojax.models.classifier import Cuttable
 from emojax.models.deep_emotion import DeepEmotion
 from emojax.ops import image
 from emojax.ops.stats import mcnemar_exact
@@ -223,7 +223,7 @@ def class_order(model: nnx.Module | Network, classes: Sequence[str]) -> tuple[st
     names = getattr(getattr(model, "config", None), "class_names", None)
     if names is not None:
         return names
-    ours = isinstance(model, Editable | DeepEmotion)
+    ours = isinstance(model, Cuttable | DeepEmotion)
     fer2013 = ours and class_names.positions(classes, class_names.FER2013) is not None
     return class_names.FER2013 if fer2013 else tuple(classes)
 
@@ -274,7 +274,7 @@ def evaluate(
     Raises:
       InputError: the set has no labels, or the classes do not match.
     """
-    if protocol == "tencrop" and not isinstance(model, Editable):
+    if protocol == "tencrop" and not isinstance(model, Cuttable):
         raise InputError(
             "the tencrop protocol crops to the network's input size; pass a VggNet or a "
             "CompactNet, or use resize40"

@@ -13,10 +13,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, PyTree, UInt8
 
-from emojax.data.weights import Classifier
 from emojax.distributed.data_parallel import data_parallel, default_tile
 from emojax.distributed.mesh import make_mesh, put_batch, put_replicated
-from emojax.models.compact import Editable
+from emojax.models.classifier import Classifier, Cuttable
 
 
 class Prediction(NamedTuple):
@@ -25,7 +24,7 @@ class Prediction(NamedTuple):
     Attributes:
       probabilities: softmax of the logits.
       pushes: of every unit of the layer before the logits, its output times its weight to the
-        predicted class: the unit's part in that logit. None for a network that cannot be edited.
+        predicted class: the unit's part in that logit. None for a network that cannot be cut.
     """
 
     probabilities: Float[np.ndarray, "B C"]
@@ -44,8 +43,8 @@ class Prediction(NamedTuple):
 
 
 def pushing_layer(model: Classifier) -> str | None:
-    """The layer whose units' pushes are known; None for a network that cannot be edited."""
-    return list(model.config.units())[-2] if isinstance(model, Editable) else None
+    """The layer whose units' pushes are known; None for a network that cannot be cut."""
+    return list(model.config.units())[-2] if isinstance(model, Cuttable) else None
 
 
 def predict(

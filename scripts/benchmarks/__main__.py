@@ -3,6 +3,7 @@
     python scripts/benchmarks score               # similarity functions against a loop over units
     python scripts/benchmarks probe               # one pass for all layers against a pass for each
     python scripts/benchmarks originals           # whole processes against both originals' ways
+    python scripts/benchmarks resnet              # the same for a ResNet-50 of transformers
     python scripts/benchmarks memory              # peak memory of a probe against number of images
     python scripts/benchmarks sweep               # edits of lin2 against full evaluations
     python scripts/benchmarks train               # steps of training against PyTorch's
@@ -10,8 +11,8 @@
     python scripts/benchmarks all --out NEW       # all, each in its own process; --quick: small
     python scripts/benchmarks compare OLD NEW     # which ratios got worse; exits 1 if any did
 
-score, probe, originals and train need the `oracle` extra (torch), page playwright and a Chromium.
-Prints a table, and one JSON line per measurement to --out. Sizes are options (`--help`);
+score, probe, originals, resnet and train need the `oracle` extra (torch), page playwright and a
+Chromium. Prints a table, and one JSON line per measurement to --out. Sizes are options (`--help`);
 `--device` picks the CPU or GPU.
 """
 
@@ -27,6 +28,7 @@ import memory
 import originals
 import page
 import probe
+import resnet
 import score
 import sweep
 import train
@@ -37,6 +39,7 @@ BENCHMARKS = {
     "score": score,
     "probe": probe,
     "originals": originals,
+    "resnet": resnet,
     "memory": memory,
     "sweep": sweep,
     "train": train,
@@ -58,6 +61,7 @@ Commands = (
     Annotated[score.Options, tyro.conf.subcommand("score")]
     | Annotated[probe.Options, tyro.conf.subcommand("probe")]
     | Annotated[originals.Options, tyro.conf.subcommand("originals")]
+    | Annotated[resnet.Options, tyro.conf.subcommand("resnet")]
     | Annotated[memory.Options, tyro.conf.subcommand("memory")]
     | Annotated[sweep.Options, tyro.conf.subcommand("sweep")]
     | Annotated[train.Options, tyro.conf.subcommand("train")]

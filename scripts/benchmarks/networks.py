@@ -36,8 +36,9 @@ def random_clip(size: str, dtype: str = "float32"):
     import jax.numpy as jnp
     from flax import nnx
 
-    from emojax.data.clip_encoder import ClipEncoder, Preprocess
+    from emojax.data.clip_encoder import ClipEncoder
     from emojax.models.clip import Clip, ClipConfig
+    from emojax.models.preprocess import Preprocess
 
     config = ClipConfig.from_hf(clip_config(size).to_dict())
     model = nnx.jit(lambda: Clip(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(0)))()

@@ -199,7 +199,7 @@ def test_deep_emotion_by_command(tmp_path, capsys, clip_folder):
         sum(line.startswith(f"{layer},") for line in table) for layer in ("conv1", "fc1", "fc2")
     ] == [10, 50, 7]
     code, _, err = run(capsys, "run", *args, *target, *clip, *few, "--out", tmp_path / "r")
-    refused = "edits are made to a VGGNet or a CompactNet, and this is a DeepEmotion"
+    refused = "and this is a DeepEmotion; `emojax dissect` labels its units"
     assert (code, err.count(refused)) == (2, 1)
 
 

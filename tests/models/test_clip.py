@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from emojax.data.clip_folder import load_clip
 from emojax.errors import InputError
-from emojax.models import clip
+from emojax.models import transformer
 
 
 def torch_parity(config, batch, tmp_path):
@@ -154,7 +154,9 @@ def processor(folder, **changes):
         ),
         (drop_array, "parameters are missing: visual_projection.weight"),
         (lambda f: (f / "preprocessor_config.json").unlink(), "no preprocessor_config.json"),
-        (lambda f: processor(f, resample=2), "only bicubic"),
+        (lambda f: processor(f, resample=5), "resample 5 is not supported, only lanczos"),
+        (lambda f: processor(f, image_processor_type="Yolos"), "Yolos is not supported"),
+        (lambda f: processor(f, size={"longest_edge": 9}), "not a height and a width"),
         (
             lambda f: processor(f, crop_size={"height": 24, "width": 24}),
             "config.json says images of 32",
@@ -187,4 +189,4 @@ def test_overlong_text_is_refused(tiny_clip):
 
 def test_unsupported_activation():
     with pytest.raises(ValueError, match="'swish' is not supported"):
-        clip.TowerConfig(8, 8, 1, 2, activation="swish")
+        transformer.TowerConfig(8, 8, 1, 2, activation="swish")

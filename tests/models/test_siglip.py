@@ -230,7 +230,10 @@ def vision(folder, **changes):
         (lambda f: (f / "spiece.model").unlink(), "tokenizer"),
         (lambda f: (f / "spiece.model").write_bytes(b"no"), "its tokenizer cannot be read"),
         (lambda f: change(f / "tokenizer_config.json", tokenizer_class="BertTokenizer"), "tokeniz"),
-        (lambda f: change(f / "preprocessor_config.json", resample=1), "bilinear or bicubic"),
+        (
+            lambda f: change(f / "preprocessor_config.json", resample=0),
+            "resample 0 is not supported",
+        ),
         (lambda f: change(f / "preprocessor_config.json", image_std=[0, 1, 1]), "image_std"),
         (lambda f: change(f / "preprocessor_config.json", size={"height": 8}), "preprocessor"),
     ],

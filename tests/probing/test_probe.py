@@ -24,6 +24,7 @@ from emojax.editing import edit
 from emojax.errors import InputError
 from emojax.models import deep_emotion, vgg
 from emojax.probing import network, probe, record
+from emojax.probing import step as steps
 
 CONCEPTS = ("Smile", "Frown", "Raised Brows", "Closed Eyes", "Jaw")
 LAYERS = ("conv*", "lin1", "lin2")
@@ -76,6 +77,24 @@ def test_record_equals_plain_statistics(found, tiny_vgg, blobs, tiny_clip):
     for half in (0, 1):
         mine = np.stack([row[row % 2 == half][:100] for row in order])
         np.testing.assert_array_equal(found.top.indices[half], mine)
+
+
+def test_groups_of_layers_give_the_same_record(found, tiny_vgg, blobs, tiny_clip, tmp_path):
+    """Each group in a pass of its own; the joined record is cached like any other."""
+    one_pass = tmp_path / "one"
+    options = {"layers": LAYERS, "batch": 64, "tile": 8, "keep_activations": True}
+    options |= {"mesh": make_mesh(1)}
+    memory = 60 * steps.bytes_per_unit(100, found.embeddings.shape[1])
+    got = probe.probe(tiny_vgg, blobs, tiny_clip, memory=memory, cache=one_pass, **options)
+    assert got.layers == found.layers
+    assert len(list(one_pass.iterdir())) == 3  # the convolutions, the dense layers, and all
+    np.testing.assert_array_equal(got.top.indices, found.top.indices)
+    np.testing.assert_allclose(got.activations, found.activations, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(got.embeddings, found.embeddings, rtol=1e-6, atol=1e-6)
+    for ours, theirs in zip(got.half_moments, found.half_moments, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-4)
+    again = probe.probe(tiny_vgg, blobs, tiny_clip, cache=one_pass, **options)
+    assert (again.key, again.done_before) == (got.key, len(blobs))
 
 
 @pytest.mark.slow

@@ -1,0 +1,222 @@
+"""Networks under study from Hugging Face folders and hub names, and edited ones back to folders.
+
+`ARCHITECTURES` is where a new kind of network is added: its module in `models` has a config made
+by `from_hf`, and `from_hf_state_dict`.
+"""
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from emojax.data import classes as class_names
+from emojax.data.hf_folder import open_folder, read_config, read_preprocess, read_weights
+from emojax.data.provenance import Use
+from emojax.data.weights import load_network as load_file
+from emojax.data.weights import save_network as save_file
+from emojax.data.weights import with_classes
+from emojax.errors import InputError
+from emojax.models import convnext, resnet, vision_tower, vit
+from emojax.models.classifier import Classifier
+from emojax.models.preprocess import Preprocess
+from emojax.models.tapped import TappedNetwork
+from emojax.store import atomic_folder, save_arrays
+
+Arrays = Mapping[str, np.ndarray]
+_FLAG = "--target.path"
+
+
+class _Architecture(NamedTuple):
+    """How a folder of one architecture is read.
+
+    Attributes:
+      config: name of transformers' class that knows the defaults of `config.json`.
+      build: (complete config, preprocessing, arrays) → the network in eval mode.
+      fixed_size: whether images must have the size that the config states.
+    """
+
+    config: str
+    build: Callable[[dict[str, Any], Preprocess, Arrays], TappedNetwork]
+    fixed_size: bool = True
+
+
+def _vit(config: dict[str, Any], preprocess: Preprocess, arrays: Arrays) -> TappedNetwork:
+    return vit.from_hf_state_dict(arrays, vit.VitConfig.from_hf(config, preprocess=preprocess))
+
+
+def _deit_teacher(config: dict[str, Any], preprocess: Preprocess, arrays: Arrays) -> TappedNetwork:
+    settings = vit.VitConfig.from_hf(config, preprocess=preprocess, teacher=True)
+    return vit.from_hf_state_dict(arrays, settings)
+
+
+def _resnet(config: dict[str, Any], preprocess: Preprocess, arrays: Arrays) -> TappedNetwork:
+    settings = resnet.ResNetConfig.from_hf(config, preprocess=preprocess)
+    return resnet.from_hf_state_dict(arrays, settings)
+
+
+def _convnext(config: dict[str, Any], preprocess: Preprocess, arrays: Arrays) -> TappedNetwork:
+    settings = convnext.ConvNextConfig.from_hf(config, preprocess=preprocess)
+    return convnext.from_hf_state_dict(arrays, settings)
+
+
+def _tower(config: dict[str, Any], preprocess: Preprocess, arrays: Arrays) -> TappedNetwork:
+    settings = vision_tower.VisionTowerConfig.from_hf(
+        config, preprocess=preprocess, projected="visual_projection.weight" in arrays
+    )
+    return vision_tower.from_hf_state_dict(arrays, settings)
+
+
+ARCHITECTURES = {
+    "ViTForImageClassification": _Architecture("ViTConfig", _vit),
+    "DeiTForImageClassification": _Architecture("DeiTConfig", _vit),
+    "DeiTForImageClassificationWithTeacher": _Architecture("DeiTConfig", _deit_teacher),
+    "Dinov2ForImageClassification": _Architecture("Dinov2Config", _vit, fixed_size=False),
+    "ResNetForImageClassification": _Architecture("ResNetConfig", _resnet, fixed_size=False),
+    "ConvNextForImageClassification": _Architecture("ConvNextConfig", _convnext, fixed_size=False),
+    "CLIPVisionModel": _Architecture("CLIPVisionConfig", _tower),
+    "CLIPVisionModelWithProjection": _Architecture("CLIPVisionConfig", _tower),
+    "SiglipVisionModel": _Architecture("SiglipVisionConfig", _tower),
+}
+
+
+def load_network(source: str | Path) -> Classifier:
+    """A network in eval mode: `logits, taps = network(images)` on preprocessed images [B, H, W, 3].
+
+    `network.preprocess` makes those of uint8 images on the device, as the folder's
+    `preprocessor_config.json` says; `network.config` has the classes, the layers and their units.
+
+    Args:
+      source: a Hugging Face folder or hub name of one of `ARCHITECTURES`, or a weights file: a
+        VGGNet, a Deep-Emotion, or a torchvision ResNet or VGG.
+
+    Raises:
+      InputError: the folder or file is missing, damaged, or of another kind; the message names what
+        is supported.
+    """
+    path = Path(source).expanduser()
+    if path.is_file() or path.suffix == ".safetensors":
+        return load_file(path)
+    folder = open_folder(source, "network", _FLAG)
+    raw = read_config(folder, "network")
+    architecture = _architecture(folder, raw)
+    config = _complete(folder, raw, architecture)
+    preprocess = read_preprocess(folder)
+    if architecture.fixed_size:
+        _check_size(folder, config, preprocess)
+    arrays = read_weights(folder)
+    try:
+        network = architecture.build(config, preprocess, arrays)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{folder}: {error}") from None
+    return with_classes(network, _class_names(folder, config, network.config.classes))
+
+
+def save_network(
+    network: Classifier,
+    path: str | Path,
+    *,
+    like: str | Path | None = None,
+    uses: Iterable[Use] | None = None,
+) -> None:
+    """Writes a network as a weights file, or as a Hugging Face folder that transformers loads.
+
+    Args:
+      network: one that `load_network` read, or an edit of it.
+      path: the file to write; with `like`, the folder, which must not hold anything.
+      like: the folder or hub name that it was read from, for all files but the weights. Arrays
+        there that the network does not read are kept. None writes a file.
+      uses: what the network was trained and chosen on; goes into a file.
+
+    Raises:
+      InputError: `like` is no folder of this kind of network.
+      ValueError: the network has gains that no parameters carry.
+    """
+    if like is None:
+        return save_file(network, path, uses=uses)
+    source = open_folder(like, "network", _FLAG)
+    _architecture(source, read_config(source, "network"))
+    old = read_weights(source)
+    if not isinstance(network, TappedNetwork):
+        raise InputError(f"{source} is not the folder of a {type(network).__name__}")
+    new = network.state_dict()
+    if not any(name.startswith("vision_model.") for name in old):
+        new = {name.removeprefix("vision_model."): array for name, array in new.items()}
+    unknown = set(new) - set(old)
+    if unknown or any(new[name].shape != old[name].shape for name in new):
+        raise InputError(f"{source} is not the folder of this network")
+    with atomic_folder(Path(path)) as building:
+        for file in sorted(source.glob("*.json")):
+            if not file.name.endswith(".index.json"):
+                shutil.copy(file, building / file.name)
+        arrays = {name: np.asarray(new.get(name, old[name]), order="C") for name in old}
+        save_arrays(arrays, building / "model.safetensors", metadata={"format": "pt"})
+
+
+def _architecture(folder: Path, raw: Mapping[str, Any]) -> _Architecture:
+    names = raw.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise InputError(
+            f"{folder / 'config.json'}: architectures is {names!r}; supported are "
+            f"{', '.join(ARCHITECTURES)}"
+        )
+    return ARCHITECTURES[name]
+
+
+def _complete(folder: Path, raw: dict[str, Any], architecture: _Architecture) -> dict[str, Any]:
+    """The config with transformers' defaults where the file says nothing."""
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        return getattr(transformers, architecture.config)(**raw).to_dict()
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        ZeroDivisionError,
+        StrictDataclassError,
+    ) as error:
+        raise InputError(
+            f"{folder / 'config.json'}: not the settings of this network ({error})"
+        ) from None
+
+
+def _check_size(folder: Path, config: Mapping[str, Any], preprocess: Preprocess) -> None:
+    """The network's positions are those of one size of images."""
+    side = config["image_size"]
+    size = preprocess.crop or preprocess.resize
+    if size != (side, side):
+        raise InputError(
+            f"{folder / 'preprocessor_config.json'}: gives images of {size}, but config.json says "
+            f"{side}×{side}"
+        )
+
+
+def _class_names(folder: Path, config: Mapping[str, Any], classes: int) -> tuple[str, ...] | None:
+    """Names of the outputs, from `id2label`; None where it has only transformers' placeholders.
+
+    ImageNet has two classes called "crane": a name that comes again gets its number.
+    """
+    labels = config.get("id2label") if classes else None
+    if not labels:
+        return None
+    try:
+        names = {int(number): str(name) for number, name in labels.items()}
+        ordered = [names[number] for number in range(classes)]
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise InputError(
+            f"{folder / 'config.json'}: id2label does not name the outputs 0…{classes - 1}"
+        ) from None
+    if all(name == f"LABEL_{number}" for number, name in enumerate(ordered)):
+        return None
+    meanings: set[str] = set()
+    unique = []
+    for number, name in enumerate(ordered):
+        same = class_names.meaning(name) in meanings
+        meanings.add(class_names.meaning(name))
+        unique.append(f"{name} ({number})" if same else name)
+    return tuple(unique)
