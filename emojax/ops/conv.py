@@ -80,7 +80,9 @@ def kernel_gradient(
         product = jnp.einsum("dnc,dnu->dcu", left, right, preferred_element_type=total.dtype)
         return total + product, None
 
-    start = jnp.zeros((shards, 3 * channels, 3 * units), jnp.promote_types(g.dtype, jnp.float32))
+    # Sums of bfloat16 products are kept in float32.
+    exact = jnp.float64 if g.dtype == jnp.float64 else jnp.float32
+    start = jnp.zeros((shards, 3 * channels, 3 * units), exact)
     total, _ = jax.lax.scan(add, start, (x.swapaxes(0, 1), g.swapaxes(0, 1)))
     parts = total.sum(axis=0).reshape(3, channels, 3, units)  # by column, then row of the kernel
     return parts.transpose(2, 0, 1, 3).astype(g.dtype)

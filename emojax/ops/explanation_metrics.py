@@ -57,8 +57,8 @@ def comoments(activations: Float[AnyArray, "B U"], concepts: Float[AnyArray, "B 
     """The comoments of some images."""
     unit_mean = jnp.mean(activations, axis=0)
     concept_mean = jnp.mean(concepts, axis=0)
-    units = activations - unit_mean
-    values = concepts - concept_mean
+    units = activations - unit_mean[None, :]
+    values = concepts - concept_mean[None, :]
     return Comoments(
         images=jnp.asarray(activations.shape[0], jnp.float32),
         unit_mean=unit_mean,
@@ -270,7 +270,7 @@ def mad(
     # Centred sums, so that a mean far from zero costs no digits. It cancels where both kinds of
     # images exist, and stands alone where there is one.
     mean = jnp.mean(activations, axis=0)
-    centred = activations - mean
+    centred = activations - mean[None, :]
     with_concept = _cross(centred, present) / jnp.maximum(number, 1)
     without = _cross(centred, 1 - present) / jnp.maximum(others, 1)
     kinds = jnp.sign(number) - jnp.sign(others)

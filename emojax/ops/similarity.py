@@ -512,7 +512,7 @@ def _wpmi_scores(
             tile = subtract_layer_prior(loglik, lam, sizes) + (1.0 - lam) * constant
         elif prior == "images":
             expected = image_prior(probs, by_rank, min_prob, all_concepts)
-            tile = loglik - lam * expected + (1.0 - lam) * constant
+            tile = loglik - lam * expected[None, :] + (1.0 - lam) * constant
         else:
             tile = loglik + constant
         return jax.lax.dynamic_update_slice_in_dim(scores, tile, start, axis=1)

@@ -72,7 +72,7 @@ def clip_arrays(change: Callable[[dict], object]) -> Callable[[Path], object]:
             "config.json: not readable",
         ),
         ("settings nested deep", replaced("config.json", "[" * 100_000), "config.json"),
-        ("another model", edited("config.json", model_type="siglip"), "model_type is 'siglip'"),
+        ("another model", edited("config.json", model_type="bert"), "model_type is 'bert'"),
         (
             "no towers",
             replaced("config.json", '{"model_type": "clip", "vision_config": 3}'),
@@ -124,11 +124,6 @@ def clip_arrays(change: Callable[[dict], object]) -> Callable[[Path], object]:
             "preprocessor_config.json",
         ),
         (
-            "no normalisation",
-            edited("preprocessor_config.json", do_normalize=False),
-            "only bicubic",
-        ),
-        (
             "a mean of two numbers",
             edited("preprocessor_config.json", image_mean=[0.5, 0.5]),
             "preprocessor_config.json",
@@ -142,11 +137,6 @@ def clip_arrays(change: Callable[[dict], object]) -> Callable[[Path], object]:
             "a mean that is a word",
             edited("preprocessor_config.json", image_mean="gray"),
             "preprocessor_config.json",
-        ),
-        (
-            "a size by height and width",
-            edited("preprocessor_config.json", size={"height": 32, "width": 32}),
-            "not a shortest_edge",
         ),
         ("an empty tokenizer", replaced("tokenizer.json", ""), "tokenizer cannot be read"),
         (

@@ -74,8 +74,6 @@ def write_folder(root, rows, name="{usage}_{row}.png", split="{part}"):
     return root
 
 
-
-
 @pytest.mark.parametrize("form", ["csv", "raw", "prepared", "folder"])
 def test_finds_the_faults_in_every_form(capsys, tmp_path, spoilt, form):
     rows, faults = spoilt

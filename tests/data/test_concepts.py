@@ -1,0 +1,59 @@
+"""Concept files and sets."""
+
+import numpy as np
+import pytest
+from conftest import write_fer_csv
+from PIL import Image
+from safetensors.numpy import save_file
+from emojax.data import fer2013, folder, weights
+from emojax.data.concepts import ConceptSet, load_concepts, parse_concepts
+from emojax.data.image_set import ImageSet
+from emojax.data.loader import batches
+from emojax.data.opening import open_split
+from emojax.errors import InputError
+from emojax.models import vgg
+from emojax.ops.topk import EMPTY
+
+
+def test_built_in_concepts():
+    paper = load_concepts("paper25")
+    assert len(paper) == 25
+    mask = paper.class_mask(fer2013.CLASSES)
+    assert mask.sum() == 36
+    assert mask[paper.by_name["Smile"]].tolist() == [name == "happy" for name in fer2013.CLASSES]
+    assert load_concepts("classes7").concepts == fer2013.CLASSES
+
+
+def test_concept_files():
+    plain = parse_concepts("Smile\n\n  Frown \n", "file")
+    assert plain.concepts == ("Smile", "Frown")
+    assert plain.class_mask(("happy",)) is None
+    mapped = parse_concepts('concept,emotions\n\n"Smile, broad",happy; Surprise\n', "file")
+    assert mapped.concepts == ("Smile, broad",)
+    assert mapped.class_mask(("happy", "sad", "surprise")).tolist() == [[True, False, True]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no concept in it"),
+        (b"\n \n", "no concept in it"),
+        (b"Smile\nFrown\n\nSmile\n", "'Smile' stands on lines 1 and 4"),
+        (b"Smile\n\xff\n", "byte 6 is not UTF-8"),
+        (b"concept,emotions\nSmile\n", "line 2: 1 columns"),
+        (b"concept,emotions\nSmile,\n", "line 2: a concept and at least one emotion"),
+        (b"concept,emotions\nSmile,hapy\n", "no class of the data; did you mean 'happy'"),
+    ],
+)
+def test_concept_file_refusals(tmp_path, content, message):
+    path = tmp_path / "concepts.txt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_concepts(path).class_mask(fer2013.CLASSES)
+
+
+def test_concept_set_refusals():
+    with pytest.raises(InputError, match="no concept file 'paper26'; built in: paper25"):
+        load_concepts("paper26")
+    with pytest.raises(InputError, match="concept 2 is blank"):
+        ConceptSet(("a", " "))

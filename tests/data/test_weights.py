@@ -1,0 +1,110 @@
+"""Weights files of VGGNets and Deep-Emotions."""
+
+import numpy as np
+import pytest
+from conftest import write_fer_csv
+from PIL import Image
+from safetensors.numpy import save_file
+from emojax.data import fer2013, folder, weights
+from emojax.data.concepts import ConceptSet, load_concepts, parse_concepts
+from emojax.data.image_set import ImageSet
+from emojax.data.loader import batches
+from emojax.data.opening import open_split
+from emojax.errors import InputError
+from emojax.models import vgg
+from emojax.ops.topk import EMPTY
+import jax.numpy as jnp
+import reference
+from flax import nnx
+import emojax
+from emojax.data import weights
+from emojax.models import deep_emotion
+from emojax.ops import image
+from emojax.probing.network import as_network
+
+
+def test_weight_files(tiny_vgg, tmp_path):
+    path = tmp_path / "vgg.safetensors"
+    weights.save_vgg(tiny_vgg, path)
+    again = weights.load_vgg(path)
+    for name, array in vgg.to_torch_state_dict(again).items():
+        np.testing.assert_array_equal(array, vgg.to_torch_state_dict(tiny_vgg)[name])
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(InputError, match=r"vgg.safetensors: not a readable safetensors file"):
+        weights.load_vgg(path)
+    save_file({"a": np.ones(2, np.float32)}, path)
+    with pytest.raises(InputError, match=r"vgg.safetensors: this is not a VGGNet state dict"):
+        weights.load_vgg(path)
+    with pytest.raises(InputError, match="no weights file"):
+        weights.load_vgg(tmp_path / "none.pt")
+
+
+def test_published_checkpoint(tiny_vgg, tmp_path):
+    torch = pytest.importorskip("torch", reason="the oracle extra (torch) is not installed")
+    state = {name: torch.tensor(array) for name, array in vgg.to_torch_state_dict(tiny_vgg).items()}
+    torch.save({"logs": {"acc": [1.0]}, "params": state}, tmp_path / "best")
+    loaded = weights.load_vgg(tmp_path / "best")
+    np.testing.assert_array_equal(
+        vgg.to_torch_state_dict(loaded)["lin2.weight"], state["lin2.weight"].numpy()
+    )
+
+    torch.save(
+        {"params": state, "code": np.random.default_rng}, tmp_path / "evil"
+    )  # needs arbitrary unpickling
+    with pytest.raises(InputError, match="weights_only=True"):
+        weights.load_vgg(tmp_path / "evil")
+    torch.save([1, 2], tmp_path / "list")
+    with pytest.raises(InputError, match="no state dict"):
+        weights.load_vgg(tmp_path / "list")
+
+
+NO_TORCH = "the oracle extra (torch) is not installed"
+
+
+@nnx.jit
+def run(model, images):
+    return model(images)
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["gray", "rgb"])
+def arrays(request):
+    return reference.deep_emotion_arrays(channels=request.param)
+
+
+@pytest.fixture(scope="module")
+def batch(arrays):
+    """Images as smooth as faces, in the network's range: [6, 48, 48, C]."""
+    coarse = np.random.default_rng(0).uniform(-1, 1, (6, 12, 12, arrays["conv1.weight"].shape[1]))
+    return np.asarray(image.resize_bilinear(jnp.asarray(coarse, jnp.float32), (48, 48)))
+
+
+# Deep-Emotion's
+
+
+def test_file_that_torch_saved(arrays, batch, tmp_path):
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
+    theirs = reference.torch_deep_emotion(torch, arrays)
+    torch.save(theirs.state_dict(), tmp_path / "deep_emotion-20-128-0.001.pt")
+    model = emojax.load_deep_emotion(tmp_path / "deep_emotion-20-128-0.001.pt")
+    with torch.no_grad():
+        want = theirs(reference.channels_first(torch, batch))[1]["fc2"].numpy()
+    assert reference.relative(run(model, batch)[0], want) <= 1e-5
+
+
+def test_deep_emotion_weight_files(arrays, tmp_path):
+    path = tmp_path / "deep_emotion.safetensors"
+    emojax.save_deep_emotion(deep_emotion.from_torch_state_dict(arrays), path)
+    again = deep_emotion.to_torch_state_dict(emojax.load_deep_emotion(path))
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(again[name], array)
+    with pytest.raises(
+        InputError, match=r"deep_emotion\.safetensors: this is not a VGGNet state dict"
+    ):
+        weights.load_vgg(path)
+    save_file({"a": np.ones(2, np.float32)}, path)
+    with pytest.raises(
+        InputError, match=r"deep_emotion\.safetensors: this is not a Deep-Emotion state dict"
+    ):
+        weights.load_deep_emotion(path)
+    with pytest.raises(InputError, match="no weights file"):
+        weights.load_deep_emotion(tmp_path / "none.pt")
