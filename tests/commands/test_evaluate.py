@@ -118,7 +118,7 @@ def truncated_records(path: Path) -> None:
         (
             "files without class folders",
             lambda i: str(Path(i.put("flat/a.png", encoded("PNG"))).parent),
-            "no images in it",
+            "its images lie in no class folder",
         ),
         ("class folders without splits", lambda i: str(i.sound / "photos"), "pass the split 'all'"),
     ),
