@@ -146,6 +146,11 @@ def as_network(
       InputError: `antialias` for a model whose preprocessing has no such choice.
     """
     if isinstance(model, Network):
+        if antialias and not model.antialias:
+            raise InputError(
+                "antialias (--probe.antialias) is not a choice of a network that is wrapped "
+                "already; leave it out"
+            )
         return model
     chooses = preprocess is None and isinstance(model, nnx.Module) and _can_antialias(model)
     if antialias and not chooses:
