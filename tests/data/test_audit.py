@@ -2,12 +2,11 @@
 leave out.
 """
 
-from commands_in_process import rows_of
-
 import csv
 
 import numpy as np
 import pytest
+from commands_in_process import rows_of
 from conftest import write_fer_csv
 from PIL import Image, ImageDraw
 

@@ -1,14 +1,10 @@
 """A CLIP's folder is read without the network; the hub is asked only for a name."""
 
-import ast
 import socket
-from pathlib import Path
-import numpy as np
+
 import pytest
+
 from emojax.data.clip_folder import load_clip
-import emojax
-from emojax import store
-from emojax.editing.edit import read_gains
 from emojax.errors import InputError
 
 

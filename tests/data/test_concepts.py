@@ -1,18 +1,10 @@
 """Concept files and sets."""
 
-import numpy as np
 import pytest
-from conftest import write_fer_csv
-from PIL import Image
-from safetensors.numpy import save_file
-from emojax.data import fer2013, folder, weights
+
+from emojax.data import fer2013
 from emojax.data.concepts import ConceptSet, load_concepts, parse_concepts
-from emojax.data.image_set import ImageSet
-from emojax.data.loader import batches
-from emojax.data.opening import open_split
 from emojax.errors import InputError
-from emojax.models import vgg
-from emojax.ops.topk import EMPTY
 
 
 def test_built_in_concepts():

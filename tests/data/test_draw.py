@@ -80,7 +80,7 @@ def test_classes_by_other_names(photos):
     merged = open_split(photos, "all", class_map={"b": "a"})
     assert merged.classes == ("a",)
     assert not merged.labels.any()
-    with pytest.raises(InputError, match="--data.class-map: photos all has no class 'c'"):
+    with pytest.raises(InputError, match=r"--data\.class-map: photos all has no class 'c'"):
         open_split(photos, "all", class_map={"c": "sad"})
     with pytest.raises(InputError, match="'happy' and 'joy' mean the same"):
         open_split(photos, "all", class_map={"a": "happy", "b": "joy"})

@@ -2,27 +2,9 @@
 
 import numpy as np
 import pytest
-from conftest import write_fer_csv
-from PIL import Image
-from safetensors.numpy import save_file
-from emojax.data import fer2013, folder, weights
-from emojax.data.concepts import ConceptSet, load_concepts, parse_concepts
-from emojax.data.image_set import ImageSet
-from emojax.data.loader import batches
-from emojax.data.opening import open_split
-from emojax.errors import InputError
-from emojax.models import vgg
-from emojax.ops.topk import EMPTY
-import importlib.util
-import os
-import jax
-from flax import nnx
+
 from emojax.data.image_set import ImageSet, duplicates
-from emojax.data.provenance import Use, overlap_warnings, read_provenance, use_of
-from emojax.data.weights import load_vgg, save_vgg
-from emojax.distributed.mesh import make_mesh, parameter_shardings
-from emojax.report.figures import plot_training
-from emojax.synthetic import faces
+from emojax.errors import InputError
 
 
 def test_image_set_checks():

@@ -1,16 +1,8 @@
 """Weights files say what they have seen."""
 
-import importlib.util
-import os
-import jax
-import numpy as np
-import pytest
-from flax import nnx
-from emojax.data.image_set import ImageSet, duplicates
-from emojax.data.provenance import Use, overlap_warnings, read_provenance, use_of
+from emojax.data.image_set import ImageSet
+from emojax.data.provenance import overlap_warnings, read_provenance, use_of
 from emojax.data.weights import load_vgg, save_vgg
-from emojax.distributed.mesh import make_mesh, parameter_shardings
-from emojax.report.figures import plot_training
 from emojax.synthetic import faces
 
 

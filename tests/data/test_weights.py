@@ -1,26 +1,17 @@
 """Weights files of VGGNets and Deep-Emotions."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import write_fer_csv
-from PIL import Image
-from safetensors.numpy import save_file
-from emojax.data import fer2013, folder, weights
-from emojax.data.concepts import ConceptSet, load_concepts, parse_concepts
-from emojax.data.image_set import ImageSet
-from emojax.data.loader import batches
-from emojax.data.opening import open_split
-from emojax.errors import InputError
-from emojax.models import vgg
-from emojax.ops.topk import EMPTY
-import jax.numpy as jnp
 import reference
 from flax import nnx
+from safetensors.numpy import save_file
+
 import emojax
 from emojax.data import weights
-from emojax.models import deep_emotion
+from emojax.errors import InputError
+from emojax.models import deep_emotion, vgg
 from emojax.ops import image
-from emojax.probing.network import as_network
 
 
 def test_weight_files(tiny_vgg, tmp_path):
