@@ -64,8 +64,8 @@ def test_unknown_flags_are_refused(inputs, command):
     inputs.refused([command, "--nothing.here", "3"], "nrecognized options: --nothing.here")
 
 
-# `compare` takes any number of them.
-@pytest.mark.parametrize("command", sorted(cli.COMMANDS.keys() - {"compare"}))
+# These take any number of them.
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS.keys() - {"compare", "judge", "predict"}))
 def test_arguments_without_a_flag_are_refused(inputs, command):
     named = ["paper25"] if command == "concepts" else []
     inputs.refused([command, *named, "stray"], "nrecognized")

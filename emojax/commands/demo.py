@@ -76,7 +76,7 @@ def demo(settings: DemoSettings) -> None:
         editable = steps.check_study_inputs(effective, inputs)
         record = steps.probe(effective, run, model, images, clip)
         dissection, table1, summary = steps.label(effective, run, record, concepts, clip, model)
-        options = begin_study(effective, run, tests)
+        options = begin_study(effective, run, dissection, tests)
         study = run_study(editable, dissection, table1, images, tests, **options)
         summary["edit"] = finish_study(run, study)
         summary |= _compare_with_truth(run, model, record, test_faces, tests)

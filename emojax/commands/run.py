@@ -28,7 +28,7 @@ def run(settings: RunSettings) -> None:
         dissection, table1, summary = steps.label(
             settings, folder, record, inputs.concepts, inputs.clip, model
         )
-        options = begin_study(settings, folder, inputs.tests)
+        options = begin_study(settings, folder, dissection, inputs.tests)
         study = run_study(model, dissection, table1, inputs.images, inputs.tests, **options)
         summary["edit"] = finish_study(folder, study)
         store.write_json(folder.folder / "summary.json", summary)

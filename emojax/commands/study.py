@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
+import numpy as np
+
 from emojax import store
 from emojax.commands.base import Studying
-from emojax.commands.console import progress, say
+from emojax.commands.console import progress, say, warn
 from emojax.data.image_set import ImageSet
 from emojax.data.provenance import Use
+from emojax.dissection.labels import Dissection
 from emojax.editing.activations import Progress
 from emojax.editing.search import Edit
 from emojax.editing.stages import Stage
@@ -42,9 +45,24 @@ class StudyOptions(TypedDict):
     stage: Stage
 
 
-def begin_study(settings: Studying, run: store.Run, tests: Sequence[ImageSet]) -> StudyOptions:
-    """What the settings say about a study; notes its test sets."""
+def begin_study(
+    settings: Studying, run: store.Run, dissection: Dissection, tests: Sequence[ImageSet]
+) -> StudyOptions:
+    """What the settings say about a study; notes its test sets.
+
+    Warns of thresholds that the similarities do not reach, or all exceed: their scale differs by
+    similarity function and prior.
+    """
     run.inputs |= {test.name: test.key for test in tests}
+    low, high = np.quantile(dissection.best, [0.05, 0.95])
+    others = settings.edit.top_fraction or settings.edit.continuous or settings.edit.gains
+    if not others and not any(low <= tau < high for tau in settings.edit.tau):
+        warn(
+            f"no threshold of --edit.tau lies among the units' similarities by "
+            f"{dissection.method} ({low:.3g} to {high:.3g} for nine units in ten), so every "
+            "setting scales nearly all units alike; give --edit.tau values in between, or the "
+            "paper's scores with --dissect.prior units"
+        )
     return StudyOptions(
         options=settings.edit,
         protocol=settings.evaluate.protocol,

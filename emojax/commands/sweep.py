@@ -29,7 +29,7 @@ def sweep(settings: SweepSettings) -> None:
         with run.timed("dissect"):
             dissection = dissect(record, inputs.concepts, **asked)
         table1 = interpretability(dissection, settings.dissect.tau)
-        options = begin_study(settings, run, inputs.tests)
+        options = begin_study(settings, run, dissection, inputs.tests)
         study = run_study(model, dissection, table1, inputs.images, inputs.tests, **options)
         edit = finish_study(run, study)
         store.write_json(run.folder / "summary.json", {"edit": edit})

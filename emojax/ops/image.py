@@ -225,12 +225,18 @@ def halve_by_maximum(x: Float[Array, "B H W U"]) -> Float[Array, "B H//2 W//2 U"
     """Maximum over blocks of 2×2 pixels; the last row or column of an odd side is left out.
 
     As a maximum of four slices: on a CPU its gradient is several times faster than that of a
-    reduce-window, which is scattered in a loop. Equal pixels share the gradient.
+    reduce-window, which is scattered in a loop. Of equal pixels the first, row by row, has the
+    gradient, as in PyTorch.
     """
     height, width = x.shape[1:3]
     x = x[:, : height // 2 * 2, : width // 2 * 2]
-    rows = jnp.maximum(x[:, ::2], x[:, 1::2])
-    return jnp.maximum(rows[:, :, ::2], rows[:, :, 1::2])
+    columns = _larger(x[:, :, ::2], x[:, :, 1::2])
+    return _larger(columns[:, ::2], columns[:, 1::2])
+
+
+def _larger(first: Array, second: Array) -> Array:
+    """The larger of two; the first, with its gradient, where they are equal. NaN stays NaN."""
+    return jnp.where((first >= second) | jnp.isnan(first), first, second)
 
 
 def pad_or_crop(

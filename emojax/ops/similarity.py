@@ -200,7 +200,7 @@ def layer_prior(loglik: Float[Array, "U C"], sizes: Sequence[int]) -> Float[Arra
 
 
 def subtract_layer_prior(
-    loglik: Float[Array, "U C"], lam: float, sizes: Sequence[int]
+    loglik: Float[Array, "U C"], lam: float | Float[Array, ""], sizes: Sequence[int]
 ) -> Float[Array, "U C"]:
     """loglik − λ·prior of the unit's layer."""
     prior = layer_prior(loglik, sizes)

@@ -302,8 +302,9 @@ def load(folder: Path, key: str | None = None) -> ProbeRecord:
         EOFError,
         SafetensorError,
     ) as error:
+        reason = str(error).partition("\n")[0]
         raise InputError(
-            f"{folder}: not a readable probe record ({error}); delete it and probe again"
+            f"{folder}: not a readable probe record ({reason}); delete it and probe again"
         ) from None
 
 

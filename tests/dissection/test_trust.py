@@ -88,7 +88,9 @@ def test_correlation_of_a_record_equals_float64(planted):
 
 def test_one_image_has_no_correlation(planted):
     record, texts = planted
-    single = dataclasses.replace(record, embeddings=record.embeddings[:1])
+    single = dataclasses.replace(
+        record, embeddings=record.embeddings[:1], labels=None, ids=record.ids[:1], activations=None
+    )
     with pytest.raises(InputError, match="correlation needs at least two images"):
         dissect.dissect(single, NAMES, similarity="correlation", text_embeddings=texts)
 

@@ -61,7 +61,7 @@ def test_killed_processes_go_on_and_end_with_what_one_gives(tmp_path, compiled, 
     assert rest.error == (
         "emojax: process 0: process 1 of 2 ended before the work was done; the same command, with "
         "any number of processes, "
-        "goes on from the last snapshot\n"
+        "resumes from the last snapshot\n"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["cache-two"]
     assert [path.suffix for path in (cache / "probes").iterdir()] == [".partial"]
