@@ -120,7 +120,7 @@ def compare(model: "VggNet", clip: "ClipEncoder", images: "ImageSet") -> Agreeme
         record = emojax.probe(
             model, images, clip, layers=layers, keep_activations=antialias, antialias=antialias
         )
-        return record, emojax.dissect(record, concepts, null_sets=0)
+        return record, emojax.dissect(record, concepts, similarity="soft_wpmi", null_sets=0)
 
     record, ours = label(True)
     _, without = label(False)

@@ -4,12 +4,11 @@ import errno
 import os
 import resource
 import signal
-import tempfile
 
 import numpy as np
 import pytest
 
-from emojax import cli, store
+from emojax import cli, outputs, store
 from emojax.probing import probe as probe_engine
 
 
@@ -54,7 +53,7 @@ def test_no_permission(capsys, tmp_path, sound, monkeypatch):
 
     audit = ["audit", "--data.path", sound / "fer", "--out", tmp_path / "out"]
     with monkeypatch.context() as patch:
-        patch.setattr(tempfile, "mkdtemp", denied)
+        patch.setattr(outputs, "fresh_folder", denied)
         assert "cannot write to" in refused(capsys, *audit)
     with monkeypatch.context() as patch:
         patch.setattr(store, "write_csv", denied)
