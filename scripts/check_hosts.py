@@ -207,11 +207,11 @@ def _differ(a: Any, b: Any, exact: bool = False, where: str = "") -> str | None:
         )
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and a.shape == b.shape:
         exact |= "top_values" in where or not a.dtype.kind == b.dtype.kind == "f"
-        within = 0.0 if exact or not a.size else CLOSE * np.nanmax(abs(a))
+        within = 0.0 if exact or not a.size else CLOSE * np.max(abs(np.nan_to_num(a)))
         if np.array_equal(a, b) or (np.isclose(a, b, rtol=0, atol=within, equal_nan=True).all()):
             return None
         differ = int((a != b).sum())
-        return f"{where}: {differ} of {a.size} differ, by {np.nanmax(abs(a - b)):g} at most"
+        return f"{where}: {differ} of {a.size} differ, by {np.max(abs(np.nan_to_num(a - b))):g} at most"
     if float in (type(a), type(b)) and isinstance(a, float | int) and isinstance(b, float | int):
         return None if abs(a - b) <= CLOSE * (1 + abs(a)) else f"{where} is {a} and {b}"
     return (
