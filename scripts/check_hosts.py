@@ -211,7 +211,8 @@ def _differ(a: Any, b: Any, exact: bool = False, where: str = "") -> str | None:
         if np.array_equal(a, b) or (np.isclose(a, b, rtol=0, atol=within, equal_nan=True).all()):
             return None
         differ = int((a != b).sum())
-        return f"{where}: {differ} of {a.size} differ, by {np.max(abs(np.nan_to_num(a - b))):g} at most"
+        most = np.max(abs(np.nan_to_num(a - b)))
+        return f"{where}: {differ} of {a.size} differ, by {most:g} at most"
     if float in (type(a), type(b)) and isinstance(a, float | int) and isinstance(b, float | int):
         return None if abs(a - b) <= CLOSE * (1 + abs(a)) else f"{where} is {a} and {b}"
     return (
