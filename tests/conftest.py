@@ -330,6 +330,7 @@ def hostile(tmp_path_factory, tiny_vgg, tiny_clip) -> tuple[Path, ImageSet]:
     }
     settings = Studying(
         cache=tmp_path_factory.mktemp("cache"),
+        dissect=config.Dissect(prior="units"),  # thresholds are on the scale of its scores
         edit=config.Edit(**options),
         target=config.Target(weights=Path("</td><i>vgg")),
         probe=config.Probe(layers=("conv1a", "lin1", "lin2")),
