@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator
 
+from emojax.data.named_weights import FER2013_COMPACT, weights_file
 from emojax.dissection.calibration import Calibration
 from emojax.dissection.options import DEFAULT, DEFAULT_PRIOR, Prior, Similarity
 from emojax.editing.search import Edit
@@ -74,10 +75,11 @@ class Data(Section):
 class Target(Section):
     """The network under study: one of `weights`, `path` and `factory`."""
 
-    weights: UserPath | None = Field(
+    weights: Annotated[UserPath, AfterValidator(weights_file)] | None = Field(
         default=None,
         description="weights of a VGGNet, Deep-Emotion or CompactNet, or torchvision's ResNet or "
-        "VGG: .safetensors, or a PyTorch checkpoint such as the published VGGNet",
+        "VGG: .safetensors, or a PyTorch checkpoint such as the published VGGNet; or "
+        f"{FER2013_COMPACT}, which ships with emojax",
     )
     path: Annotated[str | None, NAME_OR_PATH] = Field(
         default=None,

@@ -1,6 +1,6 @@
 """`emojax evaluate`: accuracy, recall per class, NLL and confusion on labelled splits."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -51,11 +51,20 @@ def evaluate(settings: EvaluateSettings) -> None:
             for images in tests:
                 name = f"{images.name}, no copies of {settings.copies_of}"
                 results[name] = testing.without_duplicates(results[images.name], images, source)
-        splits = {name: result.summary() for name, result in results.items()}
+        splits = {name: result.summary() | _certainty(result) for name, result in results.items()}
         summary = {"protocol": options.protocol, "splits": splits}
         store.write_json(run.folder / "summary.json", summary)
     _print(results)
     opening.end_with(settings.out, warnings)
+
+
+def _certainty(result: "Evaluation") -> dict[str, Any]:
+    """What summary.json says beside the numbers themselves: how sure they are, and the network."""
+    calibration = result.calibration()
+    return {
+        "top1_interval": result.accuracy_interval(),
+        "calibration": None if calibration is None else calibration.as_json(),
+    }
 
 
 def _print(results: "dict[str, Evaluation]") -> None:
@@ -63,11 +72,22 @@ def _print(results: "dict[str, Evaluation]") -> None:
 
     from emojax.commands.console import console
 
-    table = Table("split", "images", "top-1", "top-2", "macro recall", "NLL")
+    columns = ("split", "images", "top-1", "95 % interval", "top-2", "macro recall", "NLL", "ECE")
+    table = Table(*columns)
     for name, result in results.items():
         numbers = result.summary()
-        shares = (f"{numbers[key]:.3%}" for key in ("top1", "top2", "macro_recall"))
-        table.add_row(name, str(numbers["images"]), *shares, f"{numbers['nll']:.4f}")
+        low, high = result.accuracy_interval()
+        calibration = result.calibration()
+        table.add_row(
+            name,
+            str(numbers["images"]),
+            f"{numbers['top1']:.3%}",
+            f"{low:.1%} to {high:.1%}",
+            f"{numbers['top2']:.3%}",
+            f"{numbers['macro_recall']:.3%}",
+            f"{numbers['nll']:.4f}",
+            "–" if calibration is None else f"{calibration.error:.3f}",
+        )
     console.print(table)
 
 

@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +24,37 @@ from emojax.errors import InputError
 from emojax.models.classifier import Cuttable
 from emojax.models.deep_emotion import DeepEmotion
 from emojax.ops import image
-from emojax.ops.stats import mcnemar_exact
+from emojax.ops.stats import calibration_error, mcnemar_exact
 from emojax.probing.network import Network
 
 Protocol = Literal["resize40", "tencrop"]
+
+
+class CalibrationBin(NamedTuple):
+    """Images whose confidence lies between `start` and the next bin's.
+
+    `confidence` is its mean over them, `accuracy` the share that is right.
+    """
+
+    start: float
+    images: int
+    confidence: float
+    accuracy: float
+
+
+class Calibration(NamedTuple):
+    """How far confidence is from accuracy, and the bins with images in them.
+
+    `error` is the expected calibration error: the mean over images of the distance in their bin.
+    Bins are open below and closed above.
+    """
+
+    error: float
+    bins: tuple[CalibrationBin, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {"error": self.error, "bins": [row._asdict() for row in self.bins]}
 
 
 @dataclass(frozen=True)
@@ -76,6 +103,35 @@ class Evaluation:
     def nll(self) -> float:
         """Mean of the losses."""
         return float(self.losses().mean())
+
+    def accuracy_interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Wilson's interval of the share of right predictions, as of independent images."""
+        from scipy import stats
+
+        right = int((self.predictions == self.labels).sum())
+        interval = stats.binomtest(right, len(self.labels)).proportion_ci(level, method="wilson")
+        return float(interval.low), float(interval.high)
+
+    def calibration(self, bins: int = 15) -> "Calibration | None":
+        """Confidence against accuracy; None where a logit that overflowed leaves no probabilities.
+
+        Args:
+          bins: of equal width, into which images are sorted by their confidence, the probability of
+            the predicted class, as in `stats.calibration_error`.
+        """
+        logits = self.logits.astype(np.float64)
+        if not np.isfinite(logits).all():
+            return None
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        confidence = 1.0 / odds.sum(axis=1)
+        right = self.predictions == self.labels
+        in_bin = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence, side="left")
+        rows = []
+        for number in np.unique(in_bin):
+            chosen = in_bin == number
+            sure, correct = float(confidence[chosen].mean()), float(right[chosen].mean())
+            rows.append(CalibrationBin(float(number / bins), int(chosen.sum()), sure, correct))
+        return Calibration(float(calibration_error(confidence, right, bins)), tuple(rows))
 
     def summary(self) -> dict[str, Any]:
         """All of it as plain numbers, ready for JSON; recall is None for a class without images."""

@@ -5,6 +5,7 @@
     python scripts/benchmarks originals           # whole processes against both originals' ways
     python scripts/benchmarks resnet              # the same for a ResNet-50 of transformers
     python scripts/benchmarks memory              # peak memory of a probe against number of images
+    python scripts/benchmarks explain             # linear explanations against a plain search
     python scripts/benchmarks sweep               # edits of lin2 against full evaluations
     python scripts/benchmarks train               # steps of training against PyTorch's
     python scripts/benchmarks page                # the page of a large run in a headless Chromium
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import compare
+import explain
 import memory
 import originals
 import page
@@ -41,6 +43,7 @@ BENCHMARKS = {
     "originals": originals,
     "resnet": resnet,
     "memory": memory,
+    "explain": explain,
     "sweep": sweep,
     "train": train,
     "page": page,
@@ -63,6 +66,7 @@ Commands = (
     | Annotated[originals.Options, tyro.conf.subcommand("originals")]
     | Annotated[resnet.Options, tyro.conf.subcommand("resnet")]
     | Annotated[memory.Options, tyro.conf.subcommand("memory")]
+    | Annotated[explain.Options, tyro.conf.subcommand("explain")]
     | Annotated[sweep.Options, tyro.conf.subcommand("sweep")]
     | Annotated[train.Options, tyro.conf.subcommand("train")]
     | Annotated[page.Options, tyro.conf.subcommand("page")]

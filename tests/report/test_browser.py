@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hostile_run import HOSTILE, columns
+from hostile_run import HOSTILE, columns, copy_of
 from PIL import Image
 
-from emojax import cli
-from emojax.report import units
+from emojax import cli, settings
+from emojax.commands import report as reporting
+from emojax.report import explanations, units
 
 pytestmark = pytest.mark.slow
 
@@ -144,6 +145,39 @@ def test_explorer_in_a_browser(browser, hostile):
         == 0
     )
     assert view.evaluate("document.title") == "emojax run: a <b> & run"
+    assert visit.wrong == []
+
+
+def test_explanations_in_a_browser(browser, hostile, tmp_path):
+    """Bars of either sign, the scatter, and the search for any concept of an explanation."""
+    run = copy_of(hostile[0], tmp_path)
+    explained = tmp_path / "explained"
+    explained.mkdir()
+    concept = "<img onerror=c()> zygomatic"
+    (explained / explanations.TABLE).write_text(
+        "layer,unit,weight0,concept0,weight1,concept1,bias,correlation,label,label_correlation\n"
+        f"lin2,7,1.5,{concept},-0.5,Frown,0.1,0.7,Smile,0.5\n"
+        "lin1,3,0.8,Tears,0,,0.1,0.4,Tears,0.4\n"
+    )
+    values = np.random.default_rng(0).normal(size=(30, 2))
+    np.savez_compressed(explained / explanations.SAMPLE, real=values, simulated=values / 2)
+    reporting.add(run, settings.Report(images="none"), None, explanations=explained)
+    visit = Visit(browser, run / "report.html", viewport={"width": 1280, "height": 900})
+    view = visit.page
+    view.fill("#search", "zygomatic")
+    assert visit.count() == "1 of 48 units"
+    view.locator("#units tbody button").first.click()
+    assert view.inner_text("#unit-name") == "lin2 7"
+    part = view.locator("#unit section", has_text="Held-out correlation 0.70")
+    text = part.inner_text()
+    assert concept in text
+    assert "Frown" in text
+    assert "0.50 with the best single concept" in text
+    assert part.locator("svg.scatter circle").count() == 30
+    view.keyboard.press("Escape")
+    view.fill("#search", "lin1 4")
+    view.locator("#units tbody button").first.click()
+    assert "Held-out correlation" not in view.inner_text("#unit")  # this unit has no explanation
     assert visit.wrong == []
 
 

@@ -32,6 +32,24 @@ def test_evaluation_numbers():
     assert summary["correct_per_class"] == {"a": 1, "b": 1, "c": 0}
 
 
+def test_calibration_and_interval():
+    """Four confidences in two of ten bins; Wilson's interval by its formula."""
+    confidence = np.array([0.62, 0.68, 0.93, 0.97])
+    logits = np.stack([np.log(confidence), np.log(1 - confidence)], axis=1).astype(np.float32)
+    result = evaluate.Evaluation(logits, np.array([0, 1, 0, 0]), ("a", "b"))
+    calibration = result.calibration(bins=10)
+    assert [(row.images, row.accuracy) for row in calibration.bins] == [(2, 0.5), (2, 1.0)]
+    np.testing.assert_allclose([row.start for row in calibration.bins], [0.6, 0.9])
+    np.testing.assert_allclose([row.confidence for row in calibration.bins], [0.65, 0.95])
+    assert calibration.error == pytest.approx((2 * 0.15 + 2 * 0.05) / 4)
+    overflowed = dataclasses.replace(result, logits=np.float32([[np.inf, 0]] * 4))
+    assert overflowed.calibration() is None
+    z, share = 1.959964, 0.75
+    middle = (share + z**2 / 8) / (1 + z**2 / 4)
+    half = z / (1 + z**2 / 4) * np.sqrt(share * (1 - share) / 4 + z**2 / 64)
+    np.testing.assert_allclose(result.accuracy_interval(), (middle - half, middle + half), 1e-5)
+
+
 @pytest.mark.parametrize("protocol", ["resize40", "tencrop"])
 def test_evaluate_equals_a_direct_call(tiny_vgg, blobs, protocol):
     few = blobs.first(50)
