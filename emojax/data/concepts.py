@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from emojax.brief import brief
 from emojax.data.classes import ALIASES, listed, meaning
 from emojax.errors import InputError, did_you_mean, short
 
@@ -28,6 +29,7 @@ _LONGEST, _MOST = (
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x9f]")
 
 
+@brief
 @dataclass(frozen=True)
 class ConceptSet:
     """Concepts in file order and, when known, the emotions of each.

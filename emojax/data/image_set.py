@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8
 
+from emojax.brief import brief
 from emojax.data import classes as class_names
 from emojax.data.draw import Draw
 from emojax.data.exclude import Excluded
@@ -33,6 +34,7 @@ class Images(Protocol):
     def __getitem__(self, rows: slice, /) -> np.ndarray: ...
 
 
+@brief
 @dataclass(frozen=True)
 class ImageSet:
     """A split of a data set.

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from emojax.brief import brief
 from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.concepts import ConceptSet
 from emojax.dissection.calibration import Calibration
@@ -29,6 +30,7 @@ _IMAGES_AT_A_TIME = 1024  # of which probabilities are held
 _LEAST_VARIANCE = 1e-14  # of the mean square: less than this is the rounding of sums in float64
 
 
+@brief
 @dataclass(frozen=True)
 class HalfMoments:
     """Means and covariances of activations and concepts over some images, float64."""
@@ -56,6 +58,7 @@ class HalfMoments:
         return np.diagonal(self.concept_covariance)
 
 
+@brief
 @dataclass
 class Explanations:
     """Every unit as a weighted sum of concepts.

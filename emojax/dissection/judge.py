@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from emojax.brief import brief
 from emojax.dissection.calibration import Calibration
 from emojax.dissection.explanation_files import Explanation, ExplanationFile
 from emojax.ops import explanation_metrics as metrics
@@ -42,6 +43,7 @@ class Simulated(NamedTuple):
     present: Bool[np.ndarray, "I N"]
 
 
+@brief
 @dataclass(frozen=True)
 class Judgement:
     """How well the explanations of one file match.

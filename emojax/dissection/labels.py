@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from emojax.brief import brief
 from emojax.data.concepts import ConceptSet
 from emojax.dissection.options import Prior, Similarity
 from emojax.dissection.trust import HeldOut, Hubs, hubs
@@ -19,6 +20,7 @@ from emojax.probing.record import ProbeRecord
 DESCRIBED_BY = 10  # top images that decide whether a label describes a unit (the paper's Table 1)
 
 
+@brief
 @dataclass(frozen=True)
 class Confidence:
     """Whether the labels are more than chance, and whether they hold on either half of the images.
@@ -41,6 +43,7 @@ class Confidence:
         return None if self.half_labels is None else (self.half_labels == labels).all(axis=0)
 
 
+@brief
 @dataclass(frozen=True)
 class Description:
     """How well labels describe units.
@@ -54,6 +57,7 @@ class Description:
     chance: Float[np.ndarray, " U"]
 
 
+@brief
 @dataclass
 class Dissection:
     """Scores of every unit with every concept, and the record and concepts they came from.

@@ -18,6 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
+from emojax.brief import brief
 from emojax.data.image_set import ImageSet
 from emojax.data.map_images import map_images
 from emojax.distributed.data_parallel import default_tile
@@ -80,6 +81,7 @@ def through_head(head: Head, values: Float[Array, "T U"], gain: Gain) -> Float[A
     return unit_outputs(head, values, gain) @ head.weight + head.offset
 
 
+@brief
 @dataclass(frozen=True, eq=False)
 class PreBiasActivations:
     """All that edits of one layer need to know of a network and a labelled set.

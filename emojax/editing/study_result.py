@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from emojax.brief import brief
 from emojax.data.image_set import ImageSet
 from emojax.editing.search import Kind, Scope
 from emojax.evidence.verdict import Evidence, Finding
@@ -67,6 +68,7 @@ class Tested:
     lost: int
 
 
+@brief
 @dataclass(frozen=True)
 class StudySummary:
     """The study in `summary.json`, under `edit`.
@@ -106,6 +108,7 @@ class StudySummary:
         return {name: x for name, x in values if x is not None or name == "baseline"}
 
 
+@brief
 @dataclass(frozen=True)
 class Study:
     """What a study found; tables are empty where they do not apply.

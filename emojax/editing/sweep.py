@@ -24,6 +24,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int, PyTree
 
+from emojax.brief import brief
 from emojax.distributed.data_parallel import data_parallel, default_tile
 from emojax.distributed.mesh import make_mesh, put_replicated
 from emojax.editing import kernels
@@ -56,6 +57,7 @@ def _program(
     return data_parallel(function, mesh, replicated=2, sharded=1, tile=tile)
 
 
+@brief
 @dataclass(frozen=True)
 class Thresholds:
     """Every threshold on the scores of a layer's units, with one factor.
@@ -87,6 +89,7 @@ class _Chunk(NamedTuple):
     compute: Callable[[], dict[str, np.ndarray]]
 
 
+@brief
 @dataclass(frozen=True, eq=False)
 class Sweep:
     """Edits of one layer, tried on one labelled set.

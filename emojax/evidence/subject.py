@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from emojax.brief import brief
 from emojax.data.image_set import ImageSet
 from emojax.editing.activations import (
     PreBiasActivations,
@@ -27,6 +28,7 @@ from emojax.training.evaluate import Evaluation, same_classes
 Scores = Mapping[str, np.ndarray]  # of the units [U], by layer
 
 
+@brief
 @dataclass(frozen=True)
 class Subject:
     """A network to be edited. Several of them are seeds of one experiment: same layers and images.

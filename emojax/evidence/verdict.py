@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from emojax.brief import brief
 from emojax.editing.search import Setting
 from emojax.errors import InputError
 from emojax.ops.stats import mcnemar_exact
@@ -25,6 +26,7 @@ _HEADLINES: dict[Finding, str] = {
 }
 
 
+@brief
 @dataclass(frozen=True)
 class Evidence:
     """What is known of an edit's effect. Bare counts are enough for a verdict.

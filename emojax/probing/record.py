@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
+from emojax.brief import brief
 from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.image_set import ImageSet
 from emojax.distributed.processes import broadcast_from_main, is_main_process
@@ -40,6 +41,7 @@ _FORMAT = 3  # of a record on disk; part of its key
 _merge = jax.jit(topk.merge, static_argnums=1)
 
 
+@brief
 @dataclass
 class ProbeRecord:
     """What a probe keeps; any concept set can be scored with it later, without the images.

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from emojax.brief import brief
 from emojax.dissection.labels import Dissection
 from emojax.dissection.table import LayerSummary
 from emojax.editing.study_result import StudySummary
@@ -52,6 +53,7 @@ Table = dict[str, np.ndarray]
 DAMAGED = "it is damaged, or of another version"
 
 
+@brief
 @dataclass(frozen=True)
 class Labels:
     """The labels of all units of all layers in a row: what figures and tables need of a dissection,
@@ -89,6 +91,7 @@ class Labels:
         return np.repeat(np.array(list(self.layers), dtype=object), list(self.layers.values()))
 
 
+@brief
 @dataclass(frozen=True)
 class Results:
     """What a run folder holds; None, or an empty table, for what its command does not make.
@@ -134,7 +137,7 @@ class Results:
 
 
 def read_run(
-    folder: Path,
+    folder: Path | str,
     audit: Path | None = None,
     explanations: Path | None = None,
     judgement: Path | None = None,
@@ -148,6 +151,7 @@ def read_run(
     Raises:
       InputError: the folder is not such a run, lacks a file, or holds a damaged one.
     """
+    folder = Path(folder).expanduser()
     manifest = _json(folder / MANIFEST, f"{folder} is not an emojax run: it has no {MANIFEST}")
     _valid(folder / MANIFEST, schema.Manifest, manifest)
     command = manifest["verb"]

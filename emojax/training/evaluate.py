@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Integer, PyTree, UInt8
 
+from emojax.brief import brief
 from emojax.data import classes as class_names
 from emojax.data.image_set import ImageSet, duplicates
 from emojax.data.map_images import map_images
@@ -57,6 +58,7 @@ class Calibration(NamedTuple):
         return {"error": self.error, "bins": [row._asdict() for row in self.bins]}
 
 
+@brief
 @dataclass(frozen=True)
 class Evaluation:
     """Results on a labelled set.
