@@ -17,6 +17,17 @@ Scope = Literal["weights", "weights_and_bias"]  # as in `ops/gains.py`, which lo
 Fractions = tuple[Annotated[float, Field(gt=0, lt=1)], ...]
 
 
+# What an edit of each kind does, in a sentence for readers.
+MEANING = {
+    "threshold": "An edit scales the units of a layer: units whose maximum similarity is above tau "
+    "are multiplied by the factor, all others are divided by it.",
+    "top_fraction": "An edit scales the units of a layer: the given share of them, those of the "
+    "largest maximum similarities, are multiplied by the factor, all others are divided by it.",
+    "continuous": "An edit scales the units of a layer: they are multiplied by numbers from 0, for "
+    "the least maximum similarity, to the factor, for the largest, in proportion between.",
+}
+
+
 class Setting(NamedTuple):
     """An edit of the units of one layer by their scores.
 
@@ -47,7 +58,8 @@ class Search(Section):
     scope: Scope = Field(default="weights", description="what the gain scales")
     tau: tuple[float, ...] = Field(
         default=tuple(x / 4 for x in range(-4, 8)),
-        description="thresholds of the grid",
+        description="thresholds of the grid: units with a maximum similarity above are multiplied "
+        "by the factor, all others divided by it",
         min_length=1,
     )
     factor: Factors = Field(

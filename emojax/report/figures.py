@@ -306,8 +306,12 @@ def plot_network(
 
 
 @_figure
-def plot_grid(sweep: Table, layer: str, alpha: float = 0.05) -> Figure | None:
+def plot_grid(
+    sweep: Table, layer: str, alpha: float = 0.05, chosen: tuple[float, float] | None = None
+) -> Figure | None:
     """Heatmap of a layer's tau × factor grid: correct images above the unedited network's.
+
+    `chosen` is a setting to mark, by tau and factor.
 
     A cell framed and starred differs from the unedited network at level alpha (McNemar's exact
     test, adjusted over the cells by Benjamini and Hochberg); None where fewer than two thresholds
@@ -359,6 +363,12 @@ def plot_grid(sweep: Table, layer: str, alpha: float = 0.05) -> Figure | None:
                 (column - 0.46, row - 0.44), 0.92, 0.88, fill=False, edgecolor="black", linewidth=2
             )
             axes.add_patch(frame)
+    if chosen is not None:
+        place = np.searchsorted(factors, chosen[1]), np.searchsorted(taus, chosen[0])
+        axes.plot(*place, "s", markersize=26, fillstyle="none", color="black", linestyle=":")
+        axes.annotate(
+            "chosen", place, (0, -14), textcoords="offset points", ha="center", fontsize=6
+        )
     axes.set_xticks(range(len(factors)), [f"{f:g}" for f in factors])
     axes.set_yticks(range(len(taus)), [f"{t:g}".replace("-", "−") for t in taus])
     axes.tick_params(length=0)
@@ -378,11 +388,13 @@ def plot_thresholds(
     factor: float,
     bands: Table | None = None,
     unedited: float | None = None,
+    chosen: float | None = None,
 ) -> Figure | None:
     """Accuracy at every threshold of a layer: the given factor, the others faintly, and the band of
     random masks.
 
-    `unedited` is the accuracy of the network as it was; None where the layer has no thresholds.
+    `unedited` is the accuracy of the network as it was, `chosen` a threshold to mark; None where
+    the layer has no thresholds.
     """
     of_layer = thresholds["layer"] == layer
     if not of_layer.any():
@@ -415,6 +427,11 @@ def plot_thresholds(
         axes.plot(x, 100 * mean, color=ORANGE, linewidth=1.2, label="their mean")
     if unedited is not None:
         axes.axhline(100 * unedited, color=INK, linewidth=1, linestyle=":", label="unedited")
+    if chosen is not None:
+        rows = of_layer & (thresholds["factor"] == factor)
+        # The thresholds of the curve are the units' scores, so those above count the units.
+        above = (rows & (thresholds["tau"] > chosen)).sum()
+        axes.axvline(above, color=BLUE, linewidth=1, linestyle="--", label="the chosen setting")
     figure.legend(loc="outside upper left", ncols=3)
     axes.set_xlabel("units above the threshold")
     axes.set_ylabel("accuracy, %")

@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from emojax.data.image_set import ImageSet
+from emojax.editing.search import MEANING
 from emojax.editing.study_result import SplitResult, StudySummary, pooled
 from emojax.errors import InputError
 from emojax.report import explanations, judgement, sprites
@@ -369,6 +370,7 @@ def _edit(run: Results, study: StudySummary) -> dict[str, Any]:
     after = study.edited
     return {
         "setting": text,
+        "meaning": MEANING.get(setting.kind, "An edit scales the units of a layer by given gains."),
         "accuracy": [
             _accuracy(name, before[name], after[name]) for name in before if name in after
         ],

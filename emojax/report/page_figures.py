@@ -69,6 +69,11 @@ def draw(run: Results, images: ImageSet | None = None) -> dict[str, Shown]:
             "Labels that are right, if only the units with the largest margins get one. Cross: the "
             "labels that stand by the rule of `--dissect.abstain`.",
         )
+    chosen = None
+    if run.study is not None and run.study.setting is not None:
+        setting = run.study.setting
+        if setting.kind == "threshold" and setting.tau is not None:
+            chosen = setting.tau, setting.factor
     if run.sweep and layer:
         caption = f"The grid of edits of {layer}, all test splits."
         if "p_adjusted" in run.sweep:
@@ -77,14 +82,16 @@ def draw(run: Results, images: ImageSet | None = None) -> dict[str, Shown]:
                 "at 0.05, adjusted over the cells. As the grid was searched, the verdict and not "
                 "the grid says whether the edit helps."
             )
-        drawn["grid"] = figures.plot_grid(run.sweep, layer), caption
+        drawn["grid"] = figures.plot_grid(run.sweep, layer, chosen=chosen), caption
     if run.thresholds and layer and factor:
         caption = f"Accuracy of {layer} at every threshold, all test splits."
         caption += " Band: as many random units instead." if run.bands else ""
         baseline = None if run.study is None else pooled(run.study.baseline)
         unedited = None if baseline is None else baseline.top1
         drawn["thresholds"] = (
-            figures.plot_thresholds(run.thresholds, layer, factor, run.bands, unedited),
+            figures.plot_thresholds(
+                run.thresholds, layer, factor, run.bands, unedited, chosen and chosen[0]
+            ),
             caption,
         )
     if run.evidence is not None:

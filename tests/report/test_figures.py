@@ -23,6 +23,10 @@ def test_figures_of_results(hostile):
     changes = {int(x) for x in run.sweep["gained"] - run.sweep["lost"]}
     assert cells == {"±0" if not x else f"{x:+d}".replace("-", "−") for x in changes}
     assert emojax.plot_thresholds(run.thresholds, "conv1a", 2.0) is None
+    curve = emojax.plot_thresholds(run.thresholds, "lin2", 2.0, chosen=-0.5).axes[0]
+    lin2 = np.repeat(list(run.labels.layers), list(run.labels.layers.values())) == "lin2"
+    above = (np.asarray(run.labels.similarity)[lin2] > -0.5).sum()
+    assert any(set(line.get_xdata()) == {above} for line in curve.lines)
     assert emojax.plot_per_class(Evidence(gained=1, lost=0, total=5)) is None
     assert len(emojax.plot_per_class(run.evidence).axes[0].patches) == 2 * len(
         run.evidence.per_class
@@ -48,6 +52,9 @@ def test_significant_cells_are_framed():
     axes = emojax.plot_grid(table, "lin2").axes[0]
     assert [text.get_text() for text in axes.texts] == ["±0", "+28*", "±0", "−1"]
     assert len(axes.patches) == 1
+    marked = emojax.plot_grid(table, "lin2", chosen=(1.0, 2.0)).axes[0]
+    assert [text.get_text() for text in marked.texts][4:] == ["chosen"]
+    assert marked.lines[0].get_xydata().tolist() == [[1, 1]]
 
 
 def test_curves():
