@@ -138,7 +138,7 @@ def _parquet() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise InputError("writing parquet needs pyarrow: pip install pyarrow") from None
+        raise InputError("writing parquet needs pyarrow: pip install 'emojax[parquet]'") from None
     return pyarrow, pyarrow.parquet
 
 

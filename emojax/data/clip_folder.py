@@ -20,11 +20,13 @@ from emojax.data.clip_encoder import (
     Padding,
 )
 from emojax.data.hf_folder import (
+    config_of,
     open_folder,
     read_config,
     read_preprocess,
     read_weights,
     steps_of,
+    weights_of,
 )
 from emojax.errors import InputError
 from emojax.models import clip as clip_model
@@ -65,13 +67,8 @@ def _read_clip(folder: Path, raw: dict[str, Any], *, name: str, dtype: str) -> C
     config = _clip_config(folder / "config.json", raw)
     tokenizer = _clip_tokenizer(folder)
     preprocess = _clip_preprocess(folder, config.image_size)
-    try:
-        arrays = read_weights(folder)
-        model = clip_model.from_hf_state_dict(arrays, config, dtype=jnp.dtype(dtype))
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"{folder}: {error}") from None
+    with weights_of(folder):
+        model = clip_model.from_hf_state_dict(read_weights(folder), config, dtype=jnp.dtype(dtype))
     return ClipEncoder(model, preprocess, tokenizer, name)
 
 
@@ -79,13 +76,10 @@ def _read_siglip(folder: Path, raw: dict[str, Any], *, name: str, dtype: str) ->
     config = _siglip_config(folder / "config.json", raw)
     tokenizer, padding = _siglip_tokenizer(folder)
     preprocess = _siglip_preprocess(folder, config, fits_grid=raw["model_type"] == "siglip2")
-    try:
-        arrays = read_weights(folder)
-        model = siglip_model.from_hf_state_dict(arrays, config, dtype=jnp.dtype(dtype))
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"{folder}: {error}") from None
+    with weights_of(folder):
+        model = siglip_model.from_hf_state_dict(
+            read_weights(folder), config, dtype=jnp.dtype(dtype)
+        )
     if not 0 <= padding.token < config.vocabulary:
         raise InputError(
             f"{folder}: the tokenizer pads with {padding.token}, outside the vocabulary of "
@@ -98,20 +92,10 @@ def _read_siglip(folder: Path, raw: dict[str, Any], *, name: str, dtype: str) ->
 
 
 def _clip_config(path: Path, raw: dict[str, Any]) -> clip_model.ClipConfig:
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import CLIPConfig
 
-    try:
+    with config_of(path, "a ViT CLIP"):
         return clip_model.ClipConfig.from_hf(CLIPConfig(**raw).to_dict())
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        ZeroDivisionError,
-        StrictDataclassError,
-    ) as error:
-        raise InputError(f"{path}: not the settings of a ViT CLIP ({error})") from None
 
 
 def _clip_preprocess(folder: Path, image_size: int) -> Preprocess:
@@ -145,14 +129,11 @@ def _clip_tokenizer(folder: Path) -> HfTokenizer:
 
 
 def _siglip_config(path: Path, raw: dict[str, Any]) -> siglip_model.SiglipConfig:
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import Siglip2Config, SiglipConfig
 
     kind = Siglip2Config if raw["model_type"] == "siglip2" else SiglipConfig
-    try:
+    with config_of(path, "a ViT SigLIP"):
         return siglip_model.SiglipConfig.from_hf(kind(**raw).to_dict())
-    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-        raise InputError(f"{path}: not the settings of a ViT SigLIP ({error})") from None
 
 
 def _siglip_preprocess(

@@ -6,6 +6,8 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,43 @@ _KERNELS: dict[int, Kernel] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pil
 # The image processors whose steps `Preprocess` knows.
 PROCESSORS = ("ViT", "DeiT", "Bit", "ConvNext", "CLIP", "Siglip")
 _STEPS = ("resize", "center_crop", "rescale", "normalize")
+
+
+@contextmanager
+def config_of(path: Path, what: str) -> Iterator[None]:
+    """Around the reading of a config by transformers, whose values may be anything.
+
+    Raises:
+      InputError: transformers, or the network, does not take them.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    try:
+        yield
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        ZeroDivisionError,
+        StrictDataclassError,
+    ) as error:
+        raise InputError(f"{path}: not the settings of {what} ({error})") from None
+
+
+@contextmanager
+def weights_of(folder: Path) -> Iterator[None]:
+    """Around the reading of weights, which may be of another network.
+
+    Raises:
+      InputError: names, shapes or values do not fit.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{folder}: {error}") from None
 
 
 def open_folder(source: str | Path, what: str, flag: str) -> Path:

@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from emojax.data import classes as class_names
-from emojax.data.hf_folder import open_folder, read_config, read_preprocess, read_weights
+from emojax.data.hf_folder import (
+    config_of,
+    open_folder,
+    read_config,
+    read_preprocess,
+    read_weights,
+)
+from emojax.data.named_weights import weights_file
 from emojax.data.provenance import Use
 from emojax.data.weights import load_network as load_file
 from emojax.data.weights import save_network as save_file
@@ -88,14 +95,15 @@ def load_network(source: str | Path) -> Classifier:
     `preprocessor_config.json` says; `network.config` has the classes, the layers and their units.
 
     Args:
-      source: a Hugging Face folder or hub name of one of `ARCHITECTURES`, or a weights file: a
-        VGGNet, a Deep-Emotion, or a torchvision ResNet or VGG.
+      source: a Hugging Face folder or hub name of one of `ARCHITECTURES`; a weights file: a
+        VGGNet, a Deep-Emotion, a CompactNet, or a torchvision ResNet or VGG; or
+        `fer2013-compact`, which ships with emojax.
 
     Raises:
       InputError: the folder or file is missing, damaged, or of another kind; the message names what
         is supported.
     """
-    path = Path(source).expanduser()
+    path = weights_file(Path(source))
     if path.is_file() or path.suffix == ".safetensors":
         return load_file(path)
     folder = open_folder(source, "network", _FLAG)
@@ -168,21 +176,9 @@ def _architecture(folder: Path, raw: Mapping[str, Any]) -> _Architecture:
 def _complete(folder: Path, raw: dict[str, Any], architecture: _Architecture) -> dict[str, Any]:
     """The config with transformers' defaults where the file says nothing."""
     import transformers
-    from huggingface_hub.errors import StrictDataclassError
 
-    try:
+    with config_of(folder / "config.json", "this network"):
         return getattr(transformers, architecture.config)(**raw).to_dict()
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        ZeroDivisionError,
-        StrictDataclassError,
-    ) as error:
-        raise InputError(
-            f"{folder / 'config.json'}: not the settings of this network ({error})"
-        ) from None
 
 
 def _check_size(folder: Path, config: Mapping[str, Any], preprocess: Preprocess) -> None:

@@ -21,9 +21,10 @@ from emojax.models.taps import Tap
 from emojax.models.transformer import (
     Encoder,
     PatchEmbedding,
+    TextEmbeddings,
     TowerConfig,
+    TwoTowersConfig,
     VisionConfig,
-    check_sizes,
     embed,
     layer_norm,
     linear,
@@ -33,38 +34,18 @@ from emojax.ops.arrays import AnyArray
 HF_NAMES: convert.Table = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 
-@dataclass(frozen=True)
-class ClipConfig:
-    """Both towers and their common embedding.
-
-    `vocabulary` and `context` are the text's number of token ids and tokens, `end_token` is its
-    end-of-text id, `embedding` the width of what both towers are projected to.
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig(TwoTowersConfig):
+    """Both towers, and the text's end token.
 
     Raises:
       ValueError: sizes that no network can have.
     """
 
-    vision: TowerConfig
-    text: TowerConfig
-    image_size: int
-    patch_size: int
-    vocabulary: int
-    context: int
     end_token: int
-    embedding: int
 
     def __post_init__(self):
-        check_sizes(
-            image_size=self.image_size,
-            patch_size=self.patch_size,
-            vocabulary=self.vocabulary,
-            context=self.context,
-            embedding=self.embedding,
-        )
-        if self.patch_size > self.image_size:
-            raise ValueError(
-                f"patches of {self.patch_size} do not fit into images of {self.image_size}"
-            )
+        super().__post_init__()
         if not 0 <= self.end_token < self.vocabulary:
             raise ValueError(
                 f"eos_token_id {self.end_token} is outside the vocabulary of {self.vocabulary}"
@@ -131,20 +112,6 @@ class VisionTower(nnx.Module):
         tokens = tap("embeddings", self.pre_layrnorm(self.embeddings(images)))
         states = self.encoder(tokens, tap)
         return self.post_layernorm(states[:, 0])
-
-
-class TextEmbeddings(nnx.Module):
-    """Token and position embeddings."""
-
-    def __init__(self, config: ClipConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        width = config.text.width
-        self.token_embedding = embed(config.vocabulary, width, dtype, rngs)
-        self.position_embedding = embed(config.context, width, dtype, rngs)
-
-    def __call__(self, token_ids: Int[AnyArray, "B L"]) -> Float[Array, "B L width"]:
-        """Each token's embedding and its position's."""
-        positions = self.position_embedding.embedding[...][None, : token_ids.shape[1]]
-        return self.token_embedding(jnp.asarray(token_ids)) + positions
 
 
 class TextTower(nnx.Module):

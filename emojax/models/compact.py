@@ -32,12 +32,6 @@ CONVS = (
 )
 POOLED = ("res1b", "res2b")  # followed by a maximum over 2×2
 LAYERS = (*CONVS, "hidden", "logits")
-_TORCH_NAMES: convert.Table = {
-    "kernel": "weight",
-    "scale": "weight",
-    "mean": "running_mean",
-    "var": "running_var",
-}
 
 
 @dataclass(frozen=True)
@@ -239,7 +233,7 @@ def from_torch_state_dict(arrays: convert.Arrays) -> CompactNet:
     model = convert.fill(
         lambda: CompactNet(config, rngs=nnx.Rngs(0)),
         arrays,
-        _TORCH_NAMES,
+        convert.LEAVES,
         ignore=lambda name: name.endswith("_norm.num_batches_tracked"),
     )
     model.eval()
@@ -248,7 +242,7 @@ def from_torch_state_dict(arrays: convert.Arrays) -> CompactNet:
 
 def to_torch_state_dict(model: CompactNet) -> dict[str, np.ndarray]:
     """The parameters under PyTorch's names and layouts."""
-    arrays = convert.to_torch(model, _TORCH_NAMES)
+    arrays = convert.to_torch(model, convert.LEAVES)
     for name in CONVS:
         arrays[f"{_norm(name)}.num_batches_tracked"] = np.zeros((), np.int64)
     return arrays

@@ -22,6 +22,13 @@ Arrays = Mapping[str, np.ndarray]
 AXES = {2: (1, 0), 4: (2, 3, 1, 0)}
 # A part of our path → PyTorch's, or None where PyTorch has no such part.
 Table = Mapping[str, str | None]
+# Leaves of layers and of BatchNorm.
+LEAVES: Table = {
+    "kernel": "weight",
+    "scale": "weight",
+    "mean": "running_mean",
+    "var": "running_var",
+}
 # A table, or a function where names do not follow part by part.
 Names = Table | Callable[[Path], str]
 

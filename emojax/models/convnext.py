@@ -6,7 +6,7 @@ classifier reads. Shapes: B batch, H height, W width.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +17,10 @@ from jaxtyping import Array, Float
 
 from emojax.models import convert
 from emojax.models.preprocess import Preprocess
-from emojax.models.tapped import POOLED, NetworkConfig, TappedNetwork
+from emojax.models.staged import StagedConfig
+from emojax.models.tapped import POOLED, TappedNetwork
 from emojax.models.taps import Slices, Tap
-from emojax.models.transformer import (
-    ACTIVATIONS,
-    PatchEmbedding,
-    check_activation,
-    check_depth,
-    check_sizes,
-)
+from emojax.models.transformer import ACTIVATIONS, PatchEmbedding, check_channels, check_sizes
 
 _HF_NAMES: convert.Table = {
     "kernel": "weight",
@@ -40,7 +35,7 @@ _EPSILON = 1e-6  # of all LayerNorms but the last, whatever the config says
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvNextConfig(NetworkConfig):
+class ConvNextConfig(StagedConfig):
     """Widths and depths of the stages, the stem's patches, and the last LayerNorm's epsilon.
 
     `layer_scale`: whether the blocks have a learned scale for each unit.
@@ -49,35 +44,22 @@ class ConvNextConfig(NetworkConfig):
       ValueError: sizes that no network can have, or an unknown activation.
     """
 
-    widths: tuple[int, ...]
-    depths: tuple[int, ...]
     patch_size: int
     activation: str = "gelu"
     epsilon: float = 1e-12
     layer_scale: bool = True
 
     def __post_init__(self):
-        check_activation(self.activation)
-        check_sizes(patch_size=self.patch_size, classes=self.classes)
-        for width, depth in zip(self.widths, self.depths, strict=True):
-            check_sizes(width=width, depth=depth)
-            check_depth(depth)
-        if not self.widths:
-            raise ValueError("there are no stages")
+        super().__post_init__()
+        check_sizes(patch_size=self.patch_size)
 
-    def units(self) -> dict[str, int]:
-        """Units of every tap."""
-        units = {"stem": self.widths[0]}
-        for stage, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
-            for block in range(depth):
-                name = f"stage{stage}.block{block}"
-                units |= {f"{name}.hidden": 4 * width, name: width}
-            units[f"stage{stage}"] = width
-        return units | {POOLED: self.widths[-1]}
+    def stem_width(self) -> int:
+        """Units of the tap `stem`."""
+        return self.widths[0]
 
-    def probed(self) -> tuple[str, ...]:
-        """The stem and the stages."""
-        return ("stem", *(f"stage{stage}" for stage in range(len(self.widths))))
+    def inside(self, width: int) -> Iterator[tuple[str, int]]:
+        """The hidden units of a block's MLP."""
+        yield "hidden", 4 * width
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], *, preprocess: Preprocess) -> "ConvNextConfig":
@@ -87,8 +69,7 @@ class ConvNextConfig(NetworkConfig):
           KeyError: a name is missing.
           ValueError: a value is one that no network can have, or that is not supported.
         """
-        if config["num_channels"] != 3:
-            raise ValueError(f"num_channels is {config['num_channels']}, not 3")
+        check_channels(config["num_channels"])
         return cls(
             widths=tuple(config["hidden_sizes"]),
             depths=tuple(config["depths"]),

@@ -29,10 +29,7 @@ HIDDEN = 50
 _KERNEL = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 _TORCH_NAMES: convert.Table = {
     "layers": None,  # flax's Sequential holds its members under this name, PyTorch's directly
-    "kernel": "weight",
-    "scale": "weight",
-    "mean": "running_mean",
-    "var": "running_var",
+    **convert.LEAVES,
 }
 
 

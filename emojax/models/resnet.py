@@ -7,7 +7,7 @@ what the classifier reads. Shapes: B batch, H height, W width.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal
@@ -18,15 +18,13 @@ from jaxtyping import Array, Float
 
 from emojax.models import convert
 from emojax.models.preprocess import TORCHVISION, Preprocess
-from emojax.models.tapped import POOLED, NetworkConfig, TappedNetwork
+from emojax.models.staged import StagedConfig
+from emojax.models.tapped import POOLED, TappedNetwork
 from emojax.models.taps import Slices, Tap
-from emojax.models.transformer import ACTIVATIONS, check_activation, check_depth, check_sizes
+from emojax.models.transformer import ACTIVATIONS, check_channels, check_sizes
 
 _HF_NAMES: convert.Table = {
-    "kernel": "weight",
-    "scale": "weight",
-    "mean": "running_mean",
-    "var": "running_var",
+    **convert.LEAVES,
     "embedder": "resnet.embedder.embedder",
     "stages": "resnet.encoder.stages",
     "classifier": "classifier.1",
@@ -35,7 +33,7 @@ _REDUCTION = 4  # a bottleneck is as many times narrower than its block
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNetConfig(NetworkConfig):
+class ResNetConfig(StagedConfig):
     """Widths and depths of the stages, and how their blocks are built.
 
     `stem` is the first convolution's width. `stride_first`: whether a bottleneck strides in its
@@ -47,8 +45,6 @@ class ResNetConfig(NetworkConfig):
     """
 
     stem: int
-    widths: tuple[int, ...]
-    depths: tuple[int, ...]
     block: Literal["basic", "bottleneck"]
     activation: str = "relu"
     stride_first: bool = False
@@ -56,35 +52,23 @@ class ResNetConfig(NetworkConfig):
     torchvision: bool = False
 
     def __post_init__(self):
-        check_activation(self.activation)
-        check_sizes(stem=self.stem, classes=self.classes)
-        for width, depth in zip(self.widths, self.depths, strict=True):
-            check_sizes(width=width, depth=depth)
-            check_depth(depth)
+        super().__post_init__()
+        check_sizes(stem=self.stem)
         if self.block not in ("basic", "bottleneck"):
             raise ValueError(f"layer_type is {self.block!r}, not 'basic' or 'bottleneck'")
-        if not self.widths:
-            raise ValueError("there are no stages")
 
     def inner(self, width: int) -> tuple[int, ...]:
         """Units of the convolutions inside a block of this width."""
         return (width,) if self.block == "basic" else (width // _REDUCTION,) * 2
 
-    def units(self) -> dict[str, int]:
-        """Units of every tap."""
-        units = {"stem": self.stem}
-        for stage, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True)):
-            for block in range(depth):
-                name = f"stage{stage}.block{block}"
-                for number, inside in enumerate(self.inner(width)):
-                    units[f"{name}.conv{number}"] = inside
-                units[name] = width
-            units[f"stage{stage}"] = width
-        return units | {POOLED: self.widths[-1]}
+    def stem_width(self) -> int:
+        """Units of the tap `stem`."""
+        return self.stem
 
-    def probed(self) -> tuple[str, ...]:
-        """The stem and the stages, as CLIP-Dissect has them for a ResNet-50."""
-        return ("stem", *(f"stage{stage}" for stage in range(len(self.widths))))
+    def inside(self, width: int) -> Iterator[tuple[str, int]]:
+        """All convolutions of a block but its last."""
+        for number, units in enumerate(self.inner(width)):
+            yield f"conv{number}", units
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], *, preprocess: Preprocess) -> "ResNetConfig":
@@ -94,8 +78,7 @@ class ResNetConfig(NetworkConfig):
           KeyError: a name is missing.
           ValueError: a value is one that no network can have, or that is not supported.
         """
-        if config["num_channels"] != 3:
-            raise ValueError(f"num_channels is {config['num_channels']}, not 3")
+        check_channels(config["num_channels"])
         return cls(
             stem=config["embedding_size"],
             widths=tuple(config["hidden_sizes"]),
@@ -300,6 +283,7 @@ def _torchvision_config(arrays: convert.Arrays) -> ResNetConfig:
             widths=tuple(widths),
             depths=tuple(depths),
             block="bottleneck" if is_bottleneck else "basic",
+            activation="relu",
             classes=arrays["fc.weight"].shape[0],
             preprocess=TORCHVISION,
             torchvision=True,

@@ -28,7 +28,9 @@ from emojax.models.transformer import (
     Encoder,
     Mlp,
     PatchEmbedding,
+    TextEmbeddings,
     TowerConfig,
+    TwoTowersConfig,
     VisionConfig,
     check_sizes,
     embed,
@@ -38,37 +40,16 @@ from emojax.models.transformer import (
 from emojax.ops.arrays import AnyArray
 
 
-@dataclass(frozen=True)
-class SiglipConfig:
+@dataclass(frozen=True, kw_only=True)
+class SiglipConfig(TwoTowersConfig):
     """Both towers; their embedding is as wide as the image tower.
-
-    `vocabulary` and `context` are the text's number of token ids and tokens, `image_size` the side
-    of the square images.
 
     Raises:
       ValueError: sizes that no network can have.
     """
 
-    vision: TowerConfig
-    text: TowerConfig
-    image_size: int
-    patch_size: int
-    vocabulary: int
-    context: int
-    embedding: int
-
     def __post_init__(self):
-        check_sizes(
-            image_size=self.image_size,
-            patch_size=self.patch_size,
-            vocabulary=self.vocabulary,
-            context=self.context,
-            embedding=self.embedding,
-        )
-        if self.patch_size > self.image_size:
-            raise ValueError(
-                f"patches of {self.patch_size} do not fit into images of {self.image_size}"
-            )
+        super().__post_init__()
         if self.embedding != self.vision.width:
             raise ValueError(
                 f"texts are projected to {self.embedding}, images have {self.vision.width}"
@@ -182,19 +163,6 @@ class VisionTower(nnx.Module):
         tap = tap or Tap()
         tokens = tap("embeddings", self.embeddings(images))
         return self.head(self.post_layernorm(self.encoder(tokens, tap)))
-
-
-class TextEmbeddings(nnx.Module):
-    """Token and position embeddings."""
-
-    def __init__(self, config: SiglipConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.token_embedding = embed(config.vocabulary, config.text.width, dtype, rngs)
-        self.position_embedding = embed(config.context, config.text.width, dtype, rngs)
-
-    def __call__(self, token_ids: Int[AnyArray, "B L"]) -> Float[Array, "B L width"]:
-        """Each token's embedding and its position's."""
-        positions = self.position_embedding.embedding[...][None]
-        return self.token_embedding(jnp.asarray(token_ids)) + positions
 
 
 class TextTower(nnx.Module):

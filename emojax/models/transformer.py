@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from emojax.models.convert import Path
 from emojax.models.taps import Slices, Tap
@@ -58,6 +58,16 @@ def check_activation(name: object) -> None:
     if name not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         raise ValueError(f"activation {name!r} is not supported; known: {known}")
+
+
+def check_channels(channels: object) -> None:
+    """The number of input channels that a file claims.
+
+    Raises:
+      ValueError: it is not three.
+    """
+    if channels != 3:
+        raise ValueError(f"num_channels is {channels}, not 3")
 
 
 @dataclass(frozen=True)
@@ -105,6 +115,39 @@ class TowerConfig:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class TwoTowersConfig:
+    """An image tower and a text tower with one embedding.
+
+    `vocabulary` and `context` are the text's number of token ids and tokens, `image_size` the side
+    of the square images, `embedding` the width of what both towers give.
+
+    Raises:
+      ValueError: sizes that no network can have.
+    """
+
+    vision: TowerConfig
+    text: TowerConfig
+    image_size: int
+    patch_size: int
+    vocabulary: int
+    context: int
+    embedding: int
+
+    def __post_init__(self):
+        check_sizes(
+            image_size=self.image_size,
+            patch_size=self.patch_size,
+            vocabulary=self.vocabulary,
+            context=self.context,
+            embedding=self.embedding,
+        )
+        if self.patch_size > self.image_size:
+            raise ValueError(
+                f"patches of {self.patch_size} do not fit into images of {self.image_size}"
+            )
+
+
 def linear(
     inputs: int, outputs: int, dtype: DTypeLike, rngs: nnx.Rngs, *, bias: bool = True
 ) -> nnx.Linear:
@@ -122,6 +165,20 @@ def layer_norm(config: TowerConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Lay
     return nnx.LayerNorm(
         config.width, epsilon=config.epsilon, dtype=dtype, param_dtype=dtype, rngs=rngs
     )
+
+
+class TextEmbeddings(nnx.Module):
+    """Token and position embeddings."""
+
+    def __init__(self, config: TwoTowersConfig, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        width = config.text.width
+        self.token_embedding = embed(config.vocabulary, width, dtype, rngs)
+        self.position_embedding = embed(config.context, width, dtype, rngs)
+
+    def __call__(self, token_ids: Int[AnyArray, "B L"]) -> Float[Array, "B L width"]:
+        """Each token's embedding and its position's."""
+        positions = self.position_embedding.embedding[...][None, : token_ids.shape[1]]
+        return self.token_embedding(jnp.asarray(token_ids)) + positions
 
 
 @runtime_checkable

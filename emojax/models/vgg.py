@@ -26,12 +26,6 @@ CONVS = ("conv1a", "conv1b", "conv2a", "conv2b", "conv3a", "conv3b", "conv4a", "
 HIDDEN = ("lin1", "lin2")
 LAYERS = (*CONVS, *HIDDEN, "lin3")
 Taps = Literal["raw", "relu"]
-_TORCH_NAMES: convert.Table = {
-    "kernel": "weight",
-    "scale": "weight",
-    "mean": "running_mean",
-    "var": "running_var",
-}
 
 
 @dataclass(frozen=True)
@@ -241,7 +235,7 @@ def from_torch_state_dict(arrays: convert.Arrays, *, input_size: int | None = No
     model = convert.fill(
         lambda: VggNet(config, rngs=nnx.Rngs(0)),
         arrays,
-        _TORCH_NAMES,
+        convert.LEAVES,
         ignore=lambda name: name.endswith("num_batches_tracked"),
     )
     model.eval()
@@ -269,7 +263,7 @@ def _config_of(arrays: convert.Arrays, input_size: int | None) -> VggConfig:
 
 def to_torch_state_dict(model: VggNet) -> dict[str, np.ndarray]:
     """The parameters under PyTorch's names and layouts, loadable there with `strict=True`."""
-    arrays = convert.to_torch(model, _TORCH_NAMES)
+    arrays = convert.to_torch(model, convert.LEAVES)
     for name in CONVS:
         arrays[f"{_norm(name)}.num_batches_tracked"] = np.zeros((), np.int64)
     return arrays

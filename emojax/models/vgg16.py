@@ -22,7 +22,6 @@ from emojax.models.taps import Slices, Tap
 # 13, 16 and 19.
 _STAGES = {8: (1, 1, 2, 2, 2), 10: (2,) * 5, 13: (2, 2, 3, 3, 3), 16: (2, 2, 4, 4, 4)}
 _SIDE = 7  # that the last convolution's output is pooled to
-_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +150,7 @@ def _position(conv: int, config: Vgg16Config) -> int:
 def _torchvision_name(path: convert.Path, config: Vgg16Config) -> str:
     """torchvision's name of a parameter."""
     kind, number, leaf = (str(part) for part in path)
-    leaf = _LEAVES.get(leaf, leaf)
+    leaf = convert.LEAVES.get(leaf, leaf)
     if kind == "dense":
         return f"classifier.{3 * int(number)}.{leaf}"  # ReLU and dropout stand between
     return f"features.{_position(int(number), config) + (kind == 'norms')}.{leaf}"

@@ -25,6 +25,7 @@ from emojax.models.transformer import (
     TowerConfig,
     block_outgoing,
     block_units,
+    check_channels,
     check_sizes,
     layer_norm,
     linear,
@@ -114,8 +115,7 @@ class VitConfig(NetworkConfig):
         is_dinov2 = kind == "dinov2"
         if is_dinov2 and config["use_swiglu_ffn"]:
             raise ValueError("use_swiglu_ffn is not supported")
-        if config["num_channels"] != 3:
-            raise ValueError(f"num_channels is {config['num_channels']}, not 3")
+        check_channels(config["num_channels"])
         width = config["hidden_size"]
         tower = TowerConfig(
             width=width,
