@@ -42,8 +42,9 @@ def _shown(value: Any) -> str:
     """One value in a few words."""
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return f"{value.dtype}[{', '.join(map(str, value.shape))}]"
-    if isinstance(value, tuple) and hasattr(value, "_fields"):  # a NamedTuple
-        fields = (f"{name}={_shown(part)}" for name, part in zip(value._fields, value, strict=True))
+    names = getattr(value, "_fields", None)  # of a NamedTuple
+    if names is not None:
+        fields = (f"{name}={_shown(part)}" for name, part in zip(names, value, strict=True))
         return f"{type(value).__name__}({', '.join(fields)})"
     if isinstance(value, Mapping | Sequence | set) and not isinstance(value, str | bytes):
         short = repr(value) if len(value) < _LONGEST else ""

@@ -106,6 +106,17 @@ class Evidence:
         return "no effect shown" if self.selected_on_test else "no effect of the scores shown"
 
     @property
+    def by_measure(self) -> dict[str, str]:
+        """Accuracy, macro recall and NLL: better, worse, or no difference shown by the interval."""
+        found = {}
+        for name, (_, _, _, sign) in _MEASURES.items():
+            if name in self.intervals:
+                low, high = (sign * edge for edge in self.intervals[name]["interval"])
+                better, worse = min(low, high) > 0, max(low, high) < 0
+                found[name] = "better" if better else "worse" if worse else "no difference shown"
+        return found
+
+    @property
     def verdict(self) -> str:
         """A paragraph in plain language, with its numbers."""
         return " ".join(_sentences(self))
@@ -118,8 +129,17 @@ class Evidence:
             "p_networks": self.p_networks,
             "setting": None if self.setting is None else self.setting._asdict(),
             "finding": self.finding,
+            "by_measure": self.by_measure,
             "verdict": self.verdict,
         }
+
+
+# Title, scale and unit of each measure that has an interval, and the sign of what is better.
+_MEASURES = {
+    "accuracy": ("accuracy", 100, " points", 1),
+    "macro_recall": ("macro recall", 100, " points", 1),
+    "nll": ("NLL", 1, "", -1),
+}
 
 
 def _signed(value: float) -> str:
@@ -141,6 +161,7 @@ def _sentences(evidence: Evidence) -> list[str]:
         counts += f" by most of {networks} networks"
     sentences = [
         _HEADLINES[evidence.finding],
+        *filter(None, [_besides(evidence)]),
         f"{edit} changes correct predictions by {shown} of {evidence.total:,} ({points} points): "
         f"{counts}.",
         _test(evidence, shown),
@@ -157,7 +178,7 @@ def _sentences(evidence: Evidence) -> list[str]:
         )
     if evidence.intervals:
         level = 100 * (1 - evidence.alpha)
-        differences = _differences(evidence.intervals)
+        differences = _differences(evidence)
         sentences.append(f"Differences with {level:g} % intervals: {differences}.")
     if evidence.controls:
         sentences.append(f"For comparison: {_compared(evidence.controls)}.")
@@ -199,18 +220,27 @@ def _test(evidence: Evidence, shown: str) -> str:
     return f"{line}, but edits by permuted scores do as well: it does not speak for the scores."
 
 
-def _differences(intervals: Mapping[str, Any]) -> str:
-    def line(name: str, title: str, scale: float, unit: str) -> str:
-        difference = intervals[name]["difference"] * scale
-        low, high = (f"{edge * scale:+.3f}" for edge in intervals[name]["interval"])
-        return f"{title} {difference:+.3f}{unit} [{low}, {high}]".replace("-", "−")
-
-    lines = [
-        line("accuracy", "accuracy", 100, " points"),
-        line("macro_recall", "macro recall", 100, " points"),
-        line("nll", "NLL", 1, ""),
-    ]
+def _differences(evidence: Evidence) -> str:
+    lines = []
+    for name, found in evidence.by_measure.items():
+        title, scale, unit, _ = _MEASURES[name]
+        difference = evidence.intervals[name]["difference"] * scale
+        low, high = (f"{edge * scale:+.3f}" for edge in evidence.intervals[name]["interval"])
+        line = f"{title} {difference:+.3f}{unit} [{low}, {high}]".replace("-", "−")
+        lines.append(line if found == "no difference shown" else f"{line}, {found}")
     return "; ".join(lines)
+
+
+def _besides(evidence: Evidence) -> str | None:
+    """What changes although correct predictions are not shown to: such an edit is not harmless."""
+    if not evidence.finding.startswith("no effect"):
+        return None
+    changed = [
+        f"{_MEASURES[name][0]} is {found}"
+        for name, found in evidence.by_measure.items()
+        if found != "no difference shown"
+    ]
+    return f"But {' and '.join(changed)}." if changed else None
 
 
 def _compared(controls: Mapping[str, Any]) -> str:

@@ -72,7 +72,7 @@ def draw(run: Results, images: ImageSet | None = None) -> dict[str, Shown]:
     chosen = None
     if run.study is not None and run.study.setting is not None:
         setting = run.study.setting
-        if setting.kind == "threshold" and setting.tau is not None:
+        if setting.kind == "threshold" and setting.tau is not None and setting.factor is not None:
             chosen = setting.tau, setting.factor
     if run.sweep and layer:
         caption = f"The grid of edits of {layer}, all test splits."

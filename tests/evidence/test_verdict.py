@@ -44,3 +44,22 @@ def test_a_change_that_random_scores_make_too_is_no_support(p_scores):
     assert "helps" not in found.finding + found.verdict
     said = "was not tested" if p_scores is None else "does not speak for the scores"
     assert said in found.verdict
+
+
+def test_harm_to_other_measures_is_said_first():
+    """Correct predictions stay, the NLL's interval lies on the bad side: no harmless edit."""
+    interval = {"accuracy": [-0.01, 0.004], "macro_recall": [-0.01, 0.004], "nll": [0.002, 0.02]}
+    evidence = verdict.Evidence(
+        gained=15,
+        lost=21,
+        total=1500,
+        intervals={name: {"difference": 0.01, "interval": ends} for name, ends in interval.items()},
+    )
+    assert evidence.by_measure == {
+        "accuracy": "no difference shown",
+        "macro_recall": "no difference shown",
+        "nll": "worse",
+    }
+    assert evidence.summary()["by_measure"] == evidence.by_measure
+    assert evidence.verdict.startswith("No effect is shown. But NLL is worse. The edit changes")
+    assert "NLL +0.010 [+0.002, +0.020], worse" in evidence.verdict
