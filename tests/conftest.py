@@ -68,7 +68,7 @@ gc.set_threshold(20_000, 50, 100)
 
 # What these fixtures make takes seconds before a test begins, so whatever needs them is slow.
 SLOW_FIXTURES = {
-    *("demo_cache", "dissected", "forms", "hostile", "paged", "planted", "sources", "spoilt"),
+    *("small_run", "dissected", "forms", "hostile", "paged", "planted", "sources", "spoilt"),
     *("parts", "warm"),
 }
 TINY = VggConfig(widths=(4, 4, 6, 6, 8, 8, 10, 10), hidden=(24, 20))
