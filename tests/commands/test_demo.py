@@ -7,7 +7,7 @@ import os
 import pytest
 from commands_in_process import rows_of, run
 
-from emojax.report import page
+from emojax.report import page as page_module
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +52,7 @@ def test_demo_runs_the_chain(capsys, monkeypatch, tmp_path):
     def full(*args, **options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "report.html")
 
-    monkeypatch.setattr(page, "build", full)
+    monkeypatch.setattr(page_module, "build", full)
     code, out, err = run(capsys, "demo", *flags, "--overwrite")
     assert (code, err.count("\n")) == (2, 1)
     assert "reusing the record" in out

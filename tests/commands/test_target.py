@@ -64,7 +64,9 @@ def test_evaluate_in_the_order_of_the_folder(inputs, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layer", ["pooled", "block1.hidden", "block0"])
+@pytest.mark.parametrize(
+    "layer", ["pooled", "block0", pytest.param("block1.hidden", marks=pytest.mark.exhaustive)]
+)
 def test_run_edits_by_labels(layer, inputs, clip_folder, tmp_path):
     flags = ["--clip.path", clip_folder, "--probe.layers", "*", "--dissect.top-k", "8"]
     flags += ["--edit.layers", layer, "--edit.permutations", "19", "--edit.masks", "5"]

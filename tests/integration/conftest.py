@@ -1,7 +1,5 @@
 """What the runs of these tests share."""
 
-from pathlib import Path
-
 import pytest
 from signalled import SmallRun
 

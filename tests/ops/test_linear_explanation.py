@@ -1,8 +1,11 @@
+import jax
 import numpy as np
 import reference
 
 from emojax.ops import linear_explanation
 from emojax.ops.linear_explanation import NONE
+
+greedy = jax.jit(linear_explanation.greedy, static_argnames=("most", "tolerance"))
 
 
 def mixtures(images, units, concepts, seed):
@@ -20,9 +23,8 @@ def mixtures(images, units, concepts, seed):
 def choose(acts, values, **options):
     correlation = np.corrcoef(acts.T, values.T)
     units = acts.shape[1]
-    return linear_explanation.greedy(
-        np.float32(correlation[:units, units:]), np.float32(correlation[units:, units:]), **options
-    )
+    correlations = np.float32(correlation[:units, units:]), np.float32(correlation[units:, units:])
+    return jax.tree.map(np.asarray, greedy(*correlations, **options))
 
 
 def test_equals_least_squares_greedy():

@@ -76,10 +76,8 @@ def test_permutation_p_values_count_the_draws_that_reach():
 def plain_totals(columns, key, resamples):
     """The same draws, one resample at a time, in float64."""
     keys = jax.random.split(key, -(-resamples // 64) * 64)
-    drawn = [
-        np.asarray(jax.random.randint(k, (len(columns),), 0, len(columns)))
-        for k in keys[:resamples]
-    ]
+    draw = jax.jit(jax.vmap(lambda key: jax.random.randint(key, (len(columns),), 0, len(columns))))
+    drawn = np.asarray(draw(keys))[:resamples]
     return np.stack([np.float64(columns)[rows].sum(0) for rows in drawn])
 
 
