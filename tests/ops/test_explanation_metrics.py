@@ -116,7 +116,7 @@ def test_parts_merge(data):
     @jax.jit
     def merged(acts, probs):
         together = metrics.merge(*(metrics.comoments(acts[s], probs[s]) for s in slices))
-        active = acts >= metrics.cutoffs(acts, 0.1)
+        active = acts >= metrics.cutoffs(acts, 0.1)[None]
         counts = [metrics.counts(active[s], probs[s] >= 0.5) for s in slices]
         whole = jax.tree.map(jnp.add, *counts)
         sums = metrics.correlation_of(together), metrics.cosine_of(together)

@@ -201,11 +201,11 @@ def test_grid_sample_and_affine_grid_equal_torchs(size):
 
     @jax.jit
     def forward(images, theta):
-        points = image.affine_grid(theta, size)
-        return points, image.grid_sample(images, points)
+        positions = image.affine_grid(theta, size)
+        return positions, image.grid_sample(images, positions)
 
-    points, ours = forward(images, theta)
-    np.testing.assert_allclose(points, grid.detach().numpy(), atol=1e-6)
+    positions, ours = forward(images, theta)
+    np.testing.assert_allclose(positions, grid.detach().numpy(), atol=1e-6)
     assert reference.relative(ours, reference.channels_last(sampled)) <= 1e-5
 
     def total(images, theta):

@@ -63,8 +63,9 @@ class SmallRun(NamedTuple):
         """With a cache that another run has filled, only its results are new."""
         inputs = [*("--data.path", self.inputs / "fer"), *("--clip.path", self.inputs / "clip")]
         labels = ["--probe.layers", "lin2", "--dissect.top-k", "7", "--dissect.null-sets", "20"]
-        # Thresholds on both sides of some unit's similarity, or a warning would say there are none.
-        edits = ["--edit.layers", "lin2", "--edit.tau", "0", "0.5", "1", "--edit.factor", "1", "2"]
+        # Thresholds that some units reach and others do not, or a warning would say so.
+        edits = ["--edit.layers", "lin2", "--edit.tau", "0.15", "0.2", "0.25", "0.3"]
+        edits += ["--edit.factor", "1", "2"]
         evidence = ["--edit.permutations", "19", "--edit.masks", "3", "--report.images", "none"]
         places = ["--out", out, "--cache", cache or self.cache]
         given = ["--target.weights", self.weights, *inputs, *labels, *edits, *evidence, *places]
