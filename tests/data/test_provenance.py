@@ -6,6 +6,7 @@ from emojax.data.weights import load_vgg, save_vgg
 from emojax.synthetic import faces
 
 
+@pytest.mark.slow
 def test_weights_say_what_they_have_seen(tiny_vgg, images, tmp_path):
     path, other = tmp_path / "model.safetensors", faces.random_faces(20, 5).image_set("other")
     save_vgg(tiny_vgg, path)

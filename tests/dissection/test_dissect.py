@@ -42,6 +42,7 @@ def found(tiny_vgg, blobs, tiny_clip):
     )
 
 
+@pytest.mark.slow
 def test_layer_by_layer_equals_all_at_once(found, tiny_vgg, blobs, tiny_clip):
     whole = dissect.dissect(found, CONCEPTS)
     for number, layer in enumerate(("conv1a", "lin2")):
@@ -56,6 +57,7 @@ def test_layer_by_layer_equals_all_at_once(found, tiny_vgg, blobs, tiny_clip):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["correlation", "soft_wpmi", "wpmi", "cos_similarity", "cos_similarity_cubed"]
 )
@@ -69,6 +71,7 @@ def test_late_scores_equal_float64(found, tiny_clip, name):
     np.testing.assert_array_equal(got.labels, want.argmax(1))
 
 
+@pytest.mark.slow
 def test_late_rank_reorder_equals_float64(found):
     rng = np.random.default_rng(0)
     text = np.abs(rng.standard_normal((5, 24))).astype(np.float32)
@@ -87,6 +90,7 @@ def test_late_rank_reorder_equals_float64(found):
     np.testing.assert_allclose(got.scores, want, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_undefined_pairs_are_marked_and_win_nothing(found, tmp_path):
     """A concept whose mean cosine is negative has no rank_reorder score; the others keep theirs."""
     rng = np.random.default_rng(0)
@@ -120,6 +124,7 @@ def test_undefined_pairs_are_marked_and_win_nothing(found, tmp_path):
     assert summary["undefined_pairs"] == len(rows)
 
 
+@pytest.mark.slow
 def test_many_concepts_cross_tiles(found):
     rng = np.random.default_rng(0)
     text = rng.standard_normal((203, 24)).astype(np.float32)
@@ -132,6 +137,7 @@ def test_many_concepts_cross_tiles(found):
     assert np.abs(got.scores - want).max() <= 5e-6 * np.abs(want).max()
 
 
+@pytest.mark.slow
 def test_dissect_refusals(tiny_vgg, blobs, tiny_clip):
     few = probe.probe(tiny_vgg, blobs.first(60), tiny_clip, layers=["lin2"], **FEW)
     with pytest.raises(

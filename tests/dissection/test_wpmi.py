@@ -59,6 +59,7 @@ def plain_confidence(found, text, top_k, sets):
     return np.array(p), np.array(halves)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8, pytest.param(2, marks=EXHAUSTIVE)])
 def test_confidence_equals_a_plain_computation(whole, tiny_clip, devices):
     found = dissect.dissect(
@@ -75,6 +76,7 @@ def test_confidence_equals_a_plain_computation(whole, tiny_clip, devices):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "concepts", "devices", "prior"),
     [
@@ -113,6 +115,7 @@ def test_scores_do_not_depend_on_devices(whole, name, concepts, devices, prior):
         assert np.abs(result.scores - want).max() <= 5e-6 * np.abs(want).max()
 
 
+@pytest.mark.slow
 def test_random_units_are_not_significant_and_planted_ones_are():
     """Units that fire on random images against one that fires on the images of one concept.
 
@@ -154,6 +157,7 @@ def record_of(acts, embeddings):
     )
 
 
+@pytest.mark.slow
 def test_few_images_leave_the_halves_out(tiny_vgg, blobs, tiny_clip):
     few = probe.probe(
         tiny_vgg, blobs.first(120), tiny_clip, layers=["lin2"], tile=8, mesh=make_mesh(1)

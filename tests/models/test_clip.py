@@ -51,6 +51,7 @@ def torch_parity(config, batch, tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 def test_tiny_parity(tmp_path, activation):
     config = hf_config(hidden_act=activation)
@@ -71,6 +72,7 @@ def test_vit_b32_parity(tmp_path):
     assert max(torch_parity(config, 2, tmp_path)) <= 1e-5
 
 
+@pytest.mark.slow
 def test_old_end_token_means_largest_id(tiny_clip):
     """Configs of 2021 say end token 2; transformers then takes the largest id's position."""
     ids = tiny_clip.tokenize(["Raised Brows"])
@@ -84,6 +86,7 @@ def test_old_end_token_means_largest_id(tiny_clip):
         graph.end_token = 513
 
 
+@pytest.mark.slow
 def test_text_embedding_ignores_padding(tiny_clip):
     alone = tiny_clip.embed_texts(["Smile"])
     together = tiny_clip.embed_texts(["Smile", "Tightened Facial Muscles around"])
@@ -103,6 +106,7 @@ def test_tokens_equal_transformers(tiny_clip, clip_folder):
         assert mine[: sum(mask)].tolist() == ids[: sum(mask)]
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close(clip_folder, tiny_clip):
     half = load_clip(clip_folder, dtype="bfloat16")
     images = np.random.default_rng(0).standard_normal((4, 32, 32, 3)).astype(np.float32)

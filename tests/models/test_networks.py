@@ -240,6 +240,7 @@ def check_parity(network, model, hooks, side, batch):
     return ours
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_tiny_networks_equal_torch(name, tmp_path):
     build, hooks = TINY[name]
@@ -263,6 +264,7 @@ def test_published_shapes_equal_torch(name, tmp_path):
     check_parity(load_network(tmp_path), model, hooks(model), 224, batch=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "layers"),
     [

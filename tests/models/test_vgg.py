@@ -107,6 +107,7 @@ def run(model, x, gains=None, taps="raw"):
     return model(x, gains=gains or {}, taps=taps)
 
 
+@pytest.mark.slow
 def test_equals_float64_numpy(tiny_vgg, batch):
     logits, taps = run(tiny_vgg, batch)
     want, want_taps = plain_forward(vgg.to_torch_state_dict(tiny_vgg), batch)
@@ -151,6 +152,7 @@ def test_refuses_other_weights(tiny_vgg, change, message):
         vgg.from_torch_state_dict(arrays)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", vgg.LAYERS)
 def test_cutting_at_a_layer_changes_nothing(tiny_vgg, batch, layer):
     x = jnp.asarray(batch)

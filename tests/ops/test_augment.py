@@ -34,6 +34,7 @@ def images():
     return np.random.default_rng(0).random((6, 48, 48, 1), dtype=np.float32)
 
 
+@pytest.mark.slow
 def test_nothing_drawn_is_the_image_or_its_resize(images):
     np.testing.assert_allclose(view(images, still(6), 48, 48), images, atol=POSITION)
     got = view(images, still(6), 40, 40)
@@ -79,6 +80,7 @@ def plain_view(image, drawn, canvas, side):
     return out
 
 
+@pytest.mark.slow
 def test_random_views_equal_a_plain_loop(images):
     drawn = draw(jax.random.key(0), 6, (48, 48), 48, 40)
     got = np.asarray(view(images, drawn, 48, 40))
@@ -89,6 +91,7 @@ def test_random_views_equal_a_plain_loop(images):
         assert differ.mean() < 0.002, at  # a point on the canvas's edge may fall on either side
 
 
+@pytest.mark.slow
 def test_boxes_fit_and_have_the_shares_asked_for():
     boxes = random_boxes(jax.random.key(1), 4000, (40, 40), (0.02, 0.33), (0.3, 3.3))
     top, left, height, width, found = (np.asarray(x) for x in boxes)
@@ -106,6 +109,7 @@ def test_boxes_fit_and_have_the_shares_asked_for():
     assert 0 in left
 
 
+@pytest.mark.slow
 def test_a_box_that_never_fits_is_the_whole_image():
     boxes = random_boxes(jax.random.key(0), 3, (48, 48), (1.5, 2.0), (0.9, 1.1))
     assert not np.asarray(boxes.found).any()
@@ -113,6 +117,7 @@ def test_a_box_that_never_fits_is_the_whole_image():
     np.testing.assert_array_equal(boxes.top, 0)
 
 
+@pytest.mark.slow
 def test_half_of_the_views_lose_a_box(images):
     views = np.ones((400, 40, 40, 1), np.float32)
     gone = 1 - np.asarray(jax.jit(augment.erase)(jax.random.key(2), views))[..., 0]
@@ -124,6 +129,7 @@ def test_half_of_the_views_lose_a_box(images):
         assert np.ptp(rows) + 1 == len(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "views"), [("affine", 1), ("one_crop", 1), ("ten_crop", 10)])
 def test_kinds(images, kind, views):
     made = jax.jit(lambda key, x: augment.augment(kind, key, x, 40))
@@ -134,6 +140,7 @@ def test_kinds(images, kind, views):
     assert 0 <= one.min() <= one.max() <= 1
 
 
+@pytest.mark.slow
 def test_ten_crops_are_those_of_one_view(images):
     """Crops of an image share its geometry: where none was erased, they agree with its view."""
     drawn = draw(jax.random.split(jax.random.key(3))[0], 6, (48, 48), 48, 48)

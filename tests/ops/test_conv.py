@@ -63,6 +63,7 @@ def test_sharded_batch_gives_the_same_gradient():
     np.testing.assert_allclose(sharded(x, g), want, atol=2**-24 * 30 * 36 * len(x))
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_float32_sums():
     x = jnp.full((64, 8, 8, 1), 1, jnp.bfloat16)
     gradient = kernel_gradient(x, x)

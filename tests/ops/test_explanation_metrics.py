@@ -48,6 +48,7 @@ def run(name, acts, probs, extra):
     return np.asarray(measure(acts, probs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "extra"), CASES)
 def test_float64(data, name, extra):
     """Sums of 150 float32 terms; a mean of 100 over a deviation of 1 costs two digits."""
@@ -92,6 +93,7 @@ def test_golden_areas(golden, name, extra):
             assert abs(got[unit, concept] - want[unit, concept]) <= bound
 
 
+@pytest.mark.slow
 def test_golden_spearman(golden):
     """Random ranks r' within ties differ from mean ranks r by e, and |r'|² = |r|² + |e|².
 
@@ -130,6 +132,7 @@ def test_parts_merge(data):
     np.testing.assert_array_equal(iou, run("iou", acts, probs, (0.1,)))
 
 
+@pytest.mark.slow
 def test_pairs_are_the_diagonal(data):
     acts, probs = data
     measures = {**metrics.sound(0.1), **metrics.compared(0.1, jax.random.key(0))}
@@ -145,6 +148,7 @@ def test_pairs_are_the_diagonal(data):
         np.testing.assert_allclose(pairs, np.diagonal(whole), atol=2e-6, rtol=2e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_top_and_random_draws_the_top(data):
     """A unit that is large on one image correlates with a concept of that image alone."""
     acts = np.zeros((2000, 1), np.float32)

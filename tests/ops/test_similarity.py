@@ -43,6 +43,7 @@ def features():
     return clip, np.maximum(rng.standard_normal((400, 29)), 0).astype(np.float32)  # zeros tie
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_float64(features, name):
     clip, acts = features
@@ -59,6 +60,7 @@ def test_float64(features, name):
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prior", ["images", "none"])
 @pytest.mark.parametrize("name", ["wpmi", "soft_wpmi"])
 @pytest.mark.parametrize("spread", [0.03, 0.4])
@@ -110,6 +112,7 @@ def test_quadrature_stands_for_the_sum_over_ranks(ranks, p_start, p_end):
         assert abs(got - logs.sum()) <= 2e-6 * ranks * max(1, np.abs(logs).max())
 
 
+@pytest.mark.slow
 def test_correlation_of_columns_that_do_not_vary():
     rng = np.random.default_rng(6)
     clip = rng.standard_normal((10_000, 3)).astype(np.float32)
@@ -126,6 +129,7 @@ def test_correlation_of_columns_that_do_not_vary():
         similarity.correlation(clip[:1], acts[:1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wpmi", "soft_wpmi"])
 def test_layers_together_equal_each_alone(features, name):
     clip, acts = features
@@ -169,6 +173,7 @@ def test_cosine_from_moments(features):
     np.testing.assert_allclose(scores, reference.cos_similarity(images @ text.T, acts), atol=2e-6)
 
 
+@pytest.mark.slow
 def test_soft_wpmi_keeps_small_probabilities():
     """With thousands of concepts S is near 1e-4; the form 1 + w(S − 1) would lose it in float32."""
     rng = np.random.default_rng(3)
@@ -181,6 +186,7 @@ def test_soft_wpmi_keeps_small_probabilities():
 EXHAUSTIVE = pytest.mark.exhaustive
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("top_k", [1, pytest.param(97, marks=EXHAUSTIVE), 100, 150])
 @pytest.mark.parametrize("concepts", [2, pytest.param(25, marks=EXHAUSTIVE), 20_000])
 @pytest.mark.parametrize("soft", [True, False])
@@ -237,6 +243,7 @@ def test_top_k_images_give_ties_to_the_lower_index(images, k):
     np.testing.assert_array_equal(jax.jit(lambda x: similarity.top_k_images(x, k))(acts), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("devices", "prior"), [(2, "units"), (8, "images")])
 @pytest.mark.parametrize("name", ["wpmi", "soft_wpmi"])
 def test_concepts_split_over_devices(features, name, devices, prior):
@@ -283,6 +290,7 @@ def traces():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_second_call_traces_nothing(features, traces, name):
     clip, acts = (jnp.asarray(x[:391]) for x in features)  # a shape that no other test traced

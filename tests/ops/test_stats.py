@@ -81,6 +81,7 @@ def plain_totals(columns, key, resamples):
     return np.stack([np.float64(columns)[rows].sum(0) for rows in drawn])
 
 
+@pytest.mark.slow
 def test_bootstrap_equals_plain_resampling():
     columns = np.random.default_rng(0).standard_normal((201, 3)).astype(np.float32)
     got = stats.bootstrap_totals(jax.random.key(4), jnp.asarray(columns), 70)
@@ -96,6 +97,7 @@ def test_bootstrap_equals_plain_resampling():
     assert (counts == 201).all()
 
 
+@pytest.mark.slow
 def test_bootstrap_interval_is_scipys():
     """Percentile intervals of a mean, from other draws: equal up to five standard errors.
 

@@ -65,6 +65,7 @@ def plain_statistics(model, images, clip):
     return np.concatenate(acts, 1), embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_record_equals_plain_statistics(found, tiny_vgg, blobs, tiny_clip):
     acts, embeddings = plain_statistics(tiny_vgg, blobs, tiny_clip)
     np.testing.assert_allclose(found.activations, acts, rtol=2e-5, atol=2e-5)
@@ -87,6 +88,7 @@ def test_record_equals_plain_statistics(found, tiny_vgg, blobs, tiny_clip):
         np.testing.assert_array_equal(found.top.indices[half], mine)
 
 
+@pytest.mark.slow
 def test_groups_of_layers_give_the_same_record(found, tiny_vgg, blobs, tiny_clip, tmp_path):
     """Each group in a pass of its own; the joined record is cached like any other."""
     one_pass = tmp_path / "one"
@@ -140,6 +142,7 @@ def test_same_record_for_every_batch_and_device_count(
     np.testing.assert_allclose(a.scores, b.scores, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_max_pooling_and_relu_taps(tiny_vgg, blobs, tiny_clip):
     few = blobs.first(120)
     of_relu = nnx.jit(lambda model, images: model(model.preprocess(images), taps="relu")[1])
@@ -151,6 +154,7 @@ def test_max_pooling_and_relu_taps(tiny_vgg, blobs, tiny_clip):
     np.testing.assert_allclose(got.activations, largest, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_any_function_can_be_dissected(blobs, tiny_clip):
     def model(x):
         tokens = x.reshape(x.shape[0], 48, 48)
@@ -168,6 +172,7 @@ def test_any_function_can_be_dissected(blobs, tiny_clip):
     )
 
 
+@pytest.mark.slow
 def test_probe_refusals(tiny_vgg, blobs, tiny_clip):
     with pytest.raises(InputError, match="no layer 'conv9'; did you mean 'conv"):
         probe.probe(tiny_vgg, blobs, tiny_clip, layers=["conv9"])
@@ -178,6 +183,7 @@ def test_probe_refusals(tiny_vgg, blobs, tiny_clip):
         probe.probe(broken, blobs.first(20), tiny_clip, layers=["lin*"])
 
 
+@pytest.mark.slow
 def test_one_compilation_per_probe(tiny_vgg, blobs, tiny_clip):
     """Padding keeps shapes fixed: however many batches, the network is traced once."""
     traced = []
@@ -282,6 +288,7 @@ def test_any_change_of_content_is_a_fresh_computation(whole, tiny_vgg, blobs, ti
     assert len(list(tmp_path.iterdir())) == len(keys)
 
 
+@pytest.mark.slow
 def test_unknown_preprocessing_is_never_cached(tiny_vgg, blobs, tiny_clip, tmp_path):
     """A function has no content key: a record made with it must not answer for another one."""
     few, shown = blobs.first(40), []
@@ -372,6 +379,7 @@ def test_killed_probe_is_identical(tiny_vgg, clip_folder, tmp_path, kills):
     np.testing.assert_array_equal(got.embeddings, want.embeddings)
 
 
+@pytest.mark.slow
 def test_probe(tiny_clip, blobs):
     model = deep_emotion.from_torch_state_dict(reference.deep_emotion_arrays())
     images = blobs.images[:24]

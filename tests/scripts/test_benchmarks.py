@@ -8,6 +8,7 @@ from pathlib import Path
 BENCHMARKS = Path(__file__).parents[2] / "scripts" / "benchmarks"
 
 
+@pytest.mark.slow
 def test_compare(tmp_path):
     """A ratio that fell by more than the tolerance, and memory that rose, are worse; others not."""
     old = {"score": 4.0, "peak memory of a probe": 1.0}

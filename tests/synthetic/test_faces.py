@@ -24,6 +24,7 @@ def pictures(few):
     return few.render()
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes(few, pictures):
     again = faces.random_faces(150, 5)
     np.testing.assert_array_equal(again.render(), pictures)
@@ -75,6 +76,7 @@ def test_emotions_follow_the_papers_map():
         assert shown[own].mean() > 1.2 * shown[~own].mean(), concept
 
 
+@pytest.mark.slow
 def test_a_number_changes_its_own_part_of_the_picture(people):
     """Pixels change where that part of the face is, and nowhere far from it."""
     plain = {name: np.zeros(1, np.float32) for name in people.numbers}
