@@ -1,5 +1,7 @@
 """Weights files say what they have seen."""
 
+import pytest
+
 from emojax.data.image_set import ImageSet
 from emojax.data.provenance import overlap_warnings, read_provenance, use_of
 from emojax.data.weights import load_vgg, save_vgg
