@@ -110,6 +110,7 @@ def test_stopped_and_resumed_to_the_same_file(tmp_path, faces, weights, monkeypa
     assert not list(tmp_path.glob(".p.csv*"))
 
 
+@pytest.mark.slow
 def test_stopped_table_of_other_images_is_not_used(tmp_path, faces, weights, monkeypatch, capsys):
     def die(*_):
         raise Killed

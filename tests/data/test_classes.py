@@ -237,6 +237,7 @@ def test_pooled_splits_are_matched_by_name(tiny_vgg, tmp_path, blobs, capsys):
     assert "set two has the classes A1, C1, E1, b1, d1, f1, h1, set one a1, b1" in error
 
 
+@pytest.mark.slow
 def test_results_in_different_orders_are_not_pooled(tiny_vgg, blobs):
     first = evaluate(tiny_vgg, blobs.first(20))
     second = dataclasses.replace(first, classes=ALPHABETICAL)

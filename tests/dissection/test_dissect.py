@@ -156,6 +156,7 @@ def test_dissect_refusals(tiny_vgg, blobs, tiny_clip):
         )
 
 
+@pytest.mark.slow
 def test_record_of_another_clip_is_refused(found, tiny_clip):
     other = dataclasses.replace(
         tiny_clip, preprocess=dataclasses.replace(tiny_clip.preprocess, mean=(0.5, 0.5, 0.5))
