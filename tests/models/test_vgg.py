@@ -102,14 +102,9 @@ def batch():
     return np.random.default_rng(0).random((5, 40, 40, 1), dtype=np.float32)
 
 
-@nnx.jit(static_argnames="taps")
-def run(model, x, gains=None, taps="raw"):
-    return model(x, gains=gains or {}, taps=taps)
-
-
 @pytest.mark.slow
 def test_equals_float64_numpy(tiny_vgg, batch):
-    logits, taps = run(tiny_vgg, batch)
+    logits, taps = tiny_vgg(jnp.asarray(batch))
     want, want_taps = plain_forward(vgg.to_torch_state_dict(tiny_vgg), batch)
     assert reference.relative(logits, want) <= 1e-5
     for layer in vgg.LAYERS:
@@ -117,7 +112,7 @@ def test_equals_float64_numpy(tiny_vgg, batch):
 
 
 def test_relu_taps_are_what_the_next_layer_sees(tiny_vgg, batch):
-    raw, relu = run(tiny_vgg, batch)[1], run(tiny_vgg, batch, taps="relu")[1]
+    raw, relu = tiny_vgg(jnp.asarray(batch))[1], tiny_vgg(jnp.asarray(batch), taps="relu")[1]
     np.testing.assert_array_equal(relu["lin1"], np.maximum(raw["lin1"], 0))
     np.testing.assert_array_equal(relu["lin3"], raw["lin3"])
     assert relu["conv2a"].min() == 0
@@ -161,40 +156,29 @@ def test_cutting_at_a_layer_changes_nothing(tiny_vgg, batch, layer):
     np.testing.assert_array_equal(whole, cut)
 
 
-SCOPES = ("weights", "weights_and_bias")
-# Every layer with one of the scopes, and each kind of layer with both.
-GAINS = [(layer, SCOPES[number % 2]) for number, layer in enumerate(vgg.LAYERS)]
-GAINS += [("conv1a", SCOPES[1]), ("lin1", SCOPES[1]), ("lin3", SCOPES[1])]
-FURTHER = [(layer, scope) for layer in vgg.LAYERS for scope in SCOPES]
-FURTHER = [
-    pytest.param(*case, marks=pytest.mark.exhaustive) for case in FURTHER if case not in GAINS
-]
-
-
-@pytest.mark.parametrize(("layer", "scope"), GAINS + FURTHER)
+@pytest.mark.parametrize("scope", ["weights", "weights_and_bias"])
+@pytest.mark.parametrize("layer", vgg.LAYERS)
 def test_gain_inside_equals_edited_parameters(tiny_vgg, batch, layer, scope):
-    x, units = batch, tiny_vgg.config.units()[layer]
+    x, units = jnp.asarray(batch), tiny_vgg.config.units()[layer]
     gain = with_scope(np.random.default_rng(1).uniform(0.4, 2.5, units).astype(np.float32), scope)
-    edited = run(vgg.with_gains(tiny_vgg, {layer: gain}), x)[0]
-    inside = run(tiny_vgg, x, {layer: gain})[0]
-    cut = nnx.jit(lambda model, x, gain: model.after(model.until(x, layer), layer, gain))
-    after = cut(tiny_vgg, x, gain)
+    edited = vgg.with_gains(tiny_vgg, {layer: gain})(x)[0]
+    inside = tiny_vgg(x, gains={layer: gain})[0]
+    after = tiny_vgg.after(tiny_vgg.until(x, layer), layer, gain)
     assert reference.relative(inside, np.asarray(edited)) <= 1e-5
     assert reference.relative(after, np.asarray(edited)) <= 1e-5
     assert (inside.argmax(1) == edited.argmax(1)).all()
-    unedited = np.asarray(run(tiny_vgg, x)[0])
-    assert reference.relative(edited, unedited) > 1e-3  # the edit did something
+    assert reference.relative(edited, np.asarray(tiny_vgg(x)[0])) > 1e-3  # the edit did something
 
 
 @pytest.mark.parametrize("layer", ["conv1a", "conv4b", "lin2"])
 def test_factor_one_is_the_identity_to_the_bit(tiny_vgg, batch, layer):
-    x, gain = batch, with_scope(np.ones(tiny_vgg.config.units()[layer]))
-    plain = run(tiny_vgg, x)[0]
-    np.testing.assert_array_equal(run(tiny_vgg, x, {layer: gain})[0], plain)
+    x, gain = jnp.asarray(batch), with_scope(np.ones(tiny_vgg.config.units()[layer]))
+    plain = tiny_vgg(x)[0]
+    np.testing.assert_array_equal(tiny_vgg(x, gains={layer: gain})[0], plain)
     edited = vgg.with_gains(tiny_vgg, {layer: gain})
     for name, array in vgg.to_torch_state_dict(edited).items():
         np.testing.assert_array_equal(array, vgg.to_torch_state_dict(tiny_vgg)[name])
-    np.testing.assert_array_equal(run(edited, x)[0], plain)
+    np.testing.assert_array_equal(edited(x)[0], plain)
 
 
 def test_edit_leaves_the_model_alone(tiny_vgg):
@@ -217,4 +201,4 @@ def test_loads_into_torch_with_strict(tiny_vgg, batch):
     oracle.eval()
     with torch.no_grad():
         want = oracle(torch.from_numpy(batch.transpose(0, 3, 1, 2).copy())).numpy()
-    assert reference.relative(run(edited, batch)[0], want) <= 1e-5
+    assert reference.relative(edited(jnp.asarray(batch))[0], want) <= 1e-5
