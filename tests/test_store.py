@@ -31,7 +31,7 @@ from emojax.synthetic import faces
 
 CONCEPTS = ConceptSet(("Smile", "Frown", "Raised Brows", "Closed Eyes", "Jaw"))
 PARTS = ("texts", "record", "partial", "inputs", "sweep", "training")
-FLIPS = int(os.environ.get("EMOJAX_FLIPS", "18"))
+FLIPS = int(os.environ.get("EMOJAX_FLIPS", "12"))
 Part = Callable[[Path], object]
 
 

@@ -282,7 +282,8 @@ def test_by_command(tmp_path, capsys, clip_folder):
     ten = ["--evaluate.protocol", "tencrop", "--out", str(tmp_path / "e")]
     assert main(["evaluate", *faces, *target, *ten]) == 0, capsys.readouterr().err
     clip = ["--clip.path", str(clip_folder), "--dissect.top-k", "20"]
-    few = ["--edit.permutations", "19", "--edit.masks", "20", "--edit.layers", "res3b"]
+    few = ["--edit.permutations", "19", "--edit.masks", "5", "--edit.layers", "res3b"]
+    few += ["--edit.tau", "0", "--edit.factor", "1", "2", "--report.images", "none"]
     command = ["run", *faces, *target, *clip, *few, *cache, "--out", str(tmp_path / "r")]
     assert main(command) == 0, capsys.readouterr().err
     table = (tmp_path / "r" / "dissection.csv").read_text().splitlines()
