@@ -3,6 +3,7 @@ outputs where they are.
 """
 
 import csv
+import gc
 import os
 import shutil
 import tempfile
@@ -15,9 +16,13 @@ from refusals import Inputs
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-# Most of the suite's time is compilation, and a third of that is optimization. Set XLA_FLAGS to
-# nothing to have all of it.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+# Most of the suite's time is compilation of small programs, so they are compiled with little
+# optimization. Set XLA_FLAGS to nothing to compile as users do.
+FAST_COMPILATION = (
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+)
+os.environ.setdefault("XLA_FLAGS", " ".join(FAST_COMPILATION))
 
 import jax
 from jaxtyping import install_import_hook
@@ -55,19 +60,35 @@ from emojax.ops.topk import TopK
 from emojax.probing import record as records
 from emojax.probing.record import ProbeRecord
 
+# The garbage collector need not look again and again at what the imports left, and JAX makes so
+# many objects that it would run at every other trace.
+gc.collect()
+gc.freeze()
+gc.set_threshold(20_000, 50, 100)
+
 # What these fixtures make takes seconds before a test begins, so whatever needs them is slow.
 SLOW_FIXTURES = {
-    *("demo_cache", "dissected", "forms", "hostile", "paged", "planted", "sources", "spoilt"),
+    *("small_run", "dissected", "forms", "hostile", "paged", "planted", "sources", "spoilt"),
     *("parts", "warm"),
 }
 TINY = VggConfig(widths=(4, 4, 6, 6, 8, 8, 10, 10), hidden=(24, 20))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--exhaustive", action="store_true", help="run whole sweeps of cases, too")
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if not SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+    if config.getoption("--exhaustive") or "exhaustive" in config.getoption("markexpr"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
 
 
 @pytest.fixture(scope="session")

@@ -449,6 +449,7 @@ def test_folders_that_are_written_into(tmp_path, monkeypatch, kind):
     }
 
 
+@pytest.mark.slow
 def test_a_folder_mounted_on_the_same_disk_is_written_into(tmp_path):
     """A bind mount cannot be renamed, and only the system's table of mounts tells of it."""
     for name in ("R", "source"):

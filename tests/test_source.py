@@ -76,6 +76,7 @@ def test_imports_point_down(name):
             assert LEVEL[target] <= LEVEL[package], f"{name} imports {imported}"
 
 
+@pytest.mark.slow
 def test_no_module_imports_itself_by_way_of_others():
     graph = {
         name: {module_of(each) for each in imports_of(path)} & set(MODULES)

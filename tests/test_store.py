@@ -31,7 +31,7 @@ from emojax.synthetic import faces
 
 CONCEPTS = ConceptSet(("Smile", "Frown", "Raised Brows", "Closed Eyes", "Jaw"))
 PARTS = ("texts", "record", "partial", "inputs", "sweep", "training")
-FLIPS = int(os.environ.get("EMOJAX_FLIPS", "18"))
+FLIPS = int(os.environ.get("EMOJAX_FLIPS", "12"))
 Part = Callable[[Path], object]
 
 
@@ -159,6 +159,7 @@ def test_empty_files_are_made_again(parts, warm, tmp_path, caplog, name):
     assert caplog.text == ""
 
 
+@pytest.mark.slow
 def test_a_changed_tokenizer_is_another_key(clip_folder, tiny_clip, tmp_path):
     """Other ids for two letters, then a merge: fresh embeddings of either, and other keys."""
 
@@ -191,6 +192,7 @@ def test_a_changed_tokenizer_is_another_key(clip_folder, tiny_clip, tmp_path):
     assert load_clip(clip_folder).key == tiny_clip.key
 
 
+@pytest.mark.slow
 def test_the_record_of_another_key_is_not_used(tiny_vgg, tiny_clip, blobs, tmp_path, caplog):
     """Another network's record under this key: whole, with its own key or with this one in
     record.json.
@@ -289,6 +291,7 @@ def test_two_trainings_on_one_cache(tmp_path, capsys, monkeypatch):
     assert list((tmp_path / "cache" / "training").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_makes_again(sound, tiny_vgg, tmp_path, capsys):
     save_vgg(tiny_vgg, tmp_path / "vgg.safetensors")
     flags = [

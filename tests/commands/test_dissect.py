@@ -189,11 +189,13 @@ RECORDS = table(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "message"), RECORDS)
 def test_records_are_refused(inputs, change, message):
     inputs.refused(dissect(inputs, record=inputs.copy("record", change)), message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "message"), RECORDS)
 def test_records_are_refused_for_their_parts(inputs, change, message):
     """With checksums of what lies there now, the parts themselves must be refused."""

@@ -26,6 +26,7 @@ def folder(sound, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_row_for_every_setting(folder):
     settings = rows_of(folder / "settings.csv")
     grid = label_settings.grid(

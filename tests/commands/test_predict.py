@@ -49,6 +49,7 @@ def table(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_rows_are_what_the_network_says(tmp_path, faces, weights, images, capsys):
     out = tmp_path / "p.csv"
     assert run(faces, "--target.weights", weights, "--out", out) == 0, capsys.readouterr().err
@@ -68,6 +69,7 @@ def test_rows_are_what_the_network_says(tmp_path, faces, weights, images, capsys
         assert (row["units"], row["reason"]) == ("", "")
 
 
+@pytest.mark.slow
 def test_table_does_not_depend_on_the_batch(tmp_path, faces, weights):
     tables = []
     for batch in (1, 300):
@@ -81,6 +83,7 @@ class Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_to_the_same_file(tmp_path, faces, weights, monkeypatch, capsys):
     (tmp_path / "bad.png").write_bytes(b"no image")
     given = [faces, tmp_path / "bad.png", "--target.weights", weights, "--batch", "1"]
@@ -107,6 +110,7 @@ def test_stopped_and_resumed_to_the_same_file(tmp_path, faces, weights, monkeypa
     assert not list(tmp_path.glob(".p.csv*"))
 
 
+@pytest.mark.slow
 def test_stopped_table_of_other_images_is_not_used(tmp_path, faces, weights, monkeypatch, capsys):
     def die(*_):
         raise Killed
@@ -192,6 +196,7 @@ def test_patterns_and_odd_names(tmp_path, faces, weights, monkeypatch):
     assert [row["file"] for row in table("p.csv")] == [*sorted(odd), "deep/er/x.PNG"]
 
 
+@pytest.mark.slow
 def test_prepared_set_and_parquet(tmp_path, sound, weights):
     parquet = pytest.importorskip("pyarrow.parquet", reason="parquet needs pyarrow")
     args = [sound / "fer", "--target.weights", weights]
@@ -212,6 +217,7 @@ def test_prepared_set_and_parquet(tmp_path, sound, weights):
         assert row["near_tie"] == str(other["near_tie"]).lower()
 
 
+@pytest.mark.slow
 def test_units_that_pushed_the_decision(tmp_path, faces, weights, tiny_clip, tiny_vgg, images):
     out = tmp_path / "p.csv"
     concepts = emojax.load_concepts("paper25")

@@ -44,6 +44,7 @@ def run(inputs, out, command, *flags, target=("--target.path", "vit")):
     return cli.main([str(arg) for arg in args])
 
 
+@pytest.mark.slow
 def test_probe_and_dissect(inputs, clip_folder, tmp_path, capsys):
     clip = ("--clip.path", clip_folder)
     assert run(inputs, tmp_path / "probe", "probe", *clip, "--probe.top-k", "12") == 0
@@ -57,6 +58,7 @@ def test_probe_and_dissect(inputs, clip_folder, tmp_path, capsys):
     )
 
 
+@pytest.mark.slow
 def test_evaluate_in_the_order_of_the_folder(inputs, tmp_path):
     assert run(inputs, tmp_path / "evaluate", "evaluate") == 0
     summary = json.loads((tmp_path / "evaluate" / "summary.json").read_text())
@@ -64,7 +66,9 @@ def test_evaluate_in_the_order_of_the_folder(inputs, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layer", ["pooled", "block1.hidden", "block0"])
+@pytest.mark.parametrize(
+    "layer", ["pooled", "block0", pytest.param("block1.hidden", marks=pytest.mark.exhaustive)]
+)
 def test_run_edits_by_labels(layer, inputs, clip_folder, tmp_path):
     flags = ["--clip.path", clip_folder, "--probe.layers", "*", "--dissect.top-k", "8"]
     flags += ["--edit.layers", layer, "--edit.permutations", "19", "--edit.masks", "5"]
@@ -95,6 +99,7 @@ def test_refusals(inputs, clip_folder, tmp_path, capsys):
     assert "returned a float, not a model" in made
 
 
+@pytest.mark.slow
 def test_factory(inputs, clip_folder, tmp_path, capsys, monkeypatch):
     (tmp_path / "my_network_of_tests.py").write_text(
         "import jax.numpy as jnp\n"

@@ -84,6 +84,7 @@ def test_train_refuses(tmp_path, capsys, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "message"),
     [

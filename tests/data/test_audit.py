@@ -140,6 +140,7 @@ def test_the_command_line_knows_all_reasons():
     assert cli.parse(cli.COMMANDS["audit"], []).reasons == audit.REASONS
 
 
+@pytest.mark.slow
 def test_rendered_faces_are_no_placeholders():
     found = audit.audit(audit.pictures(None, "faces", limit=100))
     assert found.images == {"training": 100, "public_test": 100, "private_test": 100}
@@ -204,6 +205,7 @@ def test_excluded_images_leave(tmp_path, world, form, split, other):
             open_split(world[form], split, exclude=listed(tmp_path / "x.csv", ids))
 
 
+@pytest.mark.slow
 def test_rendered_faces_can_be_excluded(tmp_path):
     path = listed(tmp_path / "x.csv", ["faces/training/1", "faces/public_test/9"])
     images = open_split(None, "training", kind="faces", limit=4, exclude=path)

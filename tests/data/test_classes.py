@@ -116,6 +116,7 @@ def test_reordering_gives_new_labels_and_a_new_key():
     assert images.in_order(images.classes) is images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vgg", "deep_emotion"])
 def test_weights_files_carry_the_names(tiny_vgg, tmp_path, kind):
     model = tiny_vgg
@@ -213,6 +214,7 @@ def test_names_that_mean_the_same_are_refused(tmp_path, one, other):
         open_split(tmp_path, "all")
 
 
+@pytest.mark.slow
 def test_pooled_splits_are_matched_by_name(tiny_vgg, tmp_path, blobs, capsys):
     """Two splits, two alphabets: without names in the weights, the first split's order holds."""
     letters = ("a1", "b1", "c1", "d1", "e1", "f1", "g1")
@@ -235,6 +237,7 @@ def test_pooled_splits_are_matched_by_name(tiny_vgg, tmp_path, blobs, capsys):
     assert "set two has the classes A1, C1, E1, b1, d1, f1, h1, set one a1, b1" in error
 
 
+@pytest.mark.slow
 def test_results_in_different_orders_are_not_pooled(tiny_vgg, blobs):
     first = evaluate(tiny_vgg, blobs.first(20))
     second = dataclasses.replace(first, classes=ALPHABETICAL)

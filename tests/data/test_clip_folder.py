@@ -8,6 +8,7 @@ from emojax.data.clip_folder import load_clip
 from emojax.errors import InputError
 
 
+@pytest.mark.slow
 def test_a_folder_is_read_without_the_network(monkeypatch, clip_folder):
     def no_network(*args):
         raise AssertionError("a connection was opened")

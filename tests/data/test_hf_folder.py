@@ -27,6 +27,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize("size", [(41, 57), (25, 19)])
 def test_pixels_equal_transformers(name, size, tmp_path):
@@ -53,6 +54,7 @@ def test_pixels_equal_transformers(name, size, tmp_path):
     np.testing.assert_allclose(got, want, rtol=0, atol=3 * 2**-23 * magnitude)
 
 
+@pytest.mark.slow
 def test_gray_images_become_three_equal_channels(tmp_path):
     transformers.ViTImageProcessorPil(size=SQUARE).save_pretrained(tmp_path)
     ours = read_preprocess(tmp_path)

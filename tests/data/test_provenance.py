@@ -1,11 +1,14 @@
 """Weights files say what they have seen."""
 
+import pytest
+
 from emojax.data.image_set import ImageSet
 from emojax.data.provenance import overlap_warnings, read_provenance, use_of
 from emojax.data.weights import load_vgg, save_vgg
 from emojax.synthetic import faces
 
 
+@pytest.mark.slow
 def test_weights_say_what_they_have_seen(tiny_vgg, images, tmp_path):
     path, other = tmp_path / "model.safetensors", faces.random_faces(20, 5).image_set("other")
     save_vgg(tiny_vgg, path)

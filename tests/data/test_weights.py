@@ -14,6 +14,7 @@ from emojax.models import deep_emotion, vgg
 from emojax.ops import image
 
 
+@pytest.mark.slow
 def test_weight_files(tiny_vgg, tmp_path):
     path = tmp_path / "vgg.safetensors"
     weights.save_vgg(tiny_vgg, path)
@@ -72,6 +73,7 @@ def batch(arrays):
 # Deep-Emotion's
 
 
+@pytest.mark.slow
 def test_file_that_torch_saved(arrays, batch, tmp_path):
     torch = pytest.importorskip("torch", reason=NO_TORCH)
     theirs = reference.torch_deep_emotion(torch, arrays)

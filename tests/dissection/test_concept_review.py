@@ -12,6 +12,7 @@ def concepts_verb(capsys, *args):
     return code, *capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_concept_review(capsys, tmp_path, clip_folder):
     path = tmp_path / "c.txt"
     path.write_text(f"Smile\n\nFrown\nsmile\nSmile\n{'long ' * 40}\n\n")

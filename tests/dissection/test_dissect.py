@@ -24,6 +24,7 @@ CONCEPTS = ConceptSet(
 
 
 LAYERS = ("conv*", "lin1", "lin2")
+FEW = {"batch": 64, "tile": 8, "mesh": make_mesh(1)}  # one device: a smaller program to compile
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +42,11 @@ def found(tiny_vgg, blobs, tiny_clip):
     )
 
 
+@pytest.mark.slow
 def test_layer_by_layer_equals_all_at_once(found, tiny_vgg, blobs, tiny_clip):
     whole = dissect.dissect(found, CONCEPTS)
-    for number, layer in enumerate(("conv1a", "conv3b", "lin2")):
-        alone = probe.probe(tiny_vgg, blobs, tiny_clip, layers=[layer], batch=64, tile=8)
+    for number, layer in enumerate(("conv1a", "lin2")):
+        alone = probe.probe(tiny_vgg, blobs, tiny_clip, layers=[layer], **FEW)
         mine = found.segment_ids == list(found.layers).index(layer)
         np.testing.assert_array_equal(alone.merged.indices, found.merged.indices[mine])
         np.testing.assert_allclose(
@@ -55,6 +57,7 @@ def test_layer_by_layer_equals_all_at_once(found, tiny_vgg, blobs, tiny_clip):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["correlation", "soft_wpmi", "wpmi", "cos_similarity", "cos_similarity_cubed"]
 )
@@ -68,6 +71,7 @@ def test_late_scores_equal_float64(found, tiny_clip, name):
     np.testing.assert_array_equal(got.labels, want.argmax(1))
 
 
+@pytest.mark.slow
 def test_late_rank_reorder_equals_float64(found):
     rng = np.random.default_rng(0)
     text = np.abs(rng.standard_normal((5, 24))).astype(np.float32)
@@ -86,6 +90,7 @@ def test_late_rank_reorder_equals_float64(found):
     np.testing.assert_allclose(got.scores, want, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_undefined_pairs_are_marked_and_win_nothing(found, tmp_path):
     """A concept whose mean cosine is negative has no rank_reorder score; the others keep theirs."""
     rng = np.random.default_rng(0)
@@ -119,6 +124,7 @@ def test_undefined_pairs_are_marked_and_win_nothing(found, tmp_path):
     assert summary["undefined_pairs"] == len(rows)
 
 
+@pytest.mark.slow
 def test_many_concepts_cross_tiles(found):
     rng = np.random.default_rng(0)
     text = rng.standard_normal((203, 24)).astype(np.float32)
@@ -131,14 +137,15 @@ def test_many_concepts_cross_tiles(found):
     assert np.abs(got.scores - want).max() <= 5e-6 * np.abs(want).max()
 
 
+@pytest.mark.slow
 def test_dissect_refusals(tiny_vgg, blobs, tiny_clip):
-    few = probe.probe(tiny_vgg, blobs.first(60), tiny_clip, layers=["lin2"], tile=8)
+    few = probe.probe(tiny_vgg, blobs.first(60), tiny_clip, layers=["lin2"], **FEW)
     with pytest.raises(
         InputError,
         match="the top 100 images of each unit are needed, the record holds 60; use a probe set",
     ):
         dissect.dissect(few, CONCEPTS)
-    short = probe.probe(tiny_vgg, blobs.first(60), tiny_clip, layers=["lin2"], top_k=10, tile=8)
+    short = probe.probe(tiny_vgg, blobs.first(60), tiny_clip, layers=["lin2"], top_k=10, **FEW)
     with pytest.raises(InputError, match=r"use --probe.top-k 28"):
         dissect.dissect(short, CONCEPTS, similarity="wpmi")
     with pytest.raises(InputError, match=r"probe with --probe.keep-activations"):
@@ -149,6 +156,7 @@ def test_dissect_refusals(tiny_vgg, blobs, tiny_clip):
         )
 
 
+@pytest.mark.slow
 def test_record_of_another_clip_is_refused(found, tiny_clip):
     other = dataclasses.replace(
         tiny_clip, preprocess=dataclasses.replace(tiny_clip.preprocess, mean=(0.5, 0.5, 0.5))

@@ -51,6 +51,7 @@ def world():
 NAMES = [f"concept {i}" for i in range(CONCEPTS)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calibration", [Calibration(), Calibration(a=6.0, b=-0.1)])
 def test_equals_least_squares_greedy(world, calibration):
     """All units, chosen, fitted and tested, against a plain least-squares greedy on the images."""
@@ -80,6 +81,7 @@ def test_equals_least_squares_greedy(world, calibration):
         assert explanations.label_correlation[unit] == pytest.approx(alone, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_rows_have_the_published_columns(world):
     embeddings, activations, texts, _ = world
     record = record_of(embeddings, activations, keep=False)

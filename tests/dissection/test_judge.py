@@ -72,6 +72,7 @@ def want_scores(acts, values, present):
     ]
 
 
+@pytest.mark.slow
 def test_scores_and_resamples(world, monkeypatch):
     """Against plain float64, on the images and on a resample written out as repeated images.
 
@@ -107,6 +108,7 @@ def test_scores_and_resamples(world, monkeypatch):
     assert low < value < high
 
 
+@pytest.mark.slow
 def test_paired_differences(world):
     """The right concepts beat wrong ones, on the units that both files explain."""
     right = [single(i, name) for i, name in enumerate(CONCEPTS)]
@@ -137,6 +139,7 @@ def test_paired_differences(world):
     assert judge.compare(of_right, other) is None
 
 
+@pytest.mark.slow
 def test_sanity():
     """Units that are their concepts: the sound measures pass; recall cannot lose by labels that are
     added, nor precision by labels that go missing, beyond chance.

@@ -6,6 +6,7 @@ import pytest
 from emojax.data.concepts import ConceptSet
 from emojax.dissection import label_settings
 from emojax.dissection.dissect import dissect
+from emojax.distributed.mesh import make_mesh
 from emojax.errors import InputError
 from emojax.probing.probe import probe
 
@@ -14,9 +15,10 @@ CONCEPTS = ConceptSet(("Smile", "Frown", "Raised Brows", "Closed Eyes", "Jaw"))
 
 @pytest.fixture(scope="module")
 def record(tiny_vgg, blobs, tiny_clip):
-    return probe(tiny_vgg, blobs, tiny_clip, layers=("conv4b", "lin2"), tile=8)
+    return probe(tiny_vgg, blobs, tiny_clip, layers=("conv4b", "lin2"), tile=8, mesh=make_mesh(1))
 
 
+@pytest.mark.slow
 def test_every_setting_equals_its_own_run(record, tiny_clip):
     texts = tiny_clip.embed_texts(CONCEPTS.concepts)
     tried = {"a": (5.0,), "lam": (0.6,), "top_k": (20,), "prior": ("images", "units", "none")}

@@ -60,6 +60,7 @@ def positive(tiny_vgg, blobs, tiny_clip):
     return dataclasses.replace(record, embeddings=np.abs(record.embeddings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 def test_dissect(positive, similarity):
     rng = np.random.default_rng(0)
@@ -78,6 +79,7 @@ def test_dissect(positive, similarity):
     assert second == []
 
 
+@pytest.mark.slow
 def test_probe_of_another_network_of_the_same_architecture(tiny_vgg, blobs, tiny_clip, tmp_path):
     other = edit.edit(tiny_vgg, "lin1", np.linspace(0.5, 2, 24))
     assert as_network(other).key != as_network(tiny_vgg).key
@@ -95,6 +97,7 @@ def test_probe_of_another_network_of_the_same_architecture(tiny_vgg, blobs, tiny
     np.testing.assert_array_equal(again.activations, changed.activations)
 
 
+@pytest.mark.slow
 def test_embed_texts(tiny_clip):
     """Nor with another CLIP of the same architecture."""
     graphdef, state = nnx.split(tiny_clip.model)

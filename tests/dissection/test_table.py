@@ -32,6 +32,7 @@ def found(tiny_vgg, blobs, tiny_clip):
     )
 
 
+@pytest.mark.slow
 def test_table_1_equals_a_plain_count(found, blobs):
     result = dissect.dissect(found, CONCEPTS)
     rows = table.interpretability(result, tau=0.5)

@@ -17,6 +17,7 @@ from emojax.probing import probe, record
 CONCEPTS = ConceptSet(("Smile", "Frown", "Raised Brows", "Closed Eyes", "Jaw"))
 
 
+EXHAUSTIVE = pytest.mark.exhaustive
 OPTIONS = {"layers": ("lin1", "lin2"), "batch": 32, "tile": 8, "keep_activations": True}
 
 
@@ -58,7 +59,8 @@ def plain_confidence(found, text, top_k, sets):
     return np.array(p), np.array(halves)
 
 
-@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 8, pytest.param(2, marks=EXHAUSTIVE)])
 def test_confidence_equals_a_plain_computation(whole, tiny_clip, devices):
     found = dissect.dissect(
         whole, CONCEPTS, similarity="soft_wpmi", null_sets=200, mesh=make_mesh(devices)
@@ -74,14 +76,15 @@ def test_confidence_equals_a_plain_computation(whole, tiny_clip, devices):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "concepts", "devices", "prior"),
     [
-        ("soft_wpmi", 203, 2, "units"),
-        ("wpmi", 203, 8, "units"),
-        ("soft_wpmi", 3, 8, "units"),
         ("soft_wpmi", 203, 8, "images"),
+        ("soft_wpmi", 3, 8, "units"),  # fewer concepts than devices
         ("wpmi", 3, 2, "none"),
+        pytest.param("soft_wpmi", 203, 2, "units", marks=EXHAUSTIVE),
+        pytest.param("wpmi", 203, 8, "units", marks=EXHAUSTIVE),
     ],
 )
 def test_scores_do_not_depend_on_devices(whole, name, concepts, devices, prior):
@@ -112,6 +115,7 @@ def test_scores_do_not_depend_on_devices(whole, name, concepts, devices, prior):
         assert np.abs(result.scores - want).max() <= 5e-6 * np.abs(want).max()
 
 
+@pytest.mark.slow
 def test_random_units_are_not_significant_and_planted_ones_are():
     """Units that fire on random images against one that fires on the images of one concept.
 
@@ -153,8 +157,11 @@ def record_of(acts, embeddings):
     )
 
 
+@pytest.mark.slow
 def test_few_images_leave_the_halves_out(tiny_vgg, blobs, tiny_clip):
-    few = probe.probe(tiny_vgg, blobs.first(120), tiny_clip, layers=["lin2"], tile=8)
+    few = probe.probe(
+        tiny_vgg, blobs.first(120), tiny_clip, layers=["lin2"], tile=8, mesh=make_mesh(1)
+    )
     found = dissect.dissect(few, CONCEPTS, null_sets=20)
     assert found.confidence.half_labels is None
     assert found.confidence.holds(found.labels) is None

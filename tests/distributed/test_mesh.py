@@ -6,6 +6,7 @@ import textwrap
 
 import jax
 import numpy as np
+import pytest
 
 from emojax.distributed.mesh import keep_programs, make_mesh, parameter_shardings
 
@@ -22,6 +23,7 @@ def test_one_rule_places_parameters():
     assert found == {"kernel": (None, None, None, "data"), "bias": ("data",), "odd": (), "step": ()}
 
 
+@pytest.mark.slow
 def test_programs_are_kept_for_the_next_process(tmp_path):
     """A folder that was set already stays; this test's own process has one (conftest)."""
     before = jax.config.jax_compilation_cache_dir

@@ -18,6 +18,7 @@ def read(tiny_vgg, blobs):
     return functools.cache(lambda layer: pre_bias_activations(tiny_vgg, few, layer, tile=4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["conv4b", "lin1", "lin2"])
 def test_learned_gains_lower_the_loss_and_are_pulled_to_one(read, layer):
     found = read(layer)
@@ -33,6 +34,7 @@ def test_learned_gains_lower_the_loss_and_are_pulled_to_one(read, layer):
     )
 
 
+@pytest.mark.slow
 def test_learned_gains_find_what_was_hidden():
     """Gains that made a layer's logits are found again, nearly, from its own predictions."""
     rng = np.random.default_rng(0)

@@ -10,6 +10,7 @@ from emojax.models import vgg
 from emojax.ops import gains as ops
 
 
+@pytest.mark.slow
 def test_several_layers_at_once(tiny_vgg):
     gains = {"conv1a": np.full(4, 2.0), "lin2": np.full(20, 0.5)}
     both = edit.edit_layers(tiny_vgg, gains)

@@ -67,9 +67,17 @@ def check_outcome(outcomes, at, logits, labels):
     assert outcomes.near_ties[at] == near.sum()
 
 
+# Every layer with one of the scopes, and each kind of layer with both.
+CASES = [(layer, SCOPES[number % 2]) for number, layer in enumerate(vgg.LAYERS)]
+CASES += [("conv1a", SCOPES[1]), ("lin1", SCOPES[1]), ("lin3", SCOPES[1])]
+FURTHER = [(layer, scope) for layer in vgg.LAYERS for scope in SCOPES]
+FURTHER = [
+    pytest.param(*case, marks=pytest.mark.exhaustive) for case in FURTHER if case not in CASES
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("layer", vgg.LAYERS)
+@pytest.mark.parametrize(("layer", "scope"), CASES + FURTHER)
 def test_every_fast_path_equals_evaluating_edited_parameters(
     tiny_vgg, few, read, forward, layer, scope
 ):
@@ -96,6 +104,7 @@ def test_every_fast_path_equals_evaluating_edited_parameters(
     np.testing.assert_allclose(own.logits, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["conv2b", "lin1", "lin2", "lin3"])
 def test_factor_one_changes_nothing(tiny_vgg, few, read, layer):
     base = evaluate.evaluate(tiny_vgg, few, tile=4)
@@ -148,6 +157,7 @@ def test_near_ties_are_counted(dense):
     assert outcomes.near_ties[0] == np.isin(logits.argmax(1), (1, 3)).sum() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_same_outcomes_on_any_device_count(dense, devices):
     scores, masks = scores_of(70), np.random.default_rng(2).random((20, 70)) < 0.4
@@ -271,6 +281,7 @@ def test_refusals(tiny_vgg, blobs, read):
             call()
 
 
+@pytest.mark.slow
 def test_ten_crops_are_averaged(tiny_vgg, blobs):
     few, gains = blobs.first(12), np.full(20, 1.5, np.float32)
     want = evaluate.evaluate(edit.edit(tiny_vgg, "lin2", gains), few, protocol="tencrop", tile=4)
@@ -285,6 +296,7 @@ def test_ten_crops_are_averaged(tiny_vgg, blobs):
     np.testing.assert_array_equal(Sweep(views).gains(gains[None]).predictions[0], want.predictions)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["conv4b", "lin2"])
 def test_a_second_sweep_traces_nothing(tiny_vgg, few, layer, monkeypatch):
     traced = []

@@ -156,6 +156,7 @@ def test_procedure_equals_plain_loops(subjects, count):
         assert found.p_networks == stats.mcnemar_exact(signs.count(1), signs.count(-1))
 
 
+@pytest.mark.slow
 def test_numbers_of_a_network(subjects):
     found = evidence.assess(subjects[:1], SEARCH, seed=3, **SMALL)
     layer = subjects[0].held_out["lin2"]
@@ -184,6 +185,7 @@ def test_numbers_of_a_network(subjects):
     assert all(row["p_adjusted"] >= row["p_value"] - 1e-6 for row in found.per_class.values())
 
 
+@pytest.mark.slow
 def test_bootstrap_intervals_equal_plain_resampling(subjects):
     """Resampled by hand: each statistic computed from the images themselves."""
     import jax
@@ -239,6 +241,7 @@ def test_without_a_second_set_the_search_decides(subjects):
     assert "chosen on the very images of the test" in found.verdict
 
 
+@pytest.mark.slow
 def test_a_network_from_images(tiny_vgg, blobs):
     """Layers of every kind in one search, down from the pixels."""
     first, second = (

@@ -66,6 +66,7 @@ def test_no_permission(capsys, tmp_path, sound, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_interrupted_from_the_keyboard(capsys, tmp_path, sound, monkeypatch):
     """Nothing half-written is kept but the partial record, from which tests/probing/test_probe.py
     resumes.

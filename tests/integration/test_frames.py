@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from signalled import environment
 
 import emojax
 
@@ -24,12 +25,14 @@ KERNELS = {
 }
 ALLOWED = 6
 
+# One process for all commands: each imports and compiles anew what the others have, too.
 DRIVER = """
 import importlib, json, sys, traceback
-command, kernels, root, args = sys.argv[1], sys.argv[2].split(","), sys.argv[3], sys.argv[4:]
-stacks = {kernel: [] for kernel in kernels}
+root, kernels, commands = sys.argv[1], *map(json.loads, sys.argv[2:])
+stacks = {kernel: [] for names in kernels.values() for kernel in names}
+running = None
 
-def record(kernel):
+def record(kernel, command):
     module, name = kernel.rsplit(".", 1)
     module = importlib.import_module(module)
     plain = getattr(module, name)
@@ -38,30 +41,32 @@ def record(kernel):
         stack = [f for f in traceback.extract_stack()[:-1] if f.filename.startswith(root)]
         stack = [f for f in stack if not f.name.endswith("comp>")]
         names = [f"{f.filename[len(root):]}:{f.name}" for f in stack]
-        start = names.index(f"commands/{command}.py:{command}")
-        stacks[kernel].append(names[start + 1 :])
+        if running == command:
+            start = names.index(f"commands/{command}.py:{command}")
+            stacks[kernel].append(names[start + 1 :])
         return plain(*arguments, **options)
 
     setattr(module, name, recorded)
 
-for kernel in kernels:
-    record(kernel)
+for command, names in kernels.items():
+    for kernel in names:
+        record(kernel, command)
 from emojax import cli
-code = cli.main([command, *args])
-print(json.dumps([code, stacks]))
+codes = []
+for running, args in commands.items():
+    codes.append(cli.main([running, *args]))
+print(json.dumps([codes, stacks]))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", KERNELS)
-def test_few_frames_between_command_and_kernel(command, sound, tmp_path):
+def test_few_frames_between_command_and_kernel(sound, tmp_path):
     network = ["--target.weights", sound / "vgg.safetensors", "--clip.path", sound / "clip"]
     probing = ["--data.path", sound / "fer", *network, "--probe.layers", "lin2"]
     study = ["--dissect.top-k", "7", "--data.test-splits", "training", "--edit.layers", "lin1"]
     study += ["lin2", "--edit.tau", "0", "--edit.permutations", "19", "--edit.masks", "3"]
-    args = {
+    commands = {
         "probe": probing,
-        "sweep": [*probing, "lin1", *study],
         "dissect": [
             "--record",
             sound / "record",
@@ -70,6 +75,7 @@ def test_few_frames_between_command_and_kernel(command, sound, tmp_path):
             "--dissect.top-k",
             "5",
         ],
+        "sweep": [*probing, "lin1", *study],
         "train": [
             "--data.kind",
             "faces",
@@ -80,15 +86,16 @@ def test_few_frames_between_command_and_kernel(command, sound, tmp_path):
             "--train.batch",
             "32",
         ],
-    }[command]
-    folders = ["--out", tmp_path / "out", "--cache", tmp_path / "cache"]
+    }
+    for command, args in commands.items():
+        args += ["--out", tmp_path / command, "--cache", tmp_path / "cache"]
+    given = {command: list(map(str, args)) for command, args in commands.items()}
     root = str(Path(emojax.__file__).parent) + os.sep
-    kernels = ",".join(KERNELS[command])
-    line = [sys.executable, "-c", DRIVER, command, kernels, root, *args, *folders]
-    done = subprocess.run(list(map(str, line)), capture_output=True, text=True, check=False)
+    line = [sys.executable, "-c", DRIVER, root, json.dumps(KERNELS), json.dumps(given)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment())
     assert done.returncode == 0, done.stderr
-    code, stacks = json.loads(done.stdout.splitlines()[-1])
-    assert code == 0, done.stderr
+    codes, stacks = json.loads(done.stdout.splitlines()[-1])
+    assert codes == [0] * len(commands), done.stderr
     for kernel, frames in stacks.items():
         assert frames, f"{kernel} was not traced"
         for stack in frames:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from signalled import assert_whole, demo, environment, notes
+from signalled import assert_whole, environment, notes
 
 from emojax import cli, store
 from emojax.report import page
@@ -14,7 +14,7 @@ from emojax.report import page
 pytestmark = pytest.mark.slow
 
 
-def test_a_page_that_fails(capsys, monkeypatch, tmp_path, demo_cache):
+def test_a_page_that_fails(capsys, monkeypatch, tmp_path, small_run):
     """A full disk at any of the page's files is a line and exit code 2; an error in making it keeps
     its traceback.
     """
@@ -30,30 +30,34 @@ def test_a_page_that_fails(capsys, monkeypatch, tmp_path, demo_cache):
 
     with monkeypatch.context() as patch:
         patch.setattr(store, "write_binary", full)
-        assert cli.main(demo(run, demo_cache)) == 2
+        assert cli.main(small_run.args(run)) == 2
     out, err = capsys.readouterr()
     assert err == f"emojax: cannot write to {run}: {os.strerror(errno.ENOSPC)}" + notes(run)
-    assert "What was found" in out
+    assert "evidence: " in out
     assert_whole(run)
     with monkeypatch.context() as patch:
         patch.setattr(page, "build", broken)
         again = tmp_path / "again"
         with pytest.raises(ZeroDivisionError) as failed:
-            cli.main(demo(again, demo_cache))
+            cli.main(small_run.args(again))
     assert failed.value.__notes__ == [notes(again)[2:-1]]
     assert_whole(again)
 
 
 @pytest.mark.parametrize(
-    "streams", ["no reader", "full", "closed", "both closed", "latin-1", "ascii"]
+    "streams",
+    [
+        *("no reader", "full", "both closed", "latin-1"),
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("closed", "ascii")),
+    ],
 )
-def test_words_never_cost_results(tmp_path, demo_cache, streams):
+def test_words_never_cost_results(tmp_path, small_run, streams):
     """Whatever stdout and stderr are, the run is whole with its page, and the exit code is that of
     success.
     """
     folder = tmp_path / "Gefühl τ 表情"
     folder.mkdir()
-    command = [sys.executable, "-m", "emojax", *demo(folder / "run", demo_cache)]
+    command = [sys.executable, "-m", "emojax", *small_run.args(folder / "run")]
     env, got = environment(), b""
     if streams in ("latin-1", "ascii"):
         env |= {"PYTHONIOENCODING": f"{streams}:strict", "PYTHONUTF8": "0"}
@@ -86,7 +90,7 @@ def test_words_never_cost_results(tmp_path, demo_cache, streams):
     if got:
         assert "Gef" in got.decode(streams)
         assert "\\u8868\\u60c5" in got.decode(streams)
-        assert "What was found" in got.decode(streams)
+        assert "evidence: " in got.decode(streams)
 
 
 def test_help_into_a_closed_pipe():

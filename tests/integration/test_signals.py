@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from signalled import assert_whole, demo, notes, start
+from signalled import assert_whole, notes, start
 
 from emojax import cli
 
@@ -15,10 +15,10 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize(("number", "times", "code"), [
     (signal.SIGTERM, 1, 143),
     (signal.SIGINT, 2, 130),
-    (signal.SIGHUP, 1, 129),
+    pytest.param(signal.SIGHUP, 1, 129, marks=pytest.mark.exhaustive),
 ])  # fmt: skip
-def test_a_signal_during_the_page(capsys, tmp_path, demo_cache, number, times, code):
-    args = demo(tmp_path / "run", demo_cache)
+def test_a_signal_during_the_page(capsys, tmp_path, small_run, number, times, code):
+    args = small_run.args(tmp_path / "run")
     with start(*args, patch="page.build = slow", stdout=subprocess.DEVNULL) as command:
         lines = iter(command.stderr.readline, "")
         assert any(line == "PAGE\n" for line in lines)
@@ -34,7 +34,7 @@ def test_a_signal_during_the_page(capsys, tmp_path, demo_cache, number, times, c
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signals_in_the_first_moments(tmp_path, number):
+def test_signals_in_the_first_moments(tmp_path, small_run, number):
     """At each moment from the first import on: one line and 128 + n.
 
     Before our first line Python's own way.
@@ -46,7 +46,7 @@ def test_signals_in_the_first_moments(tmp_path, number):
             "signal.signal(signal.SIGHUP, signal.SIG_DFL); from emojax import interruption; "
             "interruption.begin_loading();"
             "import os; os.write(1, b'!'); sys.argv = ['emojax', "
-            f"*{demo(out / 'run', out / 'cache')!r}];"
+            f"*{small_run.args(out / 'run', out / 'cache')!r}];"
             "runpy.run_module('emojax', run_name='__main__')"
         )
         with subprocess.Popen(

@@ -86,6 +86,7 @@ def plain_forward(arrays, x):
     return x, channels_last(raw), channels_last(relu)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [48, 40])
 def test_equals_float64_numpy(network, batch, side):
     x = batch[:, :side, :side]
@@ -98,6 +99,7 @@ def test_equals_float64_numpy(network, batch, side):
             assert relative(outputs[layer], wanted[layer]) <= 1e-5, layer
 
 
+@pytest.mark.slow
 def test_gradients_equal_torchs_in_training(network, batch):
     """Of all parameters, in float64, through BatchNorm's batch statistics; torch is the oracle.
 
@@ -159,6 +161,7 @@ def test_size_that_ships():
     assert count * 2 < 4e6  # bytes in bfloat16, BatchNorm's statistics too
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["stem", "res2a", "res3b", "logits"])
 def test_cut_and_gain_equal_edited_parameters(network, batch, layer):
     x = jnp.asarray(batch)
@@ -196,6 +199,7 @@ def test_sweeps_equal_edited_networks(network, images, layer, protocol):
         assert relative(tried.logits, evaluate(edited, images, protocol=protocol).logits) <= 1e-5
 
 
+@pytest.mark.slow
 def test_ten_crops_are_the_mean_of_ten_runs(network, images):
     unit = np.float32(images.images) / 255
     corners = ((0, 0), (0, 8), (8, 0), (8, 8), (4, 4))
@@ -208,6 +212,7 @@ def test_ten_crops_are_the_mean_of_ten_runs(network, images):
     assert relative(evaluate(network, images, protocol="tencrop").logits, want) <= 1e-5
 
 
+@pytest.mark.slow
 def test_preprocess_shows_the_whole_face_whatever_its_light(network):
     faces = np.random.default_rng(0).integers(0, 100, (2, 48, 48, 1), np.uint8)
     faces[:, :, :24] += 80
@@ -220,6 +225,7 @@ def test_preprocess_shows_the_whole_face_whatever_its_light(network):
     assert network.preprocess(jnp.zeros((2, 96, 64, 3), jnp.uint8)).shape == (2, 48, 48, 1)
 
 
+@pytest.mark.slow
 def test_weight_files(network, tmp_path):
     path = tmp_path / "compact.safetensors"
     weights.save_network(network, path)
@@ -276,7 +282,8 @@ def test_by_command(tmp_path, capsys, clip_folder):
     ten = ["--evaluate.protocol", "tencrop", "--out", str(tmp_path / "e")]
     assert main(["evaluate", *faces, *target, *ten]) == 0, capsys.readouterr().err
     clip = ["--clip.path", str(clip_folder), "--dissect.top-k", "20"]
-    few = ["--edit.permutations", "19", "--edit.masks", "20", "--edit.layers", "res3b"]
+    few = ["--edit.permutations", "19", "--edit.masks", "5", "--edit.layers", "res3b"]
+    few += ["--edit.tau", "0", "--edit.factor", "1", "2", "--report.images", "none"]
     command = ["run", *faces, *target, *clip, *few, *cache, "--out", str(tmp_path / "r")]
     assert main(command) == 0, capsys.readouterr().err
     table = (tmp_path / "r" / "dissection.csv").read_text().splitlines()

@@ -37,6 +37,7 @@ def in_float64(model):
     return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf.astype(jnp.float64), state))
 
 
+@pytest.mark.slow
 def test_equals_torch(arrays, batch):
     torch = pytest.importorskip("torch", reason=NO_TORCH)
     theirs = reference.torch_deep_emotion(torch, arrays)
@@ -92,6 +93,7 @@ def test_gradients_equal_torchs_in_float64(arrays, batch, mode):
             assert reference.relative(got[name], gradient) <= 1e-11, name
 
 
+@pytest.mark.slow
 def test_a_new_network_looks_at_the_image_as_it_is():
     model = nnx.jit(lambda: DeepEmotion(DeepEmotionConfig(), rngs=nnx.Rngs(0)))()
     model.eval()
@@ -110,6 +112,7 @@ def test_a_new_network_looks_at_the_image_as_it_is():
             assert 0.9 * bound < np.abs(array).max() <= bound, name
 
 
+@pytest.mark.slow
 def test_dropout_only_while_training(arrays, batch):
     model = deep_emotion.from_torch_state_dict(arrays)
     drop = nnx.jit(lambda m, x, seed: m(x, rngs=nnx.Rngs(dropout=jax.random.key(seed)))[1])
@@ -137,6 +140,7 @@ def abstract(**settings):
     return nnx.eval_shape(lambda: DeepEmotion(DeepEmotionConfig(**settings), rngs=nnx.Rngs(0)))
 
 
+@pytest.mark.slow
 def test_preprocess():
     faces = np.random.default_rng(7).integers(0, 256, (2, 48, 48, 3), dtype=np.uint8)
     gray, colour = abstract(channels=1), abstract(channels=3)

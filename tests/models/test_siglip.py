@@ -157,6 +157,7 @@ def test_siglip2_parity(tmp_path):
         ours.preprocess(images[:, :, :40])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resample", [2, 3])
 @pytest.mark.parametrize("size", [(48, 48), (50, 37)])
 def test_preprocessing_equals_transformers(folder, tmp_path, resample, size):
@@ -183,6 +184,7 @@ def test_tokens_equal_transformers(folder):
     np.testing.assert_array_equal(load_clip(folder).tokenize(TEXTS), theirs["input_ids"])
 
 
+@pytest.mark.slow
 def test_gemma_tokens_equal_transformers(folder, tmp_path):
     """SigLIP 2 of a fixed resolution is a SiglipModel with another tokenizer."""
     from transformers import AutoTokenizer
@@ -201,6 +203,7 @@ def test_gemma_tokens_equal_transformers(folder, tmp_path):
     assert ours.key != load_clip(folder).key
 
 
+@pytest.mark.slow
 def test_embeddings_do_not_depend_on_the_batch(folder):
     ours = load_clip(folder)
     together = ours.embed_texts(TEXTS)

@@ -115,6 +115,7 @@ def model(request):
     return model
 
 
+@pytest.mark.slow
 def test_equal_to_torch_and_edited_and_saved(model, tmp_path):
     save_file(model.state_dict(), tmp_path / "network.safetensors")
     network = load_network(tmp_path / "network.safetensors")

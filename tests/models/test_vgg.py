@@ -102,6 +102,7 @@ def batch():
     return np.random.default_rng(0).random((5, 40, 40, 1), dtype=np.float32)
 
 
+@pytest.mark.slow
 def test_equals_float64_numpy(tiny_vgg, batch):
     logits, taps = tiny_vgg(jnp.asarray(batch))
     want, want_taps = plain_forward(vgg.to_torch_state_dict(tiny_vgg), batch)
@@ -146,6 +147,7 @@ def test_refuses_other_weights(tiny_vgg, change, message):
         vgg.from_torch_state_dict(arrays)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", vgg.LAYERS)
 def test_cutting_at_a_layer_changes_nothing(tiny_vgg, batch, layer):
     x = jnp.asarray(batch)

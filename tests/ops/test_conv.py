@@ -25,6 +25,13 @@ def plain(x, kernel, g):
     return output, for_images[:, 1:-1, 1:-1], for_kernel
 
 
+@jax.jit
+def ours(x, kernel, g):
+    """Output and gradients; the kernel's also as a CPU and as other backends take it."""
+    output, gradient = jax.vjp(conv3x3, x, kernel)
+    return (output, *gradient(g)), [make(x, g) for make in (kernel_gradient, plain_gradient)]
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1, 2, 3), (6, 5, 7, 3, 2), (8, 10, 10, 4, 6)])
 def test_equals_plain_loops(shape):
     batch, height, width, channels, units = shape
@@ -33,16 +40,11 @@ def test_equals_plain_loops(shape):
     kernel = rng.normal(size=(3, 3, channels, units))
     g = rng.normal(size=(batch, height, width, units))
     with jax.enable_x64(True):
-        output, gradient = jax.vjp(conv3x3, jnp.asarray(x), jnp.asarray(kernel))
-        got = (output, *gradient(jnp.asarray(g)))
-        # What a CPU takes, and what other backends take.
-        either = [
-            make(jnp.asarray(x), jnp.asarray(g)) for make in (kernel_gradient, plain_gradient)
-        ]
+        got, either = ours(x, kernel, g)
     want = plain(x, kernel, g)
-    for ours, theirs in zip((*got, *either), (*want, want[2], want[2]), strict=True):
+    for mine, theirs in zip((*got, *either), (*want, want[2], want[2]), strict=True):
         # The longest sum has batch · height · width terms of size about 1.
-        np.testing.assert_allclose(ours, theirs, atol=1e-15 * 9 * x.size)
+        np.testing.assert_allclose(mine, theirs, atol=1e-15 * 9 * x.size)
 
 
 def test_sharded_batch_gives_the_same_gradient():
@@ -61,6 +63,7 @@ def test_sharded_batch_gives_the_same_gradient():
     np.testing.assert_allclose(sharded(x, g), want, atol=2**-24 * 30 * 36 * len(x))
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_float32_sums():
     x = jnp.full((64, 8, 8, 1), 1, jnp.bfloat16)
     gradient = kernel_gradient(x, x)

@@ -45,9 +45,10 @@ def data():
 
 def run(name, acts, probs, extra):
     measure = jax.jit(lambda a, c: getattr(metrics, name)(a, c, *extra))
-    return np.asarray(measure(jnp.asarray(acts), jnp.asarray(probs)))
+    return np.asarray(measure(acts, probs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "extra"), CASES)
 def test_float64(data, name, extra):
     """Sums of 150 float32 terms; a mean of 100 over a deviation of 1 costs two digits."""
@@ -92,6 +93,7 @@ def test_golden_areas(golden, name, extra):
             assert abs(got[unit, concept] - want[unit, concept]) <= bound
 
 
+@pytest.mark.slow
 def test_golden_spearman(golden):
     """Random ranks r' within ties differ from mean ranks r by e, and |r'|² = |r|² + |e|².
 
@@ -111,31 +113,42 @@ def test_golden_spearman(golden):
 
 def test_parts_merge(data):
     acts, probs = data
-    parts = [metrics.comoments(acts[s], probs[s]) for s in (slice(0, 31), slice(31, 150))]
-    together = metrics.merge(*parts)
+    slices = slice(0, 31), slice(31, 150)
+
+    @jax.jit
+    def merged(acts, probs):
+        together = metrics.merge(*(metrics.comoments(acts[s], probs[s]) for s in slices))
+        active = acts >= metrics.cutoffs(acts, 0.1)[None]
+        counts = [metrics.counts(active[s], probs[s] >= 0.5) for s in slices]
+        whole = jax.tree.map(jnp.add, *counts)
+        sums = metrics.correlation_of(together), metrics.cosine_of(together)
+        return *sums, metrics.f1_of(whole), metrics.iou_of(whole)
+
+    correlation, cosine, f1, iou = merged(acts, probs)
     want = reference.explanation_metrics
-    np.testing.assert_allclose(
-        metrics.correlation_of(together), want["correlation"](acts, probs), atol=1e-5
-    )
-    np.testing.assert_allclose(metrics.cosine_of(together), want["cosine"](acts, probs), atol=1e-5)
-    active = acts >= np.asarray(metrics.cutoffs(acts, 0.1))
-    halves = [metrics.counts(active[s], probs[s] >= 0.5) for s in (slice(0, 31), slice(31, 150))]
-    whole = jax.tree.map(jnp.add, *halves)
-    np.testing.assert_array_equal(metrics.f1_of(whole), metrics.f1(acts, probs, 0.1))
-    np.testing.assert_array_equal(metrics.iou_of(whole), metrics.iou(acts, probs, 0.1))
+    np.testing.assert_allclose(correlation, want["correlation"](acts, probs), atol=1e-5)
+    np.testing.assert_allclose(cosine, want["cosine"](acts, probs), atol=1e-5)
+    np.testing.assert_array_equal(f1, run("f1", acts, probs, (0.1,)))
+    np.testing.assert_array_equal(iou, run("iou", acts, probs, (0.1,)))
 
 
+@pytest.mark.slow
 def test_pairs_are_the_diagonal(data):
     acts, probs = data
-    key = jax.random.key(0)
-    for name, measure in {**metrics.sound(0.1), **metrics.compared(0.1, key)}.items():
-        if "random" in name:  # draws per unit
-            continue
-        whole = np.diagonal(measure(acts[:, :6], probs))
-        pairs = metrics.of_pairs(measure, acts[:, :6], probs)
-        np.testing.assert_allclose(pairs, whole, atol=2e-6, rtol=2e-6, err_msg=name)
+    measures = {**metrics.sound(0.1), **metrics.compared(0.1, jax.random.key(0))}
+    fixed = {name: m for name, m in measures.items() if "random" not in name}  # others draw by unit
+
+    @jax.jit
+    def both_ways(acts, probs):
+        return {
+            name: (m(acts, probs), metrics.of_pairs(m, acts, probs)) for name, m in fixed.items()
+        }
+
+    for name, (whole, pairs) in both_ways(acts[:, :6], probs).items():
+        np.testing.assert_allclose(pairs, np.diagonal(whole), atol=2e-6, rtol=2e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_top_and_random_draws_the_top(data):
     """A unit that is large on one image correlates with a concept of that image alone."""
     acts = np.zeros((2000, 1), np.float32)
@@ -143,7 +156,8 @@ def test_top_and_random_draws_the_top(data):
     acts[7] = probs[7, 0] = 1
     acts[8:11] = 0.5
     probs[100:, 1] = np.random.default_rng(0).random(1900)
-    got = np.asarray(metrics.correlation_top_and_random(acts, probs, key=jax.random.key(1)))
+    measure = jax.jit(lambda a, c, key: metrics.correlation_top_and_random(a, c, key=key))
+    got = np.asarray(measure(acts, probs, jax.random.key(1)))
     assert got[0, 0] > 0.6
     assert got[0, 0] > got[0, 1]
 
@@ -151,12 +165,15 @@ def test_top_and_random_draws_the_top(data):
 def test_weights_count_as_repeats(data):
     acts, probs = data
     weights = np.random.default_rng(5).integers(0, 3, len(acts))
+
+    @jax.jit
+    def average_precision(wanted, values, weights):
+        order, last = metrics.descending(values)
+        return metrics.weighted_average_precision(wanted[order], last, weights[order])
+
     for unit, concept in ((0, 0), (1, 3)):
         wanted, values = reference._active(acts[:, unit], 0.1), probs[:, concept]
         repeated = np.repeat(np.arange(len(acts)), weights)
         want = reference._average_precision(np.float64(values[repeated]), wanted[repeated])
-        order, last = metrics.descending(jnp.asarray(values))
-        got = metrics.weighted_average_precision(
-            jnp.asarray(wanted)[order], last, jnp.asarray(weights, jnp.float32)[order]
-        )
+        got = average_precision(wanted, values, np.float32(weights))
         assert got == pytest.approx(want, abs=1e-6)

@@ -17,6 +17,7 @@ def test_threshold_gains():
         gains.with_scope(np.ones(4), "bias")
 
 
+@pytest.mark.slow
 def test_gains_from_scores_and_weights():
     scores = np.array([2.0, -1.0, 5.0, 2.0], np.float32)
     np.testing.assert_allclose(

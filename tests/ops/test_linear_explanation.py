@@ -1,8 +1,12 @@
+import jax
 import numpy as np
+import pytest
 import reference
 
 from emojax.ops import linear_explanation
 from emojax.ops.linear_explanation import NONE
+
+greedy = jax.jit(linear_explanation.greedy, static_argnames=("most", "tolerance"))
 
 
 def mixtures(images, units, concepts, seed):
@@ -20,11 +24,11 @@ def mixtures(images, units, concepts, seed):
 def choose(acts, values, **options):
     correlation = np.corrcoef(acts.T, values.T)
     units = acts.shape[1]
-    return linear_explanation.greedy(
-        np.float32(correlation[:units, units:]), np.float32(correlation[units:, units:]), **options
-    )
+    correlations = np.float32(correlation[:units, units:]), np.float32(correlation[units:, units:])
+    return jax.tree.map(np.asarray, greedy(*correlations, **options))
 
 
+@pytest.mark.slow
 def test_equals_least_squares_greedy():
     """50 units; gains of continuous data differ by far more than float32's rounding."""
     values, acts = mixtures(400, 50, 40, seed=0)
@@ -36,6 +40,7 @@ def test_equals_least_squares_greedy():
         assert abs(float(choice.correlations[unit, -1]) - reached) < 1e-5
 
 
+@pytest.mark.slow
 def test_blocks_and_limits():
     """Units are independent of each other, and of how many are worked on together."""
     values, acts = mixtures(300, 12, 30, seed=1)
@@ -48,6 +53,7 @@ def test_blocks_and_limits():
     np.testing.assert_array_equal(long.concepts[:, :3], whole.concepts)
 
 
+@pytest.mark.slow
 def test_copies_and_constants():
     """A copy of a chosen concept adds nothing; a unit that correlates with none has none."""
     values, acts = mixtures(300, 3, 10, seed=2)

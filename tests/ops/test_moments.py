@@ -6,6 +6,8 @@ import numpy as np
 
 from emojax.ops import moments
 
+update = jax.jit(moments.update)
+
 
 def test_moments_equal_float64_sums():
     rng = np.random.default_rng(1)
@@ -16,7 +18,7 @@ def test_moments_equal_float64_sums():
         rows, e = activations[start : start + 16], embeddings[start : start + 16]
         pad, valid = 16 - len(rows), np.arange(16) < len(rows)
         rows, e = (np.pad(x, ((0, pad), (0, 0)), constant_values=np.nan) for x in (rows, e))
-        state = moments.update(state, jnp.asarray(rows), jnp.asarray(e), jnp.asarray(valid))
+        state = update(state, rows, e, valid)
     a, e = np.float64(activations), np.float64(embeddings)
     for got, lost, want in zip(
         *state, (a.sum(0), (a**2).sum(0), a.T @ e, e.T @ e, e.sum(0)), strict=True
@@ -31,11 +33,11 @@ def test_sums_from_an_origin_are_the_sums():
     activations[:, 2] = 0.3
     embeddings = (1 + 0.01 * rng.standard_normal((64, 4))).astype(np.float32)
     origin = moments.Origin(jnp.asarray(activations[0]), jnp.asarray(embeddings[0]))
-    state = moments.update(
+    state = update(
         moments.init(3, 4),
-        jnp.asarray(activations - activations[0]),
-        jnp.asarray(embeddings - embeddings[0]),
-        jnp.ones(64, bool),
+        activations - activations[0],
+        embeddings - embeddings[0],
+        np.ones(64, bool),
     )
     got = moments.from_origin(state.sums, origin, 64)
     a, e = np.float64(activations), np.float64(embeddings)

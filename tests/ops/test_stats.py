@@ -76,13 +76,12 @@ def test_permutation_p_values_count_the_draws_that_reach():
 def plain_totals(columns, key, resamples):
     """The same draws, one resample at a time, in float64."""
     keys = jax.random.split(key, -(-resamples // 64) * 64)
-    drawn = [
-        np.asarray(jax.random.randint(k, (len(columns),), 0, len(columns)))
-        for k in keys[:resamples]
-    ]
+    draw = jax.jit(jax.vmap(lambda key: jax.random.randint(key, (len(columns),), 0, len(columns))))
+    drawn = np.asarray(draw(keys))[:resamples]
     return np.stack([np.float64(columns)[rows].sum(0) for rows in drawn])
 
 
+@pytest.mark.slow
 def test_bootstrap_equals_plain_resampling():
     columns = np.random.default_rng(0).standard_normal((201, 3)).astype(np.float32)
     got = stats.bootstrap_totals(jax.random.key(4), jnp.asarray(columns), 70)
@@ -98,6 +97,7 @@ def test_bootstrap_equals_plain_resampling():
     assert (counts == 201).all()
 
 
+@pytest.mark.slow
 def test_bootstrap_interval_is_scipys():
     """Percentile intervals of a mean, from other draws: equal up to five standard errors.
 

@@ -43,6 +43,7 @@ def collected(photos, clip, activations, *, add=5, stop_at=37, **options):
     return collection.record
 
 
+@pytest.mark.slow
 def test_a_torch_network_gives_the_record_of_the_converted_one(photos, tiny_clip, tmp_path):
     torch = pytest.importorskip("torch", reason="the oracle extra (torch) is not installed")
     import transformers
@@ -95,6 +96,7 @@ def test_a_torch_network_gives_the_record_of_the_converted_one(photos, tiny_clip
         np.testing.assert_array_equal(mine.labels, theirs.labels)
 
 
+@pytest.mark.slow
 def test_layout_width_and_batches_do_not_matter(photos, tiny_clip, activations):
     want = collected(photos, tiny_clip, activations, keep_activations=True)
     np.testing.assert_allclose(
@@ -123,6 +125,7 @@ def test_layout_width_and_batches_do_not_matter(photos, tiny_clip, activations):
     np.testing.assert_array_equal(largest.activations[:, :4], activations["conv"].max((1, 2)))
 
 
+@pytest.mark.slow
 def test_a_killed_collection_resumes_to_the_same_bytes(photos, tiny_clip, activations, tmp_path):
     options = {"key": "random v1", "save_every": 0.0, "keep_activations": True}
     whole = collected(photos, tiny_clip, activations, cache=tmp_path / "whole", **options)

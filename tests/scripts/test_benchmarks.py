@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parents[2] / "scripts" / "benchmarks"
 
 
+@pytest.mark.slow
 def test_compare(tmp_path):
     """A ratio that fell by more than the tolerance, and memory that rose, are worse; others not."""
     old = {"score": 4.0, "peak memory of a probe": 1.0}

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -33,7 +34,6 @@ WHOLE = {
     "evidence.json",
     "dissection.csv",
     "sweep.csv",
-    "truth.csv",
     "edited.safetensors",
 }
 
@@ -52,12 +52,24 @@ def start(*args, patch: str = "", **streams) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", code], **options)
 
 
-def demo(out: Path, cache: Path) -> list[str]:
-    """A small demo; with a cache that another one has filled, only its results are new."""
-    return [
-        *("demo", "--images", "200", "--report.images", "none"),
-        *("--out", str(out), "--cache", str(cache)),
-    ]
+class SmallRun(NamedTuple):
+    """`emojax run` on a few images of a small network."""
+
+    inputs: Path
+    weights: Path
+    cache: Path
+
+    def args(self, out: Path, cache: Path | None = None) -> list[str]:
+        """With a cache that another run has filled, only its results are new."""
+        inputs = [*("--data.path", self.inputs / "fer"), *("--clip.path", self.inputs / "clip")]
+        labels = ["--probe.layers", "lin2", "--dissect.top-k", "7", "--dissect.null-sets", "20"]
+        # Thresholds that some units reach and others do not, or a warning would say so.
+        edits = ["--edit.layers", "lin2", "--edit.tau", "0.15", "0.2", "0.25", "0.3"]
+        edits += ["--edit.factor", "1", "2"]
+        evidence = ["--edit.permutations", "19", "--edit.masks", "3", "--report.images", "none"]
+        places = ["--out", out, "--cache", cache or self.cache]
+        given = ["--target.weights", self.weights, *inputs, *labels, *edits, *evidence, *places]
+        return ["run", *map(str, given)]
 
 
 def assert_whole(run: Path) -> None:

@@ -14,6 +14,7 @@ from emojax.training.fit import fit
 from emojax.training.recipe import Recipe
 
 
+@pytest.mark.slow
 def test_contrastive_loss():
     """Against the definition in float64, with the identity, CLIP's own, and with shared targets."""
     rng = np.random.default_rng(0)
