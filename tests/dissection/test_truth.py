@@ -15,7 +15,7 @@ from emojax.ops.affinity import affinity
 from emojax.probing import probe
 from emojax.probing.network import as_network
 from emojax.synthetic import faces
-from emojax.synthetic.shipped import load_demo
+from emojax.synthetic.shipped import demo_faces, load_demo
 
 ATTRIBUTE_SET = ConceptSet(faces.ATTRIBUTES, name="what faces show")
 
@@ -134,6 +134,17 @@ def test_noisy_detectors_of_few_concepts():
     assert share["images"] >= 0.65
     assert share["correlation"] >= 0.65
     assert share["images"] > share["units"]
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+def test_logits_get_their_classes():
+    """The last layer of the demo's network with the class names on the demo's faces: 7 of 7."""
+    model, clip = load_demo()
+    images = demo_faces(3000)[0].image_set("faces")
+    record = probe.probe(model, images, clip, layers=["lin3"])
+    found = dissect.dissect(record, ConceptSet(tuple(images.classes)), null_sets=0)
+    np.testing.assert_array_equal(found.labels, np.arange(7))
 
 
 def test_enrichment_and_lift_equal_plain_counts():

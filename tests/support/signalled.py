@@ -63,8 +63,8 @@ class SmallRun(NamedTuple):
         """With a cache that another run has filled, only its results are new."""
         inputs = [*("--data.path", self.inputs / "fer"), *("--clip.path", self.inputs / "clip")]
         labels = ["--probe.layers", "lin2", "--dissect.top-k", "7", "--dissect.null-sets", "20"]
-        # Thresholds that some units reach and others do not, or a warning would say so.
-        edits = ["--edit.layers", "lin2", "--edit.tau", "0.15", "0.2", "0.25", "0.3"]
+        # A share of the units, because a threshold may lie beyond all scores, which is warned of.
+        edits = ["--edit.layers", "lin2", "--edit.tau", "0", "--edit.top-fraction", "0.5"]
         edits += ["--edit.factor", "1", "2"]
         evidence = ["--edit.permutations", "19", "--edit.masks", "3", "--report.images", "none"]
         places = ["--out", out, "--cache", cache or self.cache]
