@@ -1,9 +1,11 @@
 """Makes the weights that ship for real faces from a run of `emojax train`.
 
     python scripts/build_fer2013_weights.py RUN/model.safetensors
+    emojax evaluate --target.weights fer2013-compact … --out TEST     # see docs/model-card.md
+    cp TEST/summary.json emojax/data/assets/fer2013_compact.json
 
 Parameters become bfloat16 (BatchNorm's statistics stay float32), which halves the file. Class names
-and provenance go with them. docs/model-card.md says how the run was made and tested.
+and provenance go with them.
 """
 
 from pathlib import Path

@@ -72,7 +72,7 @@ def _print(results: "dict[str, Evaluation]") -> None:
 
     from emojax.commands.console import console
 
-    columns = ("split", "images", "top-1", "95 % interval", "top-2", "macro recall", "NLL", "ECE")
+    columns = ("split", "images", "top-1", "95 %", "top-2", "macro recall", "NLL", "ECE")
     table = Table(*columns)
     for name, result in results.items():
         numbers = result.summary()
@@ -82,7 +82,7 @@ def _print(results: "dict[str, Evaluation]") -> None:
             name,
             str(numbers["images"]),
             f"{numbers['top1']:.3%}",
-            f"{low:.1%} to {high:.1%}",
+            f"{low:.1%}–{high:.1%}",
             f"{numbers['top2']:.3%}",
             f"{numbers['macro_recall']:.3%}",
             f"{numbers['nll']:.4f}",

@@ -1,4 +1,6 @@
-"""Weights files of VGGNets and Deep-Emotions."""
+"""Weights files of VGGNets and Deep-Emotions, and the one that ships."""
+
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +10,13 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 import emojax
-from emojax.data import weights
+from emojax.data import fer2013, weights
+from emojax.data.named_weights import NAMED
+from emojax.data.provenance import read_provenance
 from emojax.errors import InputError
 from emojax.models import deep_emotion, vgg
 from emojax.ops import image
+from emojax.settings import Target
 
 
 @pytest.mark.slow
@@ -101,3 +106,20 @@ def test_deep_emotion_weight_files(arrays, tmp_path):
         weights.load_deep_emotion(path)
     with pytest.raises(InputError, match="no weights file"):
         weights.load_deep_emotion(tmp_path / "none.pt")
+
+
+@pytest.mark.slow
+def test_the_network_for_real_faces_opens_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    network = emojax.load_network("fer2013-compact")
+    assert network.config.class_names == fer2013.CLASSES
+    logits, _ = network(network.preprocess(np.full((2, 48, 48, 1), 99, np.uint8)))
+    assert np.isfinite(np.asarray(logits)).all()
+    uses = read_provenance(NAMED["fer2013-compact"])
+    assert [(use.name, use.role) for use in uses] == [
+        ("FER2013 training", "trained"),
+        ("FER2013 public_test", "chosen"),
+    ]
+    assert Target(weights=Path("fer2013-compact")).weights == NAMED["fer2013-compact"]
+    (tmp_path / "fer2013-compact").write_bytes(b"a file of that name")
+    assert Target(weights=Path("fer2013-compact")).weights == Path("fer2013-compact")
