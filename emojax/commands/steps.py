@@ -237,15 +237,22 @@ def _number(value: float | None) -> str:
 def print_table1(rows: Sequence[LayerSummary], tau: float) -> None:
     """The paper's Table 1."""
     title = f"Units above tau = {tau:g}, and how well labels describe their top images"
+    caption = (
+        "acc.: share of a unit's top images whose class its label speaks for, over all units, "
+        "those above tau and the others; chance: for images taken at random; adjusted: "
+        "(acc. − chance) / (1 − chance)"
+    )
     table = Table("layer", title=title, title_justify="left")
-    for column in ("above", "not", "acc.", "above", "not", "share", "chance", "adjusted"):
+    table.caption, table.caption_justify = caption, "left"
+    columns = ("units\nabove", "units\nnot", "share\nabove", "acc.\nall", "acc.\nabove")
+    for column in (*columns, "acc.\nnot", "chance", "adjusted"):
         table.add_column(column, justify="right")
     for row in rows:
         numbers = (
+            row.share,
             row.overall_acc,
             row.interp_acc,
             row.uninterp_acc,
-            row.share,
             row.chance_overall,
             row.adjusted_overall,
         )

@@ -148,7 +148,7 @@ def build(
 def _context(run: Results) -> dict[str, Any]:
     study = run.study
     sections = [("summary", "Summary"), ("run", "What was run")]
-    sections += [("labels", "Labels"), ("explorer", "Neurons")] if run.labels is not None else []
+    sections += [("labels", "Labels"), ("explorer", "Units")] if run.labels is not None else []
     sections += [("edit", "The edit")] if study else []
     sections += [("truth", "Truth")] if run.summary.get("truth") else []
     sections += [("judgement", "Judgement")] if run.judgement else []

@@ -1,4 +1,4 @@
-// The neuron explorer. Data comes as columns; only the rows in view exist. All text goes in as text, never as markup.
+// The explorer of units. Data comes as columns; only the rows in view exist. All text goes in as text, never as markup.
 (() => {
   const source = document.getElementById("data");
   if (!source) return;
