@@ -101,9 +101,7 @@ def probe(
       InputError: no such layer, `antialias` where the model has no such choice, activations that
         are not finite, or another process is making the same record.
     """
-    network = model
-    if not isinstance(network, Network):
-        network = as_network(network, preprocess=preprocess, taps=taps, antialias=antialias)
+    network = as_network(model, preprocess=preprocess, taps=taps, antialias=antialias)
     if not isinstance(images, ImageSet):
         images = ImageSet.from_arrays(images)
     mesh = mesh or make_mesh()

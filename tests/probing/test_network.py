@@ -10,6 +10,7 @@ from flax import nnx
 from emojax.editing import edit
 from emojax.errors import InputError
 from emojax.models import deep_emotion
+from emojax.probing import probe
 from emojax.probing.network import as_network, pooled_taps, resolve_layers
 
 
@@ -49,10 +50,13 @@ def test_antialias_is_another_preprocessing_key_and_program(tiny_vgg, blobs, gol
         np.testing.assert_allclose(network.preprocess(images)[..., 0], want, atol=4e-6)
 
 
-def test_antialias_is_refused_where_it_is_no_choice(tiny_vgg):
+def test_antialias_is_refused_where_it_is_no_choice(tiny_vgg, tiny_clip):
     for model, own in ((lambda x: (x, {}), None), (tiny_vgg, lambda x: x)):
         with pytest.raises(InputError, match=r"antialias .* is not a choice of"):
             as_network(model, preprocess=own, antialias=True)
+    wrapped = as_network(tiny_vgg)
+    with pytest.raises(InputError, match="of a network that is wrapped already"):
+        probe.probe(wrapped, np.zeros((4, 48, 48, 1), np.uint8), tiny_clip, antialias=True)
 
 
 def test_functions_and_unhashable_settings_are_not_reused(tiny_vgg):
