@@ -40,27 +40,33 @@ def test_explain(explained):
 
 
 @pytest.mark.slow
-def test_judge_files_of_three_forms(sound, explained, tmp_path, capsys):
+def test_judge_files_of_four_forms(sound, explained, tmp_path, capsys):
     plain = tmp_path / "plain.csv"
     plain.write_text("layer,unit,description\nlin2,3,=1+1\nlin1,0,Smile\n")
     theirs = tmp_path / "theirs.csv"
     theirs.write_text("layer,unit,description,similarity\nlin2,3,Smile,0.4\nlin2,4,Frown,0.3\n")
-    files = (explained / "explanations.csv", plain, theirs)
+    linear = tmp_path / "linear.csv"
+    linear.write_text(
+        "layer,unit,val correlation,weight0,concept0,weight1,concept1,bias,sim correlation\n"
+        "lin2,3,0.4,0.5,Smile,-0.2,Frown,0.1,0.3\n"
+    )
+    files = (explained / "explanations.csv", plain, theirs, linear)
     assert judged(sound, *files, out=tmp_path / "run") == 0
     said = capsys.readouterr()
     flagged = " ".join(said.err.split())
     assert "explanations.csv was made with the encoder that judges it" in flagged
     assert "plain.csv does not say which images made it" in flagged
     rows = rows_of(tmp_path / "run" / "judgement.csv")
-    assert len(rows) == 24
+    assert len(rows) == 25
     assert rows[20]["explanation"] == "'=1+1"  # no formula for a spreadsheet
     assert rows[0]["explanation"].startswith("'") or not rows[0]["explanation"].startswith("+")
     for row in rows:
         assert float(row["f1_low"]) <= float(row["f1"]) + 1e-6
         assert -1 <= float(row["correlation"]) <= 1
     judgement = json.loads((tmp_path / "run" / "judgement.json").read_text())
-    assert list(judgement["files"]) == ["explanations.csv", "plain.csv", "theirs.csv"]
-    assert [each["units"] for each in judgement["differences"]] == [1, 2]
+    assert list(judgement["files"]) == [file.name for file in files]
+    assert [each["units"] for each in judgement["differences"]] == [1, 2, 1]
+    assert rows[24]["explanation"] == "'+0.5·Smile -0.2·Frown +0.1"
     assert len(judgement["sanity"]) == 18
 
 
