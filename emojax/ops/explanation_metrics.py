@@ -55,14 +55,18 @@ class Counts(NamedTuple):
 
 def comoments(activations: Float[AnyArray, "B U"], concepts: Float[AnyArray, "B C"]) -> Comoments:
     """The comoments of some images."""
-    unit_mean = jnp.mean(activations, axis=0)
-    concept_mean = jnp.mean(concepts, axis=0)
-    units = activations - unit_mean[None, :]
-    values = concepts - concept_mean[None, :]
+    # Less the first image, a column that does not vary is exactly 0, however its mean is rounded.
+    activations, concepts = jnp.asarray(activations), jnp.asarray(concepts)
+    units = activations - activations[:1]
+    values = concepts - concepts[:1]
+    unit_step = units.mean(axis=0)
+    concept_step = values.mean(axis=0)
+    units = units - unit_step[None, :]
+    values = values - concept_step[None, :]
     return Comoments(
         images=jnp.asarray(activations.shape[0], jnp.float32),
-        unit_mean=unit_mean,
-        concept_mean=concept_mean,
+        unit_mean=activations[0] + unit_step,
+        concept_mean=concepts[0] + concept_step,
         unit_square=jnp.square(units).sum(axis=0),
         concept_square=jnp.square(values).sum(axis=0),
         product=_cross(units, values),
