@@ -20,6 +20,8 @@ from emojax.errors import InputError, did_you_mean
 from emojax.section import NAME_OR_PATH, Factors, Positive, Section, Seed, UserPath
 from emojax.training.recipe import Recipe
 
+WeightsPath = Annotated[UserPath, AfterValidator(weights_file)]  # a file, or a name that ships
+
 
 class Data(Section):
     """The images: a prepared FER2013, an image folder, or rendered faces."""
@@ -75,7 +77,7 @@ class Data(Section):
 class Target(Section):
     """The network under study: one of `weights`, `path` and `factory`."""
 
-    weights: Annotated[UserPath, AfterValidator(weights_file)] | None = Field(
+    weights: WeightsPath | None = Field(
         default=None,
         description="weights of a VGGNet, Deep-Emotion or CompactNet, or torchvision's ResNet or "
         "VGG: .safetensors, or a PyTorch checkpoint such as the published VGGNet; or "
@@ -262,7 +264,7 @@ class Train(Recipe):
         default="small",
         description="the network in full, or a small one of the same layers (vgg, compact)",
     )
-    start: UserPath | None = Field(
+    start: WeightsPath | None = Field(
         default=None,
         description="weights to begin with, instead of random ones (not for clip)",
     )

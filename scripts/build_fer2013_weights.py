@@ -23,7 +23,7 @@ from emojax.store import save_arrays
 
 
 def main(weights: Path, /, out: Path = NAMED[FER2013_COMPACT]) -> None:
-    """Writes the file, and says what rounding changed."""
+    """Writes the file, and says how large it is."""
     uses = read_provenance(weights)
     names = load_network(weights).config.class_names
     if uses is None or names is None:

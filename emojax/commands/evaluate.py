@@ -54,12 +54,12 @@ def evaluate(settings: EvaluateSettings) -> None:
         splits = {name: result.summary() | _certainty(result) for name, result in results.items()}
         summary = {"protocol": options.protocol, "splits": splits}
         store.write_json(run.folder / "summary.json", summary)
-    _print(results)
+    _print(splits)
     opening.end_with(settings.out, warnings)
 
 
 def _certainty(result: "Evaluation") -> dict[str, Any]:
-    """What summary.json says beside the numbers themselves: how sure they are, and the network."""
+    """How sure the accuracy is, and how far the network's confidence is from it."""
     calibration = result.calibration()
     return {
         "top1_interval": result.accuracy_interval(),
@@ -67,17 +67,16 @@ def _certainty(result: "Evaluation") -> dict[str, Any]:
     }
 
 
-def _print(results: "dict[str, Evaluation]") -> None:
+def _print(splits: dict[str, dict[str, Any]]) -> None:
     from rich.table import Table
 
     from emojax.commands.console import console
 
     columns = ("split", "images", "top-1", "95 %", "top-2", "macro recall", "NLL", "ECE")
     table = Table(*columns)
-    for name, result in results.items():
-        numbers = result.summary()
-        low, high = result.accuracy_interval()
-        calibration = result.calibration()
+    for name, numbers in splits.items():
+        low, high = numbers["top1_interval"]
+        calibration = numbers["calibration"]
         table.add_row(
             name,
             str(numbers["images"]),
@@ -86,7 +85,7 @@ def _print(results: "dict[str, Evaluation]") -> None:
             f"{numbers['top2']:.3%}",
             f"{numbers['macro_recall']:.3%}",
             f"{numbers['nll']:.4f}",
-            "–" if calibration is None else f"{calibration.error:.3f}",
+            "–" if calibration is None else f"{calibration['error']:.3f}",
         )
     console.print(table)
 

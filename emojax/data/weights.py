@@ -14,7 +14,6 @@ import numpy as np
 from flax import nnx
 
 from emojax.data import classes as class_names
-from emojax.data.named_weights import weights_file
 from emojax.data.provenance import Use, to_metadata
 from emojax.errors import InputError
 from emojax.models import compact, deep_emotion, resnet, vgg, vgg16
@@ -106,8 +105,6 @@ def load_deep_emotion(path: Path | str) -> deep_emotion.DeepEmotion:
 def load_network(path: Path | str) -> Classifier:
     """Any of the networks in eval mode; the names of the arrays tell which.
 
-    `fer2013-compact` is the network for real faces that ships with emojax.
-
     Raises:
       InputError: as `load_vgg`.
     """
@@ -123,7 +120,6 @@ def load_network(path: Path | str) -> Classifier:
             return vgg16.from_torchvision_state_dict(arrays)
         return vgg.from_torch_state_dict(arrays)
 
-    path = weights_file(Path(path))
     return _named(_load(path, build), path)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from common import Results
+from labels import random_texts
 
 from emojax.data.concepts import ConceptSet
 from emojax.dissection.explain import explain
@@ -57,8 +58,8 @@ def _record(options: Options, texts: np.ndarray) -> ProbeRecord:
     top = TopK(np.zeros((2, units, 1), np.float32), np.zeros((2, units, 1), np.int32))
     ids = [str(number) for number in range(options.images)]
     moments = Moments(*map(np.stack, zip(*halves, strict=True)))
-    record = ProbeRecord({"units": units}, top, moments, embeddings, None, (), ids, None, "")
-    return dataclasses.replace(record, activations=activations)
+    layers = {"units": units}
+    return ProbeRecord(layers, top, moments, embeddings, None, (), ids, None, "", activations)
 
 
 def plain_greedy(
@@ -86,9 +87,7 @@ def plain_greedy(
 
 def measure(options: Options) -> Results:
     """Seconds from the record on, the first time and again, and the reference's."""
-    rng = np.random.default_rng(1)
-    texts = rng.standard_normal((options.concepts, options.embedding), dtype=np.float32)
-    texts /= np.linalg.norm(texts, axis=1, keepdims=True)
+    texts = random_texts(options.concepts, options.embedding)
     record = _record(options, texts)
     concepts = ConceptSet(tuple(f"c{number}" for number in range(options.concepts)))
     seconds = []
@@ -112,7 +111,7 @@ def measure(options: Options) -> Results:
             "what": f"explanations of {units} units from {options.concepts} concepts",
             "first seconds": seconds[0],
             "seconds": seconds[1],
-            "mean concepts": float((found.weights != 0).sum(axis=1).mean()),
+            "mean concepts": float(found.lengths.mean()),
             "same as plain": f"{same} of {min(options.plain, units)}",
             "ratio": each * units / seconds[1],
         }

@@ -16,7 +16,7 @@ from emojax.data.provenance import read_provenance
 from emojax.errors import InputError
 from emojax.models import deep_emotion, vgg
 from emojax.ops import image
-from emojax.settings import Target
+from emojax.settings import Target, Train
 
 
 @pytest.mark.slow
@@ -121,5 +121,6 @@ def test_the_network_for_real_faces_opens_by_its_name(tmp_path, monkeypatch):
         ("FER2013 public_test", "chosen"),
     ]
     assert Target(weights=Path("fer2013-compact")).weights == NAMED["fer2013-compact"]
+    assert Train(start=Path("fer2013-compact")).start == NAMED["fer2013-compact"]
     (tmp_path / "fer2013-compact").write_bytes(b"a file of that name")
     assert Target(weights=Path("fer2013-compact")).weights == Path("fer2013-compact")
