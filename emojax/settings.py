@@ -171,23 +171,29 @@ class Dissect(Section):
     """
 
     similarity: Similarity = Field(
-        default=DEFAULT, description="a similarity function of CLIP-Dissect, or correlation"
+        default=DEFAULT,
+        description="a similarity function of CLIP-Dissect, correlation, or consensus: the mean of "
+        "soft_wpmi and correlation",
     )
-    top_k: Positive | None = Field(default=None, description="images per unit (wpmi, soft_wpmi)")
+    top_k: Positive | None = Field(
+        default=None, description="images per unit (consensus, wpmi, soft_wpmi)"
+    )
     a: float | None = Field(
-        default=None, description="temperature factor on cosines (wpmi, soft_wpmi)"
+        default=None, description="temperature factor on cosines (consensus, wpmi, soft_wpmi)"
     )
-    lam: float | None = Field(default=None, description="weight of the prior (wpmi, soft_wpmi)")
+    lam: float | None = Field(
+        default=None, description="weight of the prior (consensus, wpmi, soft_wpmi)"
+    )
     prior: Prior = Field(
         default=DEFAULT_PRIOR,
         description="what images are compared with: the layer's units, as published; random "
-        "images; or none (wpmi, soft_wpmi)",
+        "images; or none (consensus, wpmi, soft_wpmi)",
     )
     null_sets: int = Field(
         default=1000,
         ge=0,
-        description="random image sets that labels are tested against (wpmi, soft_wpmi); 0 leaves "
-        "it out",
+        description="random image sets that labels are tested against (consensus, wpmi, "
+        "soft_wpmi); 0 leaves it out",
     )
     abstain: bool = Field(
         default=True,
@@ -204,7 +210,7 @@ class Labels(Section):
 
     similarity: tuple[Similarity, ...] = Field(
         default=("correlation", "soft_wpmi"),
-        description="correlation, cos_similarity, wpmi, soft_wpmi",
+        description="consensus, correlation, cos_similarity, wpmi, soft_wpmi",
         min_length=1,
     )
     a: Factors = Field(default=(2.0, 5.0, 10.0), description="temperature factors on cosines")

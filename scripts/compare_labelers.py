@@ -30,6 +30,7 @@ from emojax.synthetic import faces, shipped
 from emojax.training.classifiers import new_network, train_classifiers
 
 FUNCTIONS = {
+    "consensus": (ops.consensus, {}),
     "correlation": (ops.correlation, {}),
     "soft_wpmi, units": (ops.soft_wpmi, {"prior": "units"}),
     "soft_wpmi, images": (ops.soft_wpmi, {"prior": "images"}),

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from emojax import settings
 from emojax.commands.base import Command, Studying, WritesRun, out_folder
-from emojax.dissection.options import DEFAULT, DEFAULT_PRIOR, Prior
+from emojax.dissection.options import DEFAULT, Prior
 from emojax.editing.search import Edit
 from emojax.section import UserPath
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from emojax.synthetic.faces import Faces
 
 RESPONDS = 0.75  # AUROC from which a unit is said to respond to an attribute
-_LABELLER = f"{DEFAULT}_{DEFAULT_PRIOR}"  # the default, as the tables name it
 _TEST_SPLITS = ("public_test", "private_test")
 
 
@@ -142,7 +141,7 @@ def _compare_with_truth(
                 similarity=similarity,
                 prior=prior,
                 null_sets=0,
-                trust=name == _LABELLER,
+                trust=name == DEFAULT,
             )
             for name, (similarity, prior) in _functions().items()
         }
@@ -155,7 +154,7 @@ def _compare_with_truth(
             tables[title] = truth.table(scores, affinity.auroc, least=RESPONDS)
         else:
             responds = np.ones(len(best), bool)
-        default = dissections[_LABELLER]
+        default = dissections[DEFAULT]
         margin = default.margin
         assert margin is not None  # there are as many labels as attributes
         own = affinity.auroc[np.arange(len(best)), default.labels]
@@ -189,9 +188,10 @@ def _functions() -> "dict[str, tuple[Similarity, Prior | None]]":
 
     from emojax.dissection.options import Similarity
 
-    functions: dict[str, tuple[Similarity, Prior | None]] = {_LABELLER: (DEFAULT, DEFAULT_PRIOR)}
+    functions: dict[str, tuple[Similarity, Prior | None]] = {DEFAULT: (DEFAULT, None)}
     for name in get_args(Similarity):
         functions[name] = name, None  # as published
+    functions["soft_wpmi_images"] = "soft_wpmi", "images"
     functions["wpmi_images"] = "wpmi", "images"
     return functions
 
@@ -270,7 +270,7 @@ def _print_certainty(curve: "Sequence[Labelled]", by_rule: "Labelled | None") ->
 
     from emojax.commands.console import console
 
-    title = f"{_LABELLER}: if only the units with the largest margins are labelled"
+    title = f"{DEFAULT}: if only the units with the largest margins are labelled"
     table = Table("units labelled", title=title, title_justify="left")
     table.add_column("labels right", justify="right")
     for point in curve:
@@ -287,7 +287,7 @@ def _closing(summary: dict[str, Any], out: Path) -> None:
     from emojax.commands.console import say
 
     tables = summary["truth"]
-    row = tables[list(tables)[-1]][_LABELLER]
+    row = tables[list(tables)[-1]][DEFAULT]
     right = summary["labels_right"]
     edit = summary["edit"]
     before = edit["baseline"]["all"]
@@ -297,7 +297,7 @@ def _closing(summary: dict[str, Any], out: Path) -> None:
     lines = {
         "network": f"{before['top1']:.1%} of {before['images']} rendered test faces in the right "
         "emotion (chance 14.3%)",
-        "labels": f"{_LABELLER} names what a unit responds to most in {row['best']:.0%} "
+        "labels": f"{DEFAULT} names what a unit responds to most in {row['best']:.0%} "
         f"(chance {chance:.0%}) of {row['units']} units with a clear response, one of three in "
         f"{row['among_three']:.0%} (chance {chance_of_three:.0%}); of the most certain half "
         f"{right['certain_half']:.0%}",

@@ -22,7 +22,6 @@ from emojax.dissection import wpmi
 from emojax.dissection.labels import Confidence, Dissection
 from emojax.dissection.options import (
     DEFAULT,
-    DEFAULT_PRIOR,
     Correlation,
     Cosine,
     CosineCubed,
@@ -58,12 +57,12 @@ def dissect(
     Args:
       record: from `probe`.
       concepts: a concept set, or plain phrases.
-      similarity: correlation, or one of CLIP-Dissect's five functions as published; None is the one
-        that is right most often on rendered faces, soft_wpmi with the prior over images.
+      similarity: correlation, one of CLIP-Dissect's five functions as published, or consensus; None
+        is the one that is right most often on rendered faces, consensus.
       clip: the encoder that made the record's embeddings; the record's own when None.
       text_embeddings: unit embeddings of the concepts, instead of `clip`.
-      null_sets: random image lists that labels are tested against (the two WPMI functions); 0
-        leaves p-values out.
+      null_sets: random image lists that labels are tested against (the two WPMI functions;
+        consensus by its soft_wpmi); 0 leaves p-values out.
       trust: also say whether labels hold on either half of the images; without, and without
         `null_sets`, the result has no confidence.
       mesh: devices to shard the concepts over; all when None.
@@ -77,10 +76,7 @@ def dissect(
     """
     if not isinstance(concepts, ConceptSet):
         concepts = ConceptSet(tuple(concepts))
-    if similarity is None:
-        similarity = DEFAULT
-        if hyperparameters.get("prior") is None:
-            hyperparameters["prior"] = DEFAULT_PRIOR
+    similarity = similarity or DEFAULT
     options = options_of(similarity, hyperparameters)
     texts = concept_texts(record, concepts, clip, text_embeddings)
     half_labels = None

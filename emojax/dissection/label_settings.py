@@ -21,6 +21,8 @@ from emojax.dissection import scores as similarities
 from emojax.dissection import trust
 from emojax.dissection.labels import Confidence, Dissection
 from emojax.dissection.options import (
+    WITH_PRIOR,
+    Consensus,
     Correlation,
     Cosine,
     Prior,
@@ -65,16 +67,16 @@ def grid(
     Without a prior λ has no meaning, so it is not varied there.
 
     Raises:
-      InputError: a function other than correlation, cos_similarity, wpmi and soft_wpmi.
+      InputError: a function other than consensus, correlation, cos_similarity, wpmi and soft_wpmi.
     """
     settings: dict[LabelSetting, None] = {}
     for similarity in similarities:
-        if similarity not in ("soft_wpmi", "wpmi"):
+        if similarity not in WITH_PRIOR:
             options = options_of(similarity, {})
             if not isinstance(options, Correlation | Cosine):
                 raise InputError(
-                    f"label settings are of correlation, cos_similarity, wpmi and soft_wpmi, not "
-                    f"of {similarity}"
+                    "label settings are of consensus, correlation, cos_similarity, wpmi and "
+                    f"soft_wpmi, not of {similarity}"
                 )
             settings[LabelSetting(similarity, options)] = None
             continue
@@ -131,6 +133,10 @@ def dissect_by(
             case SoftWpmi() | Wpmi():
                 shared = logliks(tuple(rank_weights(options).tolist()), options.a, options.min_prob)
                 scores, *halves = _less_prior(record, shared, options)
+                if isinstance(options, Consensus):
+                    scores = similarities.consensus(scores, record.covariances, texts)
+                    both = zip(halves, record.half_covariances[: len(halves)], strict=True)
+                    halves = [similarities.consensus(*half, texts) for half in both]
         confidence = None
         if halves:
             half_labels = np.stack([half.argmax(axis=1) for half in halves])

@@ -29,7 +29,7 @@ class Confidence:
       half_labels: labels from even and from odd images alone; None when a half has too few images.
       held_out: correlation with these labels on the half that did not choose; None without them.
       p_value: chance that a random list of as many images scores this high with its own best
-        concept; None but for the two WPMI functions.
+        concept, for consensus by its soft_wpmi; None but for it and the two WPMI functions.
       q_value: p_value adjusted over all units (Benjamini–Hochberg); None likewise.
     """
 
@@ -71,7 +71,8 @@ class Dissection:
         wins.
       confidence: of the labels; None for rank_reorder and cos_similarity_cubed, and where it was
         left out.
-      prior: what the two WPMI functions compare log-likelihoods with; None for the others.
+      prior: what the two WPMI functions, and consensus, compare log-likelihoods with; None for the
+        others.
     """
 
     record: ProbeRecord
@@ -84,7 +85,7 @@ class Dissection:
     @property
     def method(self) -> str:
         """Similarity function and prior, as the tables name them."""
-        if self.prior is None:
+        if self.prior is None or (self.similarity, self.prior) == ("consensus", "images"):
             return self.similarity
         if self.prior == "none":
             return f"{self.similarity}, no prior"

@@ -13,13 +13,19 @@ if TYPE_CHECKING:
     import jax
 
 Similarity = Literal[
-    "correlation", "soft_wpmi", "wpmi", "rank_reorder", "cos_similarity", "cos_similarity_cubed"
+    "consensus",
+    "correlation",
+    "soft_wpmi",
+    "wpmi",
+    "rank_reorder",
+    "cos_similarity",
+    "cos_similarity_cubed",
 ]
 Prior = Literal["units", "images", "none"]  # as in `ops/similarity.py`, which loads JAX
 # What labels are made with where nothing else is asked for: the best by
 # `scripts/compare_labelers.py`. The kernels' own defaults are the official ones.
-DEFAULT: Similarity = "soft_wpmi"
-DEFAULT_PRIOR: Prior = "images"
+DEFAULT: Similarity = "consensus"
+DEFAULT_PRIOR: Prior = "images"  # of the functions that have one
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,18 @@ class SoftWpmi:
     p_start: float = 0.998
     p_end: float = 0.97
     prior: Prior = "units"
+
+
+@dataclass(frozen=True)
+class Consensus(SoftWpmi):
+    """The mean of soft_wpmi, here with the prior over images, and correlation.
+
+    The one looks at a unit's top images, the other at all; they err on different units.
+    Correlations are brought to the mean and spread over the concepts that the unit's soft_wpmi has,
+    so scores are on its scale. The hyperparameters are those of `SoftWpmi`.
+    """
+
+    prior: Prior = "images"
 
 
 @dataclass(frozen=True)
@@ -97,6 +115,7 @@ class CosineCubed:
     min_norm: float = 1e-3
 
 
+WITH_PRIOR = ("consensus", "soft_wpmi", "wpmi")  # the functions that have SoftWpmi's options
 Options = Correlation | SoftWpmi | Wpmi | RankReorder | Cosine | CosineCubed
 
 
@@ -119,6 +138,7 @@ class Hyperparameters(TypedDict, total=False):
 
 
 _DEFAULTS: dict[str, Options] = {
+    "consensus": Consensus(),
     "correlation": Correlation(),
     "soft_wpmi": SoftWpmi(),
     "wpmi": Wpmi(),
@@ -158,7 +178,7 @@ def wpmi_options(
       InputError: such a function was given one.
     """
     hyperparameters = Hyperparameters(top_k=top_k, a=a, lam=lam)
-    if similarity in ("soft_wpmi", "wpmi"):
+    if similarity in WITH_PRIOR:
         options = options_of(similarity, {**hyperparameters, "prior": prior})
         assert isinstance(options, SoftWpmi | Wpmi)
         return options

@@ -19,6 +19,7 @@ from emojax.ops.moments import Covariances, Moments
 from emojax.probing.record import ProbeRecord
 
 _correlation_from_covariances = jax.jit(ops.correlation_from_covariances)
+_consensus = jax.jit(ops.consensus_of)
 _cosine_from_moments = jax.jit(ops.cos_similarity_from_moments)
 _cosine_cubed = jax.jit(ops.cos_similarity_cubed, static_argnames="min_norm")
 
@@ -37,6 +38,13 @@ def correlation(covariances: Covariances, texts: Float[Array, "C D"]) -> Float[n
             texts,
         )
     )
+
+
+def consensus(
+    soft_wpmi: Float[np.ndarray, "U C"], covariances: Covariances, texts: Float[Array, "C D"]
+) -> Float[np.ndarray, "U C"]:
+    """Consensus of soft_wpmi's scores and correlation, from a record's covariances."""
+    return np.asarray(_consensus(soft_wpmi, correlation(covariances, texts)))
 
 
 def cos_similarity(sums: Moments, texts: Float[Array, "C D"]) -> Float[np.ndarray, "U C"]:

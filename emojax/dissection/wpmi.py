@@ -1,5 +1,7 @@
 """Scores of the two WPMI functions from a probe record, and whether the labels can be trusted.
 
+Consensus is here too: soft_wpmi, with correlation added at the end.
+
 The product of image and text embeddings is never held whole: concepts come in tiles, split over the
 mesh, and beyond the softmax's normaliser no score needs another device's. Shapes: I images in some
 list, U units of all layers side by side, C concepts, K top-k, R random lists, D embedding.
@@ -15,7 +17,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from emojax.dissection.options import SoftWpmi, Wpmi
+from emojax.dissection.options import Consensus, SoftWpmi, Wpmi
+from emojax.dissection.scores import consensus
 from emojax.distributed.data_parallel import data_parallel
 from emojax.distributed.mesh import AXIS, put_replicated, put_sharded
 from emojax.ops import similarity as ops
@@ -96,12 +99,18 @@ def score(
     sharded = put_sharded(mesh, tuple(tiles))
     by_tile, half_best, half_concept, null = map(np.asarray, program(*whole, *sharded))
 
-    scores = np.moveaxis(by_tile, 0, 1).reshape(units, -1)[:, :concepts]
+    rows = np.moveaxis(by_tile, 0, 1).reshape(-1, units, tiles.width * len(by_tile))
+    scores, *half_scores = rows[..., :concepts]
     half_labels = p_value = q_value = None
     if lists.halves:
         half_labels = _half_labels(half_best, half_concept, tiles.width)
     if null_sets:
         p_value, q_value = _significance(scores, null.max(axis=0), record.segment_ids)
+    if isinstance(options, Consensus):
+        scores = consensus(scores, record.covariances, texts)
+        if half_scores:
+            both = zip(half_scores, record.half_covariances, strict=True)
+            half_labels = np.stack([consensus(*half, texts).argmax(axis=1) for half in both])
     return Scored(scores, half_labels, p_value, q_value)
 
 
@@ -166,14 +175,15 @@ def _program(
     """The jitted scoring of all tiles: compiled once for given layers and number of concepts.
 
     Takes embeddings [I, D], image lists [blocks·U + R, K], texts [tiles, width, D] and which of
-    them are concepts [tiles, width]. Gives, by tile: the units' scores [U, width], the halves' best
-    scores and their places in the tile [(blocks − 1)·U], and the random lists' best scores by layer
-    [layers, R].
+    them are concepts [tiles, width]. Gives, by tile: the units' scores [U, width], for
+    consensus with those of the halves below [blocks·U, width]; the halves' best scores and their
+    places in the tile [(blocks − 1)·U]; the random lists' best scores by layer [layers, R].
     """
     units = sum(sizes)
     layers = len(sizes)
     weights = rank_weights(options)
     lam = 0.0 if options.prior == "none" else options.lam
+    kept = blocks * units if isinstance(options, Consensus) else units
     # The halves' blocks repeat the layers: each block of a layer's units has a prior of its own.
     groups = sizes * blocks
 
@@ -221,7 +231,7 @@ def _program(
             scores = jnp.where(exists, scores + shift, -jnp.inf)
             null = jnp.where(exists, null + shift, -jnp.inf)
             halves = scores[units:]
-            return scores[:units], halves.max(1), halves.argmax(1), null.max(2)
+            return scores[:kept], halves.max(1), halves.argmax(1), null.max(2)
 
         return jax.lax.map(score_tile, (texts, is_concept))
 

@@ -1,4 +1,4 @@
-"""Correlation, and the five similarity functions of CLIP-Dissect.
+"""Correlation, the five similarity functions of CLIP-Dissect, and a consensus of two.
 
 The paper is Oikarinen and Weng, arXiv 2204.10965.
 
@@ -574,6 +574,57 @@ def soft_wpmi(
         sizes=layer_sizes(segment_ids, target_feats.shape[1]),
         axis_name=axis_name,
     )
+
+
+def consensus_of(
+    soft_wpmi_scores: Float[AnyArray, "U C"], correlations: Float[AnyArray, "U C"]
+) -> Float[Array, "U C"]:
+    """Mean of both, correlations brought to each unit's mean and spread of the other over concepts.
+
+    Labels are those of the sum of standard scores; the scale is that of soft_wpmi. Correlations
+    that are all equal, as those of a unit that does not vary, count for nothing.
+    """
+    scores = jnp.asarray(soft_wpmi_scores)
+    correlations = jnp.asarray(correlations)
+    mean = scores.mean(axis=1, keepdims=True)
+    spread = scores.std(axis=1, keepdims=True)
+    centred = correlations - correlations.mean(axis=1, keepdims=True)
+    own_spread = correlations.std(axis=1, keepdims=True)
+    scale = jnp.where(own_spread > 0, spread / jnp.where(own_spread > 0, own_spread, 1.0), 0.0)
+    return 0.5 * (scores + mean + scale * centred)
+
+
+def consensus(
+    clip_feats: Float[AnyArray, "I C"],
+    target_feats: Float[AnyArray, "I U"],
+    *,
+    top_k: int = 100,
+    a: float = 10.0,
+    lam: float = 1.0,
+    min_prob: float = 1e-7,
+    p_start: float = 0.998,
+    p_end: float = 0.97,
+    prior: Prior = "images",
+    segment_ids: Int[AnyArray, "..."] | None = None,
+) -> Float[Array, "U C"]:
+    """`consensus_of` soft_wpmi, with the prior over images, and correlation.
+
+    Raises:
+      ValueError: there is a single image.
+    """
+    scores = soft_wpmi(
+        clip_feats,
+        target_feats,
+        top_k=top_k,
+        a=a,
+        lam=lam,
+        min_prob=min_prob,
+        p_start=p_start,
+        p_end=p_end,
+        prior=prior,
+        segment_ids=segment_ids,
+    )
+    return consensus_of(scores, correlation(clip_feats, target_feats))
 
 
 def rank_reorder_baseline(

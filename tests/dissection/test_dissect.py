@@ -59,7 +59,8 @@ def test_layer_by_layer_equals_all_at_once(found, tiny_vgg, blobs, tiny_clip):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["correlation", "soft_wpmi", "wpmi", "cos_similarity", "cos_similarity_cubed"]
+    "name",
+    ["consensus", "correlation", "soft_wpmi", "wpmi", "cos_similarity", "cos_similarity_cubed"],
 )
 def test_late_scores_equal_float64(found, tiny_clip, name):
     text = tiny_clip.embed_texts(CONCEPTS.concepts)
@@ -131,9 +132,7 @@ def test_many_concepts_cross_tiles(found):
     text /= np.linalg.norm(text, axis=1, keepdims=True)
     names = [f"c{i}" for i in range(203)]
     got = dissect.dissect(found, names, text_embeddings=text)
-    want = reference.soft_wpmi(
-        np.float64(found.embeddings) @ np.float64(text).T, found.activations, prior="images"
-    )
+    want = reference.consensus(np.float64(found.embeddings) @ np.float64(text).T, found.activations)
     assert np.abs(got.scores - want).max() <= 5e-6 * np.abs(want).max()
 
 

@@ -23,8 +23,8 @@ def test_every_setting_equals_its_own_run(record, tiny_clip):
     texts = tiny_clip.embed_texts(CONCEPTS.concepts)
     tried = {"a": (5.0,), "lam": (0.6,), "top_k": (20,), "prior": ("images", "units", "none")}
     grid = label_settings.grid(("correlation", "cos_similarity", "soft_wpmi"), **tried)
-    grid += label_settings.grid(["wpmi"], **tried | {"prior": ("images",)})
-    assert len(grid) == 2 + 3 + 1
+    grid += label_settings.grid(["consensus", "wpmi"], **tried | {"prior": ("images",)})
+    assert len(grid) == 2 + 3 + 2
     together = label_settings.dissect_by(record, CONCEPTS, texts, grid)
     for setting, found in zip(grid, together, strict=True):
         options = vars(setting.options)

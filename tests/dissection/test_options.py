@@ -47,7 +47,8 @@ def test_refusals():
     with pytest.raises(InputError, match=r"--dissect.top-k is not a setting of rank_reorder"):
         wpmi_options("rank_reorder", top_k=5)
     with pytest.raises(
-        InputError, match="no similarity function 'cosine'; known: correlation, soft_wpmi"
+        InputError,
+        match="no similarity function 'cosine'; known: consensus, correlation, soft_wpmi",
     ):
         options_of("cosine", {})
     with pytest.raises(TypeError, match="p_start"):

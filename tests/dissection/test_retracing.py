@@ -25,6 +25,7 @@ SIMILARITIES = (
     "rank_reorder",
     "cos_similarity",
     "cos_similarity_cubed",
+    "consensus",
 )
 OPTIONS = {"layers": ("conv4b", "lin2"), "batch": 64, "tile": 8, "keep_activations": True}
 

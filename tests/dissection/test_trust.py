@@ -37,10 +37,12 @@ def planted():
     return record, texts
 
 
-@pytest.mark.parametrize("similarity", ["correlation", "cos_similarity", "soft_wpmi"])
+@pytest.mark.parametrize("similarity", ["consensus", "correlation", "cos_similarity", "soft_wpmi"])
 def test_held_out_correlation_is_of_the_half_that_did_not_choose(planted, similarity):
     record, texts = planted
-    extra = {"top_k": 50} if similarity == "soft_wpmi" else {}
+    # Without a prior, the labels of a half depend on that half alone.
+    of_wpmi = {"consensus": {"top_k": 50, "prior": "none"}, "soft_wpmi": {"top_k": 50}}
+    extra = of_wpmi.get(similarity, {})
     found = dissect.dissect(
         record, NAMES, similarity=similarity, text_embeddings=texts, null_sets=0, **extra
     )

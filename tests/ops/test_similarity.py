@@ -12,7 +12,7 @@ from emojax.distributed.mesh import AXIS, make_mesh
 from emojax.ops import similarity
 
 OFFICIAL = ("cos_similarity", "cos_similarity_cubed", "wpmi", "soft_wpmi", "rank_reorder")
-NAMES = ("correlation", *OFFICIAL)
+NAMES = ("correlation", *OFFICIAL, "consensus")
 EXHAUSTIVE = pytest.mark.exhaustive
 
 

@@ -73,6 +73,16 @@ def correlation(clip, acts):
     return cos_similarity(clip, acts)
 
 
+def consensus(clip, acts, top_k=100, prior="images"):
+    scores = soft_wpmi(clip, acts, top_k=top_k, prior=prior)
+    wanted = []
+    for own, r in zip(scores, correlation(clip, acts), strict=True):
+        spread = np.std(r)
+        z = (r - np.mean(r)) / spread if spread else np.zeros(len(r))
+        wanted.append((own + np.mean(own) + np.std(own) * z) / 2)
+    return np.array(wanted)
+
+
 def cos_similarity(clip, acts):
     clip, acts = np.float64(clip), np.float64(acts)
     return (
