@@ -121,7 +121,8 @@ class Concepts(Section):
 
     path: Annotated[str, NAME_OR_PATH] = Field(
         default="paper25",
-        description="paper25, classes7, or a file: a concept a line, or csv concept,emotions",
+        description="paper25, classes7, faces30, or a file: a concept a line, or csv "
+        "concept,emotions",
     )
 
 

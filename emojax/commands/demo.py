@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from emojax.dissection.truth import Agreement, Labelled
     from emojax.models.vgg import VggNet
     from emojax.ops.affinity import Affinity
-    from emojax.probing.record import ProbeRecord
     from emojax.store import Run
     from emojax.synthetic.faces import Faces
 
@@ -69,7 +68,7 @@ def demo(settings: DemoSettings) -> None:
             "seen": [use._asdict() for use in uses],
             "classes": list(model.config.class_names or ()),
         }
-        concepts = load_concepts("paper25")
+        concepts = load_concepts("faces30")
         class_names = model.config.class_names
         inputs = opening.StudyInputs(model, clip, concepts, images, tests, class_names)
         editable = steps.check_study_inputs(effective, inputs)
@@ -78,8 +77,8 @@ def demo(settings: DemoSettings) -> None:
         options = begin_study(effective, run, dissection, tests)
         study = run_study(editable, dissection, table1, images, tests, **options)
         summary["edit"] = finish_study(run, study)
-        summary |= _compare_with_truth(run, model, record, test_faces, tests)
-        summary["explanations"] = _explain(run, record)
+        summary |= _compare_with_truth(run, model, dissection, test_faces, tests)
+        summary["explanations"] = _explain(run, dissection)
         store.write_json(run.folder / "summary.json", summary)
     try:
         report.complete(settings.out, settings.report, images)
@@ -94,7 +93,7 @@ def _effective(demo: DemoSettings) -> Studying:
 
     top_k = max(100, rank_reorder_size(demo.images))
     probe = settings.Probe(keep_activations=True, top_k=top_k)
-    concepts = settings.Concepts(path="paper25")
+    concepts = settings.Concepts(path="faces30")
     # As many thresholds as the paper's, which are on the scale of the published scores.
     edit = Edit(tau=tuple(12.5 * step for step in range(12)))
     return Studying(probe=probe, concepts=concepts, edit=edit, cache=demo.cache)
@@ -106,11 +105,11 @@ def _effective(demo: DemoSettings) -> Studying:
 def _compare_with_truth(
     run: "Run",
     model: "VggNet",
-    record: "ProbeRecord",
+    dissection: "Dissection",
     test_faces: "Sequence[Faces]",
     tests: "Sequence[ImageSet]",
 ) -> dict[str, Any]:
-    """Labels by all similarity functions against what units respond to on the test faces.
+    """The labels, and those of all other functions, against what units respond to on test faces.
 
     Writes `truth.csv`, prints the tables; returns them for the summary, with the shares of the
     default's labels that are right and how these grow if fewer units are labelled.
@@ -119,14 +118,12 @@ def _compare_with_truth(
 
     import numpy as np
 
-    from emojax.data.concepts import ConceptSet
     from emojax.dissection import truth
     from emojax.dissection.dissect import dissect
     from emojax.ops.affinity import affinity as measure_affinity
     from emojax.probing.network import as_network
-    from emojax.synthetic.faces import ATTRIBUTES
 
-    attributes = ConceptSet(ATTRIBUTES, name="what faces show")
+    record = dissection.record
     network = as_network(model)
     with run.timed("truth"):
         layers = list(record.layers)
@@ -134,17 +131,16 @@ def _compare_with_truth(
         presence = np.concatenate([faces.attributes for faces in test_faces])
         affinity = measure_affinity(responses, presence)
         enriched = truth.enrichment(responses, presence)
-        dissections = {
-            name: dissect(
+        dissections = {DEFAULT: dissection}
+        for name, (similarity, prior) in _other_functions().items():
+            dissections[name] = dissect(
                 record,
-                attributes,
+                dissection.concepts,
                 similarity=similarity,
                 prior=prior,
                 null_sets=0,
-                trust=name == DEFAULT,
+                trust=False,
             )
-            for name, (similarity, prior) in _functions().items()
-        }
         scores = {name: dissection.ranked for name, dissection in dissections.items()}
         tables = {"units": truth.table(scores, affinity.auroc)}
         best = np.nanmax(affinity.auroc, axis=1)
@@ -154,20 +150,22 @@ def _compare_with_truth(
             tables[title] = truth.table(scores, affinity.auroc, least=RESPONDS)
         else:
             responds = np.ones(len(best), bool)
-        default = dissections[DEFAULT]
-        margin = default.margin
+        margin = dissection.margin
         assert margin is not None  # there are as many labels as attributes
-        own = affinity.auroc[np.arange(len(best)), default.labels]
+        own = affinity.auroc[np.arange(len(best)), dissection.labels]
         right = own == best
         shares = truth.labels_right(
-            default.scores[responds], margin[responds], affinity.auroc[responds], enriched[responds]
+            dissection.scores[responds],
+            margin[responds],
+            affinity.auroc[responds],
+            enriched[responds],
         )
         curve = truth.certainty(margin[responds], right[responds])
         by_rule = None
-        if default.trusted is not None and default.trusted[responds].any():
-            stands = default.trusted[responds]
+        if dissection.trusted is not None and dissection.trusted[responds].any():
+            stands = dissection.trusted[responds]
             by_rule = truth.Labelled(float(stands.mean()), float(right[responds][stands].mean()))
-    _write_truth(run, record, affinity, dissections)
+    _write_truth(run, affinity, dissections)
     for title, rows in tables.items():
         _print_truth(title, rows)
     _print_certainty(curve, by_rule)
@@ -182,42 +180,37 @@ def _compare_with_truth(
     }
 
 
-def _functions() -> "dict[str, tuple[Similarity, Prior | None]]":
-    """Similarity function and prior of each row of the tables, the default's first."""
+def _other_functions() -> "dict[str, tuple[Similarity, Prior | None]]":
+    """Similarity function and prior of each row of the tables below the default's."""
     from typing import get_args
 
     from emojax.dissection.options import Similarity
 
-    functions: dict[str, tuple[Similarity, Prior | None]] = {DEFAULT: (DEFAULT, None)}
-    for name in get_args(Similarity):
-        functions[name] = name, None  # as published
+    functions: dict[str, tuple[Similarity, Prior | None]] = {
+        name: (name, None)  # as published
+        for name in get_args(Similarity)
+        if name != DEFAULT
+    }
     functions["soft_wpmi_images"] = "soft_wpmi", "images"
     functions["wpmi_images"] = "wpmi", "images"
     return functions
 
 
-def _explain(run: "Run", record: "ProbeRecord") -> dict[str, Any]:
+def _explain(run: "Run", dissection: "Dissection") -> dict[str, Any]:
     """Units as weighted sums of what faces show; returns what `explanations.json` holds."""
     from emojax.commands import explain
-    from emojax.data.concepts import ConceptSet
     from emojax.dissection.dissect import dissect
     from emojax.dissection.explain import explain as explain_record
-    from emojax.synthetic.faces import ATTRIBUTES
 
-    attributes = ConceptSet(ATTRIBUTES, name="what faces show")
+    record, concepts = dissection.record, dissection.concepts
     with run.timed("explain"):
-        explanations = explain_record(record, attributes)
-        paper = dissect(record, attributes, similarity="soft_wpmi", null_sets=0)
+        explanations = explain_record(record, concepts)
+        paper = dissect(record, concepts, similarity="soft_wpmi", null_sets=0)
     of_paper = float(explanations.correlation_of(paper.labels).mean())
     return explain.write(run, explanations, soft_wpmi_correlation=of_paper)
 
 
-def _write_truth(
-    run: "Run",
-    record: "ProbeRecord",
-    affinity: "Affinity",
-    dissections: "Mapping[str, Dissection]",
-) -> None:
+def _write_truth(run: "Run", affinity: "Affinity", dissections: "Mapping[str, Dissection]") -> None:
     """`truth.csv`: a row per unit, what it responds to most and every function's label."""
     import numpy as np
 
@@ -231,7 +224,7 @@ def _write_truth(
 
     def rows() -> Iterator[list[Any]]:
         row = 0
-        for layer, units in record.layers.items():
+        for layer, units in dissections[DEFAULT].record.layers.items():
             for unit in range(units):
                 cells = [layer, unit, ATTRIBUTES[best[row]]]
                 cells += [measure[row, best[row]] for measure in affinity]

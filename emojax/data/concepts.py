@@ -1,8 +1,9 @@
 """Concept sets: the phrases that units are matched with, and the emotions each phrase stands for.
 
 A concept file is UTF-8 text with one concept a line, or a csv with the header `concept,emotions`
-where emotions are separated by semicolons. Blank lines are dropped everywhere alike (the reference
-implementation dropped them when encoding but not when indexing, which shifted every later label).
+where emotions are separated by semicolons; `none` stands for no emotion. Blank lines are dropped
+everywhere alike (the reference implementation dropped them when encoding but not when indexing,
+which shifted every later label).
 """
 
 import csv
@@ -21,7 +22,8 @@ from emojax.brief import brief
 from emojax.data.classes import ALIASES, listed, meaning
 from emojax.errors import InputError, did_you_mean, short
 
-BUILT_IN = ("paper25", "classes7")
+BUILT_IN = ("paper25", "classes7", "faces30")  # faces30: what rendered faces show
+NONE = "none"  # stands in a concept file for no emotion
 _LONGEST, _MOST = (
     1000,
     1_000_000,
@@ -36,7 +38,8 @@ class ConceptSet:
 
     Attributes:
       concepts: the phrases, unique, not blank.
-      emotions: for each concept the class names it speaks for, or None for a set without a map.
+      emotions: for each concept the class names it speaks for, perhaps none; or None for a set
+        without a map.
       name: where the set came from, for messages and reports.
     """
 
@@ -101,7 +104,7 @@ class ConceptSet:
 
 
 def load_concepts(source: str | Path) -> ConceptSet:
-    """A built-in set (`paper25`, `classes7`) or a concept file.
+    """A built-in set (`paper25`, `classes7`, `faces30`) or a concept file.
 
     Raises:
       InputError: the file is missing, not UTF-8, empty, has duplicates or an entry without
@@ -121,7 +124,7 @@ def load_concepts(source: str | Path) -> ConceptSet:
 class Entry(NamedTuple):
     """A line of a concept file: its number, the concept and its emotions.
 
-    A blank line has an empty concept; a file without a map has None for emotions.
+    A blank line has an empty concept; a file without a map has None for emotions, `none` gives ().
     """
 
     line: int
@@ -213,7 +216,7 @@ def to_csv(concepts: ConceptSet) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["concept", "emotions"])
     writer.writerows(
-        [c, ";".join(e)] for c, e in zip(concepts.concepts, concepts.emotions, strict=True)
+        [c, ";".join(e) or NONE] for c, e in zip(concepts.concepts, concepts.emotions, strict=True)
     )
     return text.getvalue()
 
@@ -293,7 +296,7 @@ def _csv_rows(lines: list[str], start: int, name: str) -> Iterable[Entry]:
         emotions = tuple(e.strip() for e in row[1].split(";") if e.strip())
         if not row[0].strip() or not emotions:
             raise InputError(
-                f"{name}, line {number}: a concept and at least one emotion are needed, "
-                f"not {','.join(row)!r}"
+                f"{name}, line {number}: a concept and at least one emotion (or {NONE}) are "
+                f"needed, not {','.join(row)!r}"
             )
-        yield Entry(number, row[0].strip(), emotions)
+        yield Entry(number, row[0].strip(), () if emotions == (NONE,) else emotions)

@@ -49,8 +49,9 @@ class Description:
     """How well labels describe units.
 
     Attributes:
-      accuracy: share of each unit's top 10 images whose class its label speaks for.
-      chance: that share for random images.
+      accuracy: share of each unit's top 10 images whose class its label speaks for; NaN for a label
+        that speaks for no class.
+      chance: that share for random images; NaN likewise.
     """
 
     accuracy: Float[np.ndarray, " U"]
@@ -174,4 +175,7 @@ class Dissection:
         hits = np.take_along_axis(described, classes[top], axis=1)
         # Random images show each class as often as the probe set does.
         share = np.bincount(classes, minlength=len(self.record.classes)) / self.record.images
-        return Description(hits.mean(axis=1), described @ share)
+        silent = ~described.any(axis=1)
+        accuracy, chance = hits.mean(axis=1), described @ share
+        accuracy[silent] = chance[silent] = np.nan
+        return Description(accuracy, chance)

@@ -16,8 +16,8 @@ class LayerSummary:
     """One row of Table 1, with what chance alone would give.
 
     Accuracies are means over units of the share of a unit's top 10 images whose class its label
-    speaks for; None where there is no such unit or no class labels. `adjusted_*` is
-    (accuracy − chance) / (1 − chance): 0 for random labels.
+    speaks for, over units whose label speaks for one; None where there is no such unit or no class
+    labels. `adjusted_*` is (accuracy − chance) / (1 − chance): 0 for random labels.
     """
 
     layer: str
@@ -70,8 +70,9 @@ def _summary(dissection: Dissection, layer: str, in_layer: np.ndarray, tau: floa
 
 
 def _mean(values: np.ndarray | None, group: np.ndarray) -> float | None:
-    """The mean over a group of units; None for an empty one."""
-    return float(values[group].mean()) if values is not None and group.any() else None
+    """The mean over the units of a group whose value is known; None where there is none."""
+    known = np.array([]) if values is None else values[group & ~np.isnan(values)]
+    return float(known.mean()) if known.size else None
 
 
 def _above_chance(accuracy: float | None, chance: float | None) -> float | None:

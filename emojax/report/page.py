@@ -286,7 +286,7 @@ def _what(run: Results) -> list[tuple[str, str]]:
         ),
         (
             "concepts",
-            "paper25" if demo else str(settings.get("concepts", {}).get("path", "unknown")),
+            str(settings.get("concepts", {}).get("path", "unknown")),
         ),
         ("similarity", _method(run.summary or settings.get("dissect", {}))),
     ]

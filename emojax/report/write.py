@@ -75,11 +75,10 @@ def write_dissection(
                             dissection.best[number] - second,
                         ]
                 row += [column[number] for column in trust.values()]
-                yield row + (
-                    [description.accuracy[number], description.chance[number]]
-                    if description
-                    else []
-                )
+                if description:
+                    known = (description.accuracy[number], description.chance[number])
+                    row += ["" if np.isnan(value) else value for value in known]
+                yield row
                 number += 1
 
     store.write_csv(folder / "dissection.csv", header, rows())

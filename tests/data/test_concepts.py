@@ -3,7 +3,7 @@
 import pytest
 
 from emojax.data import fer2013
-from emojax.data.concepts import ConceptSet, load_concepts, parse_concepts
+from emojax.data.concepts import ConceptSet, load_concepts, parse_concepts, to_csv
 from emojax.errors import InputError
 
 
@@ -23,6 +23,9 @@ def test_concept_files():
     mapped = parse_concepts('concept,emotions\n\n"Smile, broad",happy; Surprise\n', "file")
     assert mapped.concepts == ("Smile, broad",)
     assert mapped.class_mask(("happy", "sad", "surprise")).tolist() == [[True, False, True]]
+    silent = parse_concepts("concept,emotions\nGlasses,none\nSmile,happy\n", "file")
+    assert silent.class_mask(("happy", "sad")).tolist() == [[False, False], [True, False]]
+    assert parse_concepts(to_csv(silent), "file") == silent
 
 
 @pytest.mark.parametrize(

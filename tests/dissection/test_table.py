@@ -62,3 +62,17 @@ def test_table_1_equals_a_plain_count(found, blobs):
         table.most_interpretable_layer(rows)
         == max(rows, key=lambda r: (r.interpretable, rows.index(r))).layer
     )
+
+
+def test_a_label_that_speaks_for_no_class_has_no_accuracy(found):
+    """It is left out of the means, and blank in the csv."""
+    result = dissect.dissect(found, CONCEPTS)
+    most = int(np.bincount(result.labels).argmax())
+    silent = [() if number == most else own for number, own in enumerate(CONCEPTS.emotions)]
+    other = dissect.dissect(found, ConceptSet(CONCEPTS.concepts, tuple(silent)))
+    unknown = np.isnan(other.description.accuracy)
+    np.testing.assert_array_equal(unknown, result.labels == most)
+    np.testing.assert_array_equal(np.isnan(other.description.chance), unknown)
+    for number, row in enumerate(table.interpretability(other)):
+        known = result.description.accuracy[(found.segment_ids == number) & ~unknown]
+        assert row.overall_acc == (pytest.approx(known.mean()) if known.size else None)

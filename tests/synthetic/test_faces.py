@@ -35,6 +35,7 @@ def test_same_seed_same_bytes(few, pictures):
 
 
 def test_every_concept_of_the_paper_has_a_rule_and_is_seen(people):
+    assert load_concepts("faces30").concepts == faces.ATTRIBUTES
     assert faces.ATTRIBUTES[:25] == load_concepts("paper25").concepts
     assert faces.ATTRIBUTES[25:] == faces.DISTRACTORS
     for value in (faces.PRESENT, faces.ABSENT):
