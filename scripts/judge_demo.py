@@ -67,6 +67,7 @@ def main() -> None:
     labels = {
         name: dissect(record, ATTRIBUTES, similarity=name, null_sets=0).labels[responding]
         for name in get_args(Similarity)
+        if name not in ("consensus", "correlation")  # which CLIP-Dissect does not have
     }
     right = {
         name: float(np.take_along_axis(auroc[responding], of[:, None], axis=1).mean())
