@@ -124,6 +124,10 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self._manager.wait_until_finished()
+        if jax.process_count() == 1:
+            # Of an array that devices replicate, Orbax would write a part per device, and compile a
+            # program for each array to cut it.
+            state = jax.device_get(state)
         self._saving = log.steps
         self._manager.save(
             log.steps,

@@ -42,6 +42,7 @@ class State(NamedTuple):
 Step = Callable[..., tuple[State, Metrics]]
 
 
+@jax.jit
 def copy_arrays(tree: PyTree) -> PyTree:
     """The same arrays in memory of their own."""
     return jax.tree.map(jnp.copy, tree)
@@ -52,7 +53,8 @@ def first_state(task: Task, recipe: Recipe) -> State:
     params, rest = task.start(recipe.seed)
     average = params if recipe.average else None
     # Copies: the step reuses the memory of its state, and a network that was given keeps its own.
-    return copy_arrays(State(params, rest, recipe.transform().init(params), average))
+    optimizer = jax.jit(recipe.transform().init)(params)
+    return copy_arrays(State(params, rest, optimizer, average))
 
 
 def state_shardings(mesh: Mesh, state: State, *, shard: bool) -> State:
