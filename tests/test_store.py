@@ -266,6 +266,7 @@ def test_every_piece_of_a_large_file_is_verified(tmp_path, monkeypatch):
         assert store.fault(tmp_path, "key") == "x is not as it was written"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_two_trainings_on_one_cache(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(train_command, "_key", lambda *_: "key")

@@ -205,7 +205,7 @@ def _explain(run: "Run", dissection: "Dissection") -> dict[str, Any]:
     record, concepts = dissection.record, dissection.concepts
     with run.timed("explain"):
         explanations = explain_record(record, concepts)
-        paper = dissect(record, concepts, similarity="soft_wpmi", null_sets=0)
+        paper = dissect(record, concepts, similarity="soft_wpmi", null_sets=0, trust=False)
     of_paper = float(explanations.correlation_of(paper.labels).mean())
     return explain.write(run, explanations, soft_wpmi_correlation=of_paper)
 

@@ -67,7 +67,11 @@ def test_evaluate_in_the_order_of_the_folder(inputs, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "layer", ["pooled", "block0", pytest.param("block1.hidden", marks=pytest.mark.exhaustive)]
+    "layer",
+    [
+        "pooled",
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("block0", "block1.hidden")),
+    ],
 )
 def test_run_edits_by_labels(layer, inputs, clip_folder, tmp_path):
     flags = ["--clip.path", clip_folder, "--probe.layers", "*", "--dissect.top-k", "8"]

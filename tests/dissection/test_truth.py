@@ -88,6 +88,7 @@ def planted():
     return people, record
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_planted_detectors_are_named(planted, capsys):
     """Units that detect one attribute each: the default names nine in ten or more.

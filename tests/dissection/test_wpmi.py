@@ -83,6 +83,7 @@ def test_confidence_equals_a_plain_computation(whole, tiny_clip, devices):
         ("soft_wpmi", 203, 8, "images"),
         ("soft_wpmi", 3, 8, "units"),  # fewer concepts than devices
         ("wpmi", 3, 2, "none"),
+        ("consensus", 203, 8, "images"),
         pytest.param("soft_wpmi", 203, 2, "units", marks=EXHAUSTIVE),
         pytest.param("wpmi", 203, 8, "units", marks=EXHAUSTIVE),
     ],

@@ -52,6 +52,7 @@ def compiled():
     return Path(jax.config.jax_compilation_cache_dir)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_killed_processes_go_on_and_end_with_what_one_gives(tmp_path, compiled, capsys):
     out, cache = tmp_path / "two", tmp_path / "cache-two"

@@ -318,6 +318,7 @@ def test_a_second_sweep_traces_nothing(tiny_vgg, few, layer, monkeypatch):
     assert before[1] == before[0]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_lin2_of_the_published_network(blobs):
     """4,096 units: thresholds and masks against the forward pass of edited parameters."""

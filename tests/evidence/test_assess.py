@@ -285,6 +285,7 @@ def test_refusals(subjects):
             call()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_simulated_studies():
     """40 studies of each kind. At most 5 of 40 false findings: P(more) is 1.4 %."""

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize(("number", "times", "code"), [
     (signal.SIGTERM, 1, 143),
-    (signal.SIGINT, 2, 130),
+    pytest.param(signal.SIGINT, 2, 130, marks=pytest.mark.exhaustive),
     pytest.param(signal.SIGHUP, 1, 129, marks=pytest.mark.exhaustive),
 ])  # fmt: skip
 def test_a_signal_during_the_page(capsys, tmp_path, small_run, number, times, code):

@@ -59,6 +59,7 @@ def test_tiny_parity(tmp_path, activation):
     assert max(torch_parity(config, 3, tmp_path)) <= 1e-5
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_vit_b32_parity(tmp_path):
     """The published widths, vocabulary and image size.

@@ -199,6 +199,7 @@ def test_sweeps_equal_edited_networks(network, images, layer, protocol):
         assert relative(tried.logits, evaluate(edited, images, protocol=protocol).logits) <= 1e-5
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_ten_crops_are_the_mean_of_ten_runs(network, images):
     unit = np.float32(images.images) / 255

@@ -255,6 +255,7 @@ def test_tiny_networks_equal_torch(name, tmp_path):
     assert network.config.class_names == labels
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",

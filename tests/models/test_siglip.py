@@ -123,6 +123,7 @@ def test_tiny_parity(folder):
     check_parity(SiglipModel.from_pretrained(folder).eval(), torch, load_clip(folder), 32, 3)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_base_parity(tmp_path):
     """The published widths, vocabulary and image size of siglip-base-patch16-224.

@@ -10,6 +10,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "scripts" / "benchmarks"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_compare(tmp_path):
     """A ratio that fell by more than the tolerance, and memory that rose, are worse; others not."""

@@ -73,8 +73,8 @@ def correlation(clip, acts):
     return cos_similarity(clip, acts)
 
 
-def consensus(clip, acts, top_k=100, prior="images"):
-    scores = soft_wpmi(clip, acts, top_k=top_k, prior=prior)
+def consensus(clip, acts, top_k=100, prior="images", segments=None):
+    scores = soft_wpmi(clip, acts, top_k=top_k, prior=prior, segments=segments)
     wanted = []
     for own, r in zip(scores, correlation(clip, acts), strict=True):
         spread = np.std(r)

@@ -68,8 +68,13 @@ def test_augmented_training_is_seeded(tiny_vgg, images):
     assert one.history[0]["loss"] != other.history[0]["loss"]
 
 
-def test_a_step_of_the_full_vggnet_equals_pytorchs():
-    """Loss, gradients and the SGD step of 29.89 M parameters; no dropout.
+NARROW = VggConfig(widths=(4, 4, 6, 6, 8, 8, 10, 10), hidden=(24, 20), dropout=0.0)
+FULL = VggConfig(dropout=0.0)
+
+
+@pytest.mark.parametrize("config", [NARROW, pytest.param(FULL, marks=pytest.mark.exhaustive)])
+def test_a_step_of_a_vggnet_equals_pytorchs(config):
+    """Loss, gradients and the SGD step, the full network's of 29.89 M parameters; no dropout.
 
     Gradients in float64: in float32, rounding turns a ReLU here and there. The step, in float32, is
     compared with what PyTorch's optimizer makes of the same gradients.
@@ -78,7 +83,6 @@ def test_a_step_of_the_full_vggnet_equals_pytorchs():
     from emojax.models import vgg
     from emojax.ops.augment import mirror
 
-    config = VggConfig(dropout=0.0)
     model = nnx.jit(lambda: VggNet(config, rngs=nnx.Rngs(0)))()
     # Of the network's size, so they are not resized.
     pictures = np.random.default_rng(0).integers(0, 256, (16, 40, 40, 1), np.uint8)
@@ -115,7 +119,8 @@ def test_a_step_of_the_full_vggnet_equals_pytorchs():
 
     for name, want in theirs.items():
         assert np.abs(as_torch[name] - want).max() <= 1e-6 * scale(name), name
-    assert round(sum(want.size for want in theirs.values()) / 1e6, 2) == 29.89
+    if config == FULL:
+        assert round(sum(want.size for want in theirs.values()) / 1e6, 2) == 29.89
 
     oracle.float().load_state_dict(start, strict=True)
     _, gradients = jax.jit(gradient)(params, rest, task.data, rows, key)

@@ -33,6 +33,7 @@ def test_contrastive_loss():
         np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_clip_learns_which_caption_is_whose():
     """24 captions by heart: better than any network that does not look at the pictures."""
