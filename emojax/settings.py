@@ -262,10 +262,10 @@ class Judge(Section):
 class Train(Recipe):
     """Training: what, on what, and how."""
 
-    task: Literal["vgg", "deep_emotion", "compact", "clip"] = Field(
+    task: Literal["vgg", "deep_emotion", "compact", "vit", "clip"] = Field(
         default="vgg",
-        description="a VGGNet, a Deep-Emotion or a compact residual network on labelled images, "
-        "or a CLIP on rendered faces",
+        description="a VGGNet, a Deep-Emotion, a compact residual network or a small ViT on "
+        "labelled images, or a CLIP on rendered faces",
     )
     size: Literal["paper", "small"] = Field(
         default="small",

@@ -20,9 +20,11 @@ import tyro
 
 from emojax import settings, store
 from emojax.data.image_set import ImageSet
-from emojax.data.weights import load_network, save_network
+from emojax.data.network_folder import load_network, save_new
+from emojax.data.weights import save_network
 from emojax.dissection import truth
 from emojax.models.vgg import VggConfig, VggNet
+from emojax.models.vit import Vit
 from emojax.ops import similarity as ops
 from emojax.ops.affinity import affinity
 from emojax.probing.network import as_network
@@ -77,9 +79,10 @@ def trained(options: Options) -> dict[str, Path]:
     builds = {
         "vgg_slim": (lambda _, seed: slim_vgg(seed), 2),
         "deep_emotion": (lambda images, seed: new_network("deep_emotion", images, seed), 3),
+        "vit": (lambda images, seed: new_network("vit", images, seed), 4),
     }
     for name, (build, seed) in builds.items():
-        path = folder / f"{name}.safetensors"
+        path = _file(folder, name)
         if path.exists() or name not in options.networks:
             continue
         images = faces.split("training", options.train_images).image_set("faces/training")
@@ -93,10 +96,15 @@ def trained(options: Options) -> dict[str, Path]:
         )
         start = functools.partial(build, images)
         ((model, _),) = train_classifiers(start, recipe, images, validation, batch=64)
-        save_network(model, path)
+        save_new(model, path) if isinstance(model, Vit) else save_network(model, path)
     files = {"shipped": shipped.ASSETS / "vgg.safetensors"}
-    files |= {name: folder / f"{name}.safetensors" for name in builds}
+    files |= {name: _file(folder, name) for name in builds}
     return {name: files[name] for name in options.networks}
+
+
+def _file(folder: Path, network: str) -> Path:
+    """Where a trained network lies: a ViT in a folder of its own."""
+    return folder / (network if network == "vit" else f"{network}.safetensors")
 
 
 def responses(path: Path, images: ImageSet, cached: Path) -> tuple[np.ndarray, np.ndarray]:

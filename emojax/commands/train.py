@@ -202,10 +202,16 @@ def _check(settings: TrainSettings) -> None:
                 "--train.seeds, --train.learning-rates, --train.start and --train.test "
                 "are not for a CLIP"
             )
-    if options.task == "deep_emotion" and settings.evaluate.protocol == "tencrop":
+    whole_faces = {"deep_emotion": "a Deep-Emotion", "vit": "a ViT"}
+    if options.task in whole_faces and settings.evaluate.protocol == "tencrop":
         raise InputError(
             "--evaluate.protocol tencrop crops to the network's input size; "
-            "use resize40 for a Deep-Emotion"
+            f"use resize40 for {whole_faces[options.task]}"
+        )
+    if options.task == "vit" and (options.augment, options.precision) != ("flip", "float32"):
+        raise InputError(
+            "--train.augment and --train.precision are not for a ViT, which learns from mirrored "
+            "faces in float32"
         )
 
 
@@ -299,8 +305,10 @@ def _save_classifiers(
     validation: "ImageSet",
 ) -> dict[str, Any]:
     """Saves every network, best and last, with its provenance; returns the summary of all."""
+    from emojax.data.network_folder import save_new
     from emojax.data.provenance import read_provenance, use_of
     from emojax.data.weights import save_network
+    from emojax.models.vit import Vit
     from emojax.training import classifiers
 
     start = settings.train.start
@@ -313,9 +321,12 @@ def _save_classifiers(
     described = []
     for number, network in enumerate(trained):
         tail = f"_{number}" if len(trained) > 1 else ""
-        save_network(network.model, run.folder / f"model{tail}.safetensors", uses=uses)
         last = classifiers.trained(network.model, *network.result.last)
-        save_network(last, run.folder / f"last{tail}.safetensors", uses=uses)
+        for name, model in (("model", network.model), ("last", last)):
+            if isinstance(model, Vit):
+                save_new(model, run.folder / f"{name}{tail}", uses=uses)
+            else:
+                save_network(model, run.folder / f"{name}{tail}.safetensors", uses=uses)
         recipe = _recipes(settings.train)[number]
         described.append(
             {
@@ -364,7 +375,7 @@ def _tested(
 
 COMMAND = Command(
     "train",
-    "train a VGGNet, Deep-Emotion or CompactNet on labelled images, or a small CLIP on faces",
+    "train a VGGNet, Deep-Emotion, CompactNet or ViT on labelled images, or a small CLIP on faces",
     TrainSettings,
     train,
     short={"--task": "--train.task"},

@@ -227,6 +227,29 @@ def steps_of(settings: dict[str, Any]) -> Preprocess:
     return Preprocess(resize, crop, mean, std, kernel, scale)
 
 
+def settings_of(steps: Preprocess) -> dict[str, Any]:
+    """What `preprocessor_config.json` says of a resize to one size without a crop, for a ViT.
+
+    Raises:
+      ValueError: other steps.
+    """
+    if not isinstance(steps.resize, tuple) or steps.crop is not None:
+        raise ValueError("only a resize to one size, without a crop, is written")
+    height, width = steps.resize
+    kernels = {kernel: number for number, kernel in _KERNELS.items()}
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "resample": kernels[steps.kernel],
+        "do_rescale": True,
+        "rescale_factor": steps.scale,
+        "do_normalize": True,
+        "image_mean": list(steps.mean),
+        "image_std": list(steps.std),
+    }
+
+
 def _convnext(
     size: dict[str, Any], crop_share: object, crop: tuple[int, int] | None
 ) -> tuple[int | tuple[int, int], tuple[int, int]]:

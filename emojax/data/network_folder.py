@@ -18,9 +18,10 @@ from emojax.data.hf_folder import (
     read_config,
     read_preprocess,
     read_weights,
+    settings_of,
 )
 from emojax.data.named_weights import weights_file
-from emojax.data.provenance import Use
+from emojax.data.provenance import Use, to_metadata
 from emojax.data.weights import load_network as load_file
 from emojax.data.weights import save_network as save_file
 from emojax.data.weights import with_classes
@@ -29,7 +30,7 @@ from emojax.models import convnext, resnet, vision_tower, vit
 from emojax.models.classifier import Classifier
 from emojax.models.preprocess import Preprocess
 from emojax.models.tapped import TappedNetwork
-from emojax.store import atomic_folder, save_arrays
+from emojax.store import atomic_folder, save_arrays, write_json
 
 Arrays = Mapping[str, np.ndarray]
 _FLAG = "--target.path"
@@ -160,6 +161,25 @@ def save_network(
                 shutil.copy(file, building / file.name)
         arrays = {name: np.asarray(new.get(name, old[name]), order="C") for name in old}
         save_arrays(arrays, building / "model.safetensors", metadata={"format": "pt"})
+
+
+def save_new(network: vit.Vit, path: str | Path, *, uses: Iterable[Use] | None = None) -> None:
+    """Writes a network that was not read from a folder as one, which transformers loads too.
+
+    Args:
+      network: a ViT whose classes are named.
+      path: the folder, which must not hold anything.
+      uses: what the network was trained and chosen on.
+
+    Raises:
+      ValueError: another kind of network, or its classes are not named.
+    """
+    config = network.config.to_hf()
+    metadata = {"format": "pt"} | ({} if uses is None else to_metadata(uses))
+    with atomic_folder(Path(path)) as building:
+        write_json(building / "config.json", config)
+        write_json(building / "preprocessor_config.json", settings_of(network.config.preprocess))
+        save_arrays(network.state_dict(), building / "model.safetensors", metadata=metadata)
 
 
 def _architecture(folder: Path, raw: Mapping[str, Any]) -> _Architecture:

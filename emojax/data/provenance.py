@@ -44,12 +44,13 @@ def to_metadata(uses: Iterable[Use]) -> dict[str, str]:
 
 
 def read_provenance(path: Path) -> tuple[Use, ...] | None:
-    """The uses that a weights file names; None where it says nothing.
+    """The uses that a weights file, or that of a folder, names; None where it says nothing.
 
     Raises:
       InputError: the entry is there and damaged.
     """
-    entry = read_entry(path, _ENTRY)
+    inside = path / "model.safetensors"
+    entry = read_entry(inside if inside.is_file() else path, _ENTRY)
     if entry is None:
         return None
     try:

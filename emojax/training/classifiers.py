@@ -22,6 +22,7 @@ from emojax.data.loader import stream
 from emojax.models.compact import CompactConfig, CompactNet
 from emojax.models.deep_emotion import DeepEmotion, DeepEmotionConfig
 from emojax.models.vgg import VggConfig, VggNet
+from emojax.models.vit import Vit, VitConfig
 from emojax.ops import augment as views
 from emojax.ops.image import to_gray, to_unit
 from emojax.training import tasks
@@ -31,11 +32,11 @@ from emojax.training.recipe import Recipe
 from emojax.training.tasks import Loss, Metrics, Start, Task
 from emojax.training.training_log import Row
 
-Classifier = VggNet | DeepEmotion | CompactNet
-Architecture = Literal["vgg", "deep_emotion", "compact"]
+Classifier = VggNet | DeepEmotion | CompactNet | Vit
+Architecture = Literal["vgg", "deep_emotion", "compact", "vit"]
 Size = Literal["paper", "small"]
 Precision = Literal["float32", "bfloat16"]
-_Network = TypeVar("_Network", VggNet, DeepEmotion, CompactNet, Classifier)
+_Network = TypeVar("_Network", VggNet, DeepEmotion, CompactNet, Vit, Classifier)
 RESIDENT = 2 << 30  # bytes of images that a device is asked to hold; larger sets are streamed
 
 
@@ -55,7 +56,7 @@ def new_network(
       architecture: which of the networks.
       images: the set; a Deep-Emotion also takes its number of channels from it.
       seed: of the weights.
-      size: the network in full, or a small one of the same layers (not of Deep-Emotion).
+      size: the network in full, or a small one of the same layers (not of Deep-Emotion and ViT).
     """
     rngs = nnx.Rngs(seed)
     classes = len(images.classes)
@@ -63,6 +64,8 @@ def new_network(
         channels = images.images.shape[-1]
         config = DeepEmotionConfig(channels, classes, class_names=images.classes)
         return DeepEmotion(config, rngs=rngs)
+    if architecture == "vit":
+        return Vit(VitConfig.small(classes, images.classes), rngs=rngs)
     if architecture == "compact":
         widths = CompactConfig() if size == "paper" else CompactConfig.small()
         return CompactNet(replace(widths, classes=classes, class_names=images.classes), rngs=rngs)
@@ -218,8 +221,8 @@ def _classification_loss(
             gray = to_gray(pixels) if network.config.channels == 1 else pixels
             size = network.config.input_size
             x = network.normalize(views.augment(augment, view_key, to_unit(gray), size))
-        rngs = nnx.Rngs(dropout=drop_key)
-        logits = network(x.astype(precision), rngs=rngs)[0].astype(jnp.float32)  # [B · V, C]
+        dropout = {} if isinstance(network, Vit) else {"rngs": nnx.Rngs(dropout=drop_key)}
+        logits = network(x.astype(precision), **dropout)[0].astype(jnp.float32)  # [B · V, C]
         # The views of an image lie side by side and share its label.
         labels = jnp.repeat(labels, len(logits) // len(labels))
         target = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)

@@ -7,15 +7,18 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from commands_in_process import run
 from flax import nnx
 from small_training import assert_same
 
 from emojax import cli
+from emojax.data.network_folder import load_network as load_folder
 from emojax.data.provenance import read_provenance
 from emojax.data.weights import load_network, load_vgg
 from emojax.models.deep_emotion import DeepEmotion
+from emojax.synthetic.faces import random_faces
 
 
 @pytest.mark.slow
@@ -54,6 +57,10 @@ def test_a_run_folder(tmp_path, capsys):
         (
             ["--task", "clip"],
             "a CLIP is trained on rendered faces, whose captions are known; pass --data.kind faces",
+        ),
+        (
+            ["--task", "vit", "--data.kind", "faces", "--train.augment", "affine"],
+            "--train.augment and --train.precision are not for a ViT",
         ),
         ([], "--data.path is needed"),
         (
@@ -202,6 +209,33 @@ def test_deep_emotion_by_command(tmp_path, capsys, clip_folder):
     code, _, err = run(capsys, "run", *args, *target, *clip, *few, "--out", tmp_path / "r")
     refused = "and this is a DeepEmotion; `emojax dissect` labels its units"
     assert (code, err.count(refused)) == (2, 1)
+
+
+@pytest.mark.slow
+def test_a_vit_by_command(tmp_path, capsys):
+    """Saved as a Hugging Face folder: transformers gives our logits, evaluate our accuracy."""
+    torch = pytest.importorskip("torch", reason="needs the oracle extra")
+    from transformers import ViTForImageClassification
+
+    faces = ["--data.kind", "faces", "--data.limit", "64"]
+    training = ["--task", "vit", "--train.batch", "32", "--train.epochs", "1"]
+    training += ["--cache", tmp_path / "cache", "--out", tmp_path / "run"]
+    code, _, err = run(capsys, "train", *faces, *training)
+    assert code == 0, err
+    folder = tmp_path / "run" / "model"
+    ours = load_folder(folder)
+    theirs = ViTForImageClassification.from_pretrained(folder).eval()
+    assert tuple(theirs.config.id2label.values()) == ours.config.class_names
+    images = ours.preprocess(random_faces(8, 0).image_set("faces").images[:8])
+    with torch.no_grad():
+        want = theirs(torch.tensor(np.asarray(images).transpose(0, 3, 1, 2))).logits.numpy()
+    np.testing.assert_allclose(ours(images)[0], want, atol=1e-4 * np.abs(want).max())
+    assert {use.role for use in read_provenance(folder)} == {"trained", "chosen"}
+    tested = ["--target.path", folder, "--data.test-splits", "public_test", "--out", tmp_path / "e"]
+    assert run(capsys, "evaluate", *faces, *tested)[0] == 0
+    split = json.loads((tmp_path / "e" / "summary.json").read_text())["splits"]["faces/public_test"]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert split["top1"] == summary["validation"]["faces/public_test"]["top1"]
 
 
 def weights(path):
