@@ -141,43 +141,13 @@ def _compare_with_truth(
                 null_sets=0,
                 trust=False,
             )
-        scores = {name: dissection.ranked for name, dissection in dissections.items()}
-        tables = {"units": truth.table(scores, affinity.auroc)}
-        best = np.nanmax(affinity.auroc, axis=1)
-        responds = best >= RESPONDS
-        if responds.any():
-            title = f"units that respond to something (AUROC ≥ {RESPONDS})"
-            tables[title] = truth.table(scores, affinity.auroc, least=RESPONDS)
-        else:
-            responds = np.ones(len(best), bool)
-        margin = dissection.margin
-        assert margin is not None  # there are as many labels as attributes
-        own = affinity.auroc[np.arange(len(best)), dissection.labels]
-        right = own == best
-        shares = truth.labels_right(
-            dissection.scores[responds],
-            margin[responds],
-            affinity.auroc[responds],
-            enriched[responds],
-        )
-        curve = truth.certainty(margin[responds], right[responds])
-        by_rule = None
-        if dissection.trusted is not None and dissection.trusted[responds].any():
-            stands = dissection.trusted[responds]
-            by_rule = truth.Labelled(float(stands.mean()), float(right[responds][stands].mean()))
+        compared = truth.compare(dissections, DEFAULT, affinity.auroc, enriched, least=RESPONDS)
     _write_truth(run, affinity, dissections)
-    for title, rows in tables.items():
+    for title, rows in compared.tables.items():
         _print_truth(title, rows)
-    _print_certainty(curve, by_rule)
-    return {
-        "truth": {
-            title: {name: asdict(row) for name, row in rows.items()}
-            for title, rows in tables.items()
-        },
-        "labels_right": asdict(shares),
-        "certainty": [asdict(point) for point in curve],
-        "abstaining": None if by_rule is None else asdict(by_rule),
-    }
+    _print_certainty(compared.certainty, compared.abstaining)
+    found = asdict(compared)
+    return {"truth": found.pop("tables"), **found}
 
 
 def _other_functions() -> "dict[str, tuple[Similarity, Prior | None]]":

@@ -90,14 +90,7 @@ def judge(settings: JudgeSettings) -> None:
             compared = (judge.compare(first, other) for other in others)
             differences = [difference for difference in compared if difference is not None]
         with run.timed("sanity"):
-            names = {name: place for place, name in enumerate(concepts)}
-            singles = [
-                explanation_files.Explanation("", 0, (name,), (1.0,), 0.0, linear=False)
-                for name in concepts
-            ]
-            present = judge.simulate(
-                singles, names, images, texts, settings.calibration, options.alpha
-            ).present
+            present = _present(concepts, images, texts, settings)
             sanity = judge.sanity(activations, present, alpha=options.alpha, seed=options.seed)
         write(run.folder, judgements, differences, sanity, warnings)
     print_judgement(judgements, differences, sanity)
@@ -113,6 +106,21 @@ def _names(paths: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [str(path) for path in paths]
+
+
+def _present(
+    concepts: Sequence[str], images: "np.ndarray", texts: "np.ndarray", settings: JudgeSettings
+) -> "np.ndarray":
+    """Which images show each concept, by the encoder."""
+    from emojax.dissection import explanation_files, judge
+
+    places = {name: place for place, name in enumerate(concepts)}
+    singles = [
+        explanation_files.Explanation("", 0, (name,), (1.0,), 0.0, linear=False)
+        for name in concepts
+    ]
+    alpha = settings.judge.alpha
+    return judge.simulate(singles, places, images, texts, settings.calibration, alpha).present
 
 
 def judge_files(

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 from emojax.data.image_set import ImageSet
 from emojax.data.map_images import map_images
+from emojax.dissection.labels import Dissection
 from emojax.ops.pooling import Pool
 from emojax.probing.network import Network, pooled_taps
 
@@ -204,4 +205,65 @@ def labels_right(
         enrichment=agreement(scores, enriched).best,
         among_three=by_auroc.among_three,
         certain_half=agreement(scores[half], auroc[half]).best,
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Labels by several functions beside the truth, and how far one function's can be trusted.
+
+    Attributes:
+      tables: `table` of all units, and of those that respond to something, by title.
+      labels_right: of the one function's labels.
+      certainty: its curve, from the units with the largest margins on.
+      abstaining: its labels that stand; None where that is not known or none does.
+    """
+
+    tables: dict[str, dict[str, Agreement]]
+    labels_right: LabelsRight
+    certainty: list[Labelled]
+    abstaining: Labelled | None
+
+
+def compare(
+    dissections: Mapping[str, Dissection],
+    chosen: str,
+    auroc: Float[np.ndarray, "U A"],
+    enriched: Float[np.ndarray, "U A"],
+    *,
+    least: float,
+) -> Comparison:
+    """Dissections with the attributes as concepts against two truths.
+
+    Args:
+      dissections: by the name of their function.
+      chosen: the name of the one that is looked at closely.
+      auroc, enriched: the truths.
+      least: AUROC from which a unit responds to something; all units count where none does.
+
+    Raises:
+      ValueError: as `agreement`.
+    """
+    scores = {name: dissection.ranked for name, dissection in dissections.items()}
+    tables = {"units": table(scores, auroc)}
+    best = np.nanmax(auroc, axis=1)
+    responds = best >= least
+    if responds.any():
+        title = f"units that respond to something (AUROC ≥ {least})"
+        tables[title] = table(scores, auroc, least=least)
+    else:
+        responds = np.ones(len(best), bool)
+    own = dissections[chosen]
+    margin = own.margin
+    assert margin is not None  # there are as many labels as attributes
+    right = (auroc[np.arange(len(best)), own.labels] == best)[responds]
+    abstaining = None
+    if own.trusted is not None and own.trusted[responds].any():
+        stands = own.trusted[responds]
+        abstaining = Labelled(float(stands.mean()), float(right[stands].mean()))
+    return Comparison(
+        tables,
+        labels_right(own.scores[responds], margin[responds], auroc[responds], enriched[responds]),
+        certainty(margin[responds], right),
+        abstaining,
     )
