@@ -86,8 +86,10 @@ class StudySummary:
       finding: the verdict in a word.
       p_value: McNemar's.
       verdict: in plain language.
+      by_measure: accuracy, macro recall, NLL and calibration error: better, worse or no difference
+        shown.
 
-    The last six are None where there was no such choice or test.
+    The last seven are None where there was no such choice or test.
     """
 
     setting: ChosenSetting
@@ -101,6 +103,7 @@ class StudySummary:
     finding: Finding | None = None
     p_value: float | None = None
     verdict: str | None = None
+    by_measure: dict[str, str] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, without what does not apply."""

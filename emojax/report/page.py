@@ -166,6 +166,7 @@ def _context(run: Results) -> dict[str, Any]:
         "cards": _cards(run),
         "verdict": study and study.verdict,
         "finding": study and study.finding,
+        "evidence": run.evidence,
         "what": _what(run),
         "settings": list(_flat(run.settings)),
         "versions": [*versions.items(), ("devices", devices), *timings],

@@ -99,3 +99,20 @@ def test_flagged_images(hostile, tmp_path):
     assert "flagged" not in page.build(found)[1]
     with pytest.raises(InputError, match="no audit at"):
         read_run(folder, tmp_path / "none.csv")
+
+
+def test_the_finding_is_a_table_whose_colour_follows_it(hostile, tmp_path):
+    """An NLL whose interval lies on the bad side makes a bad box, whatever the predictions."""
+    folder = copy_of(hostile[0], tmp_path)
+    evidence = json.loads((folder / "evidence.json").read_text())
+    same = {"difference": 0.0, "interval": [-0.01, 0.01]}
+    measures = {name: same for name in ("accuracy", "macro_recall", "ece")}
+    worse = {"nll": {"difference": 0.1, "interval": [0.05, 0.2]}}
+    counts = {"gained": 3, "lost": 4, "p_scores": 0.5}
+    store.write_json(folder / "evidence.json", evidence | counts | {"intervals": measures | worse})
+    text = page.build(read_run(folder))[0]
+    assert '<div class="verdict bad">' in text
+    assert "No effect is shown. But NLL is worse. 3 images gained and 4 lost" in text
+    box = text.partition('<div class="verdict bad">')[2].partition("</details>")[0]
+    assert box.count('<td class="worse">worse</td>') == 1
+    assert box.count("<td>no difference shown</td>") == 3
