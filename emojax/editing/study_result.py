@@ -12,6 +12,7 @@ from emojax.data.image_set import ImageSet
 from emojax.editing.search import Kind, Scope
 from emojax.evidence.verdict import Evidence, Finding
 from emojax.models.classifier import Editable
+from emojax.tables import Tabular
 from emojax.training.evaluate import Evaluation, join
 
 Table = dict[str, Sequence[Any] | np.ndarray]  # columns by name
@@ -113,7 +114,7 @@ class StudySummary:
 
 @brief
 @dataclass(frozen=True)
-class Study:
+class Study(Tabular):
     """What a study found; tables are empty where they do not apply.
 
     Attributes:
@@ -133,3 +134,7 @@ class Study:
     thresholds: Table = field(default_factory=dict)
     bands: Table = field(default_factory=dict)
     evidence: Evidence | None = None
+
+    def columns(self) -> Table:
+        """The sweep: a row per setting."""
+        return self.sweep
