@@ -209,7 +209,8 @@ def _measured(evidence: Evidence, name: str, found: str) -> Measured:
 
 def _counts(evidence: Evidence) -> str:
     """How many images the edit gains and loses."""
-    counts = f"{evidence.gained:,} images gained and {evidence.lost:,} lost"
+    images = "image" if evidence.gained == 1 else "images"
+    counts = f"{evidence.gained:,} {images} gained and {evidence.lost:,} lost"
     if len(evidence.networks) > 1:
         counts += f" by most of {len(evidence.networks)} networks"
     return counts
