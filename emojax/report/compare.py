@@ -309,7 +309,7 @@ def _corresponding(units: Correspondence | None, runs: Sequence[Results]) -> dic
         "units": rows,
         "units_header": ["unit", "label", "goes with", "label", "correlation", "mutual"],
         "units_line": f"{first or f'{count:,} units.'} {int(units.mutual.sum()):,} are mutual.",
-        "layer_names": ["", *units.second],
+        "layer_names": ["layer", *units.second],
         "matrix": [
             [name, *(page.number(float(x)) for x in row)]
             for name, row in zip(units.first, units.layers, strict=True)

@@ -1,6 +1,7 @@
 """The data behind a page's table of units, as the page's script reads it."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -69,33 +70,8 @@ def explorer_data(run: Results) -> dict[str, Any]:
     table = run.units
     named = [] if details is None else details.concepts.tolist()
     concepts = list(dict.fromkeys([*named, *table["concept"].tolist()]))
-    concept_numbers = {name: i for i, name in enumerate(concepts)}
     layers = list(run.labels.layers)
-    names = {name: i for i, name in enumerate(layers)}
-    units: dict[str, Any] = {
-        "layer": [names[name] for name in table["layer"].tolist()],
-        "unit": [int(x) for x in table["unit"].tolist()],
-        "concept": [concept_numbers[name] for name in table["concept"].tolist()],
-        "similarity": _plain(table["similarity"]),
-    }
-    optional = {
-        "margin": "margin",
-        "p": "p_value",
-        "q": "q_value",
-        "accuracy": "description_accuracy",
-        "chance": "chance",
-        "held": "held_out",
-        "low": "held_out_low",
-        "high": "held_out_high",
-    }
-    for key, column in optional.items():
-        if column in table:
-            units[key] = _plain(table[column])
-    if {"labelled", "halves_agree", "q_value", "held_out"} & set(table):
-        units["trust"] = np.argsort(trust_order(table)).tolist()  # each unit's place, 0 the first
-    for key, column in (("halves", "halves_agree"), ("labelled", "labelled")):
-        if column in table:
-            units[key] = [{"yes": 1, "no": 0}.get(x) for x in table[column].tolist()]
+    units = _columns(table, layers, concepts)
     data: dict[str, Any] = {
         "layers": layers,
         "classes": [],
@@ -123,7 +99,7 @@ def explorer_data(run: Results) -> dict[str, Any]:
     outgoing = None
     if len(details.outgoing_layer):
         weights = _plain(details.outgoing.ravel(), 4)
-        outgoing = {"layer": names[details.outgoing_layer[0].item()], "weights": weights}
+        outgoing = {"layer": layers.index(details.outgoing_layer[0].item()), "weights": weights}
     if len(details.texts):
         data["profiles"] = {
             "texts": details.texts.tolist(),
@@ -148,6 +124,37 @@ def explorer_data(run: Results) -> dict[str, Any]:
             "outgoing": outgoing,
         },
     }
+
+
+def _columns(table: Table, layers: Sequence[str], concepts: Sequence[str]) -> dict[str, Any]:
+    """What the page's table has of each unit; layers and concepts by their place."""
+    concept_numbers = {name: i for i, name in enumerate(concepts)}
+    names = {name: i for i, name in enumerate(layers)}
+    units: dict[str, Any] = {
+        "layer": [names[name] for name in table["layer"].tolist()],
+        "unit": [int(x) for x in table["unit"].tolist()],
+        "concept": [concept_numbers[name] for name in table["concept"].tolist()],
+        "similarity": _plain(table["similarity"]),
+    }
+    optional = {
+        "margin": "margin",
+        "p": "p_value",
+        "q": "q_value",
+        "accuracy": "description_accuracy",
+        "chance": "chance",
+        "held": "held_out",
+        "low": "held_out_low",
+        "high": "held_out_high",
+    }
+    for key, column in optional.items():
+        if column in table:
+            units[key] = _plain(table[column])
+    if {"labelled", "halves_agree", "q_value", "held_out"} & set(table):
+        units["trust"] = np.argsort(trust_order(table)).tolist()  # each unit's place, 0 the first
+    for key, column in (("halves", "halves_agree"), ("labelled", "labelled")):
+        if column in table:
+            units[key] = [{"yes": 1, "no": 0}.get(x) for x in table[column].tolist()]
+    return units
 
 
 def _coded(correlation: np.ndarray) -> str:

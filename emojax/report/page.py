@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -26,6 +26,7 @@ from emojax.report import explanations, judgement, sprites
 from emojax.report.explorer import explorer_data, filters, trust_order
 from emojax.report.page_figures import Shown, draw, inline
 from emojax.report.results import Results
+from emojax.report.units import Details
 
 PEOPLE = (
     "This page shows faces of people. Share it only where those people or the terms of the data "
@@ -127,27 +128,38 @@ def build(
     if images is None or data is None or run.details is None:
         page = make(data=data and json_text(data), sheets=[])
     else:
-        data["thumbs"] = {
-            "columns": sprites.SIDE,
-            "shown": 0,
-            "inRows": sprites.IN_ROWS,
-            "images": run.details.images.tolist(),
-        }
-        # What the page takes without thumbnails is known once it is filled in, with the list of
-        # images at its longest; the sheets get the rest, less 50 kB for the markup around them.
-        room = int(size * 1e6) - len(make(data=json_text(data), sheets=[]).encode()) - 50_000
-        order = trust_order(run.units)
-        bottom = run.details.bottom if run.details.bottom.size else np.zeros((len(order), 0), int)
-        lists = run.details.top[order], bottom[order]
-        packed = sprites.pack(images, run.details.images, *lists, room)
-        data["thumbs"] |= {"shown": packed.per_unit, "images": packed.images.tolist()}
-        page = make(data=json_text(data), sheets=packed.sheets)
+        page = _with_thumbnails(run, run.details, images, data, make, int(size * 1e6))
     if len(page.encode()) > size * 1e6:
         raise InputError(
             f"the page takes {len(page.encode()) / 1e6:.1f} MB of {size:g}; give a larger "
             "--report.size"
         )
     return page, drawn
+
+
+def _with_thumbnails(
+    run: Results,
+    details: Details,
+    images: ImageSet,
+    data: dict[str, Any],
+    make: Callable[..., str],
+    size: int,
+) -> str:
+    """The page that `make` fills in, with thumbnails that leave it within `size` bytes."""
+    data["thumbs"] = {
+        "columns": sprites.SIDE,
+        "shown": 0,
+        "inRows": sprites.IN_ROWS,
+        "images": details.images.tolist(),
+    }
+    # What the page takes without thumbnails is known once it is filled in, with the list of images
+    # at its longest; the sheets get the rest, less 50 kB for the markup around them.
+    room = size - len(make(data=json_text(data), sheets=[]).encode()) - 50_000
+    order = trust_order(run.units)
+    bottom = details.bottom if details.bottom.size else np.zeros((len(order), 0), int)
+    packed = sprites.pack(images, details.images, details.top[order], bottom[order], room)
+    data["thumbs"] |= {"shown": packed.per_unit, "images": packed.images.tolist()}
+    return make(data=json_text(data), sheets=packed.sheets)
 
 
 def _context(run: Results) -> dict[str, Any]:

@@ -152,14 +152,6 @@ def collect(
     named, best = np.unique(order, return_inverse=True)
     emotions = dissection.concepts.emotions
     classes = len(record.classes)
-    mix = np.zeros((len(rows), classes), np.int32)
-    if record.labels is not None:
-        cells = np.arange(len(rows))[:, None] * classes + record.labels[rows]
-        mix = (
-            np.bincount(cells.ravel(), minlength=len(rows) * classes)
-            .reshape(len(rows), classes)
-            .astype(np.int32)
-        )
     network = dict(network or record.layers)
     before_last = list(network)[-2:-1]
     known = (
@@ -183,7 +175,7 @@ def collect(
         ids=np.array([record.ids[int(i)] for i in images]),
         image_class=np.full(len(images), -1) if record.labels is None else record.labels[images],
         classes=np.array(record.classes, dtype=np.str_),
-        mix=mix,
+        mix=_class_mix(record, rows),
         outgoing=np.asarray(outgoing, np.float32) if known else np.zeros((0, classes), np.float32),
         outgoing_layer=np.array(before_last if known else [], dtype=np.str_),
         network=np.array(list(network)),
@@ -193,6 +185,16 @@ def collect(
         bottom_values=least,
         **({} if profiles is None else _profiles(profiles)),
     )
+
+
+def _class_mix(record: ProbeRecord, rows: np.ndarray) -> np.ndarray:
+    """Classes of each unit's images [U, C]; zeros without labels."""
+    classes = len(record.classes)
+    if record.labels is None:
+        return np.zeros((len(rows), classes), np.int32)
+    cells = np.arange(len(rows))[:, None] * classes + record.labels[rows]
+    counts = np.bincount(cells.ravel(), minlength=len(rows) * classes)
+    return counts.reshape(len(rows), classes).astype(np.int32)
 
 
 def _profiles(profiles: Profiles) -> dict[str, np.ndarray]:

@@ -140,9 +140,7 @@ def test_tokens_are_pooled_by_name(photos, tiny_clip, tokens):
         return x[:, 0, 0], {"block": x[..., :1].reshape(len(x), -1, 50) @ drawn}
 
     probed = emojax.probe(network, photos, tiny_clip, batch=64, **options)
-    with emojax.collect(
-        {"block": 5}, tiny_clip, photos, mesh=make_mesh(1), **options
-    ) as collection:
+    with emojax.collect({"block": 5}, tiny_clip, photos, **options) as collection:
         collection.add(photos.images[0:37], {"block": states})
     for made in (probed, collection.record):
         np.testing.assert_allclose(made.activations, want, rtol=1e-4, atol=1e-4)

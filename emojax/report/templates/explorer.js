@@ -63,7 +63,7 @@
   add("margin", "margin", (u) => number(cols.margin[u]), true);
   if (cols.q) columns.push({ name: "q", width: "3.9rem", key: (u) => cols.q[u], text: (u) => small(cols.q[u]), extra: true, number: true });
   add("held", "held out", (u) => number(cols.held[u]), true);
-  add("halves", "halves", (u) => halves(cols.halves[u]), true, "4.7rem");
+  if (!cols.labelled) add("halves", "halves", (u) => halves(cols.halves[u]), true, "4.7rem");
   add("accuracy", "describes", (u) => number(cols.accuracy[u]), true, "5.7rem");
   add("main", "top class", (u) => cols.main[u] === null ? "–" : data.classes[cols.main[u]], false, "6rem");
 
