@@ -67,12 +67,11 @@ def correspond(first: ProbeRecord, second: ProbeRecord) -> Correspondence:
     Raises:
       InputError: a record has no activations, or they are of different images.
     """
-    for record in (first, second):
-        if record.activations is None:
-            raise InputError(
-                "units are compared by their activations, which a record lacks; probe both "
-                "networks with --probe.keep-activations"
-            )
+    if first.activations is None or second.activations is None:
+        raise InputError(
+            "units are compared by their activations, which a record lacks; probe both networks "
+            "with --probe.keep-activations"
+        )
     if list(first.ids) != list(second.ids):
         raise InputError(
             f"the records are of different images ({first.images} and {second.images}); probe both "

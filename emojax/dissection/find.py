@@ -95,4 +95,4 @@ def places(correlation: Float[np.ndarray, "U T"]) -> Float[np.ndarray, "U 2"]:
     axes = axes * np.sign(axes[largest, np.arange(axes.shape[1])])
     on_map = np.zeros((len(centred), 2))
     on_map[:, : axes.shape[1]] = centred @ axes
-    return np.float32(on_map / (np.abs(on_map).max() or 1.0))
+    return (on_map / (np.abs(on_map).max() or 1.0)).astype(np.float32)

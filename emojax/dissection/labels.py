@@ -98,7 +98,7 @@ class Dissection(Tabular):
             "unit": np.concatenate(units),
             "concept": names[self.labels],
             "similarity": self.best,
-            "runner_up": np.where(np.isnan(score), None, names[second]),
+            "runner_up": np.where(np.isnan(score), np.array(None), names[second]),
             "runner_up_similarity": score,
             "margin": self.best - score,
         }

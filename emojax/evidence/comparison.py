@@ -39,7 +39,8 @@ def _confidence(result: Evaluation) -> Float32[np.ndarray, " I"]:
     """Probability of the predicted class."""
     logits = np.float64(result.logits)
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.float32(1.0 / shifted.sum(axis=1))  # the predicted class's shifted logit is 0
+    confidence = 1.0 / shifted.sum(axis=1)  # the predicted class's shifted logit is 0
+    return confidence.astype(np.float32)
 
 
 def _gaps(result: Evaluation) -> Float[np.ndarray, "I bins"]:

@@ -297,8 +297,8 @@ def _corresponding(units: Correspondence | None, runs: Sequence[Results]) -> dic
     order = np.argsort(-units.correlation, kind="stable")[:MOST]
     rows = []
     for i in order:
-        one = table["layer"][i], int(table["unit"][i])
-        other = table["other_layer"][i], int(table["other_unit"][i])
+        one = str(table["layer"][i]), int(table["unit"][i])
+        other = str(table["other_layer"][i]), int(table["other_unit"][i])
         names = [labels[0].get(one, "–"), labels[1].get(other, "–")]
         cells = [f"{one[0]} {one[1]}", names[0], f"{other[0]} {other[1]}", names[1]]
         cells += [page.number(float(units.correlation[i])), "yes" if units.mutual[i] else "no"]

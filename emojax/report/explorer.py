@@ -104,7 +104,7 @@ def explorer_data(run: Results) -> dict[str, Any]:
         data["profiles"] = {
             "texts": details.texts.tolist(),
             "values": _coded(details.profiles),
-            "places": _plain(places(np.float32(details.profiles)).ravel(), 3),
+            "places": _plain(places(details.profiles.astype(np.float32)).ravel(), 3),
         }
     return data | {
         "thumbs": None,

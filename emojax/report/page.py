@@ -363,7 +363,7 @@ def _pooled(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """How outputs with places or tokens became one number per unit, where the record says it."""
     over_space = {"avg": "mean over space", "max": "maximum over space"}
     over_tokens = {"cls": "the first token", "mean": "mean of tokens", "max": "maximum of tokens"}
-    ways = [over_space.get(summary.get("pool")), over_tokens.get(summary.get("tokens"))]
+    ways = [over_space.get(str(summary.get("pool"))), over_tokens.get(str(summary.get("tokens")))]
     return [("a unit's number", "; ".join(filter(None, ways)))] if any(ways) else []
 
 

@@ -143,7 +143,8 @@ def collect(
       profiles: of the units, to search and compare them by.
     """
     record = dissection.record
-    values, rows = record.top_k(min(MIXED, record.images, record.top.values.shape[2]))
+    longest = min(MIXED, record.images, record.top.values.shape[2])
+    values, rows = map(np.asarray, record.top_k(longest))
     lowest, least = _lowest(record)
     both = np.concatenate([rows[:, :SHOWN], lowest], axis=1)
     images, places = np.unique(both, return_inverse=True)
