@@ -13,9 +13,13 @@ from emojax.data.weights import load_vgg as load_vgg
 from emojax.data.weights import save_deep_emotion as save_deep_emotion
 from emojax.data.weights import save_vgg as save_vgg
 from emojax.dissection.calibration import Calibration as Calibration
+from emojax.dissection.correspond import Correspondence as Correspondence
+from emojax.dissection.correspond import correspond as correspond
 from emojax.dissection.dissect import dissect as dissect
 from emojax.dissection.explain import Explanations as Explanations
 from emojax.dissection.explain import explain as explain
+from emojax.dissection.find import FoundUnits as FoundUnits
+from emojax.dissection.find import find_units as find_units
 from emojax.dissection.labels import Dissection as Dissection
 from emojax.dissection.table import interpretability as interpretability
 from emojax.editing.activations import PreBiasActivations as PreBiasActivations

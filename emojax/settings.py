@@ -137,6 +137,11 @@ class Probe(Section):
     pool: Literal["avg", "max"] = Field(
         default="avg", description="how convolutions become one number per unit"
     )
+    tokens: Literal["cls", "mean", "max"] = Field(
+        default="cls",
+        description="how a transformer's tokens become one number per unit: the first (the class "
+        "token where there is one), or the mean or maximum of all",
+    )
     taps: Literal["raw", "relu"] = Field(
         default="raw", description="raw outputs, or after BatchNorm and ReLU"
     )
@@ -189,6 +194,10 @@ class Dissect(Section):
         default=DEFAULT_PRIOR,
         description="what images are compared with: the layer's units, as published; random "
         "images; or none (consensus, wpmi, soft_wpmi)",
+    )
+    search: UserPath | None = Field(
+        default=None,
+        description="file of further texts, one a line, that the page can rank units by",
     )
     null_sets: int = Field(
         default=1000,

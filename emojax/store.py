@@ -320,6 +320,13 @@ def list_again(folder: Path, names: Iterable[str], *, done: bool) -> None:
         write_json(folder / MANIFEST, manifest | {"files": manifest["files"] | listed})
 
 
+def note(folder: Path, name: str, value: Any) -> None:
+    """Puts an entry into the manifest of a finished run; nothing in runs of older versions."""
+    manifest = outputs.read_manifest(folder)
+    if "files" in manifest:
+        write_json(folder / MANIFEST, manifest | {name: value})
+
+
 # Caches. Whatever is cached lies in a folder with `checksums.json`: the key of the content and the
 # CRC32 of every file. zlib's CRC32 is the fastest of what Python brings (4 GB/s and core, sha256
 # 0.9); it finds damage of disks, copies and interrupted writes, not a forger.

@@ -129,8 +129,8 @@ def kill_one(
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What differs between two run folders or record folders, but for their manifests; empty when
-    nothing does.
+    """What differs between two run folders or record folders, but for their manifests and pages,
+    which say when they were made; empty when nothing does.
 
     Text and whole numbers must be equal, other numbers close: within 1e-5 of the largest of their
     column or array. Of a record, lists, embeddings and activations must be equal; its sums are
@@ -144,7 +144,9 @@ def differences(one: Path, other: Path) -> list[str]:
     }
     found = []
     for name in sorted(names):
-        if name.name in ("manifest.json", "log.txt", "checksums.json"):
+        if name.name in ("manifest.json", "log.txt", "checksums.json", "report.html"):
+            continue
+        if name.parts[0] == "figures":
             continue
         if not (one / name).exists() or not (other / name).exists():
             found.append(f"{name} is in one only")

@@ -25,7 +25,7 @@ LEVELS = (
     {"training"},
     {"probing"},
     {"data", "synthetic"},
-    {"distributed", "store", "outputs", "interruption"},
+    {"distributed", "store", "outputs", "interruption", "tables"},
     {"models"},
     {"ops", "section", "brief"},
 )

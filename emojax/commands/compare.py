@@ -8,6 +8,7 @@ from emojax.commands.base import Command, WritesRun, out_folder
 from emojax.section import UserPath
 
 if TYPE_CHECKING:
+    from emojax.dissection.correspond import Correspondence
     from emojax.report.compare import Comparison
 
 
@@ -17,6 +18,11 @@ class CompareSettings(WritesRun):
     runs: tuple[UserPath, ...] = Field(
         default=(), description="run folders; the first is what others are compared with"
     )
+    records: tuple[UserPath, ...] = Field(
+        default=(),
+        description="records of the first two runs' networks on the same images, probed with "
+        "--probe.keep-activations: which of their units correspond",
+    )
     out: UserPath = out_folder("compare")
 
 
@@ -25,31 +31,43 @@ def compare(settings: CompareSettings) -> None:
     from emojax import store
     from emojax.commands import opening
     from emojax.commands.console import say_written
+    from emojax.dissection.correspond import correspond
     from emojax.errors import InputError
+    from emojax.probing import record
     from emojax.report import compare as comparing
-    from emojax.report import results
+    from emojax.report import results, write
 
     for folder in settings.runs:
         if not folder.is_dir():
             raise InputError(f"no run folder {str(folder)!r}")
     runs = [results.read_run(folder) for folder in settings.runs]
     comparison = comparing.compare(runs)
+    if len(settings.records) not in (0, 2):
+        raise InputError(
+            f"--records names {len(settings.records)} records; give two, of the first two runs"
+        )
+    units = correspond(*map(record.load, settings.records)) if settings.records else None
     with opening.open_run(settings, "compare") as run:
         for folder, result in zip(settings.runs, runs, strict=True):
-            # Without the list of files, which changes when a page is written anew.
-            manifest = {name: value for name, value in result.manifest.items() if name != "files"}
+            # Without what changes when a page is written anew.
+            changing = ("files", "page")
+            manifest = {name: x for name, x in result.manifest.items() if name not in changing}
             run.inputs[str(folder)] = store.content_key(manifest)
         layers = (["" if value is None else value for value in row] for row in comparison.layers)
         store.write_csv(run.folder / "layers.csv", comparing.LAYER_HEADER, layers)
         header = comparing.changed_header(comparison)
         store.write_csv(run.folder / "labels.csv", header, comparison.changed)
         store.write_csv(run.folder / "accuracy.csv", comparing.ACCURACY_HEADER, comparison.accuracy)
-        store.write_text(run.folder / "compare.html", comparing.render(comparison, runs))
-    _print(comparison)
+        if units is not None:
+            table = units.columns()
+            rows = zip(*(map(write.cell, column) for column in table.values()), strict=True)
+            store.write_csv(run.folder / "correspondence.csv", list(table), rows)
+        store.write_text(run.folder / "compare.html", comparing.render(comparison, runs, units))
+    _print(comparison, units)
     say_written(settings.out)
 
 
-def _print(comparison: "Comparison") -> None:
+def _print(comparison: "Comparison", matched: "Correspondence | None") -> None:
     from rich.table import Table
 
     from emojax.commands.console import console, say
@@ -69,7 +87,13 @@ def _print(comparison: "Comparison") -> None:
         for name, split, images, _, before, after, finding in comparison.accuracy:
             table.add_row(name, split, str(images), f"{before:.2%}", f"{after:.2%}", finding)
         console.print(table)
-    say(f"{len(comparison.changed)} units have labels that changed")
+    if comparison.layers and not comparison.unrelated:
+        say(f"{len(comparison.changed)} units have labels that changed")
+    if matched is not None:
+        say(
+            f"{len(matched.best)} units go with one of the other network by "
+            f"{matched.correlation.mean():.2f} on average; {matched.mutual.sum()} pairs are mutual"
+        )
 
 
 COMMAND = Command(

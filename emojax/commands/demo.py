@@ -266,12 +266,22 @@ def _closing(summary: dict[str, Any], out: Path) -> None:
         f"{right['certain_half']:.0%}",
         "edit": f"{edit['finding']} (McNemar p = {edit['p_value']:.2g}): {tested['gained']} faces "
         f"gained and {tested['lost']} lost of {tested['images']} that took no part in its "
-        "selection",
+        f"selection{_other_changes(edit['by_measure'])}",
         "files": str(out),
     }
     say("\nWhat was found")
     for name, line in lines.items():
         say(f"  {name:<9} {line}")
+
+
+def _other_changes(by_measure: dict[str, str]) -> str:
+    """Measures that the edit changes beside the correct predictions."""
+    changed = (
+        f"{name.replace('_', ' ')} {found}"
+        for name, found in by_measure.items()
+        if name != "accuracy" and found != "no difference shown"
+    )
+    return "".join(f"; {line}" for line in changed)
 
 
 COMMAND = Command(

@@ -147,17 +147,26 @@ def open_tested(
     return classes.settle(model, name_of(settings.target), tests), tests, known
 
 
-def open_clip(clip: Clip) -> ClipEncoder:
-    """The CLIP that images and concepts are embedded with."""
+def open_clip(clip: Clip, data: Data | None = None) -> ClipEncoder:
+    """The CLIP that images and concepts are embedded with.
+
+    Warns of one that knows other images than those of `data`, where its settings say what it knows.
+    """
     what = "a Hugging Face CLIP folder or hub name, e.g. openai/clip-vit-base-patch16"
-    return load_clip(needed(clip.path, "--clip.path", what), dtype=clip.dtype)
+    encoder = load_clip(needed(clip.path, "--clip.path", what), dtype=clip.dtype)
+    if encoder.trained_on is not None and data is not None and data.kind != "faces":
+        warn(
+            f"{encoder.name} was trained on {encoder.trained_on} alone: of other images its labels "
+            "mean little, however many are above chance; give --clip.path a CLIP that knows them"
+        )
+    return encoder
 
 
 def open_study(settings: Studying) -> StudyInputs:
     """All that the settings of a study name; the cheapest to refuse comes first."""
     concepts = load_concepts(settings.concepts.path)
     model, tests, class_names = open_tested(settings)
-    clip = open_clip(settings.clip)
+    clip = open_clip(settings.clip, settings.data)
     images = open_probe_set(settings.data)
     return StudyInputs(model, clip, concepts, images, tests, class_names)
 

@@ -17,7 +17,7 @@ def probe(settings: ProbeSettings) -> None:
     from emojax.probing import record as records
 
     model = opening.open_target(settings.target)
-    clip = opening.open_clip(settings.clip)
+    clip = opening.open_clip(settings.clip, settings.data)
     images = opening.open_probe_set(settings.data)
     with opening.open_run(settings, "probe") as run:
         record = steps.probe(settings, run, model, images, clip)

@@ -13,6 +13,7 @@ from emojax.section import Section, UserPath
 if TYPE_CHECKING:
     from emojax.data.image_set import ImageSet
     from emojax.report.results import Results
+    from emojax.report.schema import Page
 
 
 class ReportSettings(Section):
@@ -41,7 +42,7 @@ def report(settings: ReportSettings) -> None:
     add(settings.run, settings.report, None, *further)
 
 
-def complete(folder: Path, options: settings.Report, images: "ImageSet") -> None:
+def complete(folder: Path, options: settings.Report, images: "ImageSet | None") -> None:
     """Adds the page to a run that has just been written; of several processes the main one does.
 
     Raises:
@@ -66,12 +67,14 @@ def add(
     """Writes `report.html` and `figures/` into a run folder.
 
     `images` are its probe set where that is at hand; `audit`, `explanations` and `judgement` are
-    further results to show, see `results.read_run`. Of several processes the main one writes; all
+    further results to show, see `results.read_run`. What an earlier page showed stays on it. Of
+    several processes the main one writes; all
     of them read the images, which they share the work of.
 
     Raises:
       InputError: the folder is not a whole run, or the images that are wanted cannot be had.
     """
+    from emojax import store
     from emojax.commands.console import say
     from emojax.distributed.processes import is_main_process
     from emojax.report import results
@@ -79,18 +82,35 @@ def add(
 
     if images is not None and not is_main_process():
         return
-    run = results.read_run(folder, audit, explanations, judgement)
-    rendered = run.command == "demo" or run.settings.get("data", {}).get("kind") == "faces"
-    harmless = rendered and run.labels is not None
-    wanted = options.images == "thumbnails" or (options.images == "auto" and harmless)
+    before = results.read_page(folder)
+    further = {"audit": audit, "explanations": explanations, "judgement": judgement}
+    if before is not None:
+        further = {name: path or _shown_before(before, name) for name, path in further.items()}
+    run = results.read_run(folder, **further)
+    harmless = run.rendered and run.labels is not None
+    had_images = harmless if before is None else before.images == "thumbnails"
+    wanted = options.images == "thumbnails" or (options.images == "auto" and had_images)
     if wanted and images is None:
         images = _probe_set_of(run)
     if not is_main_process():
         return
     interruption.begin_work()
     shown = images if wanted else None
-    page, figures = add_page(run, shown, people=not rendered, size=options.size)
+    page, figures = add_page(run, shown, people=not run.rendered, size=options.size)
+    paths = {name: path and str(path.resolve()) for name, path in further.items()}
+    store.note(folder, "page", {"images": "thumbnails" if wanted else "none", **paths})
     say(f"report: {page} ({page.stat().st_size / 1e6:.1f} MB), {figures} figures")
+
+
+def _shown_before(page: "Page", name: str) -> Path | None:
+    """A further result that the run's page showed, unless it is gone, which is warned of."""
+    from emojax.commands.console import warn
+
+    path = getattr(page, name)
+    if path is None or Path(path).exists():
+        return path and Path(path)
+    warn(f"the page showed the {name} of {path}, which is gone; the new page is without it")
+    return None
 
 
 def _probe_set_of(run: "Results") -> "ImageSet":

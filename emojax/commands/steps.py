@@ -15,13 +15,16 @@ from rich.table import Table
 
 from emojax import store
 from emojax.commands.base import Dissecting, Probing, Studying
-from emojax.commands.console import console, progress, say
+from emojax.commands.console import console, progress, say, warn
 from emojax.commands.opening import StudyInputs
 from emojax.data.clip_encoder import ClipEncoder
-from emojax.data.concepts import ConceptSet
+from emojax.data.concepts import ConceptSet, load_concepts
 from emojax.data.image_set import ImageSet
 from emojax.dissection.dissect import dissect as dissect_record
 from emojax.dissection.dissect import embed_concepts
+from emojax.dissection.encoder_check import ZeroShot, zero_shot
+from emojax.dissection.encoder_check import summary as encoder_summary
+from emojax.dissection.find import Profiles, profiles
 from emojax.dissection.labels import Dissection
 from emojax.dissection.options import wpmi_options
 from emojax.dissection.table import LayerSummary
@@ -61,6 +64,8 @@ def check(
     scoring = settings.dissect
     wpmi_options(scoring.similarity, scoring.top_k, scoring.a, scoring.lam)
     clip.tokenize(concepts.concepts)
+    if scoring.search is not None:
+        clip.tokenize(load_concepts(scoring.search).concepts)
     if images.labels is not None:
         concepts.class_mask(images.classes)
     resolve_layers(layers_to_probe(settings, model), list(units_of(model, images)))
@@ -111,6 +116,7 @@ def probe(
             clip,
             layers=layers_to_probe(settings, model),
             pool=options.pool,
+            tokens=options.tokens,
             top_k=min(top_k, len(images)),
             batch=options.batch,
             tile=options.tile,
@@ -172,6 +178,8 @@ def label(
     model: Classifier | Network | None,
 ) -> tuple[Dissection, list[LayerSummary], dict[str, Any]]:
     """From a record to labels, Table 1 and the summary, written and printed."""
+    check = zero_shot(record, clip)
+    _say_encoder(clip, check)
     asked = scoring(settings, run, concepts, clip)
     with run.timed("dissect"):
         dissection = dissect_record(record, concepts, **asked)
@@ -183,11 +191,28 @@ def label(
     tau = settings.dissect.tau
     abstain = settings.dissect.abstain
     table1, summary = write_dissection(
-        run.folder, dissection, tau, network, outgoing, abstain=abstain
+        run.folder,
+        dissection,
+        tau,
+        network,
+        outgoing,
+        abstain=abstain,
+        encoder=encoder_summary(clip, check),
+        profiles=_profiles(settings, record, concepts, clip),
     )
     print_table1(table1, tau)
     _say_trust(dissection, abstain=abstain)
     return dissection, table1, summary
+
+
+def _profiles(
+    settings: Dissecting, record: ProbeRecord, concepts: ConceptSet, clip: ClipEncoder
+) -> Profiles:
+    """Correlations of the units with the concepts, and with further texts of the settings."""
+    file = settings.dissect.search
+    further = () if file is None else load_concepts(file).concepts
+    texts = ConceptSet(tuple(dict.fromkeys((*concepts.concepts, *further))))
+    return profiles(record, texts.concepts, embed_concepts(clip, texts, settings.cache))
 
 
 def open_record(path: Path) -> ProbeRecord:
@@ -198,6 +223,23 @@ def open_record(path: Path) -> ProbeRecord:
 
 
 # What is printed
+
+
+def _say_encoder(clip: ClipEncoder, check: ZeroShot | None) -> None:
+    """What the encoder sees of the classes, and a warning where that is next to nothing."""
+    if check is None:
+        return
+    found = (
+        f"{clip.name} puts {check.accuracy:.0%} of {check.images} images into the right class by "
+        f"the class names alone (chance {check.chance:.0%})"
+    )
+    if check.weak:
+        warn(
+            f"{found}: it hardly sees what tells them apart, so labels may be of anything; give "
+            "--clip.path a CLIP that knows such images"
+        )
+    else:
+        say(f"clip: {found}")
 
 
 def _say_trust(dissection: Dissection, *, abstain: bool) -> None:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
+from rich.table import Table
+from rich.text import Text
 
 from emojax import store
 from emojax.commands.base import Studying
-from emojax.commands.console import progress, say, warn
+from emojax.commands.console import console, progress, say, warn
 from emojax.data.image_set import ImageSet
 from emojax.data.provenance import Use
 from emojax.dissection.labels import Dissection
@@ -20,6 +22,7 @@ from emojax.editing.activations import Progress
 from emojax.editing.search import Edit
 from emojax.editing.stages import Stage
 from emojax.editing.study_result import Study
+from emojax.evidence.verdict import Evidence
 from emojax.report.write_study import write_study
 from emojax.training.evaluate import Protocol
 
@@ -100,4 +103,21 @@ def print_study(study: Study) -> None:
             f"{before.images} correct on {where}, top-1 {before.top1:.3%} → {after.top1:.3%}, "
             f"NLL {before.nll:.4f} → {after.nll:.4f}"
         )
-    say(f"evidence: {summary.verdict}")
+    print_evidence(study.evidence)
+
+
+def print_evidence(evidence: Evidence) -> None:
+    """What the edit did to each measure, as a table, and the verdict in a sentence."""
+    level = 100 * (1 - evidence.alpha)
+    where = f"Before and after the edit, on the {evidence.total:,} images of the test"
+    table = Table("", title=where, title_justify="left")
+    for column in ("before", "after", "change", f"{level:g} % interval"):
+        table.add_column(column, justify="right")
+    table.add_column("finding")
+    styles = {"worse": "red", "better": "green"}
+    for row in evidence.measured:
+        *numbers, found = row
+        table.add_row(*numbers, Text(found, style=styles.get(found, "")))
+    if evidence.measured:  # of gains from a file only the counts are known
+        console.print(table)
+    say(f"evidence: {evidence.sentence} All of it in words: evidence.json")

@@ -84,6 +84,8 @@ class ClipEncoder:
       name: folder or hub name, for messages and reports.
       padding: of texts to the whole context; None for a network that does not see what is behind
         the end token (CLIP).
+      trained_on: the only kind of images that it knows, where its settings say so; None for one
+        that is made for any.
     """
 
     model: Clip | Siglip
@@ -91,6 +93,7 @@ class ClipEncoder:
     tokenizer: Callable[[Sequence[str]], list[list[int]]]
     name: str = "clip"
     padding: Padding | None = None
+    trained_on: str | None = None
 
     @cached_property
     def key(self) -> str:

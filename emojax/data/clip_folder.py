@@ -34,6 +34,7 @@ from emojax.models import siglip as siglip_model
 from emojax.models.preprocess import Preprocess
 from emojax.store import atomic_folder, save_arrays, write_json
 
+TRAINED_ON = "emojax_trained_on"  # entry of a config.json: the only kind of images a CLIP knows
 _SIGLIP_TOKENIZERS = ("SiglipTokenizer", "Siglip2Tokenizer", "GemmaTokenizer", "GemmaTokenizerFast")
 
 
@@ -55,7 +56,9 @@ def load_clip(source: str | Path, *, dtype: str = "float32") -> ClipEncoder:
     config = read_config(folder, "CLIP")
     kind = config.get("model_type")
     if kind == "clip":
-        return _read_clip(folder, config, name=str(source), dtype=dtype)
+        clip = _read_clip(folder, config, name=str(source), dtype=dtype)
+        known = config.get(TRAINED_ON)
+        return replace(clip, trained_on=known) if isinstance(known, str) else clip
     if kind in ("siglip", "siglip2"):
         return _read_siglip(folder, config, name=str(source), dtype=dtype)
     raise InputError(

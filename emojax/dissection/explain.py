@@ -24,6 +24,7 @@ from emojax.errors import InputError
 from emojax.ops import linear_explanation
 from emojax.ops.linear_explanation import NONE
 from emojax.probing.record import ProbeRecord
+from emojax.tables import Tabular
 
 _greedy = jax.jit(linear_explanation.greedy, static_argnames=("most", "tolerance"))
 _IMAGES_AT_A_TIME = 1024  # of which probabilities are held
@@ -60,7 +61,7 @@ class HalfMoments:
 
 @brief
 @dataclass
-class Explanations:
+class Explanations(Tabular):
     """Every unit as a weighted sum of concepts.
 
     Attributes:
@@ -122,6 +123,26 @@ class Explanations:
         simulated = self.bias + sum(values[:, chosen] * weights for chosen, weights in terms)
         real = np.asarray(self.record.activations[rows], np.float32)
         return real, np.asarray(simulated, np.float32)
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """A row per unit: its concepts and weights in the order chosen, None and NaN behind the
+        last, the bias, and the held-out correlations of the sum and of the best single concept.
+        """
+        names = np.array([*self.concepts.concepts, None], dtype=object)  # NONE (−1) is the last
+        table = {
+            "layer": np.array(list(self.record.layers), dtype=object)[self.record.segment_ids],
+            "unit": np.concatenate([np.arange(n) for n in self.record.layers.values()]),
+        }
+        for place in range(self.chosen.shape[1]):
+            chosen = self.chosen[:, place]
+            weights = np.where(chosen == NONE, np.nan, self.weights[:, place])
+            table |= {f"weight{place}": weights, f"concept{place}": names[chosen]}
+        return table | {
+            "bias": self.bias,
+            "correlation": self.correlation,
+            "label": names[self.labels],
+            "label_correlation": self.label_correlation,
+        }
 
     def header(self) -> list[str]:
         """The columns of `explanations.csv`: those published, and the single label beside them."""

@@ -12,7 +12,7 @@ Shapes: I images, N explained units of a file, C concepts, D embedding, R resamp
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from emojax.dissection.calibration import Calibration
 from emojax.dissection.explanation_files import Explanation, ExplanationFile
 from emojax.ops import explanation_metrics as metrics
 from emojax.ops.stats import bootstrap_counts
+from emojax.tables import Tabular
 
 MEASURES = ("correlation", "cosine", "auprc", "f1", "iou")
 _UNITS_AT_A_TIME = 256  # whose resamples are held on the device
@@ -45,7 +46,7 @@ class Simulated(NamedTuple):
 
 @brief
 @dataclass(frozen=True)
-class Judgement:
+class Judgement(Tabular):
     """How well the explanations of one file match.
 
     Attributes:
@@ -59,6 +60,18 @@ class Judgement:
     scores: Float[np.ndarray, "5 N"]
     intervals: Float[np.ndarray, "2 5 N"]
     resampled: Float[np.ndarray, "R 5 N"]
+
+    def columns(self) -> dict[str, Any]:
+        """A row per explained unit: each measure with the ends of its interval."""
+        explained = self.file.explanations
+        table: dict[str, Any] = {
+            "layer": [explanation.layer for explanation in explained],
+            "unit": [explanation.unit for explanation in explained],
+        }
+        for place, name in enumerate(MEASURES):
+            low, high = self.intervals[:, place]
+            table |= {name: self.scores[place], f"{name}_low": low, f"{name}_high": high}
+        return table
 
     def mean(self) -> dict[str, tuple[float, float, float]]:
         """Mean over units of each measure, with its interval."""

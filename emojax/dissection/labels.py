@@ -16,6 +16,7 @@ from emojax.dissection.options import Prior, Similarity
 from emojax.dissection.trust import HeldOut, Hubs, hubs
 from emojax.errors import InputError
 from emojax.probing.record import ProbeRecord
+from emojax.tables import Tabular
 
 DESCRIBED_BY = 10  # top images that decide whether a label describes a unit (the paper's Table 1)
 
@@ -60,7 +61,7 @@ class Description:
 
 @brief
 @dataclass
-class Dissection:
+class Dissection(Tabular):
     """Scores of every unit with every concept, and the record and concepts they came from.
 
     Attributes:
@@ -82,6 +83,55 @@ class Dissection:
     scores: Float[np.ndarray, "U C"]
     confidence: Confidence | None = None
     prior: Prior | None = None
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """A row per unit, as in `dissection.csv`: label, similarity, trust, description [U].
+
+        What is not known is NaN, or None where a name or a yes is wanted.
+        """
+        names = np.array(self.concepts.concepts, dtype=object)
+        units = [np.arange(count) for count in self.record.layers.values()]
+        second = self.labels if self.runner_up is None else self.runner_up
+        score = self.scores[np.arange(len(self.scores)), second]
+        if self.runner_up is None:
+            score = np.full_like(score, np.nan)
+        table = {
+            "layer": np.array(list(self.record.layers), dtype=object)[self.record.segment_ids],
+            "unit": np.concatenate(units),
+            "concept": names[self.labels],
+            "similarity": self.best,
+            "runner_up": np.where(np.isnan(score), np.array(None), names[second]),
+            "runner_up_similarity": score,
+            "margin": self.best - score,
+        }
+        table |= self._trust_columns()
+        if self.description is not None:
+            table |= {
+                "description_accuracy": self.description.accuracy,
+                "chance": self.description.chance,
+            }
+        return table
+
+    def _trust_columns(self) -> dict[str, np.ndarray]:
+        """What says how far a label can be trusted, by name."""
+        confidence = self.confidence
+        if confidence is None:
+            return {}
+        table = {}
+        if confidence.p_value is not None and confidence.q_value is not None:
+            table |= {"p_value": confidence.p_value, "q_value": confidence.q_value}
+        holds = confidence.holds(self.labels)
+        unknown = np.full(len(self.labels), None, dtype=object)
+        table["halves_agree"] = unknown if holds is None else holds
+        if confidence.held_out is not None:
+            table |= {
+                "held_out": confidence.held_out.correlation,
+                "held_out_low": confidence.held_out.low,
+                "held_out_high": confidence.held_out.high,
+            }
+        if self.trusted is not None:
+            table["labelled"] = self.trusted
+        return table
 
     @property
     def method(self) -> str:

@@ -164,6 +164,7 @@ def run_study(
         finding=evidence.finding,
         p_value=evidence.p_value,
         verdict=evidence.verdict,
+        by_measure=evidence.by_measure,
     )
     return Study(
         summary=summary,
@@ -230,5 +231,6 @@ def _given_gains(
         finding=evidence.finding,
         p_value=evidence.p_value,
         verdict=evidence.verdict,
+        by_measure=evidence.by_measure,
     )
     return Study(summary, edited, evidence=evidence)

@@ -12,6 +12,7 @@ from emojax.data.image_set import ImageSet
 from emojax.editing.search import Kind, Scope
 from emojax.evidence.verdict import Evidence, Finding
 from emojax.models.classifier import Editable
+from emojax.tables import Tabular
 from emojax.training.evaluate import Evaluation, join
 
 Table = dict[str, Sequence[Any] | np.ndarray]  # columns by name
@@ -86,8 +87,10 @@ class StudySummary:
       finding: the verdict in a word.
       p_value: McNemar's.
       verdict: in plain language.
+      by_measure: accuracy, macro recall, NLL and calibration error: better, worse or no difference
+        shown.
 
-    The last six are None where there was no such choice or test.
+    The last seven are None where there was no such choice or test.
     """
 
     setting: ChosenSetting
@@ -101,6 +104,7 @@ class StudySummary:
     finding: Finding | None = None
     p_value: float | None = None
     verdict: str | None = None
+    by_measure: dict[str, str] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, without what does not apply."""
@@ -110,7 +114,7 @@ class StudySummary:
 
 @brief
 @dataclass(frozen=True)
-class Study:
+class Study(Tabular):
     """What a study found; tables are empty where they do not apply.
 
     Attributes:
@@ -130,3 +134,7 @@ class Study:
     thresholds: Table = field(default_factory=dict)
     bands: Table = field(default_factory=dict)
     evidence: Evidence | None = None
+
+    def columns(self) -> Table:
+        """The sweep: a row per setting."""
+        return self.sweep

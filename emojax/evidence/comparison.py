@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Float32, Int
 
 from emojax.ops import stats
 from emojax.training.evaluate import Evaluation
@@ -25,10 +25,7 @@ def right(result: Evaluation) -> np.ndarray:
 def numbers(result: Evaluation) -> dict[str, float]:
     """Accuracy, macro recall, NLL and calibration error."""
     summary = result.summary()
-    logits = np.float64(result.logits)
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    confidence = 1.0 / shifted.sum(axis=1)  # of the predicted class, whose shifted logit is 0
-    ece = stats.calibration_error(jnp.asarray(confidence, jnp.float32), jnp.asarray(right(result)))
+    ece = stats.calibration_error(jnp.asarray(_confidence(result)), jnp.asarray(right(result)))
     return {
         "correct": summary["correct"],
         "accuracy": summary["top1"],
@@ -36,6 +33,24 @@ def numbers(result: Evaluation) -> dict[str, float]:
         "nll": summary["nll"],
         "ece": float(ece),
     }
+
+
+def _confidence(result: Evaluation) -> Float32[np.ndarray, " I"]:
+    """Probability of the predicted class."""
+    logits = np.float64(result.logits)
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    confidence = 1.0 / shifted.sum(axis=1)  # the predicted class's shifted logit is 0
+    return confidence.astype(np.float32)
+
+
+def _gaps(result: Evaluation) -> Float[np.ndarray, "I bins"]:
+    """Each image's accuracy less confidence, in the column of its bin of confidence, else 0.
+
+    The calibration error is a function of these columns' sums.
+    """
+    confidence = _confidence(result)
+    in_bin = np.eye(stats.BINS)[np.asarray(stats.confidence_bins(confidence))]
+    return in_bin * (right(result) - confidence)[:, None]
 
 
 def net_wins(pairs: Sequence[Pair]) -> Int[np.ndarray, " I"]:
@@ -55,25 +70,32 @@ def intervals(pairs: Sequence[Pair], resamples: int, level: float, seed: int) ->
     """Percentile intervals of the differences, after − before, over resampled images.
 
     Differences are means over the networks. Macro recall is a ratio of sums over images, so a
-    resample needs only column sums: of losses, of images per class, and of wins per class.
+    resample needs only column sums: of losses, of images per class, of wins per class, and of the
+    gaps of each bin of confidence. A resample's calibration error is larger than the images' own,
+    the more the smaller that is, so the interval of its difference leans towards 0.
     """
     labels = pairs[0][0].labels
     classes = len(pairs[0][0].classes)
     own = np.eye(classes)[labels]
     better = net_wins(pairs)[:, None] / len(pairs)
     loss = np.mean([after.losses() - before.losses() for before, after in pairs], axis=0)
-    columns = np.concatenate([loss[:, None], own, own * better], axis=1)
+    # The gaps of every network before, then after the edit: [networks × 2 × bins] columns
+    gaps = np.concatenate([_gaps(result) for pair in pairs for result in pair], axis=1)
+    columns = np.concatenate([loss[:, None], own, own * better, gaps], axis=1)
     key = jax.random.key(seed)
     drawn = stats.bootstrap_totals(key, jnp.asarray(columns, jnp.float32), resamples)
 
     def differences(totals: np.ndarray) -> dict[str, np.ndarray]:
         sizes = totals[:, 1 : classes + 1]
-        gains = totals[:, classes + 1 :]
+        gains = totals[:, classes + 1 : 2 * classes + 1]
+        by_bin = np.abs(totals[:, 2 * classes + 1 :]).reshape(-1, len(pairs), 2, stats.BINS)
+        errors = by_bin.sum(axis=3).mean(axis=1) / len(labels)  # before and after [R, 2]
         recalls = np.where(sizes > 0, gains / np.maximum(sizes, 1), 0.0)
         return {
             "accuracy": gains.sum(axis=1) / len(labels),
             "macro_recall": recalls.sum(axis=1) / (sizes > 0).sum(axis=1),
             "nll": totals[:, 0] / len(labels),
+            "ece": errors[:, 1] - errors[:, 0],
         }
 
     observed = differences(columns.sum(axis=0)[None])

@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,27 @@ from emojax.ops.stats import mcnemar_exact
 Finding = Literal["helps", "no effect of the scores shown", "harms", "no effect shown"]
 RENAMED: dict[str, Finding] = {"helps whatever the scores": "no effect of the scores shown"}
 """Words of older versions, which run folders may hold, and what they are called now."""
+
+Tone = Literal["good", "bad", "mixed", "neutral"]
+
+
+class Measured(NamedTuple):
+    """One measure before and after an edit, on the images of the test, as text for a table.
+
+    Attributes:
+      title: the measure's name.
+      before: mean over the networks, a dash where it is not known; `after` likewise.
+      change: their difference, and `interval` that of a bootstrap over images.
+      found: better, worse or no difference shown.
+    """
+
+    title: str
+    before: str
+    after: str
+    change: str
+    interval: str
+    found: str
+
 
 _HEADLINES: dict[Finding, str] = {
     "helps": "The edit helps, and the scores are why.",
@@ -44,8 +65,8 @@ class Evidence:
       selection: how the setting was selected: images, settings, change, grid, and p_search, the
         chance that the best setting of permuted scores looks as good on the same images.
       networks: for each network, numbers before and after, wins, losses and McNemar's p.
-      intervals: differences of accuracy, macro recall and NLL, with their bootstrap intervals at
-        level 1 − alpha.
+      intervals: differences of accuracy, macro recall, NLL and calibration error, with their
+        bootstrap intervals at level 1 − alpha.
       per_class: wins and losses by true class.
       controls: what else changes: all units alike, inverted, weight sums, learned gains, random
         masks, permuted scores.
@@ -107,7 +128,9 @@ class Evidence:
 
     @property
     def by_measure(self) -> dict[str, str]:
-        """Accuracy, macro recall and NLL: better, worse, or no difference shown by the interval."""
+        """Accuracy, macro recall, NLL and calibration error (ECE): better, worse, or no difference
+        shown by the interval.
+        """
         found = {}
         for name, (_, _, _, sign) in _MEASURES.items():
             if name in self.intervals:
@@ -115,6 +138,32 @@ class Evidence:
                 better, worse = min(low, high) > 0, max(low, high) < 0
                 found[name] = "better" if better else "worse" if worse else "no difference shown"
         return found
+
+    @property
+    def measured(self) -> list[Measured]:
+        """A line of each measure that has an interval."""
+        return [_measured(self, name, found) for name, found in self.by_measure.items()]
+
+    @property
+    def tone(self) -> Tone:
+        """Good where something is better and nothing worse, and so on.
+
+        An edit counts as better for correct predictions only if it `helps`: else the scores have no
+        part in it.
+        """
+        found = {name: word for name, word in self.by_measure.items() if name != "accuracy"}
+        worse = self.finding == "harms" or "worse" in found.values()
+        better = self.finding == "helps" or "better" in found.values()
+        if better:
+            return "mixed" if worse else "good"
+        return "bad" if worse else "neutral"
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in a sentence, for under the table of `measured`."""
+        besides = _besides(self)
+        headline = " ".join([_HEADLINES[self.finding], *([besides] if besides else [])])
+        return f"{headline} {_counts(self)} of {self.total:,} (McNemar's exact {_p(self.p_value)})."
 
     @property
     def verdict(self) -> str:
@@ -134,12 +183,37 @@ class Evidence:
         }
 
 
-# Title, scale and unit of each measure that has an interval, and the sign of what is better.
+# Title, scale and unit of each measure that has an interval, and the sign of what is better. Shares
+# are shown in per cent, their differences in points.
 _MEASURES = {
     "accuracy": ("accuracy", 100, " points", 1),
     "macro_recall": ("macro recall", 100, " points", 1),
     "nll": ("NLL", 1, "", -1),
+    "ece": ("calibration error", 100, " points", -1),
 }
+
+
+def _measured(evidence: Evidence, name: str, found: str) -> Measured:
+    title, scale, unit, _ = _MEASURES[name]
+    low, high = (f"{edge * scale:+.3f}" for edge in evidence.intervals[name]["interval"])
+    sides = []
+    for side in ("before", "after"):
+        values = [network[side][name] for network in evidence.networks]
+        shown = float(np.mean(values)) * scale if values else None
+        text = "–" if shown is None else f"{shown:.2f} %" if unit else f"{shown:.4f}"
+        sides.append(text)
+    change = f"{evidence.intervals[name]['difference'] * scale:+.3f}{unit}"
+    texts = [*sides, change, f"{low} to {high}", found]
+    return Measured(title, *(text.replace("-", "−") for text in texts))
+
+
+def _counts(evidence: Evidence) -> str:
+    """How many images the edit gains and loses."""
+    images = "image" if evidence.gained == 1 else "images"
+    counts = f"{evidence.gained:,} {images} gained and {evidence.lost:,} lost"
+    if len(evidence.networks) > 1:
+        counts += f" by most of {len(evidence.networks)} networks"
+    return counts
 
 
 def _signed(value: float) -> str:
@@ -152,23 +226,21 @@ def _p(value: float) -> str:
 
 def _sentences(evidence: Evidence) -> list[str]:
     edit = "The edit" if evidence.setting is None else f"The edit ({evidence.setting})"
-    networks = len(evidence.networks)
     change = evidence.net_change
     shown = _signed(change)
     points = f"{change / evidence.total * 100:+.2f}".replace("-", "−")
-    counts = f"{evidence.gained:,} images gained and {evidence.lost:,} lost"
-    if networks > 1:
-        counts += f" by most of {networks} networks"
     sentences = [
         _HEADLINES[evidence.finding],
         *filter(None, [_besides(evidence)]),
         f"{edit} changes correct predictions by {shown} of {evidence.total:,} ({points} points): "
-        f"{counts}.",
+        f"{_counts(evidence)}.",
         _test(evidence, shown),
     ]
     if evidence.p_networks is not None:
         sign_test = _p(evidence.p_networks)
-        sentences.append(f"Over the {networks} networks the sign test gives {sign_test}.")
+        sentences.append(
+            f"Over the {len(evidence.networks)} networks the sign test gives {sign_test}."
+        )
     if evidence.selection is not None:
         sentences.append(_selected(evidence.selection))
     if evidence.p_scores is not None and not evidence.selected_on_test:
@@ -232,13 +304,13 @@ def _differences(evidence: Evidence) -> str:
 
 
 def _besides(evidence: Evidence) -> str | None:
-    """What changes although correct predictions are not shown to: such an edit is not harmless."""
-    if not evidence.finding.startswith("no effect"):
-        return None
+    """What else changes than the finding says: an edit without an effect need not be harmless."""
+    silent = evidence.finding.startswith("no effect")
+    expected = "better" if evidence.finding == "helps" else "worse"
     changed = [
         f"{_MEASURES[name][0]} is {found}"
         for name, found in evidence.by_measure.items()
-        if found != "no difference shown"
+        if found != "no difference shown" and (silent or found != expected)
     ]
     return f"But {' and '.join(changed)}." if changed else None
 

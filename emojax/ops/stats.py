@@ -9,10 +9,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key, Real
+from jaxtyping import Array, Bool, Float, Int, Key, Real
 
 from emojax.ops.arrays import AnyArray
 
+BINS = 15  # of a calibration error
 _RESAMPLES_AT_A_TIME = 64  # bounds the memory of their counts, [64, I]
 
 
@@ -91,15 +92,20 @@ def _draw_counts(key: Key[Array, ""], images: int) -> Float[Array, " I"]:
 
 
 def calibration_error(
-    confidence: Float[AnyArray, " I"], correct: Bool[AnyArray, " I"], bins: int = 15
+    confidence: Float[AnyArray, " I"], correct: Bool[AnyArray, " I"], bins: int = BINS
 ) -> Float[Array, ""]:
     """Expected calibration error (Guo et al. 2017) over equal bins of confidence.
 
-    `confidence` is that of the predicted class, in (0, 1]. A bin is open below, closed above.
+    `confidence` is that of the predicted class, in (0, 1].
     """
-    edges = jnp.linspace(0.0, 1.0, bins + 1)[1:-1]
-    bin_of = jnp.searchsorted(edges, confidence, side="left")
     # A bin's share of the images times its gap |accuracy - mean confidence| is the sum of its
     # images' gaps over all images, so the counts of the bins cancel.
     gap = jnp.asarray(correct, jnp.float32) - confidence
-    return jnp.abs(jnp.zeros(bins).at[bin_of].add(gap)).sum() / confidence.shape[0]
+    in_bins = jnp.zeros(bins).at[confidence_bins(confidence, bins)].add(gap)
+    return jnp.abs(in_bins).sum() / confidence.shape[0]
+
+
+def confidence_bins(confidence: Float[AnyArray, " I"], bins: int = BINS) -> Int[Array, " I"]:
+    """The bin of each confidence in (0, 1], of equal width, open below and closed above."""
+    edges = jnp.linspace(0.0, 1.0, bins + 1)[1:-1]
+    return jnp.searchsorted(edges, confidence, side="left")

@@ -20,7 +20,7 @@ from emojax.data.image_set import ImageSet
 from emojax.distributed.data_parallel import default_tile
 from emojax.distributed.mesh import fetch_to_main, make_mesh, put_batch, put_replicated
 from emojax.errors import InputError
-from emojax.ops.pooling import Pool
+from emojax.ops.pooling import Pool, Tokens, over_tokens
 from emojax.ops.topk import EMPTY
 from emojax.probing import step as steps
 from emojax.probing.partial import Recorder
@@ -37,6 +37,7 @@ def collect(
     images: ImageSet | int,
     *,
     pool: Pool = "avg",
+    tokens: Tokens = "cls",
     channels: Channels = "auto",
     top_k: int = 100,
     batch: int = 256,
@@ -61,6 +62,7 @@ def collect(
       clip: the encoder whose image tower runs beside the network.
       images: how many images there will be, or the set, whose labels and names the record takes.
       pool: how activations with places become one number per unit, `avg` or `max` over space.
+      tokens: how tokens do: `cls` takes the first, or their `mean` or `max`.
       channels: where the units' axis of activations with places is, `first` (PyTorch) or `last`;
         `auto` finds it by its length.
       top_k: length of the lists.
@@ -81,6 +83,7 @@ def collect(
         clip,
         images,
         pool=pool,
+        tokens=tokens,
         channels=channels,
         top_k=top_k,
         batch=batch,
@@ -108,6 +111,7 @@ class Collection:
         images: ImageSet | int,
         *,
         pool: Pool,
+        tokens: Tokens,
         channels: Channels,
         top_k: int,
         batch: int,
@@ -128,6 +132,8 @@ class Collection:
         if self._total < 1:
             raise InputError(f"{self._total} images are none to collect")
         self._pool: Pool = pool
+        self._tokens: Tokens = tokens
+        self._axes: set[int] = set()  # numbers of axes that the activations have had
         self._channels: Channels = channels
         self._top_k = top_k
         self._tile = tile or default_tile()
@@ -140,6 +146,7 @@ class Collection:
             images_key = None if isinstance(images, int) else images.key
             origin = content_key(["collect", key, self._total])
             settings = [list(self._layers.items()), pool, top_k, self._tile, keep_activations]
+            settings += [] if tokens == "cls" else [tokens]
             own = activations_key(origin, images_key, clip, settings)
         self._entry = None
         if cache is not None and own is not None:
@@ -154,6 +161,7 @@ class Collection:
             key=own,
             clip_key=clip.key,
             clip=clip,
+            clip_name=clip.name,
         )
         self._save_every = save_every
         self._record: ProbeRecord | None = None
@@ -204,7 +212,12 @@ class Collection:
                 self._run(self._total - self._taken)
             recorder.flush()
             host = fetch_to_main(self._mesh, self._state)
-            self._record = finish_record(recorder, host, self._total, self._build_record)
+            build = functools.partial(
+                self._build_record,
+                pool=self._pool if 4 in self._axes else None,
+                tokens=self._tokens if 3 in self._axes else None,
+            )
+            self._record = finish_record(recorder, host, self._total, build)
 
     @property
     def record(self) -> ProbeRecord:
@@ -223,7 +236,7 @@ class Collection:
         Args:
           images: uint8 [B, H, W, C] or [B, H, W] of numpy, JAX or PyTorch, as `probe` takes them.
           activations: of every layer, float of any width: [B, U]; with places [B, H, W, U] or
-            [B, U, H, W]; or tokens [B, tokens, U], of which the first is taken, as `probe` does.
+            [B, U, H, W]; or tokens [B, tokens, U].
           start: index of the first of these images; images that are in already are passed over.
             None: they follow the last ones.
 
@@ -266,8 +279,9 @@ class Collection:
                 "[B, tokens, U], [B, H, W, U] or [B, U, H, W]"
             )
         axis = self._unit_axis(name, shape, units)
+        self._axes.add(values.ndim)
         if values.ndim == 3:
-            return np.asarray(np.moveaxis(values, axis, -1)[:, 0], np.float32)
+            return np.asarray(over_tokens(np.asarray(values, np.float32), self._tokens))
         if values.ndim == 2:
             return np.asarray(values, np.float32)
         places = tuple(number for number in (1, 2, 3) if number != axis)

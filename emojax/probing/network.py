@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 from emojax.errors import InputError, did_you_mean
 from emojax.models.classifier import Cuttable
 from emojax.ops.image import to_unit
-from emojax.ops.pooling import Pool, pool
+from emojax.ops.pooling import Pool, Tokens, pool
 from emojax.store import content_key
 
 Taps = Mapping[str, jax.Array]
@@ -54,6 +54,7 @@ class Network:
         so that programs made of them may be kept for the next network of this architecture.
       antialias: whether `preprocess` resizes with antialiasing; None where the model has no such
         choice.
+      name: of the class or function, for reports.
     """
 
     apply: Apply
@@ -62,6 +63,7 @@ class Network:
     key: str | None
     reusable: bool = False
     antialias: bool | None = None
+    name: str | None = None
 
     def tap_shapes(self, image_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
         """Shape of every tap for one image of uint8 [H, W, C], in the network's order.
@@ -90,13 +92,33 @@ def _tap_shapes(
     order = []
 
     def taps(params: PyTree, image: jax.Array) -> Taps:
-        outputs = apply(params, preprocess(image))[1]
+        outputs = _taps_of(apply(params, preprocess(image)))
         order.extend(outputs)  # the network's own order: JAX would sort the names
         return outputs
 
     params = jax.tree.unflatten(cast(Any, structure), leaves)
     shapes = jax.eval_shape(taps, params, jax.ShapeDtypeStruct((1, *image_shape), np.uint8))
     return tuple((name, shapes[name].shape) for name in order)
+
+
+def _taps_of(returned: Any) -> Taps:
+    """The taps among what a network returns.
+
+    Raises:
+      InputError: there are none, or one of them is no layer's output.
+    """
+    wanted = "(logits, taps), taps a dict of layers' outputs by name (docs/tutorial.md)"
+    is_pair = isinstance(returned, tuple) and len(returned) == 2
+    if not is_pair or not isinstance(returned[1], Mapping) or not returned[1]:
+        what = "an array alone" if hasattr(returned, "shape") else f"a {type(returned).__name__}"
+        if is_pair:
+            what = "no taps" if isinstance(returned[1], Mapping) else "taps that are no dict"
+        raise InputError(f"the network returns {what}; it must return {wanted}")
+    for name, output in returned[1].items():
+        if getattr(output, "ndim", 0) not in (2, 3, 4):
+            shape = getattr(output, "shape", type(output).__name__)
+            raise InputError(f"tap {name!r} is {shape}, not [B, U], [B, tokens, U] or [B, H, W, U]")
+    return returned[1]
 
 
 @dataclass(frozen=True)
@@ -110,19 +132,24 @@ class PooledTaps:
     preprocess: Preprocess
     layers: tuple[str, ...]
     pool: Pool
+    tokens: Tokens = "cls"
 
     def __call__(
         self, params: PyTree, images: UInt8[Array, "B H W channels"]
     ) -> Float[Array, "B U"]:
         """Pooled activations of all layers, side by side, float32."""
         taps = self.apply(params, self.preprocess(images))[1]
-        pooled = [pool(taps[name], self.pool).astype(jnp.float32) for name in self.layers]
+        pooled = [
+            pool(taps[name], self.pool, self.tokens).astype(jnp.float32) for name in self.layers
+        ]
         return jnp.concatenate(pooled, axis=1)
 
 
-def pooled_taps(network: Network, layers: Sequence[str], pool: Pool) -> PooledTaps:
+def pooled_taps(
+    network: Network, layers: Sequence[str], pool: Pool, tokens: Tokens = "cls"
+) -> PooledTaps:
     """The pooled activations of a network's layers, as a function of its parameters."""
-    return PooledTaps(network.apply, network.preprocess, tuple(layers), pool)
+    return PooledTaps(network.apply, network.preprocess, tuple(layers), pool, tokens)
 
 
 def as_network(
@@ -143,7 +170,8 @@ def as_network(
       antialias: whether the model's own `preprocess` resizes with antialiasing.
 
     Raises:
-      InputError: `antialias` for a model whose preprocessing has no such choice.
+      InputError: `antialias` for a model whose preprocessing has no such choice, or what is no
+        model for JAX.
     """
     if isinstance(model, Network):
         if antialias and not model.antialias:
@@ -152,6 +180,7 @@ def as_network(
                 "already; leave it out"
             )
         return model
+    _check_model(model)
     chooses = preprocess is None and isinstance(model, nnx.Module) and _can_antialias(model)
     if antialias and not chooses:
         raise InputError(
@@ -160,11 +189,12 @@ def as_network(
         )
     if not isinstance(model, nnx.Module):
         own = preprocess or getattr(model, "preprocess", to_unit)
-        return Network(lambda params, images: model(images), {}, own, None)
+        name = getattr(model, "__name__", type(model).__name__)
+        return Network(lambda params, images: model(images), {}, own, None, name=name)
     graphdef, state = nnx.split(model)
     apply = _ModuleApply(graphdef, taps if isinstance(model, Cuttable) else None)
     if preprocess is not None:  # what somebody's function does to the images cannot be known
-        return Network(apply, state, preprocess, None)
+        return Network(apply, state, preprocess, None, name=type(model).__name__)
     own = to_unit
     if hasattr(model, "preprocess"):
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
@@ -179,7 +209,33 @@ def as_network(
         content_key([*settings, parameters(state)]),
         reusable=_is_hashable(graphdef),
         antialias=antialias if chooses else None,
+        name=type(model).__name__,
     )
+
+
+def _check_model(model: object) -> None:
+    """Refuses models of other frameworks, and what is none, with the door that takes them.
+
+    Raises:
+      InputError: it is neither an nnx module nor a function.
+    """
+    name = type(model).__name__
+    frameworks = {cls.__module__.partition(".")[0] for cls in type(model).__mro__}
+    if "torch" in frameworks:
+        raise InputError(
+            f"{name} is a PyTorch module, which JAX cannot run; give its activations to "
+            "emojax.collect, or its folder to emojax.load_network (docs/networks.md)"
+        )
+    if not isinstance(model, nnx.Module) and "flax" in frameworks:
+        raise InputError(
+            f"{name} is a flax.linen module, without its parameters; pass a function of images, "
+            "lambda images: model.apply(params, images)"
+        )
+    if not callable(model):
+        raise InputError(
+            f"a {name} is no network; pass a function or flax.nnx module that returns (logits, "
+            "taps), or what emojax.load_network reads"
+        )
 
 
 def _can_antialias(model: nnx.Module) -> bool:

@@ -27,7 +27,7 @@ from emojax.distributed.mesh import (
 )
 from emojax.distributed.processes import check_same_everywhere
 from emojax.errors import InputError
-from emojax.ops.pooling import Pool
+from emojax.ops.pooling import Pool, Tokens
 from emojax.probing import step as steps
 from emojax.probing.network import (
     Network,
@@ -54,6 +54,7 @@ def probe(
     *,
     layers: Sequence[str] = ("*",),
     pool: Pool = "avg",
+    tokens: Tokens = "cls",
     taps: str = "raw",
     antialias: bool = False,
     top_k: int = 100,
@@ -78,6 +79,8 @@ def probe(
       clip: the encoder whose image tower runs beside the network.
       layers: names or patterns of taps.
       pool: how convolutions become one number per unit, `avg` or `max` over space.
+      tokens: how a transformer's tokens become one number per unit: `cls` takes the first, the
+        class token where a network has one; or their `mean` or `max`.
       taps: `raw` outputs, or `relu` for those after BatchNorm and ReLU (VGGNet).
       antialias: whether the model's own preprocessing resizes with antialiasing, as the paper's
         probe did (VGGNet, Deep-Emotion).
@@ -110,7 +113,7 @@ def probe(
     names = resolve_layers(layers, list(shapes))
     sizes = {name: shapes[name][-1] for name in names}
 
-    key = record_key(network, images, clip, names, pool, top_k, tile, keep_activations)
+    key = record_key(network, images, clip, names, pool, top_k, tile, keep_activations, tokens)
     check_same_everywhere([key, images.key], "images, weights or settings")
     entry = None if cache is None or key is None else Path(cache).expanduser() / key
     build_record = functools.partial(
@@ -123,6 +126,10 @@ def probe(
         clip_key=clip.key,
         clip=clip,
         antialias=network.antialias,
+        pool=pool if any(len(shapes[name]) == 4 for name in names) else None,
+        tokens=tokens if any(len(shapes[name]) == 3 for name in names) else None,
+        network=network.name,
+        clip_name=clip.name,
     )
     if entry is not None:
         cached = in_every_process(lambda: find(entry, key), build_record)
@@ -141,6 +148,7 @@ def probe(
                 clip,
                 layers=group,
                 pool=pool,
+                tokens=tokens,
                 top_k=top_k,
                 batch=batch,
                 tile=tile,
@@ -159,7 +167,7 @@ def probe(
     batch = whole_tiles(min(batch, total), tile, mesh)
     widths = {"embeddings": embedding} | ({"activations": units} if keep_activations else {})
     clip_graph, clip_params = nnx.split(clip.model)
-    forward = steps.Forward(pooled_taps(network, names, pool), clip_graph, clip.preprocess)
+    forward = steps.Forward(pooled_taps(network, names, pool, tokens), clip_graph, clip.preprocess)
     make_step = steps.cached_step if network.reusable else steps.make_step
 
     with Recorder(

@@ -23,7 +23,7 @@ from emojax.distributed.processes import broadcast_from_main, is_main_process
 from emojax.errors import InputError
 from emojax.ops import topk
 from emojax.ops.moments import Covariances, Moments, covariances, variances
-from emojax.ops.pooling import Pool
+from emojax.ops.pooling import Pool, Tokens
 from emojax.ops.topk import TopK
 from emojax.probing.network import Network
 from emojax.store import (
@@ -60,6 +60,11 @@ class ProbeRecord:
       clip: the encoder that made the embeddings, when in the same process.
       antialias: whether the network's input was resized with antialiasing; None where the network
         has no such choice, or the record does not say.
+      pool: how convolutions became one number per unit, `avg` or `max`, and `tokens`: how tokens
+        did, `cls` (the first), `mean` or `max`. None where no layer has places or tokens, or the
+        record does not say.
+      network: what the network is called, for reports; `clip_name` likewise. None where the record
+        does not say.
       done_before: images that an earlier process had probed; all of them in a record from disk.
     """
 
@@ -75,6 +80,10 @@ class ProbeRecord:
     activations: Float32[np.ndarray, "I U"] | None = None
     clip: ClipEncoder | None = field(default=None, repr=False)
     antialias: bool | None = None
+    pool: Pool | None = None
+    tokens: Tokens | None = None
+    network: str | None = None
+    clip_name: str | None = None
     done_before: int = 0
 
     @cached_property
@@ -156,6 +165,7 @@ def record_key(
     top_k: int,
     tile: int,
     keep_activations: bool,
+    tokens: Tokens = "cls",
 ) -> str | None:
     """Content key of a record, from all that its numbers depend on.
 
@@ -163,7 +173,9 @@ def record_key(
     """
     if network.key is None:
         return None
-    settings = [list(layers), pool, top_k, tile, keep_activations]
+    settings: list[object] = [list(layers), pool, top_k, tile, keep_activations]
+    if tokens != "cls":  # left out otherwise, so that keys of records made before it hold
+        settings.append(tokens)
     return activations_key(network.key, images.key, clip, settings)
 
 
@@ -265,6 +277,10 @@ def save_statistics(record: ProbeRecord, folder: Path) -> list[str]:
         "classes": record.classes,
         "layers": [[name, units] for name, units in record.layers.items()],
         "antialias": record.antialias,
+        "pool": record.pool,
+        "tokens": record.tokens,
+        "network": record.network,
+        "clip_name": record.clip_name,
     }
     write_json(folder / "record.json", header)
     return ["statistics.safetensors", "ids.jsonl", "record.json"]
@@ -340,6 +356,10 @@ def _read(folder: Path, key: str | None) -> ProbeRecord:
         clip_key=header["clip_key"],
         activations=read_npy(activations, mapped=True) if activations.exists() else None,
         antialias=header.get("antialias"),
+        pool=header.get("pool"),
+        tokens=header.get("tokens"),
+        network=header.get("network"),
+        clip_name=header.get("clip_name"),
         done_before=len(embeddings),
     )
     _refuse_misfit(record)

@@ -3,20 +3,24 @@
 Each run is compared with the first.
 
 Units are matched by layer and number, which means something only where the runs dissected one
-network.
+network, or one that was made of the other. Of others `dissection/correspond.py` says which units
+correspond.
 """
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from emojax.dissection.correspond import Correspondence
 from emojax.errors import InputError
 from emojax.report import page
 from emojax.report.results import Results
 
-MOST = 500  # changed labels on the page; the table has all
+MOST = 500  # rows of a table on the page; the file has all
+_RELATED = 0.2  # agreement of labels beyond chance from which units of two networks correspond
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,12 @@ class Comparison:
       layers: (run, layer, units, same labels, their share, Pearson's and Spearman's correlation of
         maximum similarities).
       changed: (layer, unit, label in each run …, maximum similarity in each run …) where some label
-        differs.
+        differs. Empty for different networks whose labels agree hardly more than by chance: their
+        units have nothing to do with each other.
       accuracy: (run, split, images, correct, top-1, top-1 after the edit, what was found of the
         edit).
       warnings: what makes the comparison less than it seems.
+      unrelated: runs whose units have nothing to do with the first run's.
     """
 
     names: list[str]
@@ -39,6 +45,7 @@ class Comparison:
     changed: list[list[Any]]
     accuracy: list[list[Any]]
     warnings: list[str]
+    unrelated: list[str] = field(default_factory=list)
 
 
 def compare(runs: Sequence[Results], names: Sequence[str] | None = None) -> Comparison:
@@ -77,7 +84,39 @@ def compare(runs: Sequence[Results], names: Sequence[str] | None = None) -> Comp
         for run, name in zip(runs[1:], names[1:], strict=True)
         for line in _layers(first, run, name)
     ]
-    return Comparison(names, layers, _changed(runs), _accuracy(runs, names), warnings)
+    changed = _changed(runs)
+    unrelated = [
+        name for run, name in zip(runs[1:], names[1:], strict=True) if _is_unrelated(first, run)
+    ]
+    if unrelated and changed:
+        warnings.append(
+            f"The labels of {', '.join(unrelated)} agree with the first run's hardly more than by "
+            f"chance, so changed labels are not listed ({len(changed):,} units); --records says "
+            "which units correspond."
+        )
+        changed = []
+    return Comparison(names, layers, changed, _accuracy(runs, names), warnings, unrelated)
+
+
+def _is_unrelated(first: Results, other: Results) -> bool:
+    """Whether the runs are of different networks and units of one number share no more labels than
+    units at random (Cohen's kappa).
+    """
+    keys = [run.manifest.get("inputs", {}).get("target") for run in (first, other)]
+    if first.labels is None or other.labels is None or keys[0] == keys[1]:
+        return False
+    rows, other_rows = _by_unit(first), _by_unit(other)
+    both = [
+        (first.labels.concept[i], other.labels.concept[other_rows[unit]])
+        for unit, i in rows.items()
+        if unit in other_rows
+    ]
+    if not both:
+        return True
+    same = sum(a == b for a, b in both) / len(both)
+    shares = [Counter(labels) for labels in zip(*both, strict=True)]
+    chance = sum(shares[0][name] * shares[1][name] for name in shares[0]) / len(both) ** 2
+    return chance < 1 and (same - chance) / (1 - chance) < _RELATED
 
 
 def _names(runs: Sequence[Results]) -> list[str]:
@@ -200,19 +239,23 @@ def changed_header(comparison: Comparison) -> list[str]:
     ]
 
 
-def render(comparison: Comparison, runs: Sequence[Results]) -> str:
-    """The comparison as a page."""
+def render(
+    comparison: Comparison, runs: Sequence[Results], units: Correspondence | None = None
+) -> str:
+    """The comparison as a page; `units` are those of the first two runs that correspond."""
     tables = [
         ("runs", "Runs"),
         ("accuracy", "Accuracy"),
         ("layers", "Labels by layer"),
         ("changed", "Labels that changed"),
+        ("correspond", "Units that correspond"),
     ]
     filled = {
         "runs": True,
         "accuracy": comparison.accuracy,
         "layers": comparison.layers,
         "changed": comparison.changed,
+        "correspond": units,
     }
     count = len(comparison.names)
     shown = (
@@ -222,8 +265,9 @@ def render(comparison: Comparison, runs: Sequence[Results]) -> str:
     )
     return page.fill(
         "compare.html.j2",
-        ("theme.js",),
+        ("theme.js", "compare.js"),
         title="emojax compare",
+        emotions=page.speaks_of_emotions(runs),
         version=runs[0].manifest.get("versions", {}).get("emojax", "of an unknown version"),
         sections=[(anchor, name) for anchor, name in tables if filled[anchor]],
         warnings=comparison.warnings,
@@ -239,7 +283,45 @@ def render(comparison: Comparison, runs: Sequence[Results]) -> str:
             for row in comparison.changed[:MOST]
         ],
         changed_line=shown or f"{len(comparison.changed):,} units.",
+        pair=comparison.names[:2],
+        **_corresponding(units, runs),
     )
+
+
+def _corresponding(units: Correspondence | None, runs: Sequence[Results]) -> dict[str, Any]:
+    """What the page's section on units that correspond has, those that do most first."""
+    if units is None:
+        return {"units": [], "matrix": [], "layer_names": [], "units_line": "", "units_header": []}
+    labels = [_label_of(run) for run in runs[:2]]
+    table = units.columns()
+    order = np.argsort(-units.correlation, kind="stable")[:MOST]
+    rows = []
+    for i in order:
+        one = str(table["layer"][i]), int(table["unit"][i])
+        other = str(table["other_layer"][i]), int(table["other_unit"][i])
+        names = [labels[0].get(one, "–"), labels[1].get(other, "–")]
+        cells = [f"{one[0]} {one[1]}", names[0], f"{other[0]} {other[1]}", names[1]]
+        cells += [page.number(float(units.correlation[i])), "yes" if units.mutual[i] else "no"]
+        rows.append(cells)
+    count = len(units.best)
+    first = f"The first {MOST:,} of {count:,}; correspondence.csv has all." if count > MOST else ""
+    return {
+        "units": rows,
+        "units_header": ["unit", "label", "goes with", "label", "correlation", "mutual"],
+        "units_line": f"{first or f'{count:,} units.'} {int(units.mutual.sum()):,} are mutual.",
+        "layer_names": ["layer", *units.second],
+        "matrix": [
+            [name, *(page.number(float(x)) for x in row)]
+            for name, row in zip(units.first, units.layers, strict=True)
+        ],
+    }
+
+
+def _label_of(run: Results) -> dict[tuple[str, int], str]:
+    """The label of each (layer, unit); empty for a run without labels."""
+    if run.labels is None:
+        return {}
+    return {unit: str(run.labels.concept[i]) for unit, i in _by_unit(run).items()}
 
 
 def _run_row(name: str, run: Results) -> list[str]:

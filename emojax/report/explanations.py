@@ -20,8 +20,8 @@ from emojax.dissection.explanation_files import ExplanationFile
 from emojax.errors import InputError
 
 TABLE, SAMPLE = "explanations.csv", "simulated.npz"
-_LEVELS = 64  # of a coordinate of the scatter: one character each
-_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+LEVELS = 64  # of a coordinate of the scatter: one character each
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
 
 @dataclass(frozen=True)
@@ -125,5 +125,5 @@ def _plain(value: float) -> float | None:
 def _coded(values: np.ndarray) -> str:
     """Values as letters, the least A and the largest the last."""
     low, high = float(values.min()), float(values.max())
-    steps = (values - low) / (high - low or 1.0) * (_LEVELS - 1)
-    return "".join(_ALPHABET[round(float(step))] for step in steps)
+    steps = (values - low) / (high - low or 1.0) * (LEVELS - 1)
+    return "".join(ALPHABET[round(float(step))] for step in steps)

@@ -7,6 +7,7 @@ files are never read as formulas. A figure belongs to nobody's window: show it i
 """
 
 import functools
+import io
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -58,6 +59,15 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+class _Figure(Figure):
+    """A figure that a notebook shows, without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        save(self, file, format="png", dpi=110)
+        return file.getvalue()
+
+
 def _figure(plot: Callable[_Arguments, _Drawn]) -> Callable[_Arguments, _Drawn]:
     """Draws in the report's style, whatever the caller's matplotlib is set to."""
 
@@ -95,7 +105,7 @@ def plot_similarities(dissection: Dissection | Labels, tau: float = 0.0) -> Figu
     labels = Labels.of(dissection)
     wide = min(len(labels.layers), 2)
     high = -(-len(labels.layers) // wide)
-    figure = Figure(figsize=(3.1 * wide, 1.5 * high + 0.5))
+    figure = _Figure(figsize=(3.1 * wide, 1.5 * high + 0.5))
     edges = np.histogram_bin_edges(np.append(labels.similarity, tau), 40)
     for panel, name in enumerate(labels.layers):
         axes: Axes = figure.add_subplot(high, wide, panel + 1)
@@ -129,7 +139,7 @@ def plot_labels(dissection: Dissection | Labels, most: int = 25) -> Figure:
     counts = np.bincount(which, minlength=len(names))
     good = np.bincount(which[right], minlength=len(names))
     order = np.lexsort((names, -counts, -good if right.any() else -counts))[:most]
-    figure = Figure(figsize=(6.4, 0.34 * len(order) + 1.1))
+    figure = _Figure(figsize=(6.4, 0.34 * len(order) + 1.1))
     axes = figure.add_subplot()
     y = np.arange(len(order))
     bars = [(counts, len(which), SKY, f"all {len(which):,} units")]
@@ -163,7 +173,7 @@ def plot_descriptions(rows: Sequence[LayerSummary]) -> Figure | None:
     rows = [row for row in rows if row.overall_acc is not None]
     if not rows:
         return None
-    figure = Figure(figsize=(6.4, 3.0))
+    figure = _Figure(figsize=(6.4, 3.0))
     axes = figure.add_subplot()
     x = np.arange(len(rows))
     for values, colour, marker, title in (
@@ -232,7 +242,7 @@ def _sheet(
     side = images.images.shape[1:3]
     gap = 16 if any(caption for _, row in rows for _, caption in row) else 6
     step = (side[0] + max(gap, side[0] * gap // 48), side[1] + max(4, side[1] // 12))
-    figure = Figure(figsize=(1.4 + 0.8 * wide, 0.8 * len(rows) * step[0] / step[1] + 0.1))
+    figure = _Figure(figsize=(1.4 + 0.8 * wide, 0.8 * len(rows) * step[0] / step[1] + 0.1))
     axes = figure.add_subplot()
     for row, (_, cells) in enumerate(rows):
         for column, (image, caption) in enumerate(cells):
@@ -263,7 +273,7 @@ def plot_network(
     """The layers of a network with their units, those dissected and the one edited told apart: the
     paper's Figure 2.
     """
-    figure = Figure(figsize=(6.4, 2.7))
+    figure = _Figure(figsize=(6.4, 2.7))
     axes = figure.add_subplot()
     counts = np.array(list(network.values()), float)
     heights = 0.35 + 0.65 * np.log(counts) / max(np.log(counts.max()), 1)
@@ -339,7 +349,7 @@ def plot_grid(
         title = "correct images, against " + (
             "factor 1" if (factors == 1).any() else "the best cell"
         )
-    figure = Figure(figsize=(max(4.2, 0.78 * len(factors) + 2), max(2.4, 0.33 * len(taus) + 1.1)))
+    figure = _Figure(figsize=(max(4.2, 0.78 * len(factors) + 2), max(2.4, 0.33 * len(taus) + 1.1)))
     axes = figure.add_subplot()
     limit = max(1.0, float(np.nanmax(np.abs(change))))
     shown = axes.imshow(change, cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto")
@@ -399,7 +409,7 @@ def plot_thresholds(
     of_layer = thresholds["layer"] == layer
     if not of_layer.any():
         return None
-    figure = Figure(figsize=(6.4, 3.6))
+    figure = _Figure(figsize=(6.4, 3.6))
     axes = figure.add_subplot()
     others = [f for f in np.unique(thresholds["factor"][of_layer]) if f != factor]
     faint = {"color": FAINT, "linewidth": 0.8}
@@ -445,7 +455,7 @@ def plot_per_class(evidence: Evidence) -> Figure | None:
         return None
     names = list(evidence.per_class)
     rows = list(evidence.per_class.values())
-    figure = Figure(figsize=(6.4, 0.36 * len(names) + 1.0))
+    figure = _Figure(figsize=(6.4, 0.36 * len(names) + 1.0))
     axes = figure.add_subplot()
     y = np.arange(len(names))
     gained, lost = (np.array([row[key] for row in rows]) for key in ("gained", "lost"))
@@ -493,7 +503,7 @@ def plot_training(
         for name in names
         if name.startswith("validation_") and name.removeprefix("validation_") not in panels
     ]
-    figure = Figure(figsize=(4 * len(panels), 3.2))
+    figure = _Figure(figsize=(4 * len(panels), 3.2))
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         watched = f"validation_{panel}" in names
         lines = (
@@ -527,7 +537,7 @@ def plot_label_settings(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
     `rows` are those of `settings.csv`.
     """
-    figure = Figure(figsize=(6.4, 4.2))
+    figure = _Figure(figsize=(6.4, 4.2))
     axes = figure.subplots()
     known = [row for row in rows if row["held_out"] != ""]
     kinds = list(dict.fromkeys((row["similarity"], row["prior"]) for row in known))
@@ -558,7 +568,7 @@ def plot_certainty(
     `curve` and `by_rule` have `labelled` and `right`, from 0 to 1; `by_rule` is the point of the
     labels that stand.
     """
-    figure = Figure(figsize=(5.2, 3.4))
+    figure = _Figure(figsize=(5.2, 3.4))
     axes = figure.subplots()
     shares = [point["labelled"] for point in curve]
     axes.plot(shares, [point["right"] for point in curve], color=BLUE, marker="o", markersize=3)

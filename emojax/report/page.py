@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -17,14 +17,16 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from emojax.data.classes import ALIASES, meaning
 from emojax.data.image_set import ImageSet
 from emojax.editing.search import MEANING
 from emojax.editing.study_result import SplitResult, StudySummary, pooled
 from emojax.errors import InputError
 from emojax.report import explanations, judgement, sprites
-from emojax.report.explorer import explorer_data, filters
+from emojax.report.explorer import explorer_data, filters, trust_order
 from emojax.report.page_figures import Shown, draw, inline
 from emojax.report.results import Results
+from emojax.report.units import Details
 
 PEOPLE = (
     "This page shows faces of people. Share it only where those people or the terms of the data "
@@ -126,23 +128,38 @@ def build(
     if images is None or data is None or run.details is None:
         page = make(data=data and json_text(data), sheets=[])
     else:
-        data["thumbs"] = {
-            "columns": sprites.SIDE,
-            "shown": 0,
-            "images": run.details.images.tolist(),
-        }
-        # What the page takes without thumbnails is known once it is filled in, with the list of
-        # images at its longest; the sheets get the rest, less 50 kB for the markup around them.
-        room = int(size * 1e6) - len(make(data=json_text(data), sheets=[]).encode()) - 50_000
-        packed = sprites.pack(images, run.details.images, run.details.top, room)
-        data["thumbs"] |= {"shown": packed.per_unit, "images": packed.images.tolist()}
-        page = make(data=json_text(data), sheets=packed.sheets)
+        page = _with_thumbnails(run, run.details, images, data, make, int(size * 1e6))
     if len(page.encode()) > size * 1e6:
         raise InputError(
             f"the page takes {len(page.encode()) / 1e6:.1f} MB of {size:g}; give a larger "
             "--report.size"
         )
     return page, drawn
+
+
+def _with_thumbnails(
+    run: Results,
+    details: Details,
+    images: ImageSet,
+    data: dict[str, Any],
+    make: Callable[..., str],
+    size: int,
+) -> str:
+    """The page that `make` fills in, with thumbnails that leave it within `size` bytes."""
+    data["thumbs"] = {
+        "columns": sprites.SIDE,
+        "shown": 0,
+        "inRows": sprites.IN_ROWS,
+        "images": details.images.tolist(),
+    }
+    # What the page takes without thumbnails is known once it is filled in, with the list of images
+    # at its longest; the sheets get the rest, less 50 kB for the markup around them.
+    room = size - len(make(data=json_text(data), sheets=[]).encode()) - 50_000
+    order = trust_order(run.units)
+    bottom = details.bottom if details.bottom.size else np.zeros((len(order), 0), int)
+    packed = sprites.pack(images, details.images, details.top[order], bottom[order], room)
+    data["thumbs"] |= {"shown": packed.per_unit, "images": packed.images.tolist()}
+    return make(data=json_text(data), sheets=packed.sheets)
 
 
 def _context(run: Results) -> dict[str, Any]:
@@ -161,11 +178,14 @@ def _context(run: Results) -> dict[str, Any]:
         "title": f"emojax {run.command}: {run.folder.resolve().name}",
         "subtitle": f"Started {run.manifest.get('started', 'at an unknown time')}",
         "version": versions.get("emojax", "of an unknown version"),
+        "emotions": speaks_of_emotions([run]),
         "sections": sections,
         "words": _words(run),
+        "beware": _beware(run),
         "cards": _cards(run),
         "verdict": study and study.verdict,
         "finding": study and study.finding,
+        "evidence": run.evidence,
         "what": _what(run),
         "settings": list(_flat(run.settings)),
         "versions": [*versions.items(), ("devices", devices), *timings],
@@ -178,6 +198,13 @@ def _context(run: Results) -> dict[str, Any]:
         "explained": run.explanations is not None,
         "truth": [_truth(title, rows) for title, rows in (run.summary.get("truth") or {}).items()],
     }
+
+
+def speaks_of_emotions(runs: Sequence[Results]) -> bool:
+    """Whether a class of some run is an emotion; runs that do not name their classes count, too."""
+    named = [run.details.classes.tolist() for run in runs if run.details is not None]
+    classes = [name for names in named for name in names]
+    return not classes or any(meaning(name) in ALIASES for name in classes)
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> Any:
@@ -233,6 +260,34 @@ def _words(run: Results) -> list[str]:
     return sentences
 
 
+def _beware(run: Results) -> list[str]:
+    """What is to be known of the encoder before a label is believed."""
+    encoder = run.summary.get("encoder") or {}
+    lines = []
+    if encoder.get("trained_on") and not run.rendered:
+        lines.append(
+            f"{encoder['name']} was trained on {encoder['trained_on']} alone: of other images its "
+            "labels mean little, however many are above chance."
+        )
+    check = encoder.get("zero_shot") or {}
+    if check.get("weak"):
+        lines.append(
+            f"{encoder['name']} puts {check['accuracy']:.0%} of the images into the right class by "
+            f"the class names alone (chance {check['chance']:.0%}): it hardly sees what tells them "
+            "apart, so labels may be of anything."
+        )
+    return lines
+
+
+def _sees(run: Results) -> list[tuple[str, str]]:
+    """How well the CLIP tells the classes apart, where that is known."""
+    check = (run.summary.get("encoder") or {}).get("zero_shot")
+    if check is None:
+        return []
+    shares = f"{check['accuracy']:.0%} of {check['images']:,} images (chance {check['chance']:.0%})"
+    return [("classes by name", f"the CLIP finds the right one for {shares}")]
+
+
 def _cards(run: Results) -> list[tuple[str, str]]:
     if run.labels is None:
         return []
@@ -270,20 +325,17 @@ def _what(run: Results) -> list[tuple[str, str]]:
             "rendered for the demo" if demo else str(data.get("probe_split", "unknown")),
         ),
         ("test splits", ", ".join(map(str, tests)) if run.study else "none"),
-        (
-            "network",
-            "the demo's small VGGNet"
-            if demo
-            else str(settings.get("target", {}).get("weights") or "unknown"),
-        ),
+        ("network", "the demo's small VGGNet" if demo else _network(run)),
+        *_pooled(run.summary),
         *_resized(run.summary.get("antialias")),
         ("splits that shaped it", provenance(run.manifest)),
         (
             "CLIP",
             "the demo's small CLIP"
             if demo
-            else str(settings.get("clip", {}).get("path") or "unknown"),
+            else str(settings.get("clip", {}).get("path") or run.summary.get("clip") or "unknown"),
         ),
+        *_sees(run),
         (
             "concepts",
             str(settings.get("concepts", {}).get("path", "unknown")),
@@ -293,11 +345,26 @@ def _what(run: Results) -> list[tuple[str, str]]:
     return pairs
 
 
+def _network(run: Results) -> str:
+    """The network as the settings name it, or as the record does."""
+    target = run.settings.get("target", {})
+    named = (target.get(setting) for setting in ("weights", "path", "factory"))
+    return str(next(filter(None, named), None) or run.summary.get("network") or "unknown")
+
+
 def _method(stated: Mapping[str, Any]) -> str:
     """Similarity function and prior, as a summary or settings state them."""
     similarity = str(stated.get("similarity", "unknown"))
     prior = stated.get("prior")
     return f"{similarity}, prior over {prior}" if prior in ("units", "images") else similarity
+
+
+def _pooled(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How outputs with places or tokens became one number per unit, where the record says it."""
+    over_space = {"avg": "mean over space", "max": "maximum over space"}
+    over_tokens = {"cls": "the first token", "mean": "mean of tokens", "max": "maximum of tokens"}
+    ways = [over_space.get(str(summary.get("pool"))), over_tokens.get(str(summary.get("tokens")))]
+    return [("a unit's number", "; ".join(filter(None, ways)))] if any(ways) else []
 
 
 def _resized(antialias: bool | None) -> list[tuple[str, str]]:

@@ -28,6 +28,7 @@ from emojax.report.explanations import UnitExplanations
 from emojax.report.judgement import Judgement
 from emojax.report.units import Details
 from emojax.store import MANIFEST, restore_numbers
+from emojax.tables import Tabular
 
 # What a run of each command cannot lack.
 NEEDED = {
@@ -93,7 +94,7 @@ class Labels:
 
 @brief
 @dataclass(frozen=True)
-class Results:
+class Results(Tabular):
     """What a run folder holds; None, or an empty table, for what its command does not make.
 
     Attributes:
@@ -125,10 +126,19 @@ class Results:
     explanations: UnitExplanations | None = None
     judgement: Judgement | None = None
 
+    def columns(self) -> Table:
+        """`dissection.csv`, a row per unit; `sweep.csv` of a run that labelled none."""
+        return self.units or self.sweep
+
     @property
     def command(self) -> str:
         """The command that wrote the folder."""
         return self.manifest["verb"]
+
+    @property
+    def rendered(self) -> bool:
+        """Whether the images are rendered faces, of nobody."""
+        return self.command == "demo" or self.settings.get("data", {}).get("kind") == "faces"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -221,6 +231,16 @@ def read_run(
         explanations=shown,
         judgement=None if judgement is None else judged.read(judgement),
     )
+
+
+def read_page(folder: Path) -> schema.Page | None:
+    """What the page of a run showed; None where it has none, or is of an older version.
+
+    Raises:
+      InputError: the folder is no run, or its manifest is damaged.
+    """
+    manifest = _json(folder / MANIFEST, f"{folder} is not an emojax run: it has no {MANIFEST}")
+    return _valid(folder / MANIFEST, schema.Manifest, manifest).page
 
 
 def _rename_finding(summary: dict[str, Any]) -> None:

@@ -23,6 +23,18 @@ class _Settings(_Part):
     effective: "_Settings | None" = None
 
 
+class Page(_Part):
+    """What a run's page shows beside the run, so that the page made anew shows it too.
+
+    Folders and files of other runs are given by their absolute paths.
+    """
+
+    images: Literal["none", "thumbnails"]
+    audit: str | None = None
+    explanations: str | None = None
+    judgement: str | None = None
+
+
 class Manifest(_Part):
     """`manifest.json`."""
 
@@ -34,6 +46,7 @@ class Manifest(_Part):
     timings: dict[str, Any] = {}
     devices: list[Any] = []
     inputs: dict[str, str] = {}
+    page: Page | None = None  # of the last page, where one was made
 
 
 class _Confidence(_Part):
@@ -56,6 +69,19 @@ class _Agreement(_Part):
 class _Labelled(_Part):
     labelled: float
     right: float
+
+
+class _ZeroShot(_Part):
+    images: int
+    accuracy: float
+    chance: float
+    weak: bool
+
+
+class _Encoder(_Part):
+    name: str
+    trained_on: str | None = None
+    zero_shot: _ZeroShot | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +107,11 @@ class Summary(_Part):
     prior: str | None = None
     tau: float
     antialias: bool | None = None  # of the probe's resize; runs of older versions do not say
+    encoder: _Encoder | None = None
+    pool: str | None = None
+    tokens: str | None = None
+    network: str | None = None  # what the record calls them; older versions do not say
+    clip: str | None = None
     confidence: _Confidence | None = None
     truth: dict[str, dict[str, _Agreement]] | None = None
     certainty: list[_Labelled] | None = None

@@ -16,6 +16,7 @@ from emojax.data.image_set import Images, ImageSet
 from emojax.errors import InputError
 
 SIDE = 24
+IN_ROWS = 3  # images of each unit that the table of units shows
 # Images shown per unit, side in pixels and WebP quality, from the best look to the smallest page.
 LOOKS = (
     (16, 48, 80),
@@ -38,7 +39,7 @@ class Sprites:
       sheets: WebP files in base64.
       side: of a thumbnail, in pixels.
       images: which images they are, in order: positions in the list that was packed.
-      per_unit: images shown of each unit.
+      per_unit: images shown of each unit; of the least activating ones at most half as many.
     """
 
     sheets: list[str]
@@ -47,20 +48,25 @@ class Sprites:
     per_unit: int
 
 
-def pack(images: ImageSet, numbers: np.ndarray, top: np.ndarray, budget: int) -> Sprites:
+def pack(
+    images: ImageSet, numbers: np.ndarray, top: np.ndarray, bottom: np.ndarray, budget: int
+) -> Sprites:
     """The best-looking sheets that stay within `budget` bytes of text.
+
+    What the first units' rows show lies in the first sheets, so that a page opens with few of them.
 
     Args:
       images: the probe set.
       numbers: image numbers in it [I].
-      top: each unit's images [U, S], positions in `numbers`.
+      top: each unit's images [U, S], positions in `numbers`; the units in the page's order.
+      bottom: each unit's least activating images [U, B]; B may be 0.
       budget: bytes that all sheets together may take, in base64.
 
     Raises:
       InputError: nothing fits.
     """
     for shown, side, quality in LOOKS:
-        wanted = np.unique(top[:, :shown])
+        wanted = _in_order(top[:, :shown], bottom[:, : shown // 2])
         sample = wanted[:: max(1, len(wanted) // SIDE**2)][: SIDE**2]
         # Encoding everything at every look would take minutes, so a look is first judged by as many
         # evenly spaced images as fill one sheet, and given up where they promise too much by far.
@@ -79,6 +85,14 @@ def pack(images: ImageSet, numbers: np.ndarray, top: np.ndarray, budget: int) ->
         "size; "
         "give a larger --report.size or --report.images none"
     )
+
+
+def _in_order(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    """The images of the lists, each once, in the order in which a reader meets them."""
+    parts = (top[:, :IN_ROWS], top[:, IN_ROWS:], bottom)
+    met = np.concatenate([part.ravel() for part in parts]).astype(np.int64)
+    _, first = np.unique(met, return_index=True)
+    return met[np.sort(first)]
 
 
 def _encode(images: Images, numbers: np.ndarray, side: int, quality: int) -> Iterator[str]:

@@ -9,21 +9,36 @@ classes, I images that some unit shows.
 
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 
+from emojax.dissection.find import Profiles
 from emojax.dissection.labels import Dissection
 from emojax.errors import InputError
+from emojax.probing.record import ProbeRecord
 from emojax.store import write_binary
 
 FILE = "units.npz"
 SHOWN = 16  # top images
+LOWEST = 8  # images that activate least
 BEST = 5  # concepts named
 MIXED = 100  # top images whose classes are counted
+LATER = (
+    "values",
+    "bottom",
+    "bottom_values",
+    "texts",
+    "profiles",
+)  # what files of older versions do not have
 # Distance of unit embeddings from which CLIP sees the same picture; float32 leaves 1e-6.
 _SAME = 1e-5
+
+
+def _none() -> np.ndarray:
+    """What a file of an older version, or a record, does not have: an array of no units."""
+    return np.zeros((0, 0), np.float32)
 
 
 @dataclass(frozen=True)
@@ -45,6 +60,13 @@ class Details:
       outgoing: weights from the units of `outgoing_layer` to the classes; both empty without such a
         layer.
       network: names of all the network's layers, dissected or not; `network_units` their units.
+      values: activations of the top images [U, S].
+      bottom: least activating images [U, B], positions in `images`, the lowest first; B is 0 where
+        the record kept no activations. `bottom_values` theirs.
+
+      texts: that the page can rank units by; `profiles` each unit's correlation with each [U, T].
+
+    The last five are empty in files of older versions.
     """
 
     layers: np.ndarray
@@ -64,6 +86,11 @@ class Details:
     outgoing_layer: np.ndarray
     network: np.ndarray
     network_units: np.ndarray
+    values: np.ndarray = field(default_factory=_none)
+    bottom: np.ndarray = field(default_factory=_none)
+    bottom_values: np.ndarray = field(default_factory=_none)
+    texts: np.ndarray = field(default_factory=lambda: np.array([], dtype=np.str_))
+    profiles: np.ndarray = field(default_factory=_none)
 
     def __post_init__(self):
         units = int(self.sizes.sum())
@@ -77,12 +104,19 @@ class Details:
             len(self.ids) == shown == len(self.image_class),
             len(self.emotions) in (0, named),
             len(self.network) == len(self.network_units),
+            self.values.shape in (self.top.shape, (0, 0)),
+            self.bottom.shape == self.bottom_values.shape and len(self.bottom) in (units, 0),
+            self.profiles.shape in ((units, len(self.texts)), (0, 0)),
+            len(self.profiles) > 0 or not len(self.texts),
             not outgoing or self.outgoing.shape == (sizes.get(outgoing[0]), classes),
             _lies_in(self.top, 0, shown),
+            _lies_in(self.bottom, 0, shown),
             _lies_in(self.same_as, -1, self.same_as.shape[-1]),
             _lies_in(self.best, 0, named),
             _lies_in(self.image_class, -1, max(classes, 1)),
             bool(np.isfinite(self.outgoing).all() and not np.isinf(self.best_scores).any()),
+            bool(np.isfinite(self.values).all() and np.isfinite(self.bottom_values).all()),
+            bool((np.abs(self.profiles) <= 1).all()),
         ]
         if not all(fits):
             raise ValueError("its arrays do not fit each other")
@@ -97,6 +131,7 @@ def collect(
     dissection: Dissection,
     network: Mapping[str, int] | None = None,
     outgoing: np.ndarray | None = None,
+    profiles: Profiles | None = None,
 ) -> Details:
     """Details of a dissection.
 
@@ -105,23 +140,19 @@ def collect(
       network: units of all the network's layers, in order, the last one the classes; those
         dissected when None.
       outgoing: weights [U, C] from the units of the layer before the last to the classes.
+      profiles: of the units, to search and compare them by.
     """
     record = dissection.record
-    rows = record.top_k(min(MIXED, record.images, record.top.values.shape[2])).indices
-    images, top = np.unique(rows[:, :SHOWN], return_inverse=True)
-    top = top.reshape(len(rows), -1)
+    longest = min(MIXED, record.images, record.top.values.shape[2])
+    values, rows = map(np.asarray, record.top_k(longest))
+    lowest, least = _lowest(record)
+    both = np.concatenate([rows[:, :SHOWN], lowest], axis=1)
+    images, places = np.unique(both, return_inverse=True)
+    top, bottom = np.split(places.reshape(both.shape), [both.shape[1] - lowest.shape[1]], axis=1)
     order = np.argsort(-dissection.ranked, axis=1, kind="stable")[:, :BEST]
     named, best = np.unique(order, return_inverse=True)
     emotions = dissection.concepts.emotions
     classes = len(record.classes)
-    mix = np.zeros((len(rows), classes), np.int32)
-    if record.labels is not None:
-        cells = np.arange(len(rows))[:, None] * classes + record.labels[rows]
-        mix = (
-            np.bincount(cells.ravel(), minlength=len(rows) * classes)
-            .reshape(len(rows), classes)
-            .astype(np.int32)
-        )
     network = dict(network or record.layers)
     before_last = list(network)[-2:-1]
     known = (
@@ -145,12 +176,49 @@ def collect(
         ids=np.array([record.ids[int(i)] for i in images]),
         image_class=np.full(len(images), -1) if record.labels is None else record.labels[images],
         classes=np.array(record.classes, dtype=np.str_),
-        mix=mix,
+        mix=_class_mix(record, rows),
         outgoing=np.asarray(outgoing, np.float32) if known else np.zeros((0, classes), np.float32),
         outgoing_layer=np.array(before_last if known else [], dtype=np.str_),
         network=np.array(list(network)),
         network_units=np.array(list(network.values())),
+        values=values[:, :SHOWN],
+        bottom=bottom.astype(np.int32),
+        bottom_values=least,
+        **({} if profiles is None else _profiles(profiles)),
     )
+
+
+def _class_mix(record: ProbeRecord, rows: np.ndarray) -> np.ndarray:
+    """Classes of each unit's images [U, C]; zeros without labels."""
+    classes = len(record.classes)
+    if record.labels is None:
+        return np.zeros((len(rows), classes), np.int32)
+    cells = np.arange(len(rows))[:, None] * classes + record.labels[rows]
+    counts = np.bincount(cells.ravel(), minlength=len(rows) * classes)
+    return counts.reshape(len(rows), classes).astype(np.int32)
+
+
+def _profiles(profiles: Profiles) -> dict[str, np.ndarray]:
+    """Profiles as a file has them: float16 tells correlations apart by a thousandth."""
+    correlation = np.clip(np.nan_to_num(profiles.correlation), -1, 1).astype(np.float16)
+    return {"texts": np.array(profiles.texts, dtype=np.str_), "profiles": correlation}
+
+
+def _lowest(record: ProbeRecord) -> tuple[np.ndarray, np.ndarray]:
+    """The images that activate each unit least [U, B], the lowest first, and their activations.
+
+    Exact, ties to the lower index; from kept activations, as a record's lists are of the highest.
+    Without them B is 0.
+    """
+    units = sum(record.layers.values())
+    if record.activations is None:
+        return np.zeros((units, 0), np.int32), np.zeros((units, 0), np.float32)
+    shown = min(LOWEST, record.images)
+    indices = np.empty((units, shown), np.int32)
+    for start in range(0, units, 256):  # bounds the memory of their order
+        part = np.asarray(record.activations[:, start : start + 256])
+        indices[start : start + 256] = np.argsort(part, axis=0, kind="stable")[:shown].T
+    return indices, np.asarray(record.activations)[indices, np.arange(units)[:, None]]
 
 
 def _same(embeddings: np.ndarray, top: np.ndarray) -> np.ndarray:
@@ -184,7 +252,9 @@ def load(folder: Path) -> Details | None:
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
-            return Details(**{field.name: file[field.name] for field in fields(Details)})
+            names = [field.name for field in fields(Details)]
+            kept = [name for name in names if name in file or name not in LATER]
+            return Details(**{name: file[name] for name in kept})
     except (
         OSError,
         ValueError,

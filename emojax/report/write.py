@@ -4,7 +4,7 @@ network.
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import numpy as np
 
 from emojax import outputs, store
 from emojax.data.image_set import ImageSet
+from emojax.dissection import encoder_check, find
+from emojax.dissection.find import Profiles
 from emojax.dissection.labels import Dissection
 from emojax.dissection.table import LayerSummary, interpretability
 from emojax.errors import InputError
@@ -29,68 +31,37 @@ def write_dissection(
     outgoing: np.ndarray | None = None,
     *,
     abstain: bool = True,
+    encoder: Mapping[str, Any] | None = None,
+    profiles: Profiles | None = None,
 ) -> tuple[list[LayerSummary], dict[str, Any]]:
     """Writes a dissection into a folder; returns Table 1 and the summary that was written.
 
     `dissection.csv` has a row per unit, `interpretability.csv` is the paper's Table 1,
     `summary.json` both in numbers, and `units.npz` what the page shows of each unit; `network` and
     `outgoing` as for `units.collect`. With `abstain` a column says which labels stand
-    (`Dissection.trusted`).
+    (`Dissection.trusted`). `encoder` is what is known of the CLIP (`encoder_check.summary`),
+    `profiles` what the page searches units by.
     """
-    description = dissection.description
     names = dissection.concepts.concepts
-    header = [
-        "layer",
-        "unit",
-        "concept",
-        "similarity",
-        "runner_up",
-        "runner_up_similarity",
-        "margin",
-    ]
-    trust = _trust_columns(dissection, abstain)
-    header += list(trust)
-    header += ["description_accuracy", "chance"] if description else []
-
-    def rows() -> Iterable[list[Any]]:
-        number = 0
-        for layer, count in dissection.record.layers.items():
-            for unit in range(count):
-                row = [
-                    layer,
-                    unit,
-                    names[dissection.labels[number]],
-                    dissection.best[number],
-                ]
-                if dissection.runner_up is None:
-                    row += ["", "", ""]
-                else:
-                    second = dissection.scores[number, dissection.runner_up[number]]
-                    if np.isnan(second):
-                        row += ["", "", ""]
-                    else:
-                        row += [
-                            names[dissection.runner_up[number]],
-                            second,
-                            dissection.best[number] - second,
-                        ]
-                row += [column[number] for column in trust.values()]
-                if description:
-                    known = (description.accuracy[number], description.chance[number])
-                    row += ["" if np.isnan(value) else value for value in known]
-                yield row
-                number += 1
-
-    store.write_csv(folder / "dissection.csv", header, rows())
+    table = dissection.columns()
+    if not abstain:
+        table.pop("labelled", None)
+    cells = zip(*(map(cell, column) for column in table.values()), strict=True)
+    store.write_csv(folder / "dissection.csv", list(table), cells)
     table1 = interpretability(dissection, tau)
     store.write_csv(
         folder / "interpretability.csv",
         [field.name for field in fields(LayerSummary)],
         (["" if value is None else value for value in asdict(row).values()] for row in table1),
     )
-    units.save(units.collect(dissection, network, outgoing), folder)
+    units.save(units.collect(dissection, network, outgoing, profiles), folder)
     summary = {
         "images": dissection.record.images,
+        "encoder": encoder,
+        "pool": dissection.record.pool,
+        "tokens": dissection.record.tokens,
+        "network": dissection.record.network,
+        "clip": dissection.record.clip_name,
         "antialias": dissection.record.antialias,
         "layers": dissection.record.layers,
         "concepts": len(dissection.concepts),
@@ -110,29 +81,12 @@ def write_dissection(
     return table1, summary
 
 
-def _trust_columns(dissection: Dissection, abstain: bool) -> dict[str, Sequence[Any] | np.ndarray]:
-    """The columns of `dissection.csv` that say how far a label can be trusted, by name."""
-    confidence = dissection.confidence
-    if confidence is None:
-        return {}
-    columns: dict[str, Sequence[Any] | np.ndarray] = {}
-    if confidence.p_value is not None and confidence.q_value is not None:
-        columns |= {"p_value": confidence.p_value, "q_value": confidence.q_value}
-    holds = confidence.holds(dissection.labels)
-    columns["halves_agree"] = [""] * len(dissection.labels) if holds is None else _yes_or_no(holds)
-    if confidence.held_out is not None:
-        columns |= {
-            "held_out": confidence.held_out.correlation,
-            "held_out_low": confidence.held_out.low,
-            "held_out_high": confidence.held_out.high,
-        }
-    if abstain and dissection.trusted is not None:
-        columns["labelled"] = _yes_or_no(dissection.trusted)
-    return columns
-
-
-def _yes_or_no(values: np.ndarray) -> list[str]:
-    return np.where(values, "yes", "no").tolist()
+def cell(value: Any) -> Any:
+    """A value of a table as a csv has it: blank where it is not known."""
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    unknown = value is None or (isinstance(value, float | np.floating) and np.isnan(value))
+    return "" if unknown else value
 
 
 def _confidence_summary(dissection: Dissection) -> dict[str, Any] | None:
@@ -159,6 +113,7 @@ def write_report(
     images: ImageSet | None = None,
     people: bool = True,
     size: float = 25,
+    search: Sequence[str] = (),
     overwrite: bool = False,
 ) -> Path:
     """Writes a dissection of any network as a run folder with its page; returns the page's path.
@@ -170,6 +125,8 @@ def write_report(
       images: the set that was probed, to show its images on the page; None shows none.
       people: whether these are people's faces, which the page then says.
       size: bound of the page in MB.
+      search: texts that the page can rank units by, beside the concepts. They need the encoder,
+        which a record from disk does not bring; without it there is no such search.
       overwrite: replaces the run that is there.
 
     Raises:
@@ -183,7 +140,12 @@ def write_report(
     settings = {"similarity": dissection.similarity, "dissect": {"tau": tau}}
     with store.run_folder(Path(out), "dissect", settings, overwrite=overwrite) as run:
         run.inputs |= {"record": dissection.record.key} if dissection.record.key else {}
-        write_dissection(run.folder, dissection, tau)
+        clip = dissection.record.clip
+        check = clip and encoder_check.zero_shot(dissection.record, clip)
+        encoder = clip and encoder_check.summary(clip, check)
+        texts = tuple(dict.fromkeys((*dissection.concepts.concepts, *search)))
+        profiles = clip and find.profiles(dissection.record, texts, clip.embed_texts(texts))
+        write_dissection(run.folder, dissection, tau, encoder=encoder, profiles=profiles)
     with noting_a_missing_page(Path(out)):
         return add_page(results.read_run(Path(out)), images, people=people, size=size)[0]
 

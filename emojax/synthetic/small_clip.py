@@ -11,6 +11,7 @@ from flax import nnx
 from transformers import CLIPConfig, CLIPTokenizer
 
 from emojax.data.clip_encoder import CLIP_MEAN, CLIP_STD, ClipEncoder, HfTokenizer
+from emojax.data.clip_folder import TRAINED_ON
 from emojax.models.clip import Clip, ClipConfig
 from emojax.models.preprocess import Preprocess
 
@@ -62,6 +63,7 @@ def small_clip(texts: Sequence[str], seed: int) -> SmallClip:
         "patch_size": 12,
     }
     hf_config = CLIPConfig(text_config=text | special, vision_config=vision, projection_dim=64)
+    setattr(hf_config, TRAINED_ON, "rendered faces")  # it is trained on nothing else
     config = ClipConfig.from_hf(hf_config.to_dict())
     # Jitted: drawing the weights one array at a time takes ten times as long.
     model = nnx.jit(lambda: Clip(config, rngs=nnx.Rngs(seed)))()

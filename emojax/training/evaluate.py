@@ -27,6 +27,7 @@ from emojax.models.deep_emotion import DeepEmotion
 from emojax.ops import image
 from emojax.ops.stats import calibration_error, mcnemar_exact
 from emojax.probing.network import Network
+from emojax.tables import Tabular
 
 Protocol = Literal["resize40", "tencrop"]
 
@@ -60,7 +61,7 @@ class Calibration(NamedTuple):
 
 @brief
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Tabular):
     """Results on a labelled set.
 
     Attributes:
@@ -72,6 +73,16 @@ class Evaluation:
     logits: Float[np.ndarray, "I C"]
     labels: Int[np.ndarray, " I"]
     classes: tuple[str, ...]
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """A row per image: true and predicted class, loss, and the probability of every class."""
+        names = np.array(self.classes, dtype=object)
+        logits = self.logits.astype(np.float64)
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares = (odds / odds.sum(axis=1, keepdims=True)).astype(np.float32)
+        table = {"label": names[self.labels], "predicted": names[self.predictions]}
+        table |= {"right": self.predictions == self.labels, "loss": self.losses()}
+        return table | {f"p_{name}": shares[:, c] for c, name in enumerate(self.classes)}
 
     @property
     def predictions(self) -> Int[np.ndarray, " I"]:

@@ -41,7 +41,8 @@ class Options:
 
 def measure(options: Options) -> Results:
     """Size of the page, and seconds to make it, to open it and to work with it."""
-    from emojax import write_report
+    from emojax import read_run, write_report
+    from emojax.report.write import add_page
     from emojax.synthetic import faces
 
     browser = find_browser()
@@ -51,8 +52,10 @@ def measure(options: Options) -> Results:
     dissection = random_dissection(options.images, images.labels, images.classes)
     with tempfile.TemporaryDirectory() as scratch:
         out = options.keep or Path(scratch) / "run"
+        write_report(dissection, out)
+        add_what_random_units_lack(out)
         start = time.perf_counter()
-        path = write_report(dissection, out, images=images, people=False, size=options.size)
+        path, _ = add_page(read_run(out), images, people=False, size=options.size)
         seconds = time.perf_counter() - start
         sizes = {"units": len(dissection.best), "images": len(images)}
         made = {"what": "page: make", **sizes, "bytes": path.stat().st_size, "seconds": seconds}
@@ -86,11 +89,18 @@ def random_dissection(count: int, labels: np.ndarray, classes: tuple[str, ...]):
         rng.standard_normal((n, 64)).astype(np.float32) for n in (count, len(concepts))
     )
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (embeddings, texts)]
-    nothing = np.zeros(0)
+    halves = [np.float64(unit[0][half::2]) for half in (0, 1)]
+    sums = Moments(
+        total=np.zeros((2, units)),
+        square=np.full((2, units), count / 2),
+        cross=rng.standard_normal((2, units, 64)) * np.sqrt(count / 128),
+        gram=np.stack([rows.T @ rows for rows in halves]),
+        embedding=np.stack([rows.sum(axis=0) for rows in halves]),
+    )
     record = ProbeRecord(
         layers=layers,
         top=TopK(values, indices),
-        half_moments=Moments(*(nothing for _ in Moments._fields)),
+        half_moments=sums,
         embeddings=unit[0],
         labels=labels,
         classes=classes,
@@ -101,24 +111,43 @@ def random_dissection(count: int, labels: np.ndarray, classes: tuple[str, ...]):
     return dissect(record, concepts, text_embeddings=unit[1])
 
 
+def add_what_random_units_lack(folder: Path) -> None:
+    """Lowest images and correlations with texts, drawn at random: all that a page can have."""
+    from emojax.report import units
+
+    details = units.load(folder)
+    rng, count = np.random.default_rng(1), len(details.top)
+    profiles = rng.uniform(-1, 1, (count, len(details.concepts))).astype(np.float16)
+    bottom = rng.integers(0, len(details.images), (count, units.LOWEST), dtype=np.int32)
+    drawn = {"texts": details.concepts, "profiles": profiles, "bottom": bottom}
+    values = rng.standard_normal(bottom.shape).astype(np.float32)
+    units.save(dataclasses.replace(details, bottom_values=values, **drawn), folder)
+
+
 def visit(path: Path, browser: str, repeats: int) -> dict[str, float]:
     """Median seconds of each action."""
     from playwright.sync_api import sync_playwright
 
-    times: dict[str, list[float]] = {"open": [], "search": [], "sort": [], "unit": []}
+    names = ("open", "open, CPU", "search", "sort", "unit")
+    times: dict[str, list[float]] = {name: [] for name in names}
     with sync_playwright() as play:
         chromium = play.chromium.launch(
             executable_path=browser, args=["--no-sandbox", "--disable-gpu"]
         )
         for _ in range(repeats):
             page = chromium.new_page(viewport={"width": 1280, "height": 900})
+            meter = page.context.new_cdp_session(page)
+            meter.send("Performance.enable", {"timeDomain": "threadTicks"})
             start = time.perf_counter()
             page.goto(path.resolve().as_uri())
             page.wait_for_selector("html[data-ready=yes]")
             times["open"].append(time.perf_counter() - start)
+            spent = meter.send("Performance.getMetrics")["metrics"]
+            own = {metric["name"]: metric["value"] for metric in spent}
+            times["open, CPU"].append(own["TaskDuration"])  # whatever else the machine does
             for action, arguments in (
                 ("search", ["#search", "brows"]),
-                ("sort", ["#units th:nth-child(3) button", None]),
+                ("sort", ["#units th:nth-child(4) button", None]),
                 ("unit", ["#units tbody button", None]),
             ):
                 times[action].append(page.evaluate(ACT, arguments) / 1000)

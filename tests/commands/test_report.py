@@ -3,10 +3,12 @@
 import json
 
 import pytest
-from hostile_run import copy_of
+from hostile_run import copy_of, page_data
 from refusals import table
 
-from emojax import cli
+from emojax import cli, store
+from emojax.commands import report as reporting
+from emojax.report.results import read_page
 
 
 def refusal(capsys, *args) -> str:
@@ -57,6 +59,12 @@ def refusal(capsys, *args) -> str:
             "summary.json",
             {"truth": {"units": {"wpmi": {"best": None}}}},
             "truth.units.wpmi.units: Field required",
+        ),
+        (
+            "a page of numbers",
+            "manifest.json",
+            {"page": {"images": 3}},
+            "page.images: Input should be",
         ),
         ("no dissection", "dissection.csv", None, "is half a run: dissection.csv missing"),
         ("a column missing", "dissection.csv", b"layer,unit\n", "no column concept"),
@@ -115,3 +123,28 @@ def test_refusals(capsys, hostile, tmp_path):
         capsys, "compare", hostile[0], "--out", tmp_path / "out"
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_page_made_anew_keeps_what_it_showed(capsys, monkeypatch, hostile, tmp_path):
+    """Images and an audit stay though the second command does not name them."""
+    folder = copy_of(hostile[0], tmp_path)
+    monkeypatch.setattr(reporting, "_probe_set_of", lambda run: hostile[1])
+    found = tmp_path / "found" / "audit.csv"
+    found.parent.mkdir()
+    header = ["file", "split", "label", "reason", "detail"]
+    store.write_csv(found, header, [[hostile[1].ids[3], "training", "happy", "blank", ""]])
+    pages = []
+    for flags in (("--audit", found), ()):
+        assert cli.main([str(arg) for arg in ("report", folder, *flags)]) == 0
+        pages.append((folder / "report.html").read_text("utf-8"))
+    for text in pages:
+        assert page_data(text)["thumbs"]["shown"] == 16
+        assert "Flagged images" in text
+    assert pages[0] == pages[1]
+    found.unlink()
+    assert cli.main(["report", str(folder), "--images", "none"]) == 0
+    assert f"the audit of {found}, which is gone" in capsys.readouterr().err
+    text = (folder / "report.html").read_text("utf-8")
+    assert page_data(text)["thumbs"] is None
+    assert "Flagged images" not in text
+    assert read_page(folder).images == "none"

@@ -7,6 +7,7 @@ from commands_in_process import UNKNOWN, rows_of, run
 
 from emojax.data.opening import open_split
 from emojax.data.weights import load_vgg
+from emojax.report.results import read_run
 from emojax.training.evaluate import evaluate
 
 
@@ -63,7 +64,8 @@ def test_run_on_files(capsys, tmp_path, sources):
     assert evidence["total"] == 14
     assert evidence["controls"]["random_masks"]["draws"] == 50
     assert "learned" in evidence["controls"]
-    assert evidence["verdict"] in out
+    assert read_run(tmp_path / "run").evidence.sentence in out
+    assert "calibration error" in out
     cuts = rows_of(tmp_path / "run" / "thresholds.csv")
     assert [int(row["units_above"]) for row in cuts] == list(range(21))
     above_zero = sum(float(unit["similarity"]) > 0 for unit in units if unit["layer"] == "lin2")

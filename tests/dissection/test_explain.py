@@ -99,6 +99,12 @@ def test_rows_have_the_published_columns(world):
     assert [row[:2] for row in rows[9:12]] == [["conv1a", 9], ["lin2", 0], ["lin2", 1]]
     assert rows[7][2:8] == [0] * 6  # nothing explains a constant
     assert {len(row) for row in rows} == {len(header)}
+    table = explanations.columns()
+    assert list(table) == header
+    for name, cells in zip(header, zip(*rows, strict=True), strict=True):
+        unknown = [x is None or (isinstance(x, float) and np.isnan(x)) for x in table[name]]
+        plain = [0 if gone else x for gone, x in zip(unknown, table[name], strict=True)]
+        assert plain == list(cells)  # None and NaN stand for what is 0 in the published columns
     assert (explanations.lengths <= 3).all()
     assert (explanations.weights[explanations.chosen == NONE] == 0).all()
 

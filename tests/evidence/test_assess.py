@@ -197,11 +197,14 @@ def test_bootstrap_intervals_equal_plain_resampling(subjects):
     rows = []
     for key in keys:
         at = np.asarray(jax.random.randint(key, (300,), 0, 300))
-        parts = [
-            dataclasses.replace(x, logits=x.logits[at], labels=x.labels[at]).summary() for x in pair
-        ]
-        rows.append([parts[1][name] - parts[0][name] for name in ("top1", "macro_recall", "nll")])
-    for name, column in zip(("accuracy", "macro_recall", "nll"), np.transpose(rows), strict=True):
+        parts = []
+        for whole in pair:
+            part = dataclasses.replace(whole, logits=whole.logits[at], labels=whole.labels[at])
+            parts.append(part.summary() | {"ece": part.calibration().error})
+        names = ("top1", "macro_recall", "nll", "ece")
+        rows.append([parts[1][name] - parts[0][name] for name in names])
+    measures = ("accuracy", "macro_recall", "nll", "ece")
+    for name, column in zip(measures, np.transpose(rows), strict=True):
         np.testing.assert_allclose(
             got[name]["interval"], np.quantile(column, [0.05, 0.95]), rtol=1e-4, atol=1e-6
         )

@@ -63,3 +63,45 @@ def test_harm_to_other_measures_is_said_first():
     assert evidence.summary()["by_measure"] == evidence.by_measure
     assert evidence.verdict.startswith("No effect is shown. But NLL is worse. The edit changes")
     assert "NLL +0.010 [+0.002, +0.020], worse" in evidence.verdict
+
+
+def measured(**ends):
+    """Evidence of 15 gained and 21 lost, whose measures have these intervals."""
+    intervals = {name: {"difference": sum(e) / 2, "interval": list(e)} for name, e in ends.items()}
+    sides = {"accuracy": 0.5, "macro_recall": 0.4, "nll": 1.25, "ece": 0.125}
+    networks = [{"before": sides, "after": sides}]
+    return verdict.Evidence(15, 21, 1500, intervals=intervals, networks=networks)
+
+
+def test_a_line_of_each_measure_and_a_sentence():
+    evidence = measured(accuracy=(-0.01, 0.002), nll=(0.25, 0.75), ece=(-0.03, -0.01))
+    same = "no difference shown"
+    assert evidence.measured == [
+        ("accuracy", "50.00 %", "50.00 %", "−0.400 points", "−1.000 to +0.200", same),
+        ("NLL", "1.2500", "1.2500", "+0.500", "+0.250 to +0.750", "worse"),
+        ("calibration error", "12.50 %", "12.50 %", "−2.000 points", "−3.000 to −1.000", "better"),
+    ]
+    assert evidence.sentence == (
+        "No effect is shown. But NLL is worse and calibration error is better. 15 images gained "
+        "and 21 lost of 1,500 (McNemar's exact p = 0.41)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("ends", "tone"),
+    [
+        ({}, "neutral"),
+        ({"accuracy": (0.1, 0.2)}, "neutral"),  # no help of the scores is shown
+        ({"nll": (0.1, 0.2)}, "bad"),
+        ({"ece": (-0.2, -0.1)}, "good"),
+        ({"nll": (0.1, 0.2), "ece": (-0.2, -0.1)}, "mixed"),
+    ],
+)
+def test_the_tone_follows_all_measures(ends, tone):
+    assert measured(**ends).tone == tone
+
+
+def test_the_tone_of_predictions():
+    assert verdict.Evidence(80, 20, 1000, p_scores=0.01).tone == "good"
+    assert verdict.Evidence(80, 20, 1000, p_scores=0.3).tone == "neutral"
+    assert verdict.Evidence(20, 80, 1000).tone == "bad"

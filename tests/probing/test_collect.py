@@ -123,6 +123,28 @@ def test_layout_width_and_batches_do_not_matter(photos, tiny_clip, activations):
     np.testing.assert_allclose(got.moments.total, want.moments.total, atol=37 * 2**-9)
     largest = collected(photos, tiny_clip, activations, pool="max", keep_activations=True)
     np.testing.assert_array_equal(largest.activations[:, :4], activations["conv"].max((1, 2)))
+    assert (largest.pool, largest.tokens) == ("max", None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tokens", ["cls", "mean", "max"])
+def test_tokens_are_pooled_by_name(photos, tiny_clip, tokens):
+    """The same record from a network's tap and from activations that are added, which says how."""
+    drawn = np.random.default_rng(3).normal(size=(50, 5)).astype(np.float32)
+    plain = np.asarray(photos.images[0:37])[..., :1] / np.float32(255)
+    states = plain.reshape(37, -1, 50) @ drawn
+    want = {"cls": states[:, 0], "mean": states.mean(axis=1), "max": states.max(axis=1)}[tokens]
+    options = {"tokens": tokens, "keep_activations": True, "mesh": make_mesh(1)}
+
+    def network(x):
+        return x[:, 0, 0], {"block": x[..., :1].reshape(len(x), -1, 50) @ drawn}
+
+    probed = emojax.probe(network, photos, tiny_clip, batch=64, **options)
+    with emojax.collect({"block": 5}, tiny_clip, photos, **options) as collection:
+        collection.add(photos.images[0:37], {"block": states})
+    for made in (probed, collection.record):
+        np.testing.assert_allclose(made.activations, want, rtol=1e-4, atol=1e-4)
+        assert (made.tokens, made.pool) == (tokens, None)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from emojax.editing import edit
 from emojax.errors import InputError
 from emojax.models import deep_emotion
 from emojax.probing import probe
-from emojax.probing.network import as_network, pooled_taps, resolve_layers
+from emojax.probing.network import _check_model, as_network, pooled_taps, resolve_layers
 
 
 def test_networks_of_one_architecture_are_the_same_program(tiny_vgg):
@@ -99,3 +99,44 @@ def test_network_for_the_probe(arrays):
         (1, 50),
     )
     assert network.key == as_network(deep_emotion.from_torch_state_dict(arrays)).key
+
+
+class FromTorch(type("Module", (), {"__module__": "torch.nn.modules.module"})):
+    """What a PyTorch module looks like from outside."""
+
+    def __call__(self, images):
+        return images
+
+
+class Linen(type("Module", (), {"__module__": "flax.linen.module"})):
+    """What a flax.linen module looks like from outside."""
+
+
+@pytest.mark.parametrize(
+    ("model", "door"),
+    [
+        (FromTorch(), r"FromTorch is a PyTorch module.*emojax\.collect.*emojax\.load_network"),
+        (Linen(), r"lambda images: model\.apply\(params, images\)"),
+        ("vit.safetensors", r"a str is no network; .* emojax\.load_network"),
+    ],
+    ids=["torch", "linen", "a name"],
+)
+def test_what_jax_cannot_run_is_shown_the_door(model, door):
+    with pytest.raises(InputError, match=door):
+        _check_model(model)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda x: x, "the network returns an array alone; it must return"),
+        (lambda x: (x, {}), "the network returns no taps; it must return"),
+        (lambda x: (x, x), "the network returns taps that are no dict; it must return"),
+        (lambda x: (x, {"a": x[0, 0, 0, 0]}), r"tap 'a' is \(\), not \[B, U\]"),
+        (lambda x: (x, {"a": [x]}), "tap 'a' is list, not"),
+    ],
+    ids=["logits alone", "empty", "an array", "a number", "a list"],
+)
+def test_a_network_without_taps_is_told_what_they_are(returned, message):
+    with pytest.raises(InputError, match=message):
+        as_network(returned).tap_shapes((4, 4, 1))

@@ -47,15 +47,15 @@ def test_record_survives_the_disk(found, tmp_path, tiny_clip):
 
 
 def test_key_follows_content(tiny_vgg, blobs, tiny_clip):
-    def key(model=tiny_vgg, images=blobs, top_k=100, antialias=False):
+    def key(model=tiny_vgg, images=blobs, top_k=100, antialias=False, **tokens):
         net = network.as_network(model, antialias=antialias)
-        return record.record_key(net, images, tiny_clip, ["lin1"], "avg", top_k, 8, False)
+        return record.record_key(net, images, tiny_clip, ["lin1"], "avg", top_k, 8, False, **tokens)
 
     pixels = blobs.images[0:300].copy()
     same = ImageSet.from_arrays(pixels, blobs.labels, blobs.classes)
     pixels[7, 3, 3] ^= 1
     changed = ImageSet.from_arrays(pixels, blobs.labels, blobs.classes)
     edited = edit.edit(tiny_vgg, "lin2", np.r_[2.0, np.ones(19)])
-    assert key(images=same) == key()
+    assert key(images=same) == key(tokens="cls") == key()
     others = [key(images=changed), key(model=edited), key(top_k=50), key(antialias=True)]
-    assert len({key(), *others}) == 5
+    assert len({key(), *others, key(tokens="mean"), key(tokens="max")}) == 7

@@ -12,7 +12,10 @@ from PIL import Image
 
 from emojax import cli, settings
 from emojax.commands import report as reporting
+from emojax.dissection.find import places
 from emojax.report import explanations, units
+from emojax.report.explorer import trust_order
+from emojax.report.results import read_run
 
 pytestmark = pytest.mark.slow
 
@@ -70,6 +73,18 @@ def test_explorer_in_a_browser(browser, hostile):
     assert len(visit.rows()) < 60  # rows in view, not all
     table = columns(hostile[0] / "dissection.csv")
 
+    # The most trusted labels come first, with their top images
+    trusted = view.locator("#units th", has_text="trusted")
+    assert trusted.get_attribute("aria-sort") == "ascending"
+    stand = [row["labelled"] for row in table]
+    drawn = view.locator("#units tbody tr:not(.gap) td:last-child, #units td.looks")
+    assert drawn.count() > 0
+    order = trust_order(read_run(hostile[0]).units)
+    first = [f"{table[i]['layer']} {table[i]['unit']}" for i in order[: len(visit.rows())]]
+    assert [row.split("\t")[0] for row in visit.rows()] == first
+    assert [stand[i] for i in order] == sorted(stand, reverse=True)
+    assert view.locator("#units tbody tr:not(.gap)").first.locator(".thumb").count() == 3
+
     # Search and filters
     view.fill("#search", "<script>")
     wanted = [f"{row['layer']} {row['unit']}" for row in table if row["concept"] == HOSTILE[0]]
@@ -87,6 +102,9 @@ def test_explorer_in_a_browser(browser, hostile):
     mine = sum(row["layer"] == "lin1" and row["concept"] == HOSTILE[0] for row in table)
     assert visit.count() == f"{mine} of 48 units"
     view.select_option("#layer", "")
+    view.fill("#search", "angry")
+    assert visit.count() == f"{len(wanted)} of 48 units"  # those whose label speaks for it
+    view.fill("#search", "")
     view.select_option("#emotion", "")
     view.select_option("#sure", "q05")
     assert visit.count() == f"{sum(float(row['q_value']) <= 0.05 for row in table)} of 48 units"
@@ -107,8 +125,12 @@ def test_explorer_in_a_browser(browser, hostile):
     view.keyboard.press("Enter")
     dialog = view.locator("#unit")
     assert dialog.is_visible()
-    assert view.inner_text("#unit-name") == "lin2 7"
     row = next(row for row in table if (row["layer"], row["unit"]) == ("lin2", "7"))
+    stands = row["labelled"] == "yes"
+    title = row["concept"] if stands else f"({row['concept']})"
+    shown = f"lin2 7: {title}".replace("\u2028", "")
+    assert view.inner_text("#unit-name").replace("\n", "").replace("\u2028", "") == shown
+    assert view.evaluate("location.hash") == "#unit/lin2/7"
     assert row["concept"].replace("\u2028", "") in dialog.inner_text().replace(
         "\u2028", ""
     ).replace("\n", "")
@@ -126,10 +148,10 @@ def test_explorer_in_a_browser(browser, hostile):
     view.keyboard.press("End")  # far below what is drawn
     last = view.evaluate("document.activeElement.textContent")
     view.keyboard.press("Enter")
-    assert view.inner_text("#unit-name") == last
+    assert view.inner_text("#unit-name").startswith(f"{last}:")
     assert view.locator("#later").is_disabled()
     view.keyboard.press("ArrowLeft")
-    assert view.inner_text("#unit-name") != last
+    assert not view.inner_text("#unit-name").startswith(f"{last}:")
     view.keyboard.press("Escape")
 
     # The theme
@@ -145,6 +167,83 @@ def test_explorer_in_a_browser(browser, hostile):
         == 0
     )
     assert view.evaluate("document.title") == "emojax run: a <b> & run"
+    assert visit.wrong == []
+
+
+def test_every_unit_has_an_address(browser, hostile):
+    """A link opens its unit; back closes what was opened; stepping leaves no trail."""
+    path = hostile[0] / "report.html"
+    visit = Visit(browser, path, viewport={"width": 1280, "height": 900})
+    view = visit.page
+    name = "document.querySelector('#unit-name').textContent.split(':')[0]"
+    view.locator("#units tbody button").first.click()
+    first = view.evaluate(name)
+    layer, unit = first.split(" ")
+    assert view.evaluate("location.hash") == f"#unit/{layer}/{unit}"
+    view.keyboard.press("ArrowRight")
+    assert view.evaluate(name) != first
+    view.go_back()
+    assert not view.locator("#unit").is_visible()
+    view.go_forward()
+    assert view.locator("#unit").is_visible()
+    view.keyboard.press("Escape")
+    view.wait_for_function("location.hash === ''")  # the list is what was before the unit
+    view.goto("about:blank")
+    view.goto(f"{visit.at}#unit/lin1/3")
+    assert view.evaluate(name) == "lin1 3"
+    view.goto(f"{visit.at}#unit/lin1/99")
+    assert not view.locator("#unit").is_visible()
+    view.goto("about:blank")
+    view.goto(f"{visit.at}#unit/lin1/3")
+    view.keyboard.press("Escape")
+    assert view.evaluate("location.hash") == "#explorer"  # nothing is behind a link
+    assert visit.wrong == []
+
+
+def test_units_are_ranked_mapped_and_compared(browser, hostile):
+    """By a text of the list; dots of the map open their units, and units name their likes."""
+    run = read_run(hostile[0])
+    visit = Visit(browser, hostile[0] / "report.html", viewport={"width": 1280, "height": 900})
+    view = visit.page
+    place = run.details.texts.tolist().index("Smile")
+    names = [f"{a} {int(b)}" for a, b in zip(run.units["layer"], run.units["unit"], strict=True)]
+    profiles = np.float32(run.details.profiles)
+    usual = visit.rows()
+    view.fill("#like", "smile")
+    shown = [row.split("\t")[0] for row in visit.rows()]
+    values = [profiles[names.index(name), place] for name in shown]
+    assert len(values) > 5
+    assert (np.diff(values) < 1e-3).all()  # falling, but for the steps of the page's letters
+    assert values[0] == profiles[:, place].max()
+    assert view.locator("#units th.like").get_attribute("aria-sort") == "descending"
+    view.fill("#like", "")
+    assert visit.rows() == usual
+
+    centred = profiles - profiles.mean(axis=0)
+    centred /= np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+    view.fill("#search", "lin1 3")
+    view.locator("#units tbody button").first.click()
+    near = view.locator("#unit .links li").all_inner_texts()
+    cosines = centred @ centred[names.index("lin1 3")]
+    best = np.sort(cosines)[::-1][1:7]
+    assert [float(line.split()[-1].replace("−", "-")) for line in near] == pytest.approx(
+        best, abs=0.011
+    )
+    view.locator("#unit .links button").first.click()
+    assert view.inner_text("#unit-name").startswith(near[0].split(":")[0])
+    view.keyboard.press("Escape")  # goes back over both
+    view.wait_for_function("location.hash === ''")
+    assert not view.locator("#unit").is_visible()
+    view.fill("#search", "")
+
+    view.locator("#map-part summary").click()
+    view.locator("#map").scroll_into_view_if_needed()
+    assert view.locator("#map-legend i").count() == 3  # layers
+    box = view.locator("#map").bounding_box()
+    x, y = places(profiles)[names.index("lin1 3")].tolist()
+    at = 12 + (box["width"] - 24) * (x + 1) / 2, 12 + (box["height"] - 24) * (1 - y) / 2
+    view.mouse.click(box["x"] + at[0], box["y"] + at[1])
+    assert view.inner_text("#unit-name").startswith("lin1 3:")
     assert visit.wrong == []
 
 
@@ -167,7 +266,7 @@ def test_explanations_in_a_browser(browser, hostile, tmp_path):
     view.fill("#search", "zygomatic")
     assert visit.count() == "1 of 48 units"
     view.locator("#units tbody button").first.click()
-    assert view.inner_text("#unit-name") == "lin2 7"
+    assert view.inner_text("#unit-name").startswith("lin2 7: ")
     part = view.locator("#unit section", has_text="Held-out correlation 0.70")
     text = part.inner_text()
     assert concept in text

@@ -1,13 +1,17 @@
 """The page of a run: one file, escaped, bounded."""
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
 from hostile_run import HOSTILE, copy_of, page_data
 
+import emojax
 from emojax import settings as config
 from emojax import store
 from emojax.commands import report as reporting
+from emojax.data.image_set import ImageSet
 from emojax.errors import InputError
 from emojax.report import page, page_figures
 from emojax.report.results import read_run
@@ -44,6 +48,7 @@ def test_page_is_one_escaped_file(hostile):
 
 def test_no_images_unless_asked_for(hostile, tmp_path):
     folder = copy_of(hostile[0], tmp_path)
+    store.note(folder, "page", None)  # a run without a page yet
     reporting.add(folder, config.Report(), hostile[1])
     text = (folder / "report.html").read_text("utf-8")
     assert page_data(text)["thumbs"] is None
@@ -99,3 +104,61 @@ def test_flagged_images(hostile, tmp_path):
     assert "flagged" not in page.build(found)[1]
     with pytest.raises(InputError, match="no audit at"):
         read_run(folder, tmp_path / "none.csv")
+
+
+def test_the_finding_is_a_table_whose_colour_follows_it(hostile, tmp_path):
+    """An NLL whose interval lies on the bad side makes a bad box, whatever the predictions."""
+    folder = copy_of(hostile[0], tmp_path)
+    evidence = json.loads((folder / "evidence.json").read_text())
+    same = {"difference": 0.0, "interval": [-0.01, 0.01]}
+    measures = {name: same for name in ("accuracy", "macro_recall", "ece")}
+    worse = {"nll": {"difference": 0.1, "interval": [0.05, 0.2]}}
+    counts = {"gained": 3, "lost": 4, "p_scores": 0.5}
+    store.write_json(folder / "evidence.json", evidence | counts | {"intervals": measures | worse})
+    text = page.build(read_run(folder))[0]
+    assert '<div class="verdict bad">' in text
+    assert "No effect is shown. But NLL is worse. 3 images gained and 4 lost" in text
+    box = text.partition('<div class="verdict bad">')[2].partition("</details>")[0]
+    assert box.count('<td class="worse">worse</td>') == 1
+    assert box.count("<td>no difference shown</td>") == 3
+
+
+def test_the_page_of_an_own_network_names_it_and_its_classes(tmp_path, tiny_clip):
+    """From Python: a function's name, the encoder's, and classes that are no emotions."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (24, 32, 32), dtype=np.uint8)
+    images = ImageSet.from_arrays(pixels, np.arange(24) % 2, ("round", "square"))
+
+    def shape_net(x):
+        return x.mean(axis=(1, 2)), {"only": x.reshape(len(x), -1)[:, :6]}
+
+    record = emojax.probe(shape_net, images, tiny_clip, top_k=10)
+    found = emojax.dissect(record, ["circle", "box"], null_sets=0, similarity="correlation")
+    text = emojax.write_report(found, tmp_path / "run", images=images, people=False).read_text()
+    assert "network</th><td>shape_net</td>" in text
+    assert f"CLIP</th><td>{tiny_clip.name}</td>" in text
+    assert "Emotion labels" not in text
+    assert "smile" not in text.lower()
+    assert 'placeholder="c' in text or 'placeholder="b' in text
+
+
+def test_the_page_warns_of_an_encoder_that_sees_little(hostile):
+    run = read_run(hostile[0])
+    weak = {"images": 9, "accuracy": 0.15, "chance": 0.14, "weak": True}
+    named = {"name": "<b>", "trained_on": "drawings"}
+    for encoder, said in (
+        (None, 0),
+        ({"name": "<b>"}, 0),
+        (named, 1),
+        (named | {"zero_shot": weak | {"weak": False}}, 1),
+        (named | {"zero_shot": weak}, 2),
+    ):
+        warned = dataclasses.replace(run, summary=run.summary | {"encoder": encoder})
+        assert len(page._beware(warned)) == said
+        seen = [
+            ("classes by name", "the CLIP finds the right one for 15% of 9 images (chance 14%)")
+        ]
+        assert page._sees(warned) == (seen if "zero_shot" in (encoder or {}) else [])
+    text = page.build(warned)[0]
+    assert text.count("Beware.") == 2
+    assert "&lt;b&gt; was trained on drawings alone" in text

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hostile_run import columns, copy_of
 
+import emojax
 from emojax.errors import InputError
 from emojax.report import units
 
@@ -42,3 +43,34 @@ def test_pickled_arrays_are_not_loaded(hostile, tmp_path):
     np.savez(folder / "units.npz", **arrays | {"top": arrays["top"] + 10_000})
     with pytest.raises(InputError, match="do not fit each other"):
         units.load(folder)
+
+
+def test_lowest_images_and_values(tiny_clip):
+    """Of kept activations the lowest images, ties to the first; without them none."""
+    from conftest import some_record
+
+    from emojax.data.concepts import ConceptSet
+
+    record = some_record(tiny_clip.key)
+    record.activations = np.round(np.random.default_rng(0).normal(size=(40, 20)), 1).astype("f4")
+    texts = np.eye(2, 24, dtype=np.float32)
+    concepts = ConceptSet(("a", "b"))
+    found = emojax.dissect(record, concepts, similarity="correlation", text_embeddings=texts)
+    kept = units.collect(found)
+    order = np.argsort(record.activations, axis=0, kind="stable")[:8].T
+    np.testing.assert_array_equal(kept.images[kept.bottom], order)
+    lowest = np.take_along_axis(record.activations, order.T, axis=0).T
+    np.testing.assert_array_equal(kept.bottom_values, lowest)
+    np.testing.assert_array_equal(kept.values, record.top_k(16).values)
+    record.activations = None
+    assert units.collect(found).bottom.shape == (20, 0)
+
+
+def test_a_file_of_an_older_version_is_read(hostile, tmp_path):
+    folder = copy_of(hostile[0], tmp_path)
+    with np.load(folder / "units.npz") as file:
+        arrays = {name: file[name] for name in file if name not in units.LATER}
+    np.savez(folder / "units.npz", **arrays)
+    kept = units.load(folder)
+    assert kept.values.size == kept.bottom.size == 0
+    np.testing.assert_array_equal(kept.top, units.load(hostile[0]).top)

@@ -14,38 +14,81 @@
   const halves = (x) => x === null || x === undefined ? "–" : x ? "yes" : "no";
   const nameOf = (unit) => `${data.layers[cols.layer[unit]]} ${cols.unit[unit]}`;
 
-  // What a unit's label and images say about emotions
+  // What a unit's label and images say about classes
   const folded = data.concepts.map((name) => name.toLowerCase());
   const collator = new Intl.Collator();
   const places = data.concepts.map((_, i) => i).sort((a, b) => collator.compare(data.concepts[a], data.concepts[b]));
   const rank = [];
   places.forEach((concept, place) => { rank[concept] = place; });
-  const speaksFor = (unit, emotion) => data.emotions ? data.emotions[cols.concept[unit]].includes(emotion) : cols.main[unit] === emotion;
+  const speaksFor = (unit, emotion) => data.emotions ? data.emotions[cols.concept[unit]].includes(emotion) : cols.main !== undefined && cols.main[unit] === emotion;
 
   // A label that does not hold is none; the best concept stays in sight.
   const labelOf = (u) => cols.labelled && cols.labelled[u] === 0 ? `(${data.concepts[cols.concept[u]]})` : data.concepts[cols.concept[u]];
 
+  // Thumbnails: every sheet becomes one picture, when first needed
+  const sheets = [...document.querySelectorAll("script.pack")], urls = [];
+  const place = new Map(data.thumbs ? data.thumbs.images.map((image, n) => [image, n]) : []);
+  const thumb = (image) => {
+    const n = place.get(image), side = data.thumbs.columns, sheet = Math.floor(n / side ** 2), at = n % side ** 2;
+    if (!urls[sheet]) {
+      const text = atob(sheets[sheet].textContent), bytes = new Uint8Array(text.length);
+      for (let i = 0; i < bytes.length; i++) bytes[i] = text.charCodeAt(i);
+      urls[sheet] = URL.createObjectURL(new Blob([bytes], { type: "image/webp" }));
+    }
+    const high = Math.ceil(Math.min(side ** 2, place.size - sheet * side ** 2) / side);
+    const box = make("div", { className: "thumb" });
+    box.style.backgroundImage = `url(${urls[sheet]})`;
+    box.style.backgroundSize = `${side * 100}% ${high * 100}%`;
+    box.style.backgroundPosition = `${100 * (at % side) / (side - 1)}% ${high > 1 ? 100 * Math.floor(at / side) / (high - 1) : 0}%`;
+    return box;
+  };
+  const looks = (unit) => {
+    const box = make("div", { className: "row-thumbs" }), shown = Math.min(data.thumbs.inRows, data.thumbs.shown, more.width);
+    for (let i = 0; i < shown; i++) box.append(thumb(more.top[unit * more.width + i]));
+    return box;
+  };
+
   // Columns
   const columns = [
-    { name: "unit", width: "7.5rem", key: (u) => cols.layer[u] * 1e6 + cols.unit[u] },
+    { name: "unit", width: "6.6rem", key: (u) => cols.layer[u] * 1e6 + cols.unit[u],
+      cell: (u) => make("button", { type: "button", textContent: nameOf(u) }) },
     { name: "concept", width: "auto", key: (u) => rank[cols.concept[u]], text: (u) => labelOf(u) },
-    { name: "similarity", width: "6.6rem", key: (u) => cols.similarity[u], text: (u) => number(cols.similarity[u]), down: true },
+    { name: "similarity", width: "5.9rem", key: (u) => cols.similarity[u], text: (u) => number(cols.similarity[u]), down: true, number: true, extra: true },
   ];
-  const add = (name, title, text, down, width = "5.6rem") => {
-    if (cols[name]) columns.push({ name: title, width, key: (u) => cols[name][u], text, down, extra: true });
+  if (data.thumbs) columns.splice(1, 0, { name: "top images", width: "126px", cell: looks, look: true });
+  if (cols.labelled) columns.push({ name: "trusted", width: "4.9rem", key: (u) => cols.trust[u], text: (u) => halves(cols.labelled[u]), extra: true });
+  const add = (name, title, text, down, width = "5rem") => {
+    if (cols[name]) columns.push({ name: title, width, key: (u) => cols[name][u], text, down, extra: true, number: name !== "main" });
   };
   add("margin", "margin", (u) => number(cols.margin[u]), true);
-  if (cols.q) columns.push({ name: "q", width: "4.6rem", key: (u) => cols.q[u], text: (u) => small(cols.q[u]), extra: true });
+  if (cols.q) columns.push({ name: "q", width: "3.9rem", key: (u) => cols.q[u], text: (u) => small(cols.q[u]), extra: true, number: true });
   add("held", "held out", (u) => number(cols.held[u]), true);
-  add("halves", "halves", (u) => halves(cols.halves[u]), true, "5.2rem");
-  add("accuracy", "describes", (u) => number(cols.accuracy[u]), true, "6.2rem");
-  add("chance", "chance", (u) => number(cols.chance[u]), true);
-  add("main", "top class", (u) => cols.main[u] === null ? "–" : data.classes[cols.main[u]], false, "6.4rem");
+  if (!cols.labelled) add("halves", "halves", (u) => halves(cols.halves[u]), true, "4.7rem");
+  add("accuracy", "describes", (u) => number(cols.accuracy[u]), true, "5.7rem");
+  add("main", "top class", (u) => cols.main[u] === null ? "–" : data.classes[cols.main[u]], false, "6rem");
+
+  // What every unit answers to: correlations with texts, two letters each
+  const STEPS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  const texts = data.profiles ? data.profiles.texts : [], wideness = texts.length;
+  const answers = new Float32Array(total * wideness);
+  if (data.profiles) {
+    const step = new Uint8Array(128);
+    [...STEPS].forEach((letter, i) => { step[letter.charCodeAt(0)] = i; });
+    const letters = data.profiles.values;
+    for (let i = 0; i < answers.length; i++)
+      answers[i] = (64 * step[letters.charCodeAt(2 * i)] + step[letters.charCodeAt(2 * i + 1)]) / 4095 * 2 - 1;
+  }
+  let liked = -1;
+  const likeness = { name: "answers", width: "5.4rem", key: (u) => answers[u * wideness + liked], down: true, number: true, like: true,
+    text: (u) => liked < 0 ? "" : number(answers[u * wideness + liked]) };
+  if (data.profiles) columns.splice(columns.findIndex((column) => column.name === "similarity") + 1, 0, likeness);
 
   // The order and the choice of rows
-  let order = [...Array(total).keys()], sorted = { column: 0, down: false };
+  // The most trusted labels come first, without any trust the largest similarities.
+  const byTrust = { key: (u) => cols.trust[u] };
+  let order = [...Array(total).keys()], sorted = { column: columns.find((c) => c.name === (cols.trust ? "trusted" : "similarity")) ?? byTrust, down: !cols.trust };
   const sortAll = () => {
-    const keys = order.map(() => null), key = columns[sorted.column].key, sign = sorted.down ? -1 : 1;
+    const keys = order.map(() => null), key = sorted.column.key, sign = sorted.down ? -1 : 1;
     for (let u = 0; u < total; u++) keys[u] = key(u);
     order = [...Array(total).keys()].sort((a, b) => {
       if (keys[a] === null || keys[b] === null) return (keys[a] === null) - (keys[b] === null) || a - b;
@@ -63,17 +106,19 @@
     const terms = $("search").value.toLowerCase().split(/[\s/:#]+/).filter(Boolean);
     const layer = $("layer").value, emotion = $("emotion") ? $("emotion").value : "", sure = significance[$("sure") ? $("sure").value : "any"];
     const concepts = terms.map((term) => folded.map((name) => name.includes(term)));
+    const spoken = terms.map((term) => data.classes.flatMap((name, i) => name.toLowerCase().includes(term) ? [i] : []));
     const weighed = terms.map((term) => names.map((name) => name.includes(term)));
     const layers = terms.map((term) => data.layers.map((name) => name.toLowerCase() === term));
     rows = order.filter((u) =>
       (layer === "" || cols.layer[u] === +layer) && (emotion === "" || speaksFor(u, +emotion)) && sure(u) &&
-      terms.every((term, i) => concepts[i][cols.concept[u]] || explains(u, weighed[i]) || layers[i][cols.layer[u]] || term === String(cols.unit[u])));
+      terms.every((term, i) => concepts[i][cols.concept[u]] || spoken[i].some((cls) => speaksFor(u, cls)) || explains(u, weighed[i]) || layers[i][cols.layer[u]] || term === String(cols.unit[u])));
     $("count").textContent = `${rows.length.toLocaleString("en")} of ${total.toLocaleString("en")} units`;
     grid.setAttribute("aria-rowcount", rows.length + 1);
     for (const row of drawn.values()) row.remove();
     drawn.clear();
     view.scrollTop = 0;
     draw();
+    drawMap();
   };
 
   // Rows in view
@@ -82,16 +127,17 @@
   const above = gap(), below = gap();
   body.append(above, below);
   const none = make("tr", { className: "none" }, make("td", { colSpan: 3, textContent: "No unit fits. Clear the search or a filter." }));
+  const classOf = (column) => [column.like && "like", column.extra && "extra", column.number && "num", column.look && "looks"].filter(Boolean).join(" ");
   const rowOf = (at) => {
     const unit = rows[at], row = make("tr");
     row.setAttribute("aria-rowindex", at + 2);
-    columns.forEach((column, i) => {
-      const cell = make("td", { className: (column.extra ? "extra" : "") + (i > 1 && column.name !== "top class" ? " num" : "") });
-      if (i) { cell.textContent = column.text(unit); cell.title = cell.textContent; }
-      else cell.append(make("button", { type: "button", textContent: nameOf(unit) }));
+    for (const column of columns) {
+      const cell = make("td", { className: classOf(column) });
+      if (column.cell) cell.append(column.cell(unit));
+      else { cell.textContent = column.text(unit); cell.title = cell.textContent; }
       row.append(cell);
-    });
-    row.addEventListener("click", () => open(at));
+    }
+    row.addEventListener("click", () => go(unit));
     return row;
   };
   const draw = () => {
@@ -127,20 +173,20 @@
   });
 
   // Heads that sort
-  const heads = columns.map((column, i) => {
-    const head = make("th", { scope: "col", className: (column.extra ? "extra" : "") + (i > 1 && column.name !== "top class" ? " num" : "") },
-      make("button", { type: "button", textContent: column.name }));
+  const heads = columns.map((column) => {
+    const head = make("th", { scope: "col", className: classOf(column) },
+      column.key ? make("button", { type: "button", textContent: column.name }) : make("span", { textContent: column.name }));
     head.style.width = column.width;
-    head.firstChild.addEventListener("click", () => {
-      sorted = { column: i, down: sorted.column === i ? !sorted.down : Boolean(column.down) };
+    if (column.key) head.firstChild.addEventListener("click", () => {
+      sorted = { column, down: sorted.column === column ? !sorted.down : Boolean(column.down) };
       nameSort();
       sortAll();
       choose();
     });
     return head;
   });
-  const nameSort = () => heads.forEach((head, i) =>
-    head.setAttribute("aria-sort", i === sorted.column ? (sorted.down ? "descending" : "ascending") : "none"));
+  const nameSort = () => heads.forEach((head, i) => columns[i].key &&
+    head.setAttribute("aria-sort", columns[i] === sorted.column ? (sorted.down ? "descending" : "ascending") : "none"));
   grid.tHead.rows[0].append(...heads);
   nameSort();
 
@@ -148,34 +194,109 @@
   const options = (select, names, all) => select && select.append(make("option", { value: "", textContent: all }),
     ...names.map((name, i) => make("option", { value: i, textContent: name })));
   options($("layer"), data.layers, "all layers");
-  options($("emotion"), data.classes, "any emotion");
+  options($("emotion"), data.classes, "any class");
+  if (data.profiles) {
+    $("texts").append(...texts.map((text) => make("option", { value: text })));
+    $("like").placeholder = `e.g. ${texts[0]}`;
+    const usual = sorted;
+    const rankBy = () => {
+      const wanted = $("like").value.trim().toLowerCase(), before = liked;
+      liked = texts.findIndex((text) => text.toLowerCase() === wanted);
+      if (liked < 0 && before < 0) return;
+      grid.classList.toggle("liking", liked >= 0);
+      sorted = liked >= 0 ? { column: likeness, down: true } : usual;
+      nameSort();
+      sortAll();
+      choose();
+    };
+    $("like").addEventListener("input", rankBy);
+  }
   for (const id of ["layer", "emotion", "sure"]) if ($(id)) $(id).addEventListener("change", choose);
   $("search").addEventListener("input", choose);
 
-  // Thumbnails: every sheet becomes one picture, when first needed
-  const sheets = [...document.querySelectorAll("script.pack")], urls = [];
-  const place = new Map(data.thumbs ? data.thumbs.images.map((image, n) => [image, n]) : []);
-  const thumb = (image) => {
-    const n = place.get(image), side = data.thumbs.columns, sheet = Math.floor(n / side ** 2), at = n % side ** 2;
-    if (!urls[sheet]) {
-      const text = atob(sheets[sheet].textContent), bytes = new Uint8Array(text.length);
-      for (let i = 0; i < bytes.length; i++) bytes[i] = text.charCodeAt(i);
-      urls[sheet] = URL.createObjectURL(new Blob([bytes], { type: "image/webp" }));
+  // The map: a dot per unit, those that are chosen in colour
+  const map = $("map"), places2 = data.profiles ? data.profiles.places : [];
+  const hues = (count, i) => count < 2 ? 205 : 205 + 300 * i / (count - 1);
+  const groups = () => $("map-colour").value === "class" ? [data.classes, (u) => cols.main[u]] : [data.layers, (u) => cols.layer[u]];
+  const spot = (u, box) => [12 + (box.width - 24) * (places2[2 * u] + 1) / 2, 12 + (box.height - 24) * (1 - places2[2 * u + 1]) / 2];
+  const drawMap = () => {
+    if (!map || !$("map-part").open) return;
+    const box = map.getBoundingClientRect(), scale = devicePixelRatio || 1, pen = map.getContext("2d"), dark = darkNow();
+    map.width = box.width * scale;
+    map.height = box.height * scale;
+    pen.scale(scale, scale);
+    const [names, of] = groups(), colours = names.map((_, i) => `hsl(${hues(names.length, i)} 70% ${dark ? 62 : 42}%)`);
+    const size = total > 3000 ? 2 : 3.5, chosen = new Set(rows), dot = (u) => {
+      const [x, y] = spot(u, box);
+      pen.beginPath();
+      pen.arc(x, y, size, 0, 7);
+      pen.fill();
+    };
+    pen.fillStyle = dark ? "#454f5c" : "#c9ced6";
+    for (let u = 0; u < total; u++) if (!chosen.has(u)) dot(u);
+    for (const u of rows) {
+      const group = of(u);
+      pen.fillStyle = group === null || group === undefined ? (dark ? "#a8b3c1" : "#55606e") : colours[group];
+      dot(u);
     }
-    const high = Math.ceil(Math.min(side ** 2, place.size - sheet * side ** 2) / side);
-    const box = make("div", { className: "thumb" });
-    box.style.backgroundImage = `url(${urls[sheet]})`;
-    box.style.backgroundSize = `${side * 100}% ${high * 100}%`;
-    box.style.backgroundPosition = `${100 * (at % side) / (side - 1)}% ${high > 1 ? 100 * Math.floor(at / side) / (high - 1) : 0}%`;
-    return box;
+    $("map-legend").replaceChildren(...names.flatMap((name, i) => {
+      const mark = make("i");
+      mark.style.background = colours[i];
+      return [mark, name];
+    }));
+  };
+  const nearest = (event) => {
+    const box = map.getBoundingClientRect(), x = event.clientX - box.left, y = event.clientY - box.top;
+    let best, least = 12 ** 2;
+    for (const u of rows) {
+      const [a, b] = spot(u, box), apart = (a - x) ** 2 + (b - y) ** 2;
+      if (apart < least) { least = apart; best = u; }
+    }
+    return best;
+  };
+  if (map) {
+    if (cols.main) $("map-colour").append(make("option", { value: "class", textContent: "class of most top images" }));
+    $("map-part").addEventListener("toggle", drawMap);
+    $("map-colour").addEventListener("change", drawMap);
+    $("theme").addEventListener("click", drawMap);
+    addEventListener("resize", drawMap);
+    map.addEventListener("click", (event) => { const u = nearest(event); if (u !== undefined) go(u); });
+    map.addEventListener("mousemove", (event) => {
+      const u = nearest(event);
+      $("map-name").textContent = u === undefined ? "\u00a0" : `${nameOf(u)}: ${labelOf(u)}`;
+    });
+  }
+
+  // Units that answer alike: the largest cosines of profiles, less what all units have in common
+  const means = texts.map((_, t) => { let sum = 0; for (let u = 0; u < total; u++) sum += answers[u * wideness + t]; return sum / total; });
+  const alike = (unit, count = 6) => {
+    const cosine = (a, b) => {
+      let both = 0, own = 0, other = 0;
+      for (let t = 0; t < wideness; t++) {
+        const x = answers[a * wideness + t] - means[t], y = answers[b * wideness + t] - means[t];
+        both += x * y; own += x * x; other += y * y;
+      }
+      return own && other ? both / Math.sqrt(own * other) : 0;
+    };
+    const all = [];
+    for (let u = 0; u < total; u++) if (u !== unit) all.push([u, cosine(unit, u)]);
+    return all.sort((a, b) => b[1] - a[1]).slice(0, count);
   };
 
   // One unit
   const dialog = $("unit");
-  let opened = 0;
-  const bars = (items) => {
+  let opened = -1;
+  const largest = (values) => values.reduce((most, x) => Math.max(most, Math.abs(x ?? 0)), 1e-9);
+  // One scale for all units, so that bars can be compared between them
+  const scales = {
+    scores: more ? largest(more.scores) : 1,
+    outgoing: more && more.outgoing ? largest(more.outgoing.weights) : 1,
+    weights: data.explanations ? Object.values(data.explanations.units).reduce((most, one) => Math.max(most, largest(one.weights)), 1e-9) : 1,
+  };
+  const scaled = (most) => make("p", { className: "small soft", textContent: `A full bar is ${number(most)} for every unit.` });
+  const bars = (items, most) => {
     const box = make("div", { className: "bars" });
-    const most = Math.max(...items.map(([, value]) => Math.abs(value)), 1e-9), signed = items.some(([, value]) => value < 0);
+    const signed = items.some(([, value]) => value < 0);
     for (const [name, value, text] of items) {
       const fill = make("i", { className: value < 0 ? "less" : "" }), share = 100 * Math.abs(value) / most / (signed ? 2 : 1);
       fill.style.width = `${share}%`;
@@ -186,24 +307,33 @@
     return box;
   };
   const part = (title, className, ...content) => make("section", { className }, make("h3", { textContent: title }), ...content);
-  const imagesOf = (unit) => {
-    const wide = more.width, shown = data.thumbs ? data.thumbs.shown : wide, list = make("ol", { className: data.thumbs ? "sheet" : "sheet bare" });
-    for (let i = 0; i < Math.min(shown, wide); i++) {
-      const image = more.top[unit * wide + i], twin = more.same[unit * wide + i], cls = data.images.cls[image];
-      const words = `${i + 1}. ${cls < 0 ? "" : data.classes[cls] + " "}`, id = data.images.id[image], item = make("li", { title: id });
+  const sheetOf = (images, values, twins = []) => {
+    const list = make("ol", { className: data.thumbs ? "sheet" : "sheet bare" });
+    images.forEach((image, i) => {
+      const cls = data.images.cls[image], id = data.images.id[image], item = make("li", { title: id });
+      const words = [`${i + 1}.`, cls < 0 ? "" : data.classes[cls], values.length ? number(values[i], 3) : ""].filter(Boolean).join(" ");
       if (data.thumbs) {
         const box = thumb(image);
         box.role = "img";
         box.ariaLabel = id;
-        item.append(box, make("span", { textContent: words }));
-      } else item.append(make("span", { textContent: words }), make("br"), make("span", { className: "soft", textContent: id }));
-      if (twin >= 0) item.append(make("span", { className: "twin", textContent: `same as ${twin + 1}` }));
+        item.append(box);
+      }
+      item.append(make("span", { textContent: words }), make("span", { className: "file", textContent: data.thumbs ? id.split("/").pop() : id }));
+      if (twins[i] >= 0) item.append(make("span", { className: "twin", textContent: `same as ${twins[i] + 1}` }));
       list.append(item);
-    }
+    });
     return list;
   };
+  const rowOfUnit = (values, wide, unit, shown = wide) => values.slice(unit * wide, unit * wide + Math.min(shown, wide));
+  const topOf = (unit) => {
+    const shown = data.thumbs ? data.thumbs.shown : more.width, take = (values) => rowOfUnit(values, more.width, unit, shown);
+    return sheetOf(take(more.top), take(more.values), take(more.same));
+  };
+  const bottomOf = (unit) => {
+    const shown = data.thumbs ? Math.floor(data.thumbs.shown / 2) : more.lowest, take = (values) => rowOfUnit(values, more.lowest, unit, shown);
+    return sheetOf(take(more.bottom), take(more.bottomValues));
+  };
   // Simulated against real activations of held-out images: letters are steps of 64 from least to largest
-  const STEPS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
   const svg = (tag, attributes, ...children) => {
     const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
     for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
@@ -221,15 +351,15 @@
   const explanation = (entry) => {
     const items = entry.concepts.map((concept, i) => [data.explanations.concepts[concept], entry.weights[i], number(entry.weights[i])]);
     const words = `Held-out correlation ${number(entry.correlation)}, ${number(entry.label)} with the best single concept; bias ${number(entry.bias)}.`;
-    const content = [items.length ? bars(items) : make("p", { textContent: "No concept explains it." }), make("p", { className: "small soft", textContent: words })];
+    const content = [items.length ? bars(items, scales.weights) : make("p", { textContent: "No concept explains it." }), scaled(scales.weights), make("p", { className: "small soft", textContent: words })];
     if (entry.real) content.push(scatter(entry), make("p", { className: "small soft", textContent: "Up: real activation. Right: simulated. Held-out images." }));
     return part("Explanation", "", ...content);
   };
-  const open = (at) => {
-    opened = at;
-    const unit = rows[at], inside = make("div", { className: "inside" }), fact = [];
+  const show = (unit) => {
+    opened = unit;
+    const at = rows.indexOf(unit), inside = make("div", { className: "inside" }), fact = [];
     const say = (name, text) => fact.push(make("tr", {}, make("th", { scope: "row", textContent: name }), make("td", { textContent: text })));
-    $("unit-name").textContent = nameOf(unit);
+    $("unit-name").textContent = `${nameOf(unit)}: ${labelOf(unit)}`;
     say("label", cols.labelled && cols.labelled[unit] === 0 ? `no label: ${data.concepts[cols.concept[unit]]} does not hold` : data.concepts[cols.concept[unit]]);
     say("maximum similarity", number(cols.similarity[unit], 3));
     if (cols.margin) say("margin over the runner-up", number(cols.margin[unit], 3));
@@ -237,27 +367,58 @@
     if (cols.held) say("correlation on the half that did not choose", `${number(cols.held[unit])} (${number(cols.low[unit])} to ${number(cols.high[unit])})`);
     if (cols.halves) say("same label on either half", halves(cols.halves[unit]));
     if (cols.accuracy) say("describes its top 10 images", `${number(cols.accuracy[unit])} (chance ${number(cols.chance[unit])})`);
-    if (more) inside.append(part("Top images", "wide", imagesOf(unit)));
+    if (more) inside.append(part(more.values.length ? "Top images, with the unit's activation" : "Top images", "wide", topOf(unit)));
+    if (more && more.lowest) inside.append(part("Images that activate it least", "wide", bottomOf(unit)));
     inside.append(part("Label", "", make("table", {}, make("tbody", {}, ...fact))));
     if (unit in explained) inside.append(explanation(explained[unit]));
     if (more) {
       const n = more.named, items = [];
       for (let i = 0; i < n; i++) items.push([data.concepts[more.best[unit * n + i]], more.scores[unit * n + i], number(more.scores[unit * n + i])]);
-      inside.append(part("Best concepts", "", bars(items)));
+      inside.append(part("Best concepts", "", bars(items, scales.scores), scaled(scales.scores)));
       const c = data.classes.length, mix = more.mix.slice(unit * c, unit * c + c), all = mix.reduce((a, b) => a + b, 0);
-      if (all) inside.append(part(`Classes of its top ${all} images`, "", bars(mix.map((x, i) => [data.classes[i], x, `${(100 * x / all).toFixed(0)} %`]))));
+      if (all) inside.append(part(`Classes of its top ${all} images`, "", bars(mix.map((x, i) => [data.classes[i], x, `${(100 * x / all).toFixed(0)} %`]), all)));
       if (more.outgoing && cols.layer[unit] === more.outgoing.layer) {
         const w = more.outgoing.weights.slice(cols.unit[unit] * c, cols.unit[unit] * c + c);
-        inside.append(part("Outgoing weights to the classes", "", bars(w.map((x, i) => [data.classes[i], x, number(x, 3)]))));
+        inside.append(part("Outgoing weights to the classes", "", bars(w.map((x, i) => [data.classes[i], x, number(x, 3)]), scales.outgoing), scaled(scales.outgoing)));
       }
     }
+    if (wideness > 2) {
+      const list = make("ul", { className: "links" });
+      for (const [u, cosine] of alike(unit)) {
+        const link = make("button", { type: "button", textContent: `${nameOf(u)}: ${labelOf(u)}` });
+        link.addEventListener("click", () => go(u));
+        list.append(make("li", {}, link, make("span", { className: "soft", textContent: ` ${number(cosine)}` })));
+      }
+      inside.append(part("Units that answer alike", "", list));
+    }
     $("unit-inside").replaceChildren(inside);
-    $("earlier").disabled = at === 0;
-    $("later").disabled = at === rows.length - 1;
+    $("earlier").disabled = at <= 0;
+    $("later").disabled = at < 0 || at === rows.length - 1;
     if (!dialog.open) dialog.showModal();
     dialog.scrollTop = 0;
   };
-  const step = (by) => { if (rows[opened + by] !== undefined) open(opened + by); };
+
+  // Every unit has an address, which the browser's back and forward follow
+  const addressOf = (unit) => `#unit/${encodeURIComponent(data.layers[cols.layer[unit]])}/${cols.unit[unit]}`;
+  const byAddress = new Map(order.map((unit) => [addressOf(unit), unit]));
+  const follow = () => {
+    const unit = byAddress.get(location.hash);
+    if (unit !== undefined) show(unit);
+    else if (dialog.open) dialog.close();
+  };
+  // How many units were opened since the list: what closing goes back over.
+  const depth = () => history.state && history.state.depth || 0;
+  const go = (unit) => {
+    history.pushState({ depth: dialog.open && !depth() ? 0 : depth() + 1 }, "", addressOf(unit));
+    show(unit);
+  };
+  const step = (by) => {
+    const unit = rows[rows.indexOf(opened) + by];
+    if (unit === undefined || !rows.includes(opened)) return;
+    history.replaceState(history.state, "", addressOf(unit));
+    show(unit);
+  };
+  addEventListener("popstate", follow);
   $("earlier").addEventListener("click", () => step(-1));
   $("later").addEventListener("click", () => step(1));
   $("close").addEventListener("click", () => dialog.close());
@@ -266,8 +427,16 @@
     if (event.key === "ArrowRight") step(1);
   });
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
-  dialog.addEventListener("close", () => focusRow(opened));
+  dialog.addEventListener("close", () => {
+    if (byAddress.has(location.hash)) {
+      if (depth()) history.go(-depth());
+      else history.replaceState(null, "", "#explorer");
+    }
+    focusRow(rows.indexOf(opened));
+  });
 
+  sortAll();
   choose();
+  follow();
   document.documentElement.dataset.ready = "yes";
 })();
