@@ -91,6 +91,10 @@ def _from_tiles(results: Any) -> Any:
     return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), results)
 
 
-def default_tile() -> int:
-    """Rows that keep the device busy: few for a CPU's caches, many for a matrix unit."""
-    return 16 if jax.default_backend() == "cpu" else 256
+def default_tile(mesh: Mesh | None = None) -> int:
+    """Rows that keep a device busy: few for a CPU's caches, many for a matrix unit.
+
+    The device is one of the mesh, JAX's first when None.
+    """
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return 16 if platform == "cpu" else 256

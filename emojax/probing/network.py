@@ -135,7 +135,8 @@ def as_network(
     """Wraps a flax.nnx module or any function that returns `(logits, taps)`.
 
     Args:
-      model: the module or function; a `Network` is returned as it is.
+      model: the module or function; a `Network` is returned as it is. A module of shapes
+        (`nnx.eval_shape`) can be compiled, but not run, and has no key.
       preprocess: uint8 images → the model's input; None takes the model's own `preprocess`, which
         for a module may depend on its settings but not on its parameters, or division by 255.
       taps: `relu` asks a VGGNet or a CompactNet for outputs after BatchNorm and ReLU, `raw` for
@@ -169,6 +170,8 @@ def as_network(
     if hasattr(model, "preprocess"):
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
         own = _ModulePreprocess(graphdef, antialias, nnx.merge(graphdef, shapes))
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state)):
+        return Network(apply, state, own, None, _is_hashable(graphdef), None)
     settings = [type(model).__name__, repr(getattr(model, "config", "")), taps]
     if antialias:  # left out without, so that keys of records made before it was a choice hold
         settings.append("antialias")

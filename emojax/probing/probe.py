@@ -27,6 +27,8 @@ from emojax.distributed.mesh import (
 )
 from emojax.distributed.processes import check_same_everywhere
 from emojax.errors import InputError
+from emojax.models.clip import Clip
+from emojax.models.siglip import Siglip
 from emojax.ops.pooling import Pool
 from emojax.probing import step as steps
 from emojax.probing.network import (
@@ -105,7 +107,7 @@ def probe(
     if not isinstance(images, ImageSet):
         images = ImageSet.from_arrays(images)
     mesh = mesh or make_mesh()
-    tile = tile or default_tile()
+    tile = tile or probe_tile(mesh, clip.model)
     shapes = network.tap_shapes(images.images.shape[1:])
     names = resolve_layers(layers, list(shapes))
     sizes = {name: shapes[name][-1] for name in names}
@@ -223,6 +225,11 @@ def _groups(
             left = 0.0 if memory is None else memory
         left -= needed
     return groups
+
+
+def probe_tile(mesh: Mesh, clip: Clip | Siglip) -> int:
+    """Images computed together where the settings name no tile."""
+    return default_tile(mesh)
 
 
 def whole_tiles(batch: int, tile: int, mesh: Mesh) -> int:
