@@ -30,6 +30,8 @@ from emojax.ops.augment import Augment
 from emojax.ops.pooling import Pool
 from emojax.probing import step as probing
 from emojax.probing.network import as_network, pooled_taps, resolve_layers
+from emojax.probing.precision import Precision as ProbePrecision
+from emojax.probing.precision import in_bfloat16
 from emojax.probing.probe import probe_tile, whole_tiles
 from emojax.training import step as training
 from emojax.training.classifiers import Precision, classification_task
@@ -110,6 +112,7 @@ def probe_step(
     batch: int | None = None,
     tile: int | None = None,
     keep_activations: bool = False,
+    precision: ProbePrecision = "exact",
 ) -> ProbePlan:
     """The step of `probe` for these shapes; the batch is the least that suits the mesh when None.
 
@@ -120,11 +123,14 @@ def probe_step(
     shapes = network.tap_shapes(images.one)
     names = resolve_layers(layers or model.config.probed(), list(shapes))
     units = sum(shapes[name][-1] for name in names)
-    graph, params = nnx.split(encoder.model)
+    tower = encoder.model
+    if precision == "bfloat16":
+        network, tower = network.in_bfloat16(), in_bfloat16(tower)
+    graph, params = nnx.split(tower)
     forward = probing.Forward(pooled_taps(network, names, pool), graph, encoder.preprocess)
-    tile = tile or probe_tile(mesh, encoder.model)
+    tile = tile or probe_tile(mesh, encoder.model.config)
     size = whole_tiles(batch or mesh.size * LEAST_BATCH, tile, mesh)
-    step = probing.make_step(forward, tile, keep_activations, mesh)
+    step = probing.make_step(forward, tile, keep_activations, mesh, precision)
     empty = jax.eval_shape(
         lambda: probing.empty_state(units, top_k, encoder.model.config.embedding)
     )

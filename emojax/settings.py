@@ -151,6 +151,12 @@ class Probe(Section):
     tile: Positive | None = Field(
         default=None, description="images computed together; None suits the device"
     )
+    precision: Literal["exact", "high", "bfloat16"] = Field(
+        default="exact",
+        description="what network and CLIP compute in: float32 in full; with products of three "
+        "bfloat16 passes (TPU) or TF32 (GPU); or bfloat16. The summary says how many labels of a "
+        "sample it changes",
+    )
     save_every: float = Field(
         default=60.0,
         ge=0,

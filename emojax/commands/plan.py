@@ -99,6 +99,7 @@ def _steps(
         batch=probe.batch if "batch" in probe.model_fields_set else None,
         tile=probe.tile,
         keep_activations=probe.keep_activations,
+        precision=probe.precision,
     )
 
     def score() -> "PlannedStep":

@@ -24,6 +24,7 @@ def data_parallel(
     tile: int | None = None,
     out_shardings: Any = None,
     donate: Sequence[int] = (),
+    products: str = "highest",
 ) -> Callable[..., Any]:
     """Jits a function of one device's share over all devices of the mesh.
 
@@ -41,6 +42,8 @@ def data_parallel(
         sharded argument; None, to all rows at once.
       out_shardings: of the results; None makes them readable by the host, in every process.
       donate: numbers of the arguments whose memory the results may reuse.
+      products: JAX's name for how float32 matrix products are made. In full precision by default:
+        TF32 or bfloat16 passes change rankings and labels.
 
     Raises:
       ValueError: tiles of several sharded arguments; put them into one pytree.
@@ -49,9 +52,7 @@ def data_parallel(
         raise ValueError(f"tiles are of one sharded argument, not of {sharded}; give one pytree")
 
     def local(*arguments: Any) -> Any:
-        # float32 products at full precision: TF32 or bfloat16 passes would change rankings and
-        # labels.
-        with jax.default_matmul_precision("highest"):
+        with jax.default_matmul_precision(products):
             if tile is None:
                 return function(*arguments)
             *whole, rows = arguments

@@ -188,7 +188,12 @@ def cost(
 
 
 def _kind_of(module: Module, operation: Operation) -> str:
-    """An operation's kind; of a fusion, what in it keeps the compiler from an estimate."""
+    """An operation's kind; of a fusion, what in it keeps the compiler from an estimate; of a custom
+    call, its target.
+    """
+    if operation.kind == "custom-call":
+        target = re.search(r'custom_call_target="([^"]*)"', operation.line)
+        return "custom-call" if target is None else target[1]
     fused = operation.called("calls") if operation.kind == "fusion" else None
     kinds = {each.kind for each in module.computations.get(fused or "", ())}
     return next((kind for kind in ("gather", "scatter", "sort") if kind in kinds), operation.kind)

@@ -8,7 +8,7 @@ import fnmatch
 import functools
 import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
@@ -21,6 +21,7 @@ from emojax.errors import InputError, did_you_mean
 from emojax.models.classifier import Cuttable
 from emojax.ops.image import to_unit
 from emojax.ops.pooling import Pool, pool
+from emojax.probing.precision import in_bfloat16
 from emojax.store import content_key
 
 Taps = Mapping[str, jax.Array]
@@ -62,6 +63,21 @@ class Network:
     key: str | None
     reusable: bool = False
     antialias: bool | None = None
+
+    def in_bfloat16(self) -> "Network":
+        """The same network computing in bfloat16; its key stays that of the exact one.
+
+        Raises:
+          InputError: it is no flax module, and computes as its own code says.
+        """
+        if not isinstance(self.apply, _ModuleApply):
+            raise InputError(
+                "precision bfloat16 (--probe.precision) is for flax modules; a function computes "
+                "in what it is written in"
+            )
+        rounded = in_bfloat16(nnx.merge(self.apply.graphdef, self.params))
+        graphdef, params = nnx.split(rounded)
+        return replace(self, apply=_ModuleApply(graphdef, self.apply.taps), params=params)
 
     def tap_shapes(self, image_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
         """Shape of every tap for one image of uint8 [H, W, C], in the network's order.
@@ -116,7 +132,7 @@ class PooledTaps:
     ) -> Float[Array, "B U"]:
         """Pooled activations of all layers, side by side, float32."""
         taps = self.apply(params, self.preprocess(images))[1]
-        pooled = [pool(taps[name], self.pool).astype(jnp.float32) for name in self.layers]
+        pooled = [pool(taps[name].astype(jnp.float32), self.pool) for name in self.layers]
         return jnp.concatenate(pooled, axis=1)
 
 

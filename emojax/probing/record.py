@@ -26,6 +26,7 @@ from emojax.ops.moments import Covariances, Moments, covariances, variances
 from emojax.ops.pooling import Pool
 from emojax.ops.topk import TopK
 from emojax.probing.network import Network
+from emojax.probing.precision import Precision
 from emojax.store import (
     atomic_folder,
     content_key,
@@ -61,6 +62,8 @@ class ProbeRecord:
       antialias: whether the network's input was resized with antialiasing; None where the network
         has no such choice, or the record does not say.
       done_before: images that an earlier process had probed; all of them in a record from disk.
+      waited: share of the probe's time that this process waited for images to be read, from the
+        second batch on; None where it was not measured.
     """
 
     layers: dict[str, int]
@@ -76,6 +79,7 @@ class ProbeRecord:
     clip: ClipEncoder | None = field(default=None, repr=False)
     antialias: bool | None = None
     done_before: int = 0
+    waited: float | None = None
 
     @cached_property
     def segment_ids(self) -> Int32[np.ndarray, " U"]:
@@ -156,6 +160,7 @@ def record_key(
     top_k: int,
     tile: int,
     keep_activations: bool,
+    precision: Precision = "exact",
 ) -> str | None:
     """Content key of a record, from all that its numbers depend on.
 
@@ -163,7 +168,9 @@ def record_key(
     """
     if network.key is None:
         return None
-    settings = [list(layers), pool, top_k, tile, keep_activations]
+    settings: list[object] = [list(layers), pool, top_k, tile, keep_activations]
+    if precision != "exact":  # left out there, so that keys of older records hold
+        settings.append(precision)
     return activations_key(network.key, images.key, clip, settings)
 
 

@@ -33,6 +33,9 @@ from emojax.ops import moments, topk
 from emojax.ops.moments import Moments, Origin, Running
 from emojax.ops.topk import EMPTY, TopK
 from emojax.probing.network import PooledTaps
+from emojax.probing.precision import PRODUCTS, Precision
+
+_SUMMED = 256  # rows whose sums an accelerator makes together, where tiles are smaller
 
 
 class State(NamedTuple):
@@ -103,7 +106,11 @@ class Forward:
 
 
 def make_step(
-    forward: Forward | EmbedOnly, tile: int, keep_activations: bool, mesh: Mesh
+    forward: Forward | EmbedOnly,
+    tile: int,
+    keep_activations: bool,
+    mesh: Mesh,
+    precision: Precision = "exact",
 ) -> Callable:
     """The jitted step over all devices: (params, state, images, indices) → (state, rows).
 
@@ -112,10 +119,11 @@ def make_step(
     [B, U], readable by the host.
     """
     return data_parallel(
-        functools.partial(update, forward, tile, keep_activations),
+        functools.partial(update, forward, tile, sum_tile(tile, mesh), keep_activations),
         mesh,
         replicated=1,
         sharded=3,
+        products=PRODUCTS[precision],
         out_shardings=(batch_sharded(mesh), host_readable(mesh)),
         donate=(1,),
     )
@@ -154,24 +162,33 @@ def shapes(
 
 def sum_loops(batch: int, tile: int, mesh: Mesh) -> dict[str, int]:
     """Runs of the loop whose count a step's program does not tell, by the named scope around it."""
-    return {"sums": batch // mesh.size // _even(tile)}
+    return {"sums": batch // mesh.size // sum_tile(tile, mesh)}
 
 
-def _even(tile: int) -> int:
-    """Rows whose sums are made together: half of them belong to either half of the images."""
-    return tile if tile % 2 == 0 else 2 * tile
+def sum_tile(tile: int, mesh: Mesh) -> int:
+    """Rows whose sums are made together: whole tiles, half of them of either half of the images.
+
+    An accelerator reads and writes all sums for each, so there they are several small tiles.
+    """
+    even = tile if tile % 2 == 0 else 2 * tile
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return even if on_cpu else even * max(1, _SUMMED // even)
 
 
 def update(
     forward: Forward | EmbedOnly,
     tile: int,
+    summed: int,
     keep_activations: bool,
     params: PyTree,
     state: State,
     images: UInt8[Array, "B H W channels"] | Collected,
     indices: Int32[Array, " B"],
 ) -> tuple[State, dict[str, jax.Array]]:
-    """One batch on one device; indices are the images' (EMPTY: padding), even and odd in turn."""
+    """One batch on one device; indices are the images' (EMPTY: padding), even and odd in turn.
+
+    `tile` images run together, the sums of `summed` images are made together.
+    """
     # The state's leading axis is the devices'; a device sees one row of it.
     state = jax.tree.map(lambda rows: rows[0], state)
     activations, embeddings = in_tiles(functools.partial(forward, params), tile, images)
@@ -186,7 +203,7 @@ def update(
     origin = _origin(state.origin, activations, embeddings, indices)
     with jax.named_scope("sums"):
         valid = indices != EMPTY
-        sums = _add_tiles(state.moments, tile, origin, activations, embeddings, valid)
+        sums = _add_tiles(state.moments, summed, origin, activations, embeddings, valid)
 
     rows = {"embeddings": embeddings}
     if keep_activations:
@@ -209,19 +226,18 @@ def _origin(
 
 def _add_tiles(
     sums: Running,
-    tile: int,
+    even: int,
     origin: Origin,
     activations: Float[Array, "B U"],
     embeddings: Float[Array, "B D"],
     valid: Bool[Array, " B"],
 ) -> Running:
-    """Adds a batch to the sums of either half, tile by tile.
+    """Adds a batch to the sums of either half, a tile of `even` images at a time.
 
     A tile holds the same images whatever the batch, so its sums in float32 are the same bits, and
     the compensated sums of tiles are exact far beyond float32. So correlations depend neither on
     the batch nor on the devices.
     """
-    even = _even(tile)
     # The compiler must not see through the loop: of a single tile it would compute embeddings anew
     # inside their differences, and round them otherwise than in a batch of many. So the number of
     # tiles is known at run time only, and a row more than a tile makes each slice depend on it.

@@ -10,6 +10,7 @@ def test_plan_without_the_compiler_is_refused_in_one_line(tmp_path, monkeypatch,
     )
     assert cli.main(["plan", "--out", str(tmp_path / "plan")]) == 2
     error = capsys.readouterr().err
-    assert "libtpu" in error and "pip install 'emojax[plan]'" in error
+    assert "libtpu" in error
+    assert "pip install 'emojax[plan]'" in error
     assert len(error.splitlines()) == 1
     assert not (tmp_path / "plan").exists()
