@@ -37,8 +37,6 @@ from emojax.training import step as training
 from emojax.training.classifiers import Precision, classification_task
 from emojax.training.recipe import Recipe
 
-LEAST_BATCH = 256  # images a device, so that a step outweighs what starts it
-
 
 @dataclass(frozen=True)
 class ImageShape:
@@ -109,12 +107,12 @@ def probe_step(
     pool: Pool = "avg",
     taps: str = "raw",
     top_k: int = 100,
-    batch: int | None = None,
+    batch: int = 256,
     tile: int | None = None,
     keep_activations: bool = False,
     precision: ProbePrecision = "exact",
 ) -> ProbePlan:
-    """The step of `probe` for these shapes; the batch is the least that suits the mesh when None.
+    """The step of `probe` for these shapes; the batch is rounded up as there.
 
     Raises:
       InputError: no such layer.
@@ -129,7 +127,7 @@ def probe_step(
     graph, params = nnx.split(tower)
     forward = probing.Forward(pooled_taps(network, names, pool), graph, encoder.preprocess)
     tile = tile or probe_tile(mesh, encoder.model.config)
-    size = whole_tiles(batch or mesh.size * LEAST_BATCH, tile, mesh)
+    size = whole_tiles(batch, tile, mesh)
     step = probing.make_step(forward, tile, keep_activations, mesh, precision)
     empty = jax.eval_shape(
         lambda: probing.empty_state(units, top_k, encoder.model.config.embedding)

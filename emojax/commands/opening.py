@@ -168,6 +168,14 @@ def open_study(settings: Studying) -> StudyInputs:
     return StudyInputs(model, clip, concepts, images, tests, class_names)
 
 
+def name_devices() -> None:
+    """Says what a command computes on, and warns of an accelerator that it leaves idle."""
+    say(f"devices: {describe_devices()}")
+    idle = unused_accelerators()
+    if idle is not None:
+        warn(idle)
+
+
 def open_run(settings: WritesRun, command: str, **extra: Any) -> AbstractContextManager[store.Run]:
     """The run folder that a command writes; `extra` goes beside the settings into its manifest.
 
@@ -175,10 +183,7 @@ def open_run(settings: WritesRun, command: str, **extra: Any) -> AbstractContext
     """
     interruption.begin_work()
     if command in _COMPUTING:
-        say(f"devices: {describe_devices()}")
-        idle = unused_accelerators()
-        if idle is not None:
-            warn(idle)
+        name_devices()
     dumped = settings.model_dump(mode="json") | extra
     return store.run_folder(settings.out, command, dumped, overwrite=settings.overwrite)
 

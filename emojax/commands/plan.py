@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from emojax.distributed.plan import PlannedStep, StepPlan
-    from emojax.planning import Encoder, ProbePlan
+    from emojax.models.classifier import Classifier
+    from emojax.planning import Encoder, ImageShape, ProbePlan
 
 _NOTE = "By the TPU compiler's own estimates; nothing was run, nothing measured."
 
@@ -34,7 +35,7 @@ def plan(settings: PlanSettings) -> None:
     """Compiles the steps for a topology and writes what each would cost."""
     import jax
 
-    from emojax import store
+    from emojax import planning, store
     from emojax.commands import opening
     from emojax.commands.console import say, say_written
     from emojax.distributed import topology
@@ -44,7 +45,16 @@ def plan(settings: PlanSettings) -> None:
     mesh = topology.topology_mesh(settings.plan.topology)
     chip = topology.chip_of(mesh)
     with opening.open_run(settings, "plan") as run:
-        makers, probe = _steps(settings, mesh)
+        model, encoder = planning.as_shapes(_network(settings)), _encoder(settings)
+        probe = _probe(settings, model, encoder, mesh)
+        makers = {
+            "probe": lambda: probe.planned,
+            "score": lambda: _score(settings, model, encoder, mesh),
+            "sweep": lambda: planning.sweep_step(model, settings.plan.tests, mesh),
+            "train": lambda: _train(settings, mesh),
+        }
+        # All of them before the first compilation: what is refused is refused at once.
+        steps = {name: makers[name]() for name in settings.plan.steps}
         chosen = {"tile": probe.tile, "batch": probe.batch}
         say(
             f"plan: {settings.plan.topology}, {mesh.size} devices of "
@@ -52,10 +62,10 @@ def plan(settings: PlanSettings) -> None:
             f"{chip.operations / 1e12:.0f}·10¹² operations a second each (bfloat16)"
         )
         plans = {}
-        for name in settings.plan.steps:
+        for name, step in steps.items():
             say(f"plan: compiling the step of {name}, which takes seconds to minutes")
             with run.timed(name):
-                plans[name] = plan_step(makers[name](), mesh)
+                plans[name] = plan_step(step, mesh)
         host = _host_work(settings, probe, plans.get("probe"), mesh)
         store.write_json(
             run.folder / "plan.json",
@@ -75,80 +85,86 @@ def plan(settings: PlanSettings) -> None:
     say_written(settings.out)
 
 
-def _steps(
-    settings: PlanSettings, mesh: "Mesh"
-) -> "tuple[dict[str, Callable[[], PlannedStep]], ProbePlan]":
-    """What makes each step, and the probe's, whose settings are those that a plan chooses."""
+def _probe(
+    settings: PlanSettings, model: "Classifier", encoder: "Encoder", mesh: "Mesh"
+) -> "ProbePlan":
+    """The probe's step, whose settings are those that a plan chooses."""
     from emojax import planning
-    from emojax.dissection.options import wpmi_options
-    from emojax.errors import InputError
 
-    options, probe, train = settings.plan, settings.probe, settings.train
-    encoder = _encoder(settings)
-    images = planning.ImageShape(options.images, options.size, options.size, options.channels)
-    model = planning.as_shapes(_network(settings))
-    probed = planning.probe_step(
+    probe = settings.probe
+    return planning.probe_step(
         model,
         encoder,
-        images,
+        _images(settings),
         mesh,
         layers=probe.layers,
         pool=probe.pool,
         taps=probe.taps,
         top_k=probe.top_k,
-        batch=probe.batch if "batch" in probe.model_fields_set else None,
+        batch=probe.batch,
         tile=probe.tile,
         keep_activations=probe.keep_activations,
         precision=probe.precision,
     )
 
-    def score() -> "PlannedStep":
-        asked = settings.dissect
-        scoring = wpmi_options(asked.similarity, asked.top_k, asked.a, asked.lam, asked.prior)
-        if scoring is None:
-            raise InputError(
-                f"{asked.similarity} is scored in no step of its own; plan compiles wpmi and "
-                "soft_wpmi, or leave score out of --plan.steps"
-            )
-        return planning.score_step(
-            model,
-            encoder,
-            options.images,
-            options.concepts,
-            mesh,
-            scoring,
-            layers=probe.layers,
-            null_sets=settings.dissect.null_sets,
+
+def _score(
+    settings: PlanSettings, model: "Classifier", encoder: "Encoder", mesh: "Mesh"
+) -> "PlannedStep":
+    """The scoring of the record that the probe leaves."""
+    from emojax import planning
+    from emojax.dissection.options import wpmi_options
+    from emojax.errors import InputError
+
+    asked = settings.dissect
+    options = wpmi_options(asked.similarity, asked.top_k, asked.a, asked.lam, asked.prior)
+    if options is None:
+        raise InputError(
+            f"{asked.similarity} is scored in no step of its own; plan compiles wpmi and "
+            "soft_wpmi, or leave score out of --plan.steps"
         )
+    return planning.score_step(
+        model,
+        encoder,
+        settings.plan.images,
+        settings.plan.concepts,
+        mesh,
+        options,
+        layers=settings.probe.layers,
+        null_sets=asked.null_sets,
+    )
 
-    def training() -> "PlannedStep":
-        from emojax.training.classifiers import new_network
 
-        task = train.task
-        if task == "clip":
-            raise InputError(
-                "plan compiles the training of classifiers, not of a CLIP; "
-                "leave train out of --plan.steps"
-            )
-        return planning.train_step(
-            lambda images: new_network(task, images, 0, size=train.size),
-            images,
-            mesh,
-            Recipe(**{name: getattr(train, name) for name in Recipe.model_fields}),
-            batch=train.batch,
-            augment=train.augment,
-            precision=train.precision,
-            label_smoothing=train.label_smoothing,
-            shard=train.shard,
+def _train(settings: PlanSettings, mesh: "Mesh") -> "PlannedStep":
+    """A step of the training that the settings describe."""
+    from emojax import planning
+    from emojax.errors import InputError
+    from emojax.training.classifiers import new_network
+
+    train, task = settings.train, settings.train.task
+    if task == "clip":
+        raise InputError(
+            "plan compiles the training of classifiers, not of a CLIP; "
+            "leave train out of --plan.steps"
         )
+    return planning.train_step(
+        lambda images: new_network(task, images, 0, size=train.size),
+        _images(settings),
+        mesh,
+        Recipe(**{name: getattr(train, name) for name in Recipe.model_fields}),
+        batch=train.batch,
+        augment=train.augment,
+        precision=train.precision,
+        label_smoothing=train.label_smoothing,
+        shard=train.shard,
+    )
 
-    makers = {
-        "probe": lambda: probed.planned,
-        "score": score,
-        "sweep": lambda: planning.sweep_step(model, options.tests, mesh),
-        "train": training,
-    }
-    return makers, probed
+
+def _images(settings: PlanSettings) -> "ImageShape":
+    from emojax.planning import ImageShape
+
+    options = settings.plan
+    return ImageShape(options.images, options.size, options.size, options.channels)
 
 
 def _network(settings: PlanSettings) -> "Callable[[], Any]":
@@ -163,11 +179,12 @@ def _network(settings: PlanSettings) -> "Callable[[], Any]":
     from emojax.probing.network import Network
 
     target, options = settings.target, settings.plan
-    if any(value is not None for value in (target.weights, target.path, target.factory)):
+    if target.factory is not None:
+        raise InputError("plan takes networks of files; --target.factory gives none")
+    if target.weights is not None or target.path is not None:
         model = opening.open_target(target)
-        if isinstance(model, Network):
-            raise InputError("plan takes networks of files; --target.factory gives none")
-        return lambda: model
+        assert not isinstance(model, Network)  # those are of factories
+        return lambda: nnx.merge(*nnx.split(model))
     if options.network == "deep_emotion":
         return lambda: DeepEmotion(DeepEmotionConfig(options.channels, 7), rngs=nnx.Rngs(0))
     if options.network == "compact":

@@ -75,7 +75,7 @@ def topology_mesh(name: str) -> Mesh:
 
 
 def chip_of(mesh: Mesh) -> Chip:
-    """The data sheet of a mesh's devices.
+    """The data sheet of a mesh's devices; where each core is one (v4), of its part of the chip.
 
     Raises:
       InputError: there is none for this kind.
@@ -83,7 +83,11 @@ def chip_of(mesh: Mesh) -> Chip:
     kind = mesh.devices.flat[0].device_kind
     if kind not in CHIPS:
         raise InputError(f"no data sheet for {kind!r}; known: {', '.join(CHIPS)}")
-    return CHIPS[kind]
+    chip = CHIPS[kind]
+    cores = 1 + max(getattr(device, "core_on_chip", 0) for device in mesh.devices.flat)
+    if cores == 1:
+        return chip
+    return Chip(f"{chip.name} core", chip.operations / cores, chip.memory / cores, chip.clock)
 
 
 def hosts_of(mesh: Mesh) -> int:
