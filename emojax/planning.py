@@ -205,7 +205,7 @@ def train_step(
     names = tuple(f"class {number}" for number in range(classes))
     pixels = np.broadcast_to(np.uint8(0), (images.count, *images.one))  # takes no memory
     labels = np.zeros(images.count, np.int32)
-    held = ImageSet(pixels, labels, names, range(images.count), "", "the images to plan for")
+    held = ImageSet(pixels, labels, names, ("",) * images.count, "", "the images to plan for")
     task = classification_task(
         nnx.eval_shape(lambda: build(held)),
         held,

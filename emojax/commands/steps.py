@@ -163,7 +163,7 @@ def compare_precisions(
     sample = images.drawn(Draw(_SAMPLE))
     network = as_network(model, taps=options.taps, antialias=options.antialias)
     what = _what_to_probe(settings, model, sample)
-    asked = scoring(settings, run, concepts, clip) | {"null_sets": 0}
+    asked: dict[str, Any] = {**scoring(settings, run, concepts, clip), "null_sets": 0}
     with run.timed("compare precisions"):
         exact, other = (
             dissect_record(

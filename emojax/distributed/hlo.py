@@ -178,9 +178,10 @@ def cost(
         if operation.cycles is not None:
             part = part_of(operation.scope)
             found.cycles[part] = found.cycles.get(part, 0.0) + runs * operation.cycles
-        kind = operation.kind.removesuffix("-start")
-        if kind in COLLECTIVES:
-            found.exchanged[kind] = found.exchanged.get(kind, 0) + runs * _received(operation)
+        collective = _collective(module, operation)
+        if collective is not None:
+            kind = collective.kind.removesuffix("-start")
+            found.exchanged[kind] = found.exchanged.get(kind, 0) + runs * _received(collective)
         elif operation.cycles is None and not _is_free(operation):
             name = f"{_kind_of(module, operation)} ({part_of(operation.scope)})"
             found.without_estimate[name] = found.without_estimate.get(name, 0) + runs
@@ -203,18 +204,31 @@ def _is_free(operation: Operation) -> bool:
     """Whether an operation takes no time worth naming: a name, a single number, a fetch ahead."""
     if operation.kind in _FREE or operation.kind.endswith("-done"):
         return True
+    if operation.name.startswith("async-collective-done"):  # a fusion around the end of one
+        return True
     if all(not sides for _, sides in _ARRAY.findall(operation.result)):
         return True
     return operation.kind == "custom-call" and '"AllocateBuffer"' in operation.line
 
 
+def _collective(module: Module, operation: Operation) -> Operation | None:
+    """The collective that an operation is or starts, which may lie in a computation of its own."""
+    if operation.kind.removesuffix("-start") in COLLECTIVES:
+        return operation
+    if operation.kind not in ("fusion", "async-start") or "done" in operation.name:
+        return None
+    inner = module.computations.get(operation.called("calls") or "", ())
+    return next((each for each in inner if each.kind in COLLECTIVES), None)
+
+
 def _received(operation: Operation) -> int:
     """Bytes of a collective's result; a start's is a tuple that holds its operands, too."""
-    if not operation.kind.endswith("-start"):
+    if operation.kind in COLLECTIVES or operation.kind == "all-reduce-start":
         return array_bytes(operation.result)
-    arrays = _ARRAY.findall(operation.result)
-    half = arrays[len(arrays) // 2 :] if operation.kind != "all-reduce-start" else arrays
-    return array_bytes(" ".join(f"{kind}[{sides}]" for kind, sides in half))
+    # Behind operands and results may stand numbers that say how far it is.
+    arrays = [(kind, sides) for kind, sides in _ARRAY.findall(operation.result) if sides]
+    results = arrays[len(arrays) // 2 :]
+    return array_bytes(" ".join(f"{kind}[{sides}]" for kind, sides in results))
 
 
 def _executed(

@@ -7,7 +7,7 @@ compiler's estimate, not a measurement. `emojax.planning` makes such steps.
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ class PlannedStep(NamedTuple):
       loops: runs of the loops whose count is known at run time only, by a named scope around them.
     """
 
-    step: Callable[..., Any]
+    step: Any  # what jax.jit gives, which has no type of its own
     arguments: tuple[PyTree, ...]
     images: int
     parts: Mapping[str, str]

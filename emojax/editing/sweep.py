@@ -86,7 +86,7 @@ def mask_step(mesh: Mesh, units: int, classes: int, images: int) -> MaskStep:
     tile = default_tile(mesh) * _TILES_OF_MASKS
     program = program_of(kernels.by_masks, ("weights", kernels.count_hits), mesh, tile)
 
-    def array(*shape: int, kind: Any = np.float32) -> jax.ShapeDtypeStruct:
+    def array(*shape: int, kind: Any = np.float32) -> Any:  # stands where an array is expected
         return jax.ShapeDtypeStruct(shape, kind)
 
     head = Head(array(units), array(units, classes), array(classes), array())

@@ -32,6 +32,8 @@ def test_collectives_are_counted_by_the_bytes_of_their_results():
     assert hlo.cost(hlo.parse(MODULE), part).exchanged == {
         "all-reduce": 128 * 4,
         "all-gather": 64 * 128 * 2,
+        "collective-permute": 8 * 4,
+        "all-to-all": 32 * 2,
     }
 
 
