@@ -29,6 +29,7 @@ from emojax.commands import (
     explain,
     judge,
     labels,
+    plan,
     predict,
     prepare,
     probe,
@@ -64,6 +65,7 @@ COMMANDS = {
         run,
         report,
         compare,
+        plan,
     )
 }
 

@@ -20,6 +20,8 @@ from emojax.errors import InputError, did_you_mean
 from emojax.section import NAME_OR_PATH, Factors, Positive, Section, Seed, UserPath
 from emojax.training.recipe import Recipe
 
+PlannedSteps = Literal["probe", "score", "sweep", "train"]
+PublishedClip = Literal["ViT-B/32", "ViT-B/16", "ViT-L/14"]
 WeightsPath = Annotated[UserPath, AfterValidator(weights_file)]  # a file, or a name that ships
 
 
@@ -154,6 +156,12 @@ class Probe(Section):
     batch: Positive = Field(default=256, description="images per step; does not change results")
     tile: Positive | None = Field(
         default=None, description="images computed together; None suits the device"
+    )
+    precision: Literal["exact", "high", "bfloat16"] = Field(
+        default="exact",
+        description="what network and CLIP compute in: float32 in full; with products of three "
+        "bfloat16 passes (TPU) or TF32 (GPU); or bfloat16. The summary says how many labels of a "
+        "sample it changes",
     )
     save_every: float = Field(
         default=60.0,
@@ -321,6 +329,30 @@ class Train(Recipe):
     )
 
 
+class Plan(Section):
+    """What to compile, and for which accelerators."""
+
+    topology: str = Field(
+        default="v5e:2x4",
+        description="TPUs by generation and shape: v5e:2x4, v5e:16x16, v4:4x4x4, v5p:4x4x4, "
+        "v6e:16x16",
+    )
+    steps: tuple[PlannedSteps, ...] = Field(
+        default=("probe", "score", "sweep", "train"), description="which steps", min_length=1
+    )
+    network: Literal["vgg", "vgg_small", "compact", "deep_emotion"] = Field(
+        default="vgg", description="the network, where --target names none"
+    )
+    clip: PublishedClip = Field(
+        default="ViT-B/16", description="the size of the CLIP, where --clip.path names none"
+    )
+    images: Positive = Field(default=28_709, description="images to probe and to train on")
+    tests: Positive = Field(default=7_178, description="images to sweep over")
+    size: Positive = Field(default=48, description="side of the images")
+    channels: Literal[1, 3] = Field(default=1, description="1 for gray images, 3 for colour")
+    concepts: Positive = Field(default=20_000, description="concepts to score")
+
+
 class Report(Section):
     """The page that a run ends with."""
 
@@ -358,6 +390,7 @@ class Settings(Section):
     calibration: Calibration = Calibration()
     judge: Judge = Judge()
     train: Train = Train()
+    plan: Plan = Plan()
     report: Report = Report()
     cache: UserPath = CACHE
 

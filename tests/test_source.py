@@ -19,7 +19,7 @@ LEVELS = (
     {"cli"},
     {"commands"},
     {"settings"},
-    {"report"},
+    {"report", "planning"},
     {"editing", "evidence"},
     {"dissection"},
     {"training"},

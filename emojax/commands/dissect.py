@@ -42,7 +42,7 @@ def dissect(settings: DissectSettings) -> None:
         with opening.open_run(settings, "dissect") as run:
             steps.check(settings, model, clip, concepts, images)
             record = steps.probe(settings, run, model, images, clip)
-            steps.label(settings, run, record, concepts, clip, model)
+            steps.label(settings, run, record, concepts, clip, model, images)
     try:
         report.complete(settings.out, settings.report, images)
     finally:

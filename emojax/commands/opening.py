@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from emojax import interruption, store
 from emojax.commands import classes
 from emojax.commands.base import Studying, Testing, WritesRun
-from emojax.commands.console import say_written, warn
+from emojax.commands.console import say, say_written, warn
 from emojax.commands.factory import open_factory
 from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.clip_folder import load_clip
@@ -20,12 +20,18 @@ from emojax.data.network_folder import load_network as load_folder
 from emojax.data.opening import open_split
 from emojax.data.provenance import overlap_warnings, read_provenance
 from emojax.data.weights import load_network
+from emojax.distributed.devices import describe_devices, unused_accelerators
 from emojax.errors import InputError
 from emojax.models.classifier import Classifier
 from emojax.probing.network import Network
 from emojax.settings import Clip, Data, Target
 
 _Value = TypeVar("_Value")
+# Commands whose work is the devices'.
+_COMPUTING = {
+    *("demo", "run", "probe", "dissect", "labels", "explain", "judge", "sweep"),
+    *("train", "evaluate"),
+}
 
 
 class StudyInputs(NamedTuple):
@@ -171,9 +177,22 @@ def open_study(settings: Studying) -> StudyInputs:
     return StudyInputs(model, clip, concepts, images, tests, class_names)
 
 
+def name_devices() -> None:
+    """Says what a command computes on, and warns of an accelerator that it leaves idle."""
+    say(f"devices: {describe_devices()}")
+    idle = unused_accelerators()
+    if idle is not None:
+        warn(idle)
+
+
 def open_run(settings: WritesRun, command: str, **extra: Any) -> AbstractContextManager[store.Run]:
-    """The run folder that a command writes; `extra` goes beside the settings into its manifest."""
+    """The run folder that a command writes; `extra` goes beside the settings into its manifest.
+
+    Of a command that computes, the devices are named, and warned is of one that is left idle.
+    """
     interruption.begin_work()
+    if command in _COMPUTING:
+        name_devices()
     dumped = settings.model_dump(mode="json") | extra
     return store.run_folder(settings.out, command, dumped, overwrite=settings.overwrite)
 

@@ -85,6 +85,7 @@ def predict(settings: PredictSettings) -> None:
     sources = open_sources(paths, settings.size, model.config.channels)
     total = sum(len(source.names) for source in sources)
     interruption.begin_work()
+    opening.name_devices()
     with _Table.open(settings, _key(settings, model, names, labels, sources)) as table:
         if not table.rows:
             table.add([["file", "label", *names, "units", "near_tie", "reason"]], images=0)

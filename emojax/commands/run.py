@@ -26,7 +26,7 @@ def run(settings: RunSettings) -> None:
         model = steps.check_study_inputs(settings, inputs)
         record = steps.probe(settings, folder, model, inputs.images, inputs.clip)
         dissection, table1, summary = steps.label(
-            settings, folder, record, inputs.concepts, inputs.clip, model
+            settings, folder, record, inputs.concepts, inputs.clip, model, inputs.images
         )
         options = begin_study(settings, folder, dissection, inputs.tests)
         study = run_study(model, dissection, table1, inputs.images, inputs.tests, **options)

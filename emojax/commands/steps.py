@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from rich.table import Table
 
@@ -19,7 +20,9 @@ from emojax.commands.console import console, progress, say, warn
 from emojax.commands.opening import StudyInputs
 from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.concepts import ConceptSet, load_concepts
+from emojax.data.draw import Draw
 from emojax.data.image_set import ImageSet
+from emojax.dissection.agreement import agreement
 from emojax.dissection.dissect import dissect as dissect_record
 from emojax.dissection.dissect import embed_concepts
 from emojax.dissection.encoder_check import ZeroShot, zero_shot
@@ -37,6 +40,9 @@ from emojax.probing.probe import probe as probe_network
 from emojax.probing.record import ProbeRecord
 from emojax.report.write import write_dissection
 from emojax.settings import Dissect
+
+_READING_BOUND = 0.1  # share of the time waited for images above which reading is the bottleneck
+_SAMPLE = 1000  # images that are probed in both precisions, to compare the labels
 
 
 def units_of(model: Classifier | Network, images: ImageSet) -> dict[str, int]:
@@ -102,11 +108,6 @@ def probe(
 ) -> ProbeRecord:
     """The record for these settings, from the cache when its content key is there."""
     options = settings.probe
-    scores = settings.dissect if isinstance(settings, Dissecting) else Dissect()
-    # The record must hold what the similarity function will ask of it.
-    top_k = max(options.top_k, scores.top_k or 0)
-    if scores.similarity == "rank_reorder":
-        top_k = max(top_k, rank_reorder_size(len(images)))
     network = as_network(model, taps=options.taps, antialias=options.antialias)
     start = time.perf_counter()
     with run.timed("probe"), progress("probe") as bar:
@@ -114,15 +115,8 @@ def probe(
             network,
             images,
             clip,
-            layers=layers_to_probe(settings, model),
-            pool=options.pool,
-            tokens=options.tokens,
-            top_k=min(top_k, len(images)),
-            batch=options.batch,
-            tile=options.tile,
-            keep_activations=(
-                options.keep_activations or scores.similarity == "cos_similarity_cubed"
-            ),
+            **_what_to_probe(settings, model, images),
+            precision=options.precision,
             memory=None if options.memory is None else options.memory * 1e9,
             cache=settings.cache / "probes",
             save_every=options.save_every,
@@ -134,6 +128,66 @@ def probe(
     return record
 
 
+def _what_to_probe(
+    settings: Probing, model: Classifier | Network, images: ImageSet
+) -> dict[str, Any]:
+    """What of the settings shapes a record, but its precision."""
+    options = settings.probe
+    scores = settings.dissect if isinstance(settings, Dissecting) else Dissect()
+    # The record must hold what the similarity function will ask of it.
+    top_k = max(options.top_k, scores.top_k or 0)
+    if scores.similarity == "rank_reorder":
+        top_k = max(top_k, rank_reorder_size(len(images)))
+    return {
+        "layers": layers_to_probe(settings, model),
+        "pool": options.pool,
+        "tokens": options.tokens,
+        "top_k": min(top_k, len(images)),
+        "batch": options.batch,
+        "tile": options.tile,
+        "keep_activations": (
+            options.keep_activations or scores.similarity == "cos_similarity_cubed"
+        ),
+    }
+
+
+def compare_precisions(
+    settings: Dissecting,
+    run: store.Run,
+    model: Classifier | Network,
+    images: ImageSet,
+    concepts: ConceptSet,
+    clip: ClipEncoder,
+) -> dict[str, Any]:
+    """How many labels of a sample of the images the settings' precision changes, for the summary.
+
+    Empty where the probe is exact.
+    """
+    options = settings.probe
+    if options.precision == "exact":
+        return {}
+    sample = images.drawn(Draw(_SAMPLE))
+    network = as_network(model, taps=options.taps, antialias=options.antialias)
+    what = _what_to_probe(settings, model, sample)
+    asked: dict[str, Any] = {**scoring(settings, run, concepts, clip), "null_sets": 0}
+    with run.timed("compare precisions"):
+        exact, other = (
+            dissect_record(
+                probe_network(network, sample, clip, **what, precision=precision), concepts, **asked
+            )
+            for precision in ("exact", options.precision)
+        )
+    found = agreement(exact, other)
+    clear = ""
+    if found.clear_share is not None:
+        clear = f", and in {found.clear_share:.1%} of {found.clear} that hold on either half of it"
+    say(
+        f"precision {options.precision}: labels of a sample of {found.images} images are those of "
+        f"exact in {found.share:.1%} of {found.units} units{clear}"
+    )
+    return {"precision": {"tier": options.precision, **found.as_json()}}
+
+
 def _say_probed(record: ProbeRecord, seconds: float) -> None:
     units = sum(record.layers.values())
     if record.done_before == record.images:
@@ -142,10 +196,15 @@ def _say_probed(record: ProbeRecord, seconds: float) -> None:
         return
     resumed = f", resumed after {record.done_before}" if record.done_before else ""
     rate = (record.images - record.done_before) / seconds
+    devices = jax.device_count()
+    each = f", {rate / devices:.1f} a device" if devices > 1 else ""
     say(
         f"probe: {record.images} images{resumed}, {len(record.layers)} layers, {units} units "
-        f"in {seconds:.1f} s ({rate:.1f} images/s, compilation included)"
+        f"in {seconds:.1f} s ({rate:.1f} images/s{each}, compilation included)"
     )
+    if record.waited is not None:
+        bound = "reading" if record.waited >= _READING_BOUND else "device"
+        say(f"probe: {bound}-bound, {record.waited:.0%} of the time waited for images to be read")
 
 
 def scoring(
@@ -176,8 +235,12 @@ def label(
     concepts: ConceptSet,
     clip: ClipEncoder,
     model: Classifier | Network | None,
+    images: ImageSet | None = None,
 ) -> tuple[Dissection, list[LayerSummary], dict[str, Any]]:
-    """From a record to labels, Table 1 and the summary, written and printed."""
+    """From a record to labels, Table 1 and the summary, written and printed.
+
+    With the images that were probed, the summary also says what the probe's precision changed.
+    """
     check = zero_shot(record, clip)
     _say_encoder(clip, check)
     asked = scoring(settings, run, concepts, clip)
@@ -202,6 +265,9 @@ def label(
     )
     print_table1(table1, tau)
     _say_trust(dissection, abstain=abstain)
+    if model is not None and images is not None:
+        summary |= compare_precisions(settings, run, model, images, concepts, clip)
+        store.write_json(run.folder / "summary.json", summary)
     return dissection, table1, summary
 
 

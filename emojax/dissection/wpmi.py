@@ -15,12 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from emojax.dissection.options import Consensus, SoftWpmi, Wpmi
 from emojax.dissection.scores import consensus
 from emojax.distributed.data_parallel import data_parallel
-from emojax.distributed.mesh import AXIS, put_replicated, put_sharded
+from emojax.distributed.mesh import (
+    AXIS,
+    batch_sharded,
+    placed_shapes,
+    put_replicated,
+    put_sharded,
+    replicated,
+)
 from emojax.ops import similarity as ops
 from emojax.ops import stats
 from emojax.probing.record import ProbeRecord
@@ -94,7 +101,7 @@ def score(
     tiles = _tiles(np.asarray(texts), mesh)
 
     blocks = 3 if lists.halves else 1
-    program = _program(mesh, options, tuple(record.layers.values()), blocks, concepts)
+    program = program_of(mesh, options, tuple(record.layers.values()), blocks, concepts)
     whole = put_replicated(mesh, (record.embeddings[lists.images], lists.rows))
     sharded = put_sharded(mesh, tuple(tiles))
     by_tile, half_best, half_concept, null = map(np.asarray, program(*whole, *sharded))
@@ -161,6 +168,35 @@ def _significance(
     return np.asarray(p_value), np.asarray(stats.benjamini_hochberg(p_value))
 
 
+PARTS = {
+    "normaliser": "normaliser",
+    "lists": "lists",
+    "prior": "prior",
+}  # the named scopes of the scoring's work
+
+
+def shapes(
+    mesh: Mesh, lists: tuple[int, int], images: int, concepts: int, embedding: int
+) -> tuple[PyTree, ...]:
+    """The arguments of `program_of` as shapes with shardings, to compile it without arrays.
+
+    Args:
+      mesh: the devices, which need not be there.
+      lists: how many lists there are, and how long they are.
+      images: those in some list; with the prior over images, all.
+      concepts: how many.
+      embedding: width of the embeddings.
+    """
+    tiles = _tiles(np.broadcast_to(np.float32(0), (concepts, embedding)), mesh)
+    whole = (
+        jax.ShapeDtypeStruct((images, embedding), np.float32),
+        jax.ShapeDtypeStruct(lists, np.int32),
+    )
+    return *placed_shapes(replicated(mesh), whole), *placed_shapes(
+        batch_sharded(mesh), tuple(tiles)
+    )
+
+
 def rank_weights(options: SoftWpmi | Wpmi) -> np.ndarray:
     """The chance [K] that the image of a rank belongs to the activating set; in WPMI all do."""
     if isinstance(options, SoftWpmi):
@@ -169,7 +205,7 @@ def rank_weights(options: SoftWpmi | Wpmi) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=16)
-def _program(
+def program_of(
     mesh: Mesh, options: SoftWpmi | Wpmi, sizes: tuple[int, ...], blocks: int, concepts: int
 ) -> Callable:
     """The jitted scoring of all tiles: compiled once for given layers and number of concepts.
@@ -200,24 +236,27 @@ def _program(
             masked = lambda rows: jnp.where(exists, logits(rows, text), -jnp.inf)  # noqa: E731
             return ops.log_normaliser(images, masked)
 
-        sums = jax.lax.all_gather(jax.lax.map(log_sum, (texts, is_concept)), AXIS, tiled=True)
-        # Tiles of nothing but filling, which only some numbers of devices need, are left out: the
-        # sum has the same terms on any mesh.
-        normaliser = jax.nn.logsumexp(sums[: -(-concepts // texts.shape[1])], axis=0)
+        with jax.named_scope("normaliser"):
+            sums = jax.lax.all_gather(jax.lax.map(log_sum, (texts, is_concept)), AXIS, tiled=True)
+            # Tiles of nothing but filling, which only some numbers of devices need, are left out:
+            # the sum has the same terms on any mesh.
+            normaliser = jax.nn.logsumexp(sums[: -(-concepts // texts.shape[1])], axis=0)
 
         # Second pass: a tile's probabilities, and from them the scores of all lists.
         def score_tile(tile: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
             text, exists = tile
             probs = jnp.exp(logits(images, text) - normaliser[:, None])
-            loglik, constant = ops.weighted_loglik(
-                probs, lists, weights, options.min_prob, concepts
-            )
+            with jax.named_scope("lists"):
+                loglik, constant = ops.weighted_loglik(
+                    probs, lists, weights, options.min_prob, concepts
+                )
             if options.prior == "units":
                 # A layer's own expectation over its units, here of each block.
                 prior = ops.layer_prior(loglik[: blocks * units], groups)
                 own_prior = jnp.repeat(prior, np.asarray(groups), axis=0)
             elif options.prior == "images":
-                expected = ops.image_prior(probs, weights, options.min_prob, concepts)
+                with jax.named_scope("prior"):
+                    expected = ops.image_prior(probs, weights, options.min_prob, concepts)
                 prior = jnp.broadcast_to(expected, (layers, *expected.shape))
                 own_prior = expected
             else:

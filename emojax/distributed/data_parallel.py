@@ -24,6 +24,7 @@ def data_parallel(
     tile: int | None = None,
     out_shardings: Any = None,
     donate: Sequence[int] = (),
+    products: str = "highest",
 ) -> Callable[..., Any]:
     """Jits a function of one device's share over all devices of the mesh.
 
@@ -41,6 +42,8 @@ def data_parallel(
         sharded argument; None, to all rows at once.
       out_shardings: of the results; None makes them readable by the host, in every process.
       donate: numbers of the arguments whose memory the results may reuse.
+      products: JAX's name for how float32 matrix products are made. In full precision by default:
+        TF32 or bfloat16 passes change rankings and labels.
 
     Raises:
       ValueError: tiles of several sharded arguments; put them into one pytree.
@@ -49,9 +52,7 @@ def data_parallel(
         raise ValueError(f"tiles are of one sharded argument, not of {sharded}; give one pytree")
 
     def local(*arguments: Any) -> Any:
-        # float32 products at full precision: TF32 or bfloat16 passes would change rankings and
-        # labels.
-        with jax.default_matmul_precision("highest"):
+        with jax.default_matmul_precision(products):
             if tile is None:
                 return function(*arguments)
             *whole, rows = arguments
@@ -91,6 +92,10 @@ def _from_tiles(results: Any) -> Any:
     return jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), results)
 
 
-def default_tile() -> int:
-    """Rows that keep the device busy: few for a CPU's caches, many for a matrix unit."""
-    return 16 if jax.default_backend() == "cpu" else 256
+def default_tile(mesh: Mesh | None = None) -> int:
+    """Rows that keep a device busy: few for a CPU's caches, many for a matrix unit.
+
+    The device is one of the mesh, JAX's first when None.
+    """
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    return 16 if platform == "cpu" else 256

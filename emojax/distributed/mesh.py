@@ -141,6 +141,15 @@ def put(mesh: Mesh, tree: Any, shardings: Any) -> Any:
     return jax.tree.map(place, tree, shardings)
 
 
+def placed_shapes(sharding: NamedSharding, tree: Any) -> Any:
+    """A pytree of arrays, or of their shapes, as shapes with a sharding: what `jit` lowers for
+    devices that need not be there.
+    """
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )
+
+
 def fetch_to_main(mesh: Mesh, tree: Any) -> Any:
     """A pytree of arrays with one row per device, as host arrays in the main process; else None."""
     if not _is_shared(mesh):

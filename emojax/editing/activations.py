@@ -55,6 +55,13 @@ class Batch(NamedTuple):
     labels: jax.Array
 
 
+def batch_size(images: int, image_bytes: int, mesh: Mesh, tile: int) -> int:
+    """Images sent at once: at most `_BATCH` bytes, rounded up to whole tiles on every device."""
+    grain = mesh.size * tile
+    size = min(images, max(1, _BATCH // image_bytes))
+    return -(-size // grain) * grain
+
+
 class Head(NamedTuple):
     """What follows a dense layer that feeds the logits: `max(x + bias, floor) @ weight + offset`.
 
@@ -151,10 +158,8 @@ class PreBiasActivations:
 
     def _send(self, mesh: Mesh, tile: int) -> Iterator[Batch]:
         """Batches of at most `_BATCH` bytes, rounded up to whole tiles on every device."""
-        grain = mesh.size * tile
         total = len(self.labels)
-        size = min(total, max(1, _BATCH // self.values[:1].nbytes))
-        size = -(-size // grain) * grain
+        size = batch_size(total, self.values[:1].nbytes, mesh, tile)
         for start in range(0, total, size):
             values = self.values[start : start + size]
             labels = self.labels[start : start + size]

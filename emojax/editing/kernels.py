@@ -168,9 +168,11 @@ def by_masks(
     the product with the masks [S, U] is a setting's sums for all of them.
     """
     weight, base, change = _two_outputs(scope, head, jnp.asarray(masks.factor), batch.values)
-    terms = change[None] * weight.T[:, None]  # [C − 1, T, U]
-    sums = jnp.asarray(masks.rows).astype(terms.dtype) @ terms.reshape(-1, terms.shape[-1]).T
-    return count(_with_first_class(sums.reshape(-1, *base.T.shape) + base.T), batch.labels)
+    with jax.named_scope("product"):
+        terms = change[None] * weight.T[:, None]  # [C − 1, T, U]
+        sums = jnp.asarray(masks.rows).astype(terms.dtype) @ terms.reshape(-1, terms.shape[-1]).T
+    with jax.named_scope("count"):
+        return count(_with_first_class(sums.reshape(-1, *base.T.shape) + base.T), batch.labels)
 
 
 def by_cuts(

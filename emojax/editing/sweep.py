@@ -16,7 +16,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +26,15 @@ from jaxtyping import Bool, Float, Int, PyTree
 
 from emojax.brief import brief
 from emojax.distributed.data_parallel import data_parallel, default_tile
-from emojax.distributed.mesh import make_mesh, put_replicated
+from emojax.distributed.mesh import (
+    batch_sharded,
+    make_mesh,
+    placed_shapes,
+    put_replicated,
+    replicated,
+)
 from emojax.editing import kernels
-from emojax.editing.activations import PreBiasActivations, Progress
+from emojax.editing.activations import Batch, Head, PreBiasActivations, Progress, batch_size
 from emojax.editing.edit import gains_of, mask_of
 from emojax.editing.outcomes import Outcomes
 from emojax.editing.search import Scope, Setting
@@ -49,12 +55,46 @@ _TILES_BEFORE_DENSE = 8
 
 
 @functools.lru_cache(maxsize=64)
-def _program(
+def program_of(
     kernel: Callable[..., PyTree], fixed: tuple[object, ...], mesh: Mesh, tile: int
 ) -> Callable[..., PyTree]:
     """A kernel over tiles of images, sharded over the mesh; compiled once per shape of settings."""
     function = functools.partial(kernel, *fixed)
     return data_parallel(function, mesh, replicated=2, sharded=1, tile=tile)
+
+
+PARTS = {"product": "product", "count": "count"}  # the named scopes of what masks cost
+
+
+class MaskStep(NamedTuple):
+    """A chunk of masks over one batch, to be compiled: the program and shapes of its arguments."""
+
+    program: Callable[..., kernels.Tally]
+    arguments: tuple[PyTree, ...]
+    images: int
+
+
+def mask_step(mesh: Mesh, units: int, classes: int, images: int) -> MaskStep:
+    """What `Sweep.masks` runs for a layer that feeds the logits, without its arrays.
+
+    Args:
+      mesh: the devices, which need not be there.
+      units: of the layer.
+      classes: of the network.
+      images: of the set.
+    """
+    tile = default_tile(mesh) * _TILES_OF_MASKS
+    program = program_of(kernels.by_masks, ("weights", kernels.count_hits), mesh, tile)
+
+    def array(*shape: int, kind: Any = np.float32) -> Any:  # stands where an array is expected
+        return jax.ShapeDtypeStruct(shape, kind)
+
+    head = Head(array(units), array(units, classes), array(classes), array())
+    masks = kernels.Masks(array(_CHUNK, units, kind=np.bool_), array())
+    size = batch_size(images, 4 * units, mesh, tile)
+    batch = Batch(array(size, units), array(size, kind=np.int32))
+    whole = placed_shapes(replicated(mesh), (head, masks))
+    return MaskStep(program, (*whole, placed_shapes(batch_sharded(mesh), batch)), size)
 
 
 @brief
@@ -215,7 +255,7 @@ class Sweep:
         layer = self.activations
         mesh = self.mesh or make_mesh()
         tile = default_tile()
-        program = _program(kernel, (layer.after, self.scope), mesh, tile)
+        program = program_of(kernel, (layer.after, self.scope), mesh, tile)
         params = layer.params_on(mesh)
         settings = put_replicated(mesh, gains)
         logits = []
@@ -286,7 +326,7 @@ class Sweep:
         fixed = (self.scope, count)
         if kernel is kernels.by_gains:
             fixed = (layer.after, *fixed)
-        program = _program(kernel, fixed, mesh, tile)
+        program = program_of(kernel, fixed, mesh, tile)
         params = layer.params_on(mesh)
         settings = put_replicated(mesh, settings)
         tallies = [program(params, settings, batch) for batch in layer.batches(mesh, tile)]

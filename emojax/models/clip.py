@@ -74,6 +74,29 @@ class ClipConfig(TwoTowersConfig):
         )
 
 
+def _published(patch: int, vision: TowerConfig, text: TowerConfig, embedding: int) -> ClipConfig:
+    return ClipConfig(
+        vision=vision,
+        text=text,
+        image_size=224,
+        patch_size=patch,
+        vocabulary=49_408,
+        context=77,
+        embedding=embedding,
+        end_token=49_407,
+    )
+
+
+_BASE = TowerConfig(width=768, mlp=3072, depth=12, heads=12)
+_SMALL_TEXT = TowerConfig(width=512, mlp=2048, depth=12, heads=8)
+# The sizes that OpenAI published (Radford et al. 2021, table 20), by name.
+PUBLISHED = {
+    "ViT-B/32": _published(32, _BASE, _SMALL_TEXT, 512),
+    "ViT-B/16": _published(16, _BASE, _SMALL_TEXT, 512),
+    "ViT-L/14": _published(14, TowerConfig(width=1024, mlp=4096, depth=24, heads=16), _BASE, 768),
+}
+
+
 class VisionEmbeddings(nnx.Module):
     """Class token, patches and positions."""
 

@@ -96,7 +96,9 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "B inputs"]) -> Float[Array, "B U"]:
         """The output without the bias."""
         kernel = self.kernel[...]
-        return x.astype(kernel.dtype) @ kernel
+        # Sums of bfloat16 products stay float32: what is tapped here ranks images.
+        wide = jnp.promote_types(kernel.dtype, jnp.float32)
+        return jnp.matmul(x.astype(kernel.dtype), kernel, preferred_element_type=wide)
 
 
 class VggNet(nnx.Module):

@@ -17,14 +17,13 @@ from jax.sharding import Mesh
 
 from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.image_set import ImageSet
-from emojax.distributed.data_parallel import default_tile
 from emojax.distributed.mesh import fetch_to_main, make_mesh, put_batch, put_replicated
 from emojax.errors import InputError
 from emojax.ops.pooling import Pool, Tokens, over_tokens
 from emojax.ops.topk import EMPTY
 from emojax.probing import step as steps
 from emojax.probing.partial import Recorder
-from emojax.probing.probe import finish_record, whole_tiles
+from emojax.probing.probe import finish_record, probe_tile, whole_tiles
 from emojax.probing.record import ProbeRecord, activations_key, find
 from emojax.store import content_key
 
@@ -136,9 +135,9 @@ class Collection:
         self._axes: set[int] = set()  # numbers of axes that the activations have had
         self._channels: Channels = channels
         self._top_k = top_k
-        self._tile = tile or default_tile()
-        self._keep = keep_activations
         self._mesh = mesh or make_mesh()
+        self._tile = tile or probe_tile(self._mesh, clip.model.config)
+        self._keep = keep_activations
         self._clip = clip
         self._batch = whole_tiles(min(batch, self._total), self._tile, self._mesh)
         own = None

@@ -8,7 +8,7 @@ import fnmatch
 import functools
 import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast, runtime_checkable
 
 import jax
@@ -21,6 +21,7 @@ from emojax.errors import InputError, did_you_mean
 from emojax.models.classifier import Cuttable
 from emojax.ops.image import to_unit
 from emojax.ops.pooling import Pool, Tokens, pool
+from emojax.probing.precision import in_bfloat16
 from emojax.store import content_key
 
 Taps = Mapping[str, jax.Array]
@@ -64,6 +65,21 @@ class Network:
     reusable: bool = False
     antialias: bool | None = None
     name: str | None = None
+
+    def in_bfloat16(self) -> "Network":
+        """The same network computing in bfloat16; its key stays that of the exact one.
+
+        Raises:
+          InputError: it is no flax module, and computes as its own code says.
+        """
+        if not isinstance(self.apply, _ModuleApply):
+            raise InputError(
+                "precision bfloat16 (--probe.precision) is for flax modules; a function computes "
+                "in what it is written in"
+            )
+        rounded = in_bfloat16(nnx.merge(self.apply.graphdef, self.params))
+        graphdef, params = nnx.split(rounded)
+        return replace(self, apply=_ModuleApply(graphdef, self.apply.taps), params=params)
 
     def tap_shapes(self, image_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
         """Shape of every tap for one image of uint8 [H, W, C], in the network's order.
@@ -140,7 +156,7 @@ class PooledTaps:
         """Pooled activations of all layers, side by side, float32."""
         taps = self.apply(params, self.preprocess(images))[1]
         pooled = [
-            pool(taps[name], self.pool, self.tokens).astype(jnp.float32) for name in self.layers
+            pool(taps[name].astype(jnp.float32), self.pool, self.tokens) for name in self.layers
         ]
         return jnp.concatenate(pooled, axis=1)
 
@@ -162,7 +178,8 @@ def as_network(
     """Wraps a flax.nnx module or any function that returns `(logits, taps)`.
 
     Args:
-      model: the module or function; a `Network` is returned as it is.
+      model: the module or function; a `Network` is returned as it is. A module of shapes
+        (`nnx.eval_shape`) can be compiled, but not run, and has no key.
       preprocess: uint8 images → the model's input; None takes the model's own `preprocess`, which
         for a module may depend on its settings but not on its parameters, or division by 255.
       taps: `relu` asks a VGGNet or a CompactNet for outputs after BatchNorm and ReLU, `raw` for
@@ -199,6 +216,8 @@ def as_network(
     if hasattr(model, "preprocess"):
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), state)
         own = _ModulePreprocess(graphdef, antialias, nnx.merge(graphdef, shapes))
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state)):
+        return Network(apply, state, own, None, _is_hashable(graphdef), None)
     settings = [type(model).__name__, repr(getattr(model, "config", "")), taps]
     if antialias:  # left out without, so that keys of records made before it was a choice hold
         settings.append("antialias")

@@ -6,8 +6,11 @@ Shapes: I images, U units of all layers side by side, K top-k, D embedding, B ba
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -27,6 +30,7 @@ from emojax.distributed.mesh import (
 )
 from emojax.distributed.processes import check_same_everywhere
 from emojax.errors import InputError
+from emojax.models.transformer import TwoTowersConfig
 from emojax.ops.pooling import Pool, Tokens
 from emojax.probing import step as steps
 from emojax.probing.network import (
@@ -37,6 +41,7 @@ from emojax.probing.network import (
     resolve_layers,
 )
 from emojax.probing.partial import Recorder
+from emojax.probing.precision import Precision, in_bfloat16
 from emojax.probing.record import (
     ProbeRecord,
     find,
@@ -45,6 +50,8 @@ from emojax.probing.record import (
     record_key,
     save,
 )
+
+_Item = TypeVar("_Item")
 
 
 def probe(
@@ -60,6 +67,7 @@ def probe(
     top_k: int = 100,
     batch: int = 256,
     tile: int | None = None,
+    precision: Precision = "exact",
     preprocess: Callable[[jax.Array], jax.Array] | None = None,
     keep_activations: bool = False,
     memory: float | int | None = None,
@@ -88,6 +96,9 @@ def probe(
       batch: images per step; rounded up so that every device gets whole, even-sized tiles.
       tile: images computed together, see `in_tiles`; results depend on it in the last bits, not on
         `batch`.
+      precision: what network and CLIP compute in: `exact`, float32 with products in full precision;
+        `high`, float32 with products of three bfloat16 passes on a TPU and in TF32 on a GPU (the
+        same as `exact` on a CPU); or `bfloat16`. Sums and lists are float32 in all.
       preprocess: uint8 images → the model's input, when `model` is a function or module.
       keep_activations: also keep the pooled activations [I, U], for `cos_similarity_cubed`.
       memory: bytes on a device that lists and sums of the units may take. Where they would take
@@ -108,12 +119,14 @@ def probe(
     if not isinstance(images, ImageSet):
         images = ImageSet.from_arrays(images)
     mesh = mesh or make_mesh()
-    tile = tile or default_tile()
+    tile = tile or probe_tile(mesh, clip.model.config)
     shapes = network.tap_shapes(images.images.shape[1:])
     names = resolve_layers(layers, list(shapes))
     sizes = {name: shapes[name][-1] for name in names}
 
-    key = record_key(network, images, clip, names, pool, top_k, tile, keep_activations, tokens)
+    key = record_key(
+        network, images, clip, names, pool, top_k, tile, keep_activations, tokens, precision
+    )
     check_same_everywhere([key, images.key], "images, weights or settings")
     entry = None if cache is None or key is None else Path(cache).expanduser() / key
     build_record = functools.partial(
@@ -152,6 +165,7 @@ def probe(
                 top_k=top_k,
                 batch=batch,
                 tile=tile,
+                precision=precision,
                 keep_activations=keep_activations,
                 mesh=mesh,
                 cache=cache,
@@ -166,24 +180,60 @@ def probe(
         return record
     batch = whole_tiles(min(batch, total), tile, mesh)
     widths = {"embeddings": embedding} | ({"activations": units} if keep_activations else {})
-    clip_graph, clip_params = nnx.split(clip.model)
+    tower = clip.model
+    if precision == "bfloat16":
+        network, tower = network.in_bfloat16(), in_bfloat16(tower)
+    clip_graph, clip_params = nnx.split(tower)
     forward = steps.Forward(pooled_taps(network, names, pool, tokens), clip_graph, clip.preprocess)
     make_step = steps.cached_step if network.reusable else steps.make_step
 
     with Recorder(
         entry, total, widths, batch=batch, mesh=mesh, save_every=save_every, progress=progress
     ) as recorder:
-        step = make_step(forward, tile, keep_activations, mesh)
+        step = make_step(forward, tile, keep_activations, mesh, precision)
         params = put_replicated(mesh, (network.params, clip_params))
         snapshot = recorder.restore()
         state = steps.place(snapshot, steps.empty_state(units, top_k, embedding), mesh)
         chunks = batches(images.images, batch, start=recorder.done, rows=local_rows(mesh, batch))
-        for start, chunk in zip(range(recorder.done, total, batch), chunks, strict=True):
+        waits = Waits()
+        starts = range(recorder.done, total, batch)
+        for start, chunk in zip(starts, waits.over(chunks), strict=True):
             state, rows = step(params, state, *put_batch(mesh, *chunk))
             recorder.take(start, rows)
             recorder.snapshot_if_due(start, state)
         recorder.flush()
+        build_record = functools.partial(build_record, waited=waits.share())
         return finish_record(recorder, fetch_to_main(mesh, state), total, build_record)
+
+
+class Waits:
+    """Clocks how long a loop waits for its next item, from the second one on.
+
+    The first is left out: with it come the start of the reader and, behind it, the compilation.
+    """
+
+    def __init__(self):
+        self._began: float | None = None
+        self._waited = 0.0
+
+    def over(self, items: Iterator[_Item]) -> Iterator[_Item]:
+        """The items; each is waited for when it is asked for."""
+        for number in itertools.count():
+            asked = time.perf_counter()
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            if number:
+                self._began = asked if self._began is None else self._began
+                self._waited += time.perf_counter() - asked
+            yield item
+
+    def share(self) -> float | None:
+        """Of the time until now; None with fewer than two items."""
+        if self._began is None:
+            return None
+        return self._waited / (time.perf_counter() - self._began)
 
 
 def finish_record(
@@ -233,9 +283,23 @@ def _groups(
     return groups
 
 
+def probe_tile(mesh: Mesh, clip: TwoTowersConfig) -> int:
+    """Images computed together where the settings name no tile.
+
+    On a TPU what a tower's blocks take least time with by its compiler's count for v5e
+    (docs/scale.md): the larger the tiles, the more of attention's arrays leave the fast memory.
+    """
+    if mesh.devices.flat[0].platform != "tpu":
+        return default_tile(mesh)
+    tokens = (clip.image_size // clip.patch_size) ** 2 + 1
+    if tokens <= 64:  # ViT-B/32 has 50
+        return 128
+    return 16 if tokens <= 224 else 8  # ViT-B/16 has 197, ViT-L/14 257
+
+
 def whole_tiles(batch: int, tile: int, mesh: Mesh) -> int:
-    """The batch, rounded up so that every device has whole tiles and an even number of rows."""
-    grain = mesh.size * (tile if tile % 2 == 0 else 2 * tile)
+    """The batch, rounded up so that every device has whole tiles, and whole tiles of sums."""
+    grain = mesh.size * steps.sum_tile(tile, mesh)
     return -(-batch // grain) * grain
 
 

@@ -26,6 +26,7 @@ from emojax.ops.moments import Covariances, Moments, covariances, variances
 from emojax.ops.pooling import Pool, Tokens
 from emojax.ops.topk import TopK
 from emojax.probing.network import Network
+from emojax.probing.precision import Precision
 from emojax.store import (
     atomic_folder,
     content_key,
@@ -66,6 +67,8 @@ class ProbeRecord:
       network: what the network is called, for reports; `clip_name` likewise. None where the record
         does not say.
       done_before: images that an earlier process had probed; all of them in a record from disk.
+      waited: share of the probe's time that this process waited for images to be read, from the
+        second batch on; None where it was not measured.
     """
 
     layers: dict[str, int]
@@ -85,6 +88,7 @@ class ProbeRecord:
     network: str | None = None
     clip_name: str | None = None
     done_before: int = 0
+    waited: float | None = None
 
     @cached_property
     def segment_ids(self) -> Int32[np.ndarray, " U"]:
@@ -166,6 +170,7 @@ def record_key(
     tile: int,
     keep_activations: bool,
     tokens: Tokens = "cls",
+    precision: Precision = "exact",
 ) -> str | None:
     """Content key of a record, from all that its numbers depend on.
 
@@ -176,6 +181,8 @@ def record_key(
     settings: list[object] = [list(layers), pool, top_k, tile, keep_activations]
     if tokens != "cls":  # left out otherwise, so that keys of records made before it hold
         settings.append(tokens)
+    if precision != "exact":  # left out there, so that keys of older records hold
+        settings.append(precision)
     return activations_key(network.key, images.key, clip, settings)
 
 

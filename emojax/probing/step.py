@@ -8,7 +8,7 @@ side, K top-k, D embedding.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,11 +21,21 @@ from jaxtyping import Array, Bool, Float, Int32, PyTree, UInt8
 
 from emojax.data.clip_encoder import unit_rows
 from emojax.distributed.data_parallel import data_parallel, in_tiles
-from emojax.distributed.mesh import AXIS, batch_sharded, host_readable, put_sharded
+from emojax.distributed.mesh import (
+    AXIS,
+    batch_sharded,
+    host_readable,
+    placed_shapes,
+    put_sharded,
+    replicated,
+)
 from emojax.ops import moments, topk
 from emojax.ops.moments import Moments, Origin, Running
 from emojax.ops.topk import EMPTY, TopK
 from emojax.probing.network import PooledTaps
+from emojax.probing.precision import PRODUCTS, Precision
+
+_SUMMED = 256  # rows whose sums an accelerator makes together, where tiles are smaller
 
 
 class State(NamedTuple):
@@ -88,13 +98,19 @@ class Forward:
     ) -> tuple[Float[Array, "T U"], Float[Array, "T D"]]:
         """Pooled activations of all layers and unit image embeddings."""
         network_params, clip_params = params
-        activations = self.taps(network_params, images)
-        clip = nnx.merge(self.clip_graph, clip_params)
-        return activations, unit_rows(clip.image_features(self.clip_preprocess(images)))
+        with jax.named_scope("network"):
+            activations = self.taps(network_params, images)
+        with jax.named_scope("clip"):
+            clip = nnx.merge(self.clip_graph, clip_params)
+            return activations, unit_rows(clip.image_features(self.clip_preprocess(images)))
 
 
 def make_step(
-    forward: Forward | EmbedOnly, tile: int, keep_activations: bool, mesh: Mesh
+    forward: Forward | EmbedOnly,
+    tile: int,
+    keep_activations: bool,
+    mesh: Mesh,
+    precision: Precision = "exact",
 ) -> Callable:
     """The jitted step over all devices: (params, state, images, indices) → (state, rows).
 
@@ -103,40 +119,91 @@ def make_step(
     [B, U], readable by the host.
     """
     return data_parallel(
-        functools.partial(update, forward, tile, keep_activations),
+        functools.partial(update, forward, tile, sum_tile(tile, mesh), keep_activations),
         mesh,
         replicated=1,
         sharded=3,
+        products=PRODUCTS[precision],
         out_shardings=(batch_sharded(mesh), host_readable(mesh)),
         donate=(1,),
     )
 
 
 cached_step = functools.lru_cache(maxsize=4)(make_step)
+PARTS = {
+    "network": "network",
+    "clip": "clip",
+    "lists": "lists",
+    "sums": "sums",
+}  # the named scopes of a step's work
+
+
+def shapes(
+    mesh: Mesh, params: PyTree, empty: State, batch: int, image: Sequence[int]
+) -> tuple[PyTree, ...]:
+    """A step's arguments as shapes with shardings, to compile it without arrays.
+
+    Args:
+      mesh: the devices, which need not be there.
+      params: parameters of network and CLIP, or their shapes.
+      empty: the state of one device.
+      batch: images of a step.
+      image: height, width and channels.
+    """
+    states = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((mesh.size, *leaf.shape), leaf.dtype), empty
+    )
+    images = jax.ShapeDtypeStruct((batch, *image), np.uint8)
+    indices = jax.ShapeDtypeStruct((batch,), np.int32)
+    split = batch_sharded(mesh)
+    sharded = (placed_shapes(split, rows) for rows in (states, images, indices))
+    return placed_shapes(replicated(mesh), params), *sharded
+
+
+def sum_loops(batch: int, tile: int, mesh: Mesh) -> dict[str, int]:
+    """Runs of the loop whose count a step's program does not tell, by the named scope around it."""
+    return {"sums": batch // mesh.size // sum_tile(tile, mesh)}
+
+
+def sum_tile(tile: int, mesh: Mesh) -> int:
+    """Rows whose sums are made together: whole tiles, half of them of either half of the images.
+
+    An accelerator reads and writes all sums for each, so there they are several small tiles.
+    """
+    even = tile if tile % 2 == 0 else 2 * tile
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return even if on_cpu else even * max(1, _SUMMED // even)
 
 
 def update(
     forward: Forward | EmbedOnly,
     tile: int,
+    summed: int,
     keep_activations: bool,
     params: PyTree,
     state: State,
     images: UInt8[Array, "B H W channels"] | Collected,
     indices: Int32[Array, " B"],
 ) -> tuple[State, dict[str, jax.Array]]:
-    """One batch on one device; indices are the images' (EMPTY: padding), even and odd in turn."""
+    """One batch on one device; indices are the images' (EMPTY: padding), even and odd in turn.
+
+    `tile` images run together, the sums of `summed` images are made together.
+    """
     # The state's leading axis is the devices'; a device sees one row of it.
     state = jax.tree.map(lambda rows: rows[0], state)
     activations, embeddings = in_tiles(functools.partial(forward, params), tile, images)
 
     # A device's share starts at an even image, so every second row belongs to one half.
     halves = []
-    for half in (0, 1):
-        lists = TopK(state.top.values[half], state.top.indices[half])
-        halves.append(topk.update(lists, activations[half::2], indices[half::2]))
-    top = TopK(*(jnp.stack(pair) for pair in zip(*halves, strict=True)))
+    with jax.named_scope("lists"):
+        for half in (0, 1):
+            lists = TopK(state.top.values[half], state.top.indices[half])
+            halves.append(topk.update(lists, activations[half::2], indices[half::2]))
+        top = TopK(*(jnp.stack(pair) for pair in zip(*halves, strict=True)))
     origin = _origin(state.origin, activations, embeddings, indices)
-    sums = _add_tiles(state.moments, tile, origin, activations, embeddings, indices != EMPTY)
+    with jax.named_scope("sums"):
+        valid = indices != EMPTY
+        sums = _add_tiles(state.moments, summed, origin, activations, embeddings, valid)
 
     rows = {"embeddings": embeddings}
     if keep_activations:
@@ -159,19 +226,18 @@ def _origin(
 
 def _add_tiles(
     sums: Running,
-    tile: int,
+    even: int,
     origin: Origin,
     activations: Float[Array, "B U"],
     embeddings: Float[Array, "B D"],
     valid: Bool[Array, " B"],
 ) -> Running:
-    """Adds a batch to the sums of either half, tile by tile.
+    """Adds a batch to the sums of either half, a tile of `even` images at a time.
 
     A tile holds the same images whatever the batch, so its sums in float32 are the same bits, and
     the compensated sums of tiles are exact far beyond float32. So correlations depend neither on
     the batch nor on the devices.
     """
-    even = tile if tile % 2 == 0 else 2 * tile
     # The compiler must not see through the loop: of a single tile it would compute embeddings anew
     # inside their differences, and round them otherwise than in a batch of many. So the number of
     # tiles is known at run time only, and a row more than a tile makes each slice depend on it.

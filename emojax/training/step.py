@@ -13,7 +13,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from emojax.distributed.mesh import batch_sharded, parameter_shardings, replicated
+from emojax.distributed.mesh import (
+    batch_sharded,
+    parameter_shardings,
+    placed_shapes,
+    replicated,
+)
 from emojax.training.recipe import Recipe
 from emojax.training.tasks import Loss, Metrics, Task
 
@@ -55,6 +60,42 @@ def first_state(task: Task, recipe: Recipe) -> State:
     # Copies: the step reuses the memory of its state, and a network that was given keeps its own.
     optimizer = jax.jit(recipe.transform().init)(params)
     return copy_arrays(State(params, rest, optimizer, average))
+
+
+def shapes(
+    mesh: Mesh, params: PyTree, rest: PyTree, recipe: Recipe, *, shard: bool
+) -> tuple[State, State]:
+    """The state of a training as shapes with shardings, and its shardings, for `make_step`.
+
+    Args:
+      mesh: the devices, which need not be there.
+      params, rest: the network's variables, or their shapes.
+      recipe: how it is trained.
+      shard: whether parameters and optimizer are sharded.
+    """
+    with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+        optimizer = jax.eval_shape(recipe.transform().init, params)
+    state = State(params, rest, optimizer, params if recipe.average else None)
+    shardings = state_shardings(mesh, state, shard=shard)
+    return jax.tree.map(placed_shapes, shardings, state), shardings
+
+
+def step_shapes(mesh: Mesh, state: State, data: PyTree, batch: PyTree) -> tuple[PyTree, ...]:
+    """All arguments of a step as shapes: a state of `shapes`, the task's data and a batch."""
+    everywhere = replicated(mesh)
+    scalars = jax.eval_shape(
+        lambda: (jnp.float32(0), jax.random.key(0), jnp.int32(0))
+    )  # rate, key, number
+    return (
+        state,
+        placed_shapes(everywhere, data),
+        placed_shapes(batch_sharded(mesh), batch),
+        *placed_shapes(everywhere, scalars),
+    )
+
+
+# A step's work by what its scopes contain: what JAX calls the passes of a gradient, and ours.
+PARTS = {"transpose": "backward", "jvp": "forward", "optimizer": "optimizer"}
 
 
 def state_shardings(mesh: Mesh, state: State, *, shard: bool) -> State:
@@ -107,9 +148,10 @@ def _jitted_step(
         key = jax.random.fold_in(key, number)
         gradient = jax.value_and_grad(loss, has_aux=True)
         (value, (rest, metrics)), grads = gradient(state.params, state.rest, data, batch, key)
-        with jax.numpy_dtype_promotion("standard"):  # optax relies on it
-            updates, optimizer = transform.update(grads, state.optimizer, state.params)
-        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+        with jax.named_scope("optimizer"):
+            with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+                updates, optimizer = transform.update(grads, state.optimizer, state.params)
+            params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
         average = state.average
         if recipe.average:
             # The decay rises to the recipe's: with few steps behind it, the average would else

@@ -5,6 +5,7 @@
     python scripts/benchmarks originals           # whole processes against both originals' ways
     python scripts/benchmarks resnet              # the same for a ResNet-50 of transformers
     python scripts/benchmarks memory              # peak memory of a probe against number of images
+    python scripts/benchmarks loader              # images a second from array_record and JPEG files
     python scripts/benchmarks explain             # linear explanations against a plain search
     python scripts/benchmarks sweep               # edits of lin2 against full evaluations
     python scripts/benchmarks train               # steps of training against PyTorch's
@@ -26,6 +27,7 @@ from typing import Annotated, Literal
 
 import compare
 import explain
+import loader
 import memory
 import originals
 import page
@@ -43,6 +45,7 @@ BENCHMARKS = {
     "originals": originals,
     "resnet": resnet,
     "memory": memory,
+    "loader": loader,
     "explain": explain,
     "sweep": sweep,
     "train": train,
@@ -66,6 +69,7 @@ Commands = (
     | Annotated[originals.Options, tyro.conf.subcommand("originals")]
     | Annotated[resnet.Options, tyro.conf.subcommand("resnet")]
     | Annotated[memory.Options, tyro.conf.subcommand("memory")]
+    | Annotated[loader.Options, tyro.conf.subcommand("loader")]
     | Annotated[explain.Options, tyro.conf.subcommand("explain")]
     | Annotated[sweep.Options, tyro.conf.subcommand("sweep")]
     | Annotated[train.Options, tyro.conf.subcommand("train")]

@@ -186,7 +186,7 @@ def test_activations_too_large_for_the_devices_are_sent_in_batches(dense, monkey
 
 def test_hits_alone_and_one_compilation(dense, monkeypatch):
     monkeypatch.setattr(sweep, "_CHUNK", 16)
-    sweep._program.cache_clear()
+    sweep.program_of.cache_clear()
     masks = np.random.default_rng(3).random((37, 70)) < 0.4
     done = []
     hits = Sweep(dense).masks(masks, 2.0, full=False, progress=lambda *x: done.append(x))
@@ -196,7 +196,7 @@ def test_hits_alone_and_one_compilation(dense, monkeypatch):
     np.testing.assert_array_equal(hits.hits, Sweep(dense).masks(masks, 2.0).hits)
     tile = 4 * sweep.default_tile()
     fixed = ("weights", kernels.count_hits)
-    program = sweep._program(kernels.by_masks, fixed, make_mesh(), tile)
+    program = sweep.program_of(kernels.by_masks, fixed, make_mesh(), tile)
     assert program._cache_size() == 1
 
 

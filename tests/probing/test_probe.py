@@ -391,3 +391,23 @@ def test_probe(tiny_clip, blobs):
         [np.asarray(taps["conv4"]).mean((1, 2)), np.asarray(taps["fc2"])], axis=1
     )
     np.testing.assert_allclose(record.top_k(5).values, -np.sort(-pooled, axis=0)[:5].T, atol=1e-5)
+
+
+def test_a_loop_that_waits_for_reading_says_what_share_of_its_time(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("emojax.probing.probe.time.perf_counter", lambda: clock[0])
+
+    def reader():
+        for _ in range(4):
+            clock[0] += 3.0  # to read
+            yield "batch"
+
+    waits = probe.Waits()
+    assert waits.share() is None
+    for _ in waits.over(reader()):
+        clock[0] += 1.0  # to compute
+    # Three batches after the first, 3 s of 4 each.
+    assert waits.share() == 0.75
+    alone = probe.Waits()
+    assert list(alone.over(iter(["one"]))) == ["one"]
+    assert alone.share() is None
