@@ -21,6 +21,7 @@ from emojax.editing.activations import (
 )
 from emojax.editing.baselines import learn_gains
 from emojax.editing.budget import seconds_per_image, within_minutes
+from emojax.editing.concept_study import study_by_concept
 from emojax.editing.edit import edit, gains_of, read_gains
 from emojax.editing.search import AUTO, PAPER_STUDY, Edit, Setting
 from emojax.editing.stages import Stage, untimed
@@ -68,7 +69,7 @@ def run_study(
 ) -> Study:
     """Selects an edit by labels, tests it, and applies it.
 
-    With gains from a file nothing is selected; with ten crops there is a grid and no evidence.
+    With gains from a file or named concepts nothing is selected; with ten crops there is a grid and no evidence.
 
     Args:
       model: the network.
@@ -86,6 +87,8 @@ def run_study(
       InputError: as `check_study`, the dissection lacks a layer, or `options.minutes` are too few
         for the layers that are named.
     """
+    if options.by_concept:
+        return study_by_concept(model, dissection, tests, options, batch, cache, stage)
     layers = layers_to_edit(options, table1)
     if options.gains is not None:
         return _given_gains(model, layers[0], tests, options, protocol, batch, stage)

@@ -357,7 +357,8 @@ def _edit(run: Results, study: StudySummary) -> dict[str, Any]:
         if value is not None
     ]
     kind = setting.kind.replace("_", " ")
-    text = ", ".join([f"Layer {setting.layer}", kind, *parts, f"gains on {study.scope}"]) + "."
+    what = kind if setting.concepts is None else f"{kind} ({setting.concepts})"
+    text = ", ".join([f"Layer {setting.layer}", what, *parts, f"gains on {study.scope}"]) + "."
     if study.tested is not None:
         text += f" Tested on {', '.join(study.tested.on)}"
         if study.selected_on_test:
