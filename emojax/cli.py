@@ -34,6 +34,7 @@ from emojax.commands import (
     probe,
     report,
     run,
+    shortcuts,
     sweep,
     train,
 )
@@ -61,6 +62,7 @@ COMMANDS = {
         explain,
         judge,
         sweep,
+        shortcuts,
         run,
         report,
         compare,

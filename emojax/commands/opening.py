@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from emojax import interruption, store
 from emojax.commands import classes
-from emojax.commands.base import Studying, Testing, WritesRun
+from emojax.commands.base import Dissecting, Testing, WritesRun
 from emojax.commands.console import say_written, warn
 from emojax.commands.factory import open_factory
 from emojax.data.clip_encoder import ClipEncoder
@@ -133,7 +133,7 @@ def name_of(target: Target) -> Path:
 
 
 def open_tested(
-    settings: Studying | Testing,
+    settings: Dissecting | Testing,
 ) -> tuple[Classifier | Network, list[ImageSet], Sequence[str] | None]:
     """The network, its outputs named; the test splits; the class names as the file gives them.
 
@@ -153,7 +153,7 @@ def open_clip(clip: Clip) -> ClipEncoder:
     return load_clip(needed(clip.path, "--clip.path", what), dtype=clip.dtype)
 
 
-def open_study(settings: Studying) -> StudyInputs:
+def open_study(settings: Dissecting) -> StudyInputs:
     """All that the settings of a study name; the cheapest to refuse comes first."""
     concepts = load_concepts(settings.concepts.path)
     model, tests, class_names = open_tested(settings)

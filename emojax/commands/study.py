@@ -97,7 +97,7 @@ def print_study(study: Study) -> None:
         before = summary.baseline[name]
         after = summary.edited[name]
         where = f"{name} test splits" if name == "all" else name
-        if name == "all" and study.selected_on:
+        if name == "all" and study.evidence.named is None:
             where += ", that of the selection too"
         say(
             f"edit of {which}: {before.correct} → {after.correct} of "

@@ -7,17 +7,29 @@ many random units of the layer say whether the labels are why. Shapes: U units, 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
+from emojax.data.concepts import ConceptSet
 from emojax.data.image_set import ImageSet
+from emojax.dissection.dissect import concept_texts
 from emojax.dissection.explain import explain
 from emojax.dissection.labels import Dissection
-from emojax.editing.activations import pool_activations, pre_bias_activations
+from emojax.editing.activations import (
+    FEEDS_LOGITS,
+    PreBiasActivations,
+    pool_activations,
+    pre_bias_activations,
+)
+from emojax.editing.arena import permuted_within
 from emojax.editing.budget import seconds_per_image
-from emojax.editing.edit import edit
+from emojax.editing.edit import edit, with_last_layer
+from emojax.editing.erase import erase
+from emojax.editing.refit import Linear
 from emojax.editing.search import AUTO, Edit
+from emojax.editing.shortcuts import features_of, side_of
 from emojax.editing.stages import Stage
 from emojax.editing.study_result import (
     ChosenSetting,
@@ -30,6 +42,7 @@ from emojax.editing.study_result import (
 from emojax.editing.sweep import Sweep
 from emojax.errors import InputError
 from emojax.evidence.comparison import (
+    Pair,
     intervals,
     net_wins,
     numbers,
@@ -40,10 +53,12 @@ from emojax.evidence.comparison import (
 )
 from emojax.evidence.controls import random_gains
 from emojax.evidence.verdict import Evidence
-from emojax.models.classifier import Editable
+from emojax.models.classifier import Cuttable, Editable
 from emojax.probing.network import resolve_layers
+from emojax.training.evaluate import Evaluation, join
 
 _RESAMPLES = 10_000  # of the images, for the intervals
+_ERASED_AT_RANDOM = 199  # random controls of an erasing, each of which is a fit
 
 
 def concept_units(
@@ -131,69 +146,170 @@ def study_by_concept(
     layer = layer_of_concepts(units, options, list(model.config.units())[-1])
     gains = concept_gains(units, layer, options)
     chosen = np.flatnonzero(np.any([own[layer] for own in units.values()], axis=0))
-    splits = []
-    for test in tests:
-        with stage("layer activations", "images") as progress:
-            splits.append(
-                pre_bias_activations(
-                    model, test, layer, batch=batch, cache=cache, progress=progress
-                )
-            )
-    pooled = Sweep(pool_activations(*splits), scope=options.scope)
+    splits = _read(model, tests, layer, batch, cache, stage)
     ones = np.ones_like(gains)
-    pairs = [(pooled.evaluate(ones), pooled.evaluate(gains))]
-    won = wins(net_wins(pairs))
+    pairs = []
+    for split in splits:
+        sweep = Sweep(split, scope=options.scope)
+        pairs.append((sweep.evaluate(ones), sweep.evaluate(gains)))
+    pooled = Sweep(pool_activations(*splits), scope=options.scope)
     alone = np.where(np.arange(len(gains)) == chosen[:, None], gains, ones)
     draws, limited = options.masks, None
     if not pooled.activations.feeds_logits:
-        draws, limited = _draws_in_time(
-            seconds_per_image(splits, options), len(pairs[0][0].labels), options
-        )
+        images = len(pooled.activations.labels)
+        draws, limited = _draws_in_time(seconds_per_image(splits, options), images, options)
+    random = random_gains([gains], draws, np.random.default_rng(0))[0]
     with stage("evidence", "settings") as progress:
-        rows = np.concatenate(
-            [ones[None], alone, *random_gains([gains], draws, np.random.default_rng(0))]
-        )
+        rows = np.concatenate([ones[None], alone, random])
         outcomes = pooled.gains(rows, full=False, progress=progress)
     drawn = outcomes.correct[1 + len(chosen) :] - outcomes.correct[0]
-    p_units = permutation_p_value(won["gained"] - won["lost"], drawn)
-    named = _in_words(units, layer, options)
+    changes = outcomes.hits[1 : 1 + len(chosen)] - outcomes.hits[0]
+    classes = pooled.activations.classes
+    return _study(
+        tests,
+        pairs,
+        drawn,
+        "random_masks",
+        ChosenSetting(layer, "concepts", concepts=_in_words(units, layer, options)),
+        options,
+        edited=edit(model, layer, gains, scope=options.scope),
+        limited=limited,
+        edited_units=_unit_table(dissection, units, layer, chosen, gains, changes, classes),
+    )
+
+
+def study_by_erasing(
+    model: Editable,
+    dissection: Dissection,
+    images: ImageSet,
+    tests: Sequence[ImageSet],
+    options: Edit,
+    batch: int,
+    cache: Path | None,
+    stage: Stage,
+) -> Study:
+    """Erases the suppressed concepts from the last layer and tests that, on all test splits.
+
+    The erasing is fitted on the probe images: their classes and CLIP's similarities, no other
+    label. It is compared with the erasing of similarities that are permuted within the classes.
+    Arguments are those of `study_by_concept`; `images` are the probe images.
+
+    Raises:
+      InputError: as `pre_bias_activations` and `concept_texts`.
+    """
+    if not isinstance(model, Cuttable):
+        raise ValueError("a last layer that is not the network's own; `check_study` refuses it")
+    layer = [name for name in list(model.config.units())[:-1] if name in FEEDS_LOGITS][-1]
+    record = dissection.record
+    texts = concept_texts(record, ConceptSet(options.suppress), None, None)
+    first, *splits = _read(model, [images, *tests], layer, batch, cache, stage)
+    side = side_of(first, record.embeddings, np.asarray(texts))
+    last = Linear(np.float64(first.params.weight), np.float64(first.params.offset))
+    edited = erase(last, side.features, side.labels, side.similarities)
+    features = [features_of(split) for split in splits]
+    pairs = []
+    for split, own in zip(splits, features, strict=True):
+        results = (layer.logits(own).astype(np.float32) for layer in (last, edited))
+        before, after = (Evaluation(logits, split.labels, split.classes) for logits in results)
+        pairs.append((before, after))
+    together, labels = np.concatenate(features), np.concatenate([own.labels for own in splits])
+    unedited = int((last.logits(together).argmax(axis=1) == labels).sum())
+    rng = np.random.default_rng(0)
+    draws = min(options.masks, _ERASED_AT_RANDOM)
+    drawn = np.zeros(draws, int)
+    with stage("evidence", "settings") as progress:
+        for draw in range(draws):
+            shuffled = permuted_within(side.similarities, side.labels, rng)
+            other = erase(last, side.features, side.labels, shuffled).logits(together)
+            drawn[draw] = int((other.argmax(axis=1) == labels).sum()) - unedited
+            if progress is not None:
+                progress(draw + 1, draws)
+    named = f"{', '.join(map(repr, options.suppress))} erased from the last layer"
+    return _study(
+        tests,
+        pairs,
+        drawn,
+        "random_directions",
+        ChosenSetting(layer, "concepts", concepts=named),
+        options,
+        edited=with_last_layer(model, edited.weight, edited.bias),
+        selected_on=(images,),
+    )
+
+
+def _read(
+    model: Editable,
+    sets: Sequence[ImageSet],
+    layer: str,
+    batch: int,
+    cache: Path | None,
+    stage: Stage,
+) -> list[PreBiasActivations]:
+    splits = []
+    for images in sets:
+        with stage("layer activations", "images") as progress:
+            splits.append(
+                pre_bias_activations(
+                    model, images, layer, batch=batch, cache=cache, progress=progress
+                )
+            )
+    return splits
+
+
+def _study(
+    tests: Sequence[ImageSet],
+    pairs: Sequence[Pair],
+    drawn: Int[np.ndarray, " M"],
+    control: Literal["random_masks", "random_directions"],
+    setting: ChosenSetting,
+    options: Edit,
+    *,
+    edited: Editable,
+    limited: str | None = None,
+    selected_on: tuple[ImageSet, ...] = (),
+    edited_units: Table | None = None,
+) -> Study:
+    """The evidence and the study from each split's results before and after.
+
+    `drawn` are the changes in correct images, on all splits, of the random `control`.
+    """
+    befores, afters = zip(*pairs, strict=True)
+    pair = join(*befores), join(*afters)
+    won = wins(net_wins([pair]))
+    p_random = permutation_p_value(won["gained"] - won["lost"], drawn)
+    names = [test.name for test in tests]
     evidence = Evidence(
         gained=won["gained"],
         lost=won["lost"],
-        total=len(pairs[0][0].labels),
+        total=len(pair[0].labels),
         alpha=options.alpha,
-        named=named,
-        p_scores=p_units,
+        named=setting.concepts,
+        p_scores=p_random,
         networks=[
-            {"images": pooled.activations.name, "before": numbers(pairs[0][0])}
-            | {"after": numbers(pairs[0][1])}
+            {"images": " + ".join(names), "before": numbers(pair[0]), "after": numbers(pair[1])}
             | won
         ],
-        intervals=intervals(pairs, _RESAMPLES, 1 - options.alpha, 0),
-        per_class=per_class(pairs),
-        controls={"random_masks": {"draws": draws, "p_value": p_units} | spread_of(drawn)},
+        intervals=intervals([pair], _RESAMPLES, 1 - options.alpha, 0),
+        per_class=per_class([pair]),
+        controls={control: {"draws": len(drawn), "p_value": p_random} | spread_of(drawn)},
     )
-    names = [test.name for test in tests]
-    own = [Sweep(split, scope=options.scope) for split in splits]
     summary = StudySummary(
-        setting=ChosenSetting(layer, "concepts", concepts=named),
+        setting=setting,
         scope=options.scope,
         selected_on_test=False,
-        baseline=results_by_split(names, [sweep.evaluate(ones) for sweep in own]),
-        edited=results_by_split(names, [sweep.evaluate(gains) for sweep in own]),
+        baseline=results_by_split(names, befores),
+        edited=results_by_split(names, afters),
         limited=limited,
         tested=Tested(names, evidence.total, evidence.gained, evidence.lost),
         finding=evidence.finding,
         p_value=evidence.p_value,
         verdict=evidence.verdict,
     )
-    changes = outcomes.hits[1 : 1 + len(chosen)] - outcomes.hits[0]
     return Study(
-        summary=summary,
-        edited=edit(model, layer, gains, scope=options.scope),
-        edited_units=_unit_table(
-            dissection, units, layer, chosen, gains, changes, pooled.activations.classes
-        ),
+        summary,
+        edited,
+        selected_on=selected_on,
+        edited_units=edited_units or {},
         evidence=evidence,
     )
 

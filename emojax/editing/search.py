@@ -123,6 +123,11 @@ class Edit(Search):
         default=0.0, ge=0, lt=1, description="0 silences: the unit is the same for all images"
     )
     amplify_factor: float = Field(default=2.0, gt=1, description="of the amplified units")
+    method: Literal["units", "erase"] = Field(
+        default="units",
+        description="scale the units that stand for the concepts; or erase the suppressed concepts "
+        "from the last layer's weights, with CLIP and the probe images' classes",
+    )
     rule: UnitRule = Field(
         default="label",
         description="which units stand for a concept: those that it labels; whose label also "

@@ -37,8 +37,9 @@ def check_study(
       concepts: the set that an edit by name takes its concepts from.
 
     Raises:
-      InputError: no edit to search, concepts that are not in the set, layers that are not probed, too few permutations, a bad file of
-        gains, test sets without labels, or the same images where different ones are needed.
+      InputError: no edit to search, concepts that are not in the set, layers that are not probed,
+        too few permutations, a bad file of gains, test sets without labels, or the same images
+        where different ones are needed.
     """
     if not isinstance(model, Editable):
         raise InputError(
@@ -59,6 +60,8 @@ def check_study(
     other_kinds = options.top_fraction or options.continuous
     if options.by_concept:
         _check_named(options, layers, concepts, one_view=one_view)
+        if options.method == "erase":
+            _check_erasable(model, images)
     elif options.gains is not None:
         if len(layers) != 1 or layers[0] == AUTO:
             raise InputError("--edit.gains are those of one layer; name it with --edit.layers")
@@ -100,6 +103,22 @@ def _check_named(
         raise InputError(
             "--evaluate.protocol tencrop takes thresholds on one layer; use resize40 for concepts"
         )
+    if options.method == "erase" and options.amplify:
+        raise InputError("--edit.method erase erases; --edit.amplify is of --edit.method units")
+    if options.method == "erase" and layers[0] != AUTO:
+        raise InputError(
+            f"--edit.method erase is of the last layer; leave out --edit.layers {layers[0]}"
+        )
+
+
+def _check_erasable(model: Editable, images: ImageSet) -> None:
+    """Refuses a network whose last layer is not its own, and probe images without classes."""
+    if not isinstance(model, Cuttable):
+        raise InputError(
+            f"--edit.method erase is of a VGGNet or a CompactNet, not of a {type(model).__name__}; "
+            "use --edit.method units"
+        )
+    labelled(images, model)
 
 
 def _check_sets(

@@ -40,7 +40,8 @@ class Evidence:
       selected_on_test: whether the setting was selected on the images of the test.
       setting: the setting; None when it is not known.
       named: of an edit by named concepts, what it does, in words. Nothing was selected then, and
-        the labels take the scores' part: `p_scores` compares with as many random units.
+        the labels take the scores' part: `p_scores` compares with as many random units, or with
+        random directions where the concepts are erased.
       p_scores: of the whole procedure's outcome among those with permuted scores; None when not
         measured.
       selection: how the setting was selected: images, settings, change, grid, and p_search, the
@@ -176,7 +177,8 @@ def _sentences(evidence: Evidence) -> list[str]:
     if evidence.selection is not None:
         sentences.append(_selected(evidence.selection))
     if evidence.named is not None and evidence.p_scores is not None:
-        sentences.append(f"As many random units do as well with {_p(evidence.p_scores)}.")
+        others = _random_controls(evidence)
+        sentences.append(f"{others.capitalize()} do as well with {_p(evidence.p_scores)}.")
     elif evidence.p_scores is not None and not evidence.selected_on_test:
         p_scores = _p(evidence.p_scores)
         sentences.append(
@@ -194,6 +196,12 @@ def _sentences(evidence: Evidence) -> list[str]:
 def _of_labels(sentence: str, evidence: Evidence) -> str:
     """The sentence, about labels where the edit names concepts and about scores otherwise."""
     return sentence if evidence.named is None else sentence.replace("scores", "labels")
+
+
+def _random_controls(evidence: Evidence) -> str:
+    """What an edit by named concepts is compared with."""
+    directions = "random_directions" in evidence.controls
+    return "random directions" if directions else "as many random units"
 
 
 def _selected(selection: Mapping[str, Any]) -> str:
@@ -230,7 +238,7 @@ def _test(evidence: Evidence, shown: str) -> str:
         unknown = f"{line}; whether the scores have a part in it was not tested."
         return _of_labels(unknown, evidence)
     if evidence.named is not None:
-        return f"{line}, but as many random units do as well: it does not speak for the labels."
+        return f"{line}, but {_random_controls(evidence)} do as well: it does not speak for the labels."
     return f"{line}, but edits by permuted scores do as well: it does not speak for the scores."
 
 
@@ -270,13 +278,16 @@ def _compared(controls: Mapping[str, Any]) -> str:
         for name, text in texts.items()
         if name in controls
     ]
-    if "random_masks" in controls:
-        random = controls["random_masks"]
+    drawn = {"random_masks": "choices of units", "random_directions": "directions"}
+    for name, kind in drawn.items():
+        if name not in controls:
+            continue
+        random = controls[name]
         mean = _signed(random["mean"])
         low = _signed(random["low"])
         high = _signed(random["high"])
         lines.append(
-            f"{random['draws']:,} random choices of units {mean} on average, "
+            f"{random['draws']:,} random {kind} {mean} on average, "
             f"95 % between {low} and {high}, as good as the edit with {_p(random['p_value'])}"
         )
     return "; ".join(lines)

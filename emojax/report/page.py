@@ -411,6 +411,7 @@ _CONTROLS = {
     "weight_sum": "units of large weights",
     "learned": "gains learned from labels",
     "random_masks": "as many random units",
+    "random_directions": "random directions erased",
     "permuted_scores": "selection and test with permuted scores",
 }
 

@@ -16,7 +16,7 @@ def write_study(
     uses: Sequence[Use] | None,
     class_names: Sequence[str] | None = None,
 ) -> None:
-    """Writes sweep.csv, thresholds.csv, bands.csv, edited_units.csv, evidence.json and edited.safetensors.
+    """Writes the study's tables as csv files, evidence.json and edited.safetensors.
 
     A table that does not apply is not written. `uses` is what shaped the unedited network; the
     edited one's file adds what its edit was selected on. With None the file does not say. It names

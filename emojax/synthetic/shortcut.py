@@ -16,7 +16,7 @@ from emojax.data.fer2013 import CLASSES
 from emojax.errors import InputError, did_you_mean
 from emojax.synthetic.faces import Faces, random_faces
 
-# What is drawn with and without a nuisance: name of the number, and its value from a draw in (0, 1).
+# What is drawn with and without a nuisance: the number's name, and its value from a draw in (0, 1).
 _Drawn = tuple[str, Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]
 _DRAWN: Mapping[str, _Drawn] = {
     "Glasses": ("glasses", np.ones_like, np.zeros_like),
