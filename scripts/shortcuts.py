@@ -48,6 +48,7 @@ class Options:
 
 def network(options: Options, world: str, seed: int):
     """The network of a seed, trained or read."""
+    from emojax.data.provenance import use_of
     from emojax.data.weights import load_vgg, save_vgg
     from emojax.synthetic import shipped, shortcut
     from emojax.training.classifiers import train_classifiers, with_new_head
@@ -65,7 +66,7 @@ def network(options: Options, world: str, seed: int):
     )
     start = with_new_head(shipped.load_demo()[0], seed)
     ((model, _),) = train_classifiers(start, recipe, images, validation, batch=64)
-    save_vgg(model, file)
+    save_vgg(model, file, uses=[use_of(images, "trained"), use_of(validation, "chosen")])
     return model
 
 

@@ -278,6 +278,9 @@ def _study(
     won = wins(net_wins([pair]))
     p_random = permutation_p_value(won["gained"] - won["lost"], drawn)
     names = [test.name for test in tests]
+    controls = {}
+    if len(drawn):
+        controls[control] = {"draws": len(drawn), "p_value": p_random} | spread_of(drawn)
     evidence = Evidence(
         gained=won["gained"],
         lost=won["lost"],
@@ -291,7 +294,7 @@ def _study(
         ],
         intervals=intervals([pair], _RESAMPLES, 1 - options.alpha, 0),
         per_class=per_class([pair]),
-        controls={control: {"draws": len(drawn), "p_value": p_random} | spread_of(drawn)},
+        controls=controls,
     )
     summary = StudySummary(
         setting=setting,

@@ -238,7 +238,8 @@ def _test(evidence: Evidence, shown: str) -> str:
         unknown = f"{line}; whether the scores have a part in it was not tested."
         return _of_labels(unknown, evidence)
     if evidence.named is not None:
-        return f"{line}, but {_random_controls(evidence)} do as well: it does not speak for the labels."
+        others = _random_controls(evidence)
+        return f"{line}, but {others} do as well: it does not speak for the labels."
     return f"{line}, but edits by permuted scores do as well: it does not speak for the scores."
 
 

@@ -160,6 +160,8 @@ def read_run(
             f"{folder} is a run of `{command}`, which has no page; give one of {', '.join(NEEDED)}"
         )
     lacking = [name for name in NEEDED[command] if not (folder / name).is_file()]
+    if lacking == ["sweep.csv"] and _is_unsearched(_json(folder / "summary.json")):
+        lacking = []
     if lacking:
         raise InputError(
             f"{folder} is half a run: {', '.join(lacking)} missing; run `emojax {command}` again"
@@ -221,6 +223,13 @@ def read_run(
         explanations=shown,
         judgement=None if judgement is None else judged.read(judgement),
     )
+
+
+def _is_unsearched(summary: dict[str, Any]) -> bool:
+    """Whether the edit's gains were given, by a file or by concepts, so that there is no sweep."""
+    edit = summary.get("edit")
+    setting = edit.get("setting") if isinstance(edit, dict) else None
+    return isinstance(setting, dict) and setting.get("kind") in ("file", "concepts")
 
 
 def _rename_finding(summary: dict[str, Any]) -> None:
