@@ -35,6 +35,7 @@ from emojax.commands import (
     probe,
     report,
     run,
+    shortcuts,
     sweep,
     train,
 )
@@ -62,6 +63,7 @@ COMMANDS = {
         explain,
         judge,
         sweep,
+        shortcuts,
         run,
         report,
         compare,

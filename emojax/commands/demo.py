@@ -47,6 +47,7 @@ def demo(settings: DemoSettings) -> None:
     from emojax import store
     from emojax.commands import opening, report, steps
     from emojax.commands.console import say_written
+    from emojax.commands.demo_edit import edit_by_concept
     from emojax.commands.study import begin_study, finish_study
     from emojax.data.concepts import load_concepts
     from emojax.data.provenance import read_provenance
@@ -79,6 +80,7 @@ def demo(settings: DemoSettings) -> None:
         summary["edit"] = finish_study(run, study)
         summary |= _compare_with_truth(run, model, dissection, test_faces, tests)
         summary["explanations"] = _explain(run, dissection)
+        summary["edit_by_concept"] = edit_by_concept(run, settings.images)
         store.write_json(run.folder / "summary.json", summary)
     try:
         report.complete(settings.out, settings.report, images)
@@ -253,6 +255,7 @@ def _closing(summary: dict[str, Any], out: Path) -> None:
     row = tables[list(tables)[-1]][DEFAULT]
     right = summary["labels_right"]
     edit = summary["edit"]
+    named = summary["edit_by_concept"]
     before = edit["baseline"]["all"]
     tested = edit["tested"]
     chance = 1 / row["attributes"]
@@ -267,6 +270,10 @@ def _closing(summary: dict[str, Any], out: Path) -> None:
         "edit": f"{edit['finding']} (McNemar p = {edit['p_value']:.2g}): {tested['gained']} faces "
         f"gained and {tested['lost']} lost of {tested['images']} that took no part in its "
         f"selection{_other_changes(edit['by_measure'])}",
+        "by name": f"of another network, which takes glasses for happiness: {named['concept']!r} "
+        f"erased, {named['finding']} (McNemar p = {named['p_value']:.2g}): {named['gained']} faces "
+        f"gained and {named['lost']} lost of {named['images']}; worst group "
+        f"{named['worst_group']['before']:.0%} → {named['worst_group']['after']:.0%}",
         "files": str(out),
     }
     say("\nWhat was found")

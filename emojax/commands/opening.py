@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from emojax import interruption, store
 from emojax.commands import classes
-from emojax.commands.base import Studying, Testing, WritesRun
+from emojax.commands.base import Dissecting, Testing, WritesRun
 from emojax.commands.console import say, say_written, warn
 from emojax.commands.factory import open_factory
 from emojax.data.clip_encoder import ClipEncoder
@@ -139,7 +139,7 @@ def name_of(target: Target) -> Path:
 
 
 def open_tested(
-    settings: Studying | Testing,
+    settings: Dissecting | Testing,
 ) -> tuple[Classifier | Network, list[ImageSet], Sequence[str] | None]:
     """The network, its outputs named; the test splits; the class names as the file gives them.
 
@@ -168,7 +168,7 @@ def open_clip(clip: Clip, data: Data | None = None) -> ClipEncoder:
     return encoder
 
 
-def open_study(settings: Studying) -> StudyInputs:
+def open_study(settings: Dissecting) -> StudyInputs:
     """All that the settings of a study name; the cheapest to refuse comes first."""
     concepts = load_concepts(settings.concepts.path)
     model, tests, class_names = open_tested(settings)

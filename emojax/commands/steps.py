@@ -94,6 +94,7 @@ def check_study_inputs(settings: Studying, inputs: StudyInputs) -> Editable:
         inputs.tests,
         probed=settings.probe.layers,
         protocol=settings.evaluate.protocol,
+        concepts=inputs.concepts,
     )
     assert isinstance(inputs.model, Editable)  # others were refused
     return inputs.model

@@ -18,6 +18,7 @@ from emojax.commands.console import console, progress, say, warn
 from emojax.data.image_set import ImageSet
 from emojax.data.provenance import Use
 from emojax.dissection.labels import Dissection
+from emojax.editing import study_result
 from emojax.editing.activations import Progress
 from emojax.editing.search import Edit
 from emojax.editing.stages import Stage
@@ -58,7 +59,8 @@ def begin_study(
     """
     run.inputs |= {test.name: test.key for test in tests}
     low, high = np.quantile(dissection.best, [0.05, 0.95])
-    others = settings.edit.top_fraction or settings.edit.continuous or settings.edit.gains
+    edit = settings.edit
+    others = edit.by_concept or edit.top_fraction or edit.continuous or edit.gains
     if not others and not any(low <= tau < high for tau in settings.edit.tau):
         warn(
             f"no threshold of --edit.tau lies among the units' similarities by "
@@ -93,17 +95,21 @@ def print_study(study: Study) -> None:
             "--evaluate.protocol resize40"
         )
         return
+    which = study.evidence.named or study.evidence.setting
     if summary.tested is not None and summary.baseline is not None:
         name = list(summary.baseline)[-1]
         before = summary.baseline[name]
         after = summary.edited[name]
-        where = f"{name} test splits, that of the selection too" if name == "all" else name
+        where = f"{name} test splits" if name == "all" else name
+        if name == "all" and study.evidence.named is None:
+            where += ", that of the selection too"
         say(
-            f"edit of {study.evidence.setting}: {before.correct} → {after.correct} of "
+            f"edit of {which}: {before.correct} → {after.correct} of "
             f"{before.images} correct on {where}, top-1 {before.top1:.3%} → {after.top1:.3%}, "
             f"NLL {before.nll:.4f} → {after.nll:.4f}"
         )
     print_evidence(study.evidence)
+    _print_units(study.edited_units)
 
 
 def print_evidence(evidence: Evidence) -> None:
@@ -121,3 +127,17 @@ def print_evidence(evidence: Evidence) -> None:
     if evidence.measured:  # of gains from a file only the counts are known
         console.print(table)
     say(f"evidence: {evidence.sentence} All of it in words: evidence.json")
+
+
+def _print_units(table: study_result.Table) -> None:
+    """The units of an edit by concepts, the first twenty; `edited_units.csv` has all."""
+    if not table:
+        return
+    count = len(table["unit"])
+    for row in range(min(count, 20)):
+        layer, unit, names, _, gain, *changes = (column[row] for column in table.values())
+        by_class = zip(list(table)[6:], changes[1:], strict=True)
+        costs = [f"{name.removeprefix('change_')} {change:+d}" for name, change in by_class]
+        say(f"  {layer} {unit} ({names}) × {gain:g}: {changes[0]:+d} images: {', '.join(costs)}")
+    if count > 20:
+        say(f"  and {count - 20} more in edited_units.csv")

@@ -7,6 +7,7 @@ which shifted every later label).
 """
 
 import csv
+import difflib
 import io
 import re
 from collections.abc import Iterable, Sequence
@@ -73,6 +74,22 @@ class ConceptSet:
     def by_name(self) -> dict[str, int]:
         """Index of every concept."""
         return {concept: index for index, concept in enumerate(self.concepts)}
+
+    def indices(self, names: Sequence[str]) -> list[int]:
+        """Where the named concepts stand in the set.
+
+        Raises:
+          InputError: one is not in it; the message names those that are spelt most alike.
+        """
+        for name in names:
+            if name not in self.by_name:
+                near = difflib.get_close_matches(name, self.concepts, n=3, cutoff=0.5)
+                known = ", ".join(map(repr, near)) or ", ".join(self.concepts[:30])
+                raise InputError(
+                    f"{self.name} has no concept {short(name)}; "
+                    f"{'near ones' if near else 'it has'}: {known}"
+                )
+        return [self.by_name[name] for name in names]
 
     def class_mask(self, classes: Sequence[str]) -> np.ndarray | None:
         """Which class each concept speaks for: bool [C, classes], or None for a set without a map.

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from emojax.brief import brief
 from emojax.data.clip_encoder import ClipEncoder
@@ -94,6 +94,20 @@ class Explanations(Tabular):
     def lengths(self) -> Int[np.ndarray, " U"]:
         """Number of concepts of each explanation."""
         return (self.chosen != NONE).sum(axis=1)
+
+    def units(self, *concepts: str, least: float = 0.5) -> dict[str, Bool[np.ndarray, " units"]]:
+        """Which units of each layer have at least this share of their weights on the concepts.
+
+        The share is that of the concepts' positive weights in the sum of all weights' sizes: a unit
+        that a concept turns off does not stand for it.
+
+        Raises:
+          InputError: a concept is not in the set.
+        """
+        wanted = np.isin(self.chosen, self.concepts.indices(concepts))
+        own = np.where(wanted, np.maximum(self.weights, 0.0), 0.0).sum(axis=1)
+        total = np.abs(self.weights).sum(axis=1)
+        return self.record.by_layer((own >= least * total) & (own > 0))
 
     @property
     def label_correlation(self) -> Float[np.ndarray, " U"]:

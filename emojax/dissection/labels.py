@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from emojax.brief import brief
 from emojax.data.concepts import ConceptSet
-from emojax.dissection.options import Prior, Similarity
+from emojax.dissection.options import Prior, Similarity, UnitRule
 from emojax.dissection.trust import HeldOut, Hubs, hubs
 from emojax.errors import InputError
 from emojax.probing.record import ProbeRecord
@@ -210,6 +210,34 @@ class Dissection(Tabular):
         if layer not in layers:
             raise InputError(f"layer {layer!r} was not probed; probed: {', '.join(layers)}")
         return self.best[self.record.segment_ids == layers.index(layer)]
+
+    def units(
+        self, *concepts: str, rule: UnitRule = "label", least: float = 0.0
+    ) -> dict[str, Bool[np.ndarray, " units"]]:
+        """Which units of each layer stand for one of the concepts.
+
+        Rules: `label`, the concept is the unit's best; `trusted`, and that label stands; `margin`,
+        it is the best and its margin over the runner-up at least `least`; `score`, its similarity
+        is at least `least`, whether best or not. `Explanations.units` has the fifth, `share`.
+
+        Raises:
+          InputError: a concept is not in the set, there is no such rule, or the labels' trust or
+            margin that the rule asks for is not known.
+        """
+        wanted = self.concepts.indices(concepts)
+        labelled = np.isin(self.labels, wanted)
+        if rule == "label":
+            return self.record.by_layer(labelled)
+        if rule == "trusted" and self.trusted is not None:
+            return self.record.by_layer(labelled & self.trusted)
+        if rule == "margin" and self.margin is not None:
+            return self.record.by_layer(labelled & (self.margin >= least))
+        if rule == "score":
+            return self.record.by_layer((self.ranked[:, wanted] >= least).any(axis=1))
+        raise InputError(
+            f"units cannot be chosen by the rule {rule!r} here: known are label, score, margin (of "
+            "several concepts) and trusted (with a similarity whose labels are tested)"
+        )
 
     @cached_property
     def description(self) -> Description | None:

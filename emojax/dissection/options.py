@@ -22,6 +22,7 @@ Similarity = Literal[
     "cos_similarity_cubed",
 ]
 Prior = Literal["units", "images", "none"]  # as in `ops/similarity.py`, which loads JAX
+UnitRule = Literal["label", "trusted", "margin", "score", "share"]  # see `labels.Dissection.units`
 # What labels are made with where nothing else is asked for: the best by
 # `scripts/compare_labelers.py`. The kernels' own defaults are the official ones.
 DEFAULT: Similarity = "consensus"

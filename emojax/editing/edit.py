@@ -11,12 +11,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from emojax.editing.search import Scope, Setting
 from emojax.errors import InputError, did_you_mean
 from emojax.models import tapped, vgg
-from emojax.models.classifier import Editable
+from emojax.models.classifier import Cuttable, Editable
 from emojax.models.tapped import TappedNetwork
 from emojax.ops import gains as ops
 from emojax.store import read_npy
@@ -50,6 +51,19 @@ def edit_layers(
         for layer, values in gains.items()
     }
     return vgg.with_gains(model, scoped)
+
+
+def with_last_layer(
+    model: Cuttable, weight: Float[np.ndarray, "U C"], bias: Float[np.ndarray, " C"]
+) -> Cuttable:
+    """A copy of the network with another last layer; the model itself is left alone."""
+    graphdef, state = nnx.split(model)
+    leaves = dict(nnx.to_flat_state(state))
+    last = list(model.config.units())[-1]
+    for name, values in {"kernel": weight, "bias": bias}.items():
+        leaf = leaves[last, name]
+        leaves[last, name] = leaf.replace(jnp.asarray(values, leaf[...].dtype))
+    return nnx.merge(graphdef, nnx.from_flat_state(leaves))
 
 
 def mask_of(setting: Setting, scores: Float[np.ndarray, " U"]) -> Bool[np.ndarray, " U"] | None:

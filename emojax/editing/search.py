@@ -9,6 +9,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
+from emojax.dissection.options import UnitRule
 from emojax.section import Factors, Section, UserPath
 
 AUTO = "auto"
@@ -110,6 +111,32 @@ class Edit(Search):
         description="instead of a search, test these gains of one layer: a file of one number per "
         "unit (.npy or text)",
     )
+    suppress: tuple[str, ...] = Field(
+        default=(),
+        description="instead of a search, scale the units that stand for these concepts by "
+        "suppress-factor; `auto` takes the last hidden layer that has some",
+    )
+    amplify: tuple[str, ...] = Field(
+        default=(), description="the same, by amplify-factor; may be given together"
+    )
+    suppress_factor: float = Field(
+        default=0.0, ge=0, lt=1, description="0 silences: the unit is the same for all images"
+    )
+    amplify_factor: float = Field(default=2.0, gt=1, description="of the amplified units")
+    method: Literal["units", "erase"] = Field(
+        default="units",
+        description="scale the units that stand for the concepts; or erase the suppressed concepts "
+        "from the last layer's weights, with CLIP and the probe images' classes",
+    )
+    rule: UnitRule = Field(
+        default="label",
+        description="which units stand for a concept: those that it labels; whose label also "
+        "stands (trusted); or has this margin; those of this similarity with it (score); or those "
+        "with this share of a linear explanation's weights on it",
+    )
+    least: float = Field(
+        default=0.0, description="least margin, similarity (score) or share for the rule"
+    )
     choose_on: Literal["first_split", "all_splits"] = Field(
         default="first_split",
         description="select on the first test split and test on the others; or select and test on "
@@ -134,6 +161,11 @@ class Edit(Search):
     learned: bool = Field(
         default=False, description="also fit gains on the probe split by gradient, as a yardstick"
     )
+
+    @property
+    def by_concept(self) -> bool:
+        """Whether concepts are named, and so nothing is searched."""
+        return bool(self.suppress or self.amplify)
 
 
 PAPER = Search()

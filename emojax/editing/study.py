@@ -21,6 +21,7 @@ from emojax.editing.activations import (
 )
 from emojax.editing.baselines import learn_gains
 from emojax.editing.budget import seconds_per_image, within_minutes
+from emojax.editing.concept_study import study_by_concept, study_by_erasing
 from emojax.editing.edit import edit, gains_of, read_gains
 from emojax.editing.search import AUTO, PAPER_STUDY, Edit, Setting
 from emojax.editing.stages import Stage, untimed
@@ -68,13 +69,14 @@ def run_study(
 ) -> Study:
     """Selects an edit by labels, tests it, and applies it.
 
-    With gains from a file nothing is selected; with ten crops there is a grid and no evidence.
+    With gains from a file or named concepts nothing is selected; with ten crops there is a grid
+    and no evidence.
 
     Args:
       model: the network.
       dissection: of its units, whose scores make the edits.
       table1: of the dissection; its layers are those that were probed.
-      images: the probe images, which learned gains are fitted on.
+      images: the probe images, which learned gains are fitted on and concepts erased by.
       tests: labelled test splits, all different.
       options: the settings to try, how one is selected, and the evidence.
       protocol: one view of each image, or ten crops.
@@ -86,6 +88,10 @@ def run_study(
       InputError: as `check_study`, the dissection lacks a layer, or `options.minutes` are too few
         for the layers that are named.
     """
+    if options.by_concept:
+        if options.method == "erase":
+            return study_by_erasing(model, dissection, images, tests, options, batch, cache, stage)
+        return study_by_concept(model, dissection, tests, options, batch, cache, stage)
     layers = layers_to_edit(options, table1)
     if options.gains is not None:
         return _given_gains(model, layers[0], tests, options, protocol, batch, stage)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from flax import nnx
 
+from emojax.data.concepts import ConceptSet
 from emojax.data.image_set import ImageSet
 from emojax.editing.edit import read_gains
 from emojax.editing.search import AUTO, Edit
@@ -22,6 +23,7 @@ def check_study(
     *,
     probed: Sequence[str] = (),
     protocol: Protocol = "resize40",
+    concepts: ConceptSet | None = None,
 ) -> None:
     """Refuses before the probe what the study would refuse after it.
 
@@ -32,10 +34,12 @@ def check_study(
       tests: labelled test splits.
       probed: names or patterns of the layers that are probed; without any, the network's own.
       protocol: of the test.
+      concepts: the set that an edit by name takes its concepts from.
 
     Raises:
-      InputError: no edit to search, layers that are not probed, too few permutations, a bad file of
-        gains, test sets without labels, or the same images where different ones are needed.
+      InputError: no edit to search, concepts that are not in the set, layers that are not probed,
+        too few permutations, a bad file of gains, test sets without labels, or the same images
+        where different ones are needed.
     """
     if not isinstance(model, Editable):
         raise InputError(
@@ -54,7 +58,11 @@ def check_study(
         layers = resolve_layers(layers, available)
     one_view = protocol == "resize40"
     other_kinds = options.top_fraction or options.continuous
-    if options.gains is not None:
+    if options.by_concept:
+        _check_named(options, layers, concepts, one_view=one_view)
+        if options.method == "erase":
+            _check_erasable(model, images)
+    elif options.gains is not None:
         if len(layers) != 1 or layers[0] == AUTO:
             raise InputError("--edit.gains are those of one layer; name it with --edit.layers")
         read_gains(options.gains, units[layers[0]])
@@ -71,6 +79,46 @@ def check_study(
         given = f"--edit.permutations {options.permutations}"
         raise InputError(f"{given} cannot reach p ≤ {options.alpha:g}; give at least {least}")
     _check_sets(model, options, images, tests)
+
+
+def _check_named(
+    options: Edit, layers: Sequence[str], concepts: ConceptSet | None, *, one_view: bool
+) -> None:
+    """Refuses an edit by named concepts that contradicts itself or names no known one."""
+    if concepts is not None:
+        concepts.indices([*options.suppress, *options.amplify])
+    if both := set(options.suppress) & set(options.amplify):
+        raise InputError(
+            f"--edit.suppress and --edit.amplify both name {min(both)!r}; name it once"
+        )
+    if options.gains is not None:
+        raise InputError(
+            "--edit.gains and --edit.suppress or --edit.amplify are edits each; give one"
+        )
+    if len(layers) != 1:
+        raise InputError(
+            f"--edit.layers names {', '.join(layers)}; an edit by concepts is of one layer"
+        )
+    if not one_view:
+        raise InputError(
+            "--evaluate.protocol tencrop takes thresholds on one layer; use resize40 for concepts"
+        )
+    if options.method == "erase" and options.amplify:
+        raise InputError("--edit.method erase erases; --edit.amplify is of --edit.method units")
+    if options.method == "erase" and layers[0] != AUTO:
+        raise InputError(
+            f"--edit.method erase is of the last layer; leave out --edit.layers {layers[0]}"
+        )
+
+
+def _check_erasable(model: Editable, images: ImageSet) -> None:
+    """Refuses a network whose last layer is not its own, and probe images without classes."""
+    if not isinstance(model, Cuttable):
+        raise InputError(
+            f"--edit.method erase is of a VGGNet or a CompactNet, not of a {type(model).__name__}; "
+            "use --edit.method units"
+        )
+    labelled(images, model)
 
 
 def _check_sets(

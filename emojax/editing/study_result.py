@@ -51,12 +51,16 @@ def pooled(splits: Mapping[str, SplitResult] | None) -> SplitResult | None:
 
 @dataclass(frozen=True)
 class ChosenSetting:
-    """The setting that was selected; of gains from a file, the layer alone is known."""
+    """The setting that was selected; of gains from a file, the layer alone is known.
+
+    `concepts` says in words what an edit by named concepts does.
+    """
 
     layer: str
-    kind: Kind | Literal["file"]
+    kind: Kind | Literal["file", "concepts"]
     tau: float | None = None
     factor: float | None = None
+    concepts: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,8 @@ class Study(Tabular):
       sweep: every setting of the grid, on all test splits together.
       thresholds: every threshold that changes anything, for layers where all of them are cheap.
       bands: accuracy with the setting's factor on random units, at sizes along all thresholds.
+      edited_units: of an edit by named concepts, its units, their gains, and what each of them
+        changes by itself, by class.
       evidence: None for ten crops.
     """
 
@@ -133,6 +139,7 @@ class Study(Tabular):
     sweep: Table = field(default_factory=dict)
     thresholds: Table = field(default_factory=dict)
     bands: Table = field(default_factory=dict)
+    edited_units: Table = field(default_factory=dict)
     evidence: Evidence | None = None
 
     def columns(self) -> Table:

@@ -60,6 +60,9 @@ class Evidence:
       change: in correct images, mean over the networks; None takes gained − lost.
       selected_on_test: whether the setting was selected on the images of the test.
       setting: the setting; None when it is not known.
+      named: of an edit by named concepts, what it does, in words. Nothing was selected then, and
+        the labels take the scores' part: `p_scores` compares with as many random units, or with
+        random directions where the concepts are erased.
       p_scores: of the whole procedure's outcome among those with permuted scores; None when not
         measured.
       selection: how the setting was selected: images, settings, change, grid, and p_search, the
@@ -79,6 +82,7 @@ class Evidence:
     change: float | None = None
     selected_on_test: bool = False
     setting: Setting | None = None
+    named: str | None = None
     p_scores: float | None = None
     selection: Mapping[str, Any] | None = None
     networks: Sequence[Mapping[str, Any]] = ()
@@ -225,12 +229,13 @@ def _p(value: float) -> str:
 
 
 def _sentences(evidence: Evidence) -> list[str]:
-    edit = "The edit" if evidence.setting is None else f"The edit ({evidence.setting})"
+    which = evidence.named or evidence.setting
+    edit = "The edit" if which is None else f"The edit ({which})"
     change = evidence.net_change
     shown = _signed(change)
     points = f"{change / evidence.total * 100:+.2f}".replace("-", "−")
     sentences = [
-        _HEADLINES[evidence.finding],
+        _of_labels(_HEADLINES[evidence.finding], evidence),
         *filter(None, [_besides(evidence)]),
         f"{edit} changes correct predictions by {shown} of {evidence.total:,} ({points} points): "
         f"{_counts(evidence)}.",
@@ -243,7 +248,10 @@ def _sentences(evidence: Evidence) -> list[str]:
         )
     if evidence.selection is not None:
         sentences.append(_selected(evidence.selection))
-    if evidence.p_scores is not None and not evidence.selected_on_test:
+    if evidence.named is not None and evidence.p_scores is not None:
+        others = _random_controls(evidence)
+        sentences.append(f"{others.capitalize()} do as well with {_p(evidence.p_scores)}.")
+    elif evidence.p_scores is not None and not evidence.selected_on_test:
         p_scores = _p(evidence.p_scores)
         sentences.append(
             f"Choice and test repeated with permuted scores do as well with {p_scores}."
@@ -255,6 +263,17 @@ def _sentences(evidence: Evidence) -> list[str]:
     if evidence.controls:
         sentences.append(f"For comparison: {_compared(evidence.controls)}.")
     return sentences
+
+
+def _of_labels(sentence: str, evidence: Evidence) -> str:
+    """The sentence, about labels where the edit names concepts and about scores otherwise."""
+    return sentence if evidence.named is None else sentence.replace("scores", "labels")
+
+
+def _random_controls(evidence: Evidence) -> str:
+    """What an edit by named concepts is compared with."""
+    directions = "random_directions" in evidence.controls
+    return "random directions" if directions else "as many random units"
 
 
 def _selected(selection: Mapping[str, Any]) -> str:
@@ -288,7 +307,11 @@ def _test(evidence: Evidence, shown: str) -> str:
         return f"{line}."
     # Many networks gain a little from any scaling: with random scores this is no rare result.
     if evidence.p_scores is None:
-        return f"{line}; whether the scores have a part in it was not tested."
+        unknown = f"{line}; whether the scores have a part in it was not tested."
+        return _of_labels(unknown, evidence)
+    if evidence.named is not None:
+        others = _random_controls(evidence)
+        return f"{line}, but {others} do as well: it does not speak for the labels."
     return f"{line}, but edits by permuted scores do as well: it does not speak for the scores."
 
 
@@ -328,13 +351,16 @@ def _compared(controls: Mapping[str, Any]) -> str:
         for name, text in texts.items()
         if name in controls
     ]
-    if "random_masks" in controls:
-        random = controls["random_masks"]
+    drawn = {"random_masks": "choices of units", "random_directions": "directions"}
+    for name, kind in drawn.items():
+        if name not in controls:
+            continue
+        random = controls[name]
         mean = _signed(random["mean"])
         low = _signed(random["low"])
         high = _signed(random["high"])
         lines.append(
-            f"{random['draws']:,} random choices of units {mean} on average, "
+            f"{random['draws']:,} random {kind} {mean} on average, "
             f"95 % between {low} and {high}, as good as the edit with {_p(random['p_value'])}"
         )
     return "; ".join(lines)

@@ -95,6 +95,11 @@ class ProbeRecord:
         """Layer index of each unit."""
         return np.repeat(np.arange(len(self.layers), dtype=np.int32), list(self.layers.values()))
 
+    def by_layer(self, of_units: np.ndarray) -> dict[str, np.ndarray]:
+        """Something of every unit [U], taken apart by layer."""
+        starts = np.cumsum(list(self.layers.values()))[:-1]
+        return dict(zip(self.layers, np.split(of_units, starts), strict=True))
+
     @cached_property
     def merged(self) -> TopK:
         """Lists over all images [U, K]."""

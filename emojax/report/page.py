@@ -424,7 +424,8 @@ def _edit(run: Results, study: StudySummary) -> dict[str, Any]:
         if value is not None
     ]
     kind = setting.kind.replace("_", " ")
-    text = ", ".join([f"Layer {setting.layer}", kind, *parts, f"gains on {study.scope}"]) + "."
+    what = kind if setting.concepts is None else f"{kind} ({setting.concepts})"
+    text = ", ".join([f"Layer {setting.layer}", what, *parts, f"gains on {study.scope}"]) + "."
     if study.tested is not None:
         text += f" Tested on {', '.join(study.tested.on)}"
         if study.selected_on_test:
@@ -477,6 +478,7 @@ _CONTROLS = {
     "weight_sum": "units of large weights",
     "learned": "gains learned from labels",
     "random_masks": "as many random units",
+    "random_directions": "random directions erased",
     "permuted_scores": "selection and test with permuted scores",
 }
 

@@ -170,6 +170,8 @@ def read_run(
             f"{folder} is a run of `{command}`, which has no page; give one of {', '.join(NEEDED)}"
         )
     lacking = [name for name in NEEDED[command] if not (folder / name).is_file()]
+    if lacking == ["sweep.csv"] and _is_unsearched(_json(folder / "summary.json")):
+        lacking = []
     if lacking:
         raise InputError(
             f"{folder} is half a run: {', '.join(lacking)} missing; run `emojax {command}` again"
@@ -241,6 +243,13 @@ def read_page(folder: Path) -> schema.Page | None:
     """
     manifest = _json(folder / MANIFEST, f"{folder} is not an emojax run: it has no {MANIFEST}")
     return _valid(folder / MANIFEST, schema.Manifest, manifest).page
+
+
+def _is_unsearched(summary: dict[str, Any]) -> bool:
+    """Whether the edit's gains were given, by a file or by concepts, so that there is no sweep."""
+    edit = summary.get("edit")
+    setting = edit.get("setting") if isinstance(edit, dict) else None
+    return isinstance(setting, dict) and setting.get("kind") in ("file", "concepts")
 
 
 def _rename_finding(summary: dict[str, Any]) -> None:

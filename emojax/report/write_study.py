@@ -16,13 +16,14 @@ def write_study(
     uses: Sequence[Use] | None,
     class_names: Sequence[str] | None = None,
 ) -> None:
-    """Writes sweep.csv, thresholds.csv, bands.csv, evidence.json and edited.safetensors.
+    """Writes the study's tables as csv files, evidence.json and edited.safetensors.
 
     A table that does not apply is not written. `uses` is what shaped the unedited network; the
     edited one's file adds what its edit was selected on. With None the file does not say. It names
     its classes by `class_names`, those of the network's own file: what was assumed stays out of it.
     """
     tables = {"sweep": study.sweep, "thresholds": study.thresholds, "bands": study.bands}
+    tables["edited_units"] = study.edited_units
     for name, table in tables.items():
         if table:
             rows = zip(*table.values(), strict=True)

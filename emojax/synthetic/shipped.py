@@ -1,6 +1,6 @@
-"""The two networks that ship with emojax, trained on rendered faces.
+"""The three networks that ship with emojax, trained on rendered faces.
 
-`scripts/build_demo_assets.py` makes them; `emojax demo` and the tests use them.
+`scripts/build_demo_assets.py` says how they are made; `emojax demo` and the tests use them.
 """
 
 from pathlib import Path
@@ -10,13 +10,20 @@ from emojax.data.clip_folder import load_clip
 from emojax.data.weights import load_vgg
 from emojax.models.vgg import VggNet
 from emojax.synthetic.faces import Faces, random_faces
+from emojax.synthetic.shortcut import Shortcut
 
 ASSETS = Path(__file__).parent / "assets"
+SHORTCUT = Shortcut("Glasses", "happy", 0.97)  # what `load_shortcut`'s network was trained with
 
 
 def load_demo() -> tuple[VggNet, ClipEncoder]:
     """The small VGGNet and the small CLIP, read as any other network is."""
     return load_vgg(ASSETS / "vgg.safetensors"), load_clip(ASSETS / "clip")
+
+
+def load_shortcut() -> VggNet:
+    """A small VGGNet that takes glasses for happiness: in its training they went together."""
+    return load_vgg(ASSETS / "shortcut.safetensors")
 
 
 def demo_faces(images: int) -> tuple[Faces, list[Faces]]:

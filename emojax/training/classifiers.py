@@ -21,7 +21,7 @@ from emojax.data.image_set import ImageSet
 from emojax.data.loader import stream
 from emojax.models.compact import CompactConfig, CompactNet
 from emojax.models.deep_emotion import DeepEmotion, DeepEmotionConfig
-from emojax.models.vgg import VggConfig, VggNet
+from emojax.models.vgg import HIDDEN, VggConfig, VggNet
 from emojax.models.vit import Vit, VitConfig
 from emojax.ops import augment as views
 from emojax.ops.image import to_gray, to_unit
@@ -71,6 +71,15 @@ def new_network(
         return CompactNet(replace(widths, classes=classes, class_names=images.classes), rngs=rngs)
     sizes = VggConfig.paper() if size == "paper" else VggConfig.small()
     return VggNet(replace(sizes, classes=classes, class_names=images.classes), rngs=rngs)
+
+
+def with_new_head(model: VggNet, seed: int) -> VggNet:
+    """A copy whose dense layers are random by `seed`; the convolutions stay: transfer learning."""
+    copy = nnx.clone(model)
+    fresh = VggNet(model.config, rngs=nnx.Rngs(seed))
+    for layer in (*HIDDEN, "lin3"):
+        setattr(copy, layer, getattr(fresh, layer))
+    return copy
 
 
 def train_classifiers(

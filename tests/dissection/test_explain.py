@@ -133,3 +133,17 @@ def test_published_pairs():
     for wrong in ({"a": 1.0}, {"a": 1.0, "b": 0.0, "encoder": "ViT-L-14-336"}):
         with pytest.raises(ValueError, match=r"together|either"):
             Calibration(**wrong)
+
+
+@pytest.mark.slow
+def test_units_whose_weight_is_mostly_on_a_concept(world):
+    embeddings, activations, texts, _ = world
+    found = explain(record_of(embeddings, activations), NAMES, text_embeddings=texts)
+    masks = found.units("concept 0", "concept 3", least=0.4)
+    assert [len(mask) for mask in masks.values()] == [10, 40]
+    expected = []
+    for chosen, weights in zip(found.chosen, found.weights, strict=True):
+        own = sum(max(w, 0.0) for c, w in zip(chosen, weights, strict=True) if c in (0, 3))
+        expected.append(own > 0 and own >= 0.4 * np.abs(weights).sum())
+    assert np.any(expected)
+    np.testing.assert_array_equal(np.concatenate(list(masks.values())), expected)

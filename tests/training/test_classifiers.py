@@ -140,3 +140,13 @@ def test_a_step_of_a_vggnet_equals_pytorchs(config):
             np.abs(after[name] - parameter.detach().numpy()).max()
             <= 0.019 * 1e-4 * scale(name) + known
         ), name
+
+
+def test_a_new_head_leaves_the_convolutions_and_the_network_itself(tiny_vgg):
+    before = leaves(tiny_vgg)
+    fresh = classifiers.with_new_head(tiny_vgg, 7)
+    assert_same(leaves(tiny_vgg), before)
+    own = dict(nnx.to_flat_state(nnx.state(tiny_vgg)))
+    for path, leaf in nnx.to_flat_state(nnx.state(fresh)):
+        same = np.array_equal(np.asarray(leaf[...]), np.asarray(own[path][...]))
+        assert same == (not str(path[0]).startswith("lin")) or path[-1] == "bias"

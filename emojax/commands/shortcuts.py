@@ -1,0 +1,125 @@
+"""`emojax shortcuts`: concepts whose units drive a class on the probe set and errors elsewhere."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from emojax.commands.base import Command, Dissecting, out_folder
+from emojax.section import Seed, UserPath
+
+if TYPE_CHECKING:
+    from emojax.editing.shortcuts import Suspect
+
+_SHOWN = 10  # suspects that are printed
+
+
+class ShortcutsSettings(Dissecting):
+    """Settings of the search."""
+
+    permutations: int = Field(
+        default=999, ge=19, description="that falls of association and errors are compared with"
+    )
+    seed: Seed = Field(default=0, description="of the permutations")
+    out: UserPath = out_folder("shortcuts")
+
+
+def shortcuts(settings: ShortcutsSettings) -> None:
+    """Labels the units, ranks the concepts; writes shortcuts.csv."""
+    import numpy as np
+
+    from emojax import store
+    from emojax.commands import opening, steps
+    from emojax.commands.console import progress
+    from emojax.dissection.dissect import embed_concepts
+    from emojax.editing.activations import FEEDS_LOGITS, pool_activations, pre_bias_activations
+    from emojax.editing.shortcuts import LEVEL, Suspect, find_shortcuts, side_of
+    from emojax.errors import InputError
+    from emojax.models.classifier import Editable
+    from emojax.training.evaluate import labelled
+
+    inputs = opening.open_study(settings)
+    model, clip = inputs.model, inputs.clip
+    if not isinstance(model, Editable):
+        raise InputError(
+            f"shortcuts are searched in networks that can be edited, not in a "
+            f"{type(model).__name__}: a VGGNet, a CompactNet or those of --target.path"
+        )
+    hidden = [name for name in list(model.config.units())[:-1] if name in FEEDS_LOGITS]
+    if not hidden:
+        raise InputError("no hidden layer of this network feeds its logits")
+    layer = hidden[-1]
+    for images in (inputs.images, *inputs.tests):
+        labelled(images, model)
+    with opening.open_run(settings, "shortcuts") as run:
+        warnings = opening.note_provenance(
+            run, opening.name_of(settings.target), inputs.tests, inputs.class_names
+        )
+        steps.check(settings, model, clip, inputs.concepts, inputs.images)
+        record = steps.probe(settings, run, model, inputs.images, clip)
+        if layer not in record.layers:
+            raise InputError(
+                f"--probe.layers leaves out {layer}, whose units are looked at; add it"
+            )
+        found = steps.label(settings, run, record, inputs.concepts, clip, model)[0]
+        with run.timed("shortcuts"), progress("layer activations") as bar:
+            texts = embed_concepts(clip, inputs.concepts, settings.cache)
+            read = [
+                pre_bias_activations(
+                    model, images, layer, cache=settings.cache / "edits", progress=bar
+                )
+                for images in (inputs.images, *inputs.tests)
+            ]
+            embedded = [clip.embed_images(test.images) for test in inputs.tests]
+            probe = side_of(read[0], record.embeddings, texts)
+            held_out = side_of(pool_activations(*read[1:]), np.concatenate(embedded), texts)
+            units = {name: found.units(name)[layer] for name in inputs.concepts.concepts}
+            suspects = find_shortcuts(
+                probe,
+                held_out,
+                np.float64(read[0].params.weight),
+                units,
+                permutations=settings.permutations,
+                seed=settings.seed,
+            )
+        classes = read[0].classes
+        rows = [one._replace(label=classes[one.label]) for one in suspects]
+        store.write_csv(run.folder / "shortcuts.csv", list(Suspect._fields), rows)
+        sure = [one._asdict() for one in rows if one.q_value <= LEVEL]
+        store.write_json(run.folder / "summary.json", {"layer": layer, "shortcuts": sure})
+    _print(suspects, classes, layer)
+    opening.end_with(settings.out, warnings)
+
+
+def _print(suspects: "Sequence[Suspect]", classes: Sequence[str], layer: str) -> None:
+    """The first suspects, and what to do about them."""
+    from rich.table import Table
+
+    from emojax.commands.console import console, say
+    from emojax.editing.shortcuts import LEVEL
+
+    title = f"Concepts whose units of {layer} push a class they go less with on held-out images"
+    table = Table("concept", "class", title=title, title_justify="left")
+    for column in ("units", "push", "goes with", "held out", "errors", "q"):
+        table.add_column(column, justify="right")
+    for one in suspects[:_SHOWN]:
+        numbers = (one.drive, one.association, one.held_out_association, one.errors)
+        cells = (f"{value:+.2f}" for value in numbers)
+        table.add_row(one.concept, classes[one.label], str(one.units), *cells, f"{one.q_value:.2g}")
+    console.print(table)
+    sure = [one for one in suspects if one.q_value <= LEVEL]
+    if not sure:
+        say(f"no shortcut found (no q ≤ {LEVEL:g})")
+        return
+    say(
+        f"found (q ≤ {LEVEL:g}): {len(sure)}; to see what the first costs: emojax sweep … "
+        f"--edit.suppress {sure[0].concept!r}"
+    )
+
+
+COMMAND = Command(
+    "shortcuts",
+    "concepts whose units drive a class on the probe set and its errors on the test splits",
+    ShortcutsSettings,
+    shortcuts,
+)
