@@ -230,8 +230,12 @@ def _classification_loss(
             gray = to_gray(pixels) if network.config.channels == 1 else pixels
             size = network.config.input_size
             x = network.normalize(views.augment(augment, view_key, to_unit(gray), size))
-        dropout = {} if isinstance(network, Vit) else {"rngs": nnx.Rngs(dropout=drop_key)}
-        logits = network(x.astype(precision), **dropout)[0].astype(jnp.float32)  # [B · V, C]
+        x = x.astype(precision)
+        if isinstance(network, Vit):  # which has no dropout
+            logits, _ = network(x)
+        else:
+            logits, _ = network(x, rngs=nnx.Rngs(dropout=drop_key))
+        logits = logits.astype(jnp.float32)  # [B · V, C]
         # The views of an image lie side by side and share its label.
         labels = jnp.repeat(labels, len(logits) // len(labels))
         target = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
