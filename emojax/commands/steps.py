@@ -178,8 +178,6 @@ def label(
     model: Classifier | Network | None,
 ) -> tuple[Dissection, list[LayerSummary], dict[str, Any]]:
     """From a record to labels, Table 1 and the summary, written and printed."""
-    check = zero_shot(record, clip)
-    _say_encoder(clip, check)
     asked = scoring(settings, run, concepts, clip)
     with run.timed("dissect"):
         dissection = dissect_record(record, concepts, **asked)
@@ -190,6 +188,7 @@ def label(
         outgoing = np.asarray(logits_layer.kernel[...])
     tau = settings.dissect.tau
     abstain = settings.dissect.abstain
+    check = zero_shot(record, clip)
     table1, summary = write_dissection(
         run.folder,
         dissection,
@@ -200,6 +199,7 @@ def label(
         encoder=encoder_summary(clip, check),
         profiles=_profiles(settings, record, concepts, clip),
     )
+    _say_encoder(clip, check)
     print_table1(table1, tau)
     _say_trust(dissection, abstain=abstain)
     return dissection, table1, summary
