@@ -242,8 +242,6 @@ def label(
 
     With the images that were probed, the summary also says what the probe's precision changed.
     """
-    check = zero_shot(record, clip)
-    _say_encoder(clip, check)
     asked = scoring(settings, run, concepts, clip)
     with run.timed("dissect"):
         dissection = dissect_record(record, concepts, **asked)
@@ -254,6 +252,7 @@ def label(
         outgoing = np.asarray(logits_layer.kernel[...])
     tau = settings.dissect.tau
     abstain = settings.dissect.abstain
+    check = zero_shot(record, clip)
     table1, summary = write_dissection(
         run.folder,
         dissection,
@@ -264,6 +263,7 @@ def label(
         encoder=encoder_summary(clip, check),
         profiles=_profiles(settings, record, concepts, clip),
     )
+    _say_encoder(clip, check)
     print_table1(table1, tau)
     _say_trust(dissection, abstain=abstain)
     if model is not None and images is not None:

@@ -122,8 +122,9 @@ def print_evidence(evidence: Evidence) -> None:
     table.add_column("finding")
     styles = {"worse": "red", "better": "green"}
     for row in evidence.measured:
-        *numbers, found = row
-        table.add_row(*numbers, Text(found, style=styles.get(found, "")))
+        *cells, found = (cell.removesuffix(" points") for cell in row)  # 80 columns are few
+        shown = found if found in styles else "not shown"
+        table.add_row(*cells, Text(shown, style=styles.get(found, "")))
     if evidence.measured:  # of gains from a file only the counts are known
         console.print(table)
     say(f"evidence: {evidence.sentence} All of it in words: evidence.json")

@@ -73,6 +73,7 @@ def explorer_data(run: Results) -> dict[str, Any]:
     layers = list(run.labels.layers)
     units = _columns(table, layers, concepts)
     data: dict[str, Any] = {
+        "truth": _truth(run.truth),
         "layers": layers,
         "classes": [],
         "concepts": concepts,
@@ -124,6 +125,14 @@ def explorer_data(run: Results) -> dict[str, Any]:
             "outgoing": outgoing,
         },
     }
+
+
+def _truth(table: Table) -> dict[str, Any] | None:
+    """What each unit responds to most, and how well it tells that; None where it is not known."""
+    if not table:
+        return None
+    names, which = np.unique(table["responds_to"].astype(str), return_inverse=True)
+    return {"names": names.tolist(), "most": which.tolist(), "auroc": _plain(table["auroc"], 3)}
 
 
 def _columns(table: Table, layers: Sequence[str], concepts: Sequence[str]) -> dict[str, Any]:

@@ -121,6 +121,7 @@ class Results(Tabular):
     sweep: Table
     thresholds: Table
     bands: Table
+    truth: Table
     audit: Table
     evidence: Evidence | None
     explanations: UnitExplanations | None = None
@@ -199,6 +200,7 @@ def read_run(
             "sweep": ("layer", "kind", "tau", "factor", "images", "correct", "accuracy"),
             "thresholds": ("layer", "factor", "units_above", "accuracy"),
             "bands": ("layer", "factor", "units_above", "mean", "low", "high"),
+            "truth": ("layer", "unit", "responds_to", "auroc"),
         }.items()
     }
     labels, details = _labels(table["dissection"]), units.load(folder)
@@ -228,6 +230,7 @@ def read_run(
         sweep=table["sweep"],
         thresholds=table["thresholds"],
         bands=table["bands"],
+        truth=_of_units(table["truth"], labels, folder / "truth.csv"),
         audit=_table(flagged, ("file", "reason")),
         evidence=evidence,
         explanations=shown,
@@ -320,6 +323,17 @@ def _column(path: Path, name: str, values: list[str]) -> np.ndarray:
         return np.array([float(value) if value else math.nan for value in values], np.float64)
     except ValueError as error:
         raise InputError(f"{path}: column {name}: {error}; {DAMAGED}") from None
+
+
+def _of_units(table: Table, labels: Labels | None, file: Path) -> Table:
+    """The table, whose rows are the labelled units in their order.
+
+    Raises:
+      InputError: they are others.
+    """
+    if table and (labels is None or table["layer"].tolist() != labels.layer_of.tolist()):
+        raise InputError(f"{file} is of other units than dissection.csv; run `emojax demo` again")
+    return table
 
 
 def _labels(table: Table) -> Labels | None:

@@ -361,6 +361,10 @@
     const say = (name, text) => fact.push(make("tr", {}, make("th", { scope: "row", textContent: name }), make("td", { textContent: text })));
     $("unit-name").textContent = `${nameOf(unit)}: ${labelOf(unit)}`;
     say("label", cols.labelled && cols.labelled[unit] === 0 ? `no label: ${data.concepts[cols.concept[unit]]} does not hold` : data.concepts[cols.concept[unit]]);
+    if (data.truth) {
+      const most = data.truth.names[data.truth.most[unit]], right = most === data.concepts[cols.concept[unit]];
+      say("truth", `responds most to ${most} (AUROC ${number(data.truth.auroc[unit])}): the label is ${right ? "right" : "another"}`);
+    }
     say("maximum similarity", number(cols.similarity[unit], 3));
     if (cols.margin) say("margin over the runner-up", number(cols.margin[unit], 3));
     if (cols.p) say("p-value, q-value", `${small(cols.p[unit])}, ${small(cols.q[unit])}`);
