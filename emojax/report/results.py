@@ -40,6 +40,7 @@ NEEDED = {
 _WORDS = {
     "layer",
     "concept",
+    "responds_to",
     "runner_up",
     "halves_agree",
     "labelled",
@@ -317,7 +318,7 @@ def _table(path: Path, columns: Sequence[str]) -> Table:
 
 
 def _column(path: Path, name: str, values: list[str]) -> np.ndarray:
-    if name in _WORDS:
+    if name in _WORDS or name.endswith("_label"):
         return np.array(values, dtype=object)
     try:
         return np.array([float(value) if value else math.nan for value in values], np.float64)
