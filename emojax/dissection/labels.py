@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from emojax.brief import brief
 from emojax.data.concepts import ConceptSet
-from emojax.dissection.options import Prior, Similarity, UnitRule
+from emojax.dissection.options import Prior, Similarity, UnitRule, method
 from emojax.dissection.trust import HeldOut, Hubs, hubs
 from emojax.errors import InputError
 from emojax.probing.record import ProbeRecord
@@ -136,11 +136,7 @@ class Dissection(Tabular):
     @property
     def method(self) -> str:
         """Similarity function and prior, as the tables name them."""
-        if self.prior is None or (self.similarity, self.prior) == ("consensus", "images"):
-            return self.similarity
-        if self.prior == "none":
-            return f"{self.similarity}, no prior"
-        return f"{self.similarity}, prior over {self.prior}"
+        return method(self.similarity, self.prior)
 
     @cached_property
     def undefined(self) -> int:

@@ -149,6 +149,13 @@ _DEFAULTS: dict[str, Options] = {
 }
 
 
+def method(similarity: str, prior: str | None) -> str:
+    """Similarity function and prior, as tables and pages name them; the default is `consensus`."""
+    if prior is None or (similarity, prior) == (DEFAULT, DEFAULT_PRIOR):
+        return similarity
+    return f"{similarity}, no prior" if prior == "none" else f"{similarity}, prior over {prior}"
+
+
 def options_of(similarity: str, hyperparameters: Hyperparameters) -> Options:
     """The options of a similarity function with these hyperparameters.
 

@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from emojax.data.classes import ALIASES, meaning
 from emojax.data.image_set import ImageSet
+from emojax.dissection.options import method
 from emojax.editing.search import MEANING
 from emojax.editing.study_result import SplitResult, StudySummary, pooled
 from emojax.errors import InputError
@@ -354,9 +355,8 @@ def _network(run: Results) -> str:
 
 def _method(stated: Mapping[str, Any]) -> str:
     """Similarity function and prior, as a summary or settings state them."""
-    similarity = str(stated.get("similarity", "unknown"))
     prior = stated.get("prior")
-    return f"{similarity}, prior over {prior}" if prior in ("units", "images") else similarity
+    return method(str(stated.get("similarity", "unknown")), None if prior is None else str(prior))
 
 
 def _pooled(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

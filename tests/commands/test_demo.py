@@ -31,6 +31,7 @@ def test_demo_runs_the_chain(capsys, monkeypatch, tmp_path):
     }
     page = (tmp_path / "demo" / "report.html").read_text("utf-8")
     assert "Labels against the truth" in page
+    assert '"truth":{"names":[' in page  # of every unit, beside its label
     assert 'class="pack"' in page  # rendered faces are shown
     assert "faces of people" not in page
     assert len(rows_of(tmp_path / "demo" / "sweep.csv")) == 72
