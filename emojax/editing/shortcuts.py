@@ -93,6 +93,9 @@ class Suspect(NamedTuple):
     q_value: float
 
 
+_MEASURED = ("drive", "association", "held_out_association", "errors")
+
+
 def find_shortcuts(
     probe: Side,
     held_out: Side,
@@ -144,12 +147,13 @@ def find_shortcuts(
         p_values.append(np.where(drive > 0, np.maximum(p_fall, p_errors), 1.0))
         measured = zip(names, masks.sum(axis=1), drive, *associations, errors, strict=True)
         for name, count, *values in measured:
-            rows.append(Suspect(name, label, int(count), *map(float, values), 1.0, 1.0))
+            numbers = dict(zip(_MEASURED, map(float, values), strict=True))
+            rows.append(Suspect(name, label, int(count), p_value=1.0, q_value=1.0, **numbers))
     return _ranked(rows, np.stack(p_values))
 
 
 def _ranked(
-    rows: Sequence[tuple[str, int, int, float, float, float, float]],
+    rows: Sequence[Suspect],
     p_values: Float[np.ndarray, "C N"],
 ) -> list[Suspect]:
     """The suspects with their q-values, the found ones with the largest fall first."""
