@@ -16,7 +16,7 @@ from emojax.editing.concept_study import study_by_erasing
 from emojax.editing.refit import Linear, refit_balanced, worst_group
 from emojax.editing.search import Edit
 from emojax.editing.shortcuts import features_of
-from emojax.models.vgg import VggNet
+from emojax.models.vgg import LAYERS, VggNet
 from emojax.probing.probe import probe
 from emojax.synthetic import shipped, shortcut
 
@@ -75,10 +75,11 @@ def _worst_groups(
     """Accuracy in the worst group of the second set: unedited, edited, refitted with the groups."""
     fitted, tested = (pre_bias_activations(model, images, _LAYER) for images in sets)
     features = features_of(tested)
-    layers = [
-        Linear(np.float64(own.lin3.kernel[...]), np.float64(own.lin3.bias[...]))
-        for own in (model, edited)
-    ]
+    layers = []
+    for own in (model, edited):
+        last: Any = getattr(own, LAYERS[-1])
+        kernel, bias = (np.asarray(leaf[...], np.float64) for leaf in (last.kernel, last.bias))
+        layers.append(Linear(kernel, bias))
     if np.bincount(groups[0], minlength=2 * len(fitted.classes)).min() >= _LEAST:
         classes = len(fitted.classes)
         layers.append(refit_balanced(features_of(fitted), fitted.labels, groups[0], classes))

@@ -9,7 +9,12 @@ from emojax.commands.base import Command, Dissecting, out_folder
 from emojax.section import Seed, UserPath
 
 if TYPE_CHECKING:
-    from emojax.editing.shortcuts import Suspect
+    import numpy as np
+
+    from emojax.commands.opening import StudyInputs
+    from emojax.editing.activations import PreBiasActivations
+    from emojax.editing.shortcuts import Side, Suspect
+    from emojax.models.classifier import Editable
 
 _SHOWN = 10  # suspects that are printed
 
@@ -32,52 +37,38 @@ def shortcuts(settings: ShortcutsSettings) -> None:
     from emojax.commands import opening, steps
     from emojax.commands.console import progress
     from emojax.dissection.dissect import embed_concepts
-    from emojax.editing.activations import FEEDS_LOGITS, pool_activations, pre_bias_activations
-    from emojax.editing.shortcuts import LEVEL, Suspect, find_shortcuts, side_of
+    from emojax.editing.activations import pre_bias_activations
+    from emojax.editing.shortcuts import LEVEL, Suspect, find_shortcuts
     from emojax.errors import InputError
-    from emojax.models.classifier import Editable
-    from emojax.training.evaluate import labelled
+    from emojax.probing.network import resolve_layers
 
     inputs = opening.open_study(settings)
-    model, clip = inputs.model, inputs.clip
-    if not isinstance(model, Editable):
-        raise InputError(
-            f"shortcuts are searched in networks that can be edited, not in a "
-            f"{type(model).__name__}: a VGGNet, a CompactNet or those of --target.path"
-        )
-    hidden = [name for name in list(model.config.units())[:-1] if name in FEEDS_LOGITS]
-    if not hidden:
-        raise InputError("no hidden layer of this network feeds its logits")
-    layer = hidden[-1]
-    for images in (inputs.images, *inputs.tests):
-        labelled(images, model)
+    model, layer = _checked(inputs)
+    probed = resolve_layers(steps.layers_to_probe(settings, model), list(model.config.units()))
+    if layer not in probed:
+        raise InputError(f"--probe.layers leaves out {layer}, whose units are looked at; add it")
+    clip = inputs.clip
     with opening.open_run(settings, "shortcuts") as run:
         warnings = opening.note_provenance(
             run, opening.name_of(settings.target), inputs.tests, inputs.class_names
         )
         steps.check(settings, model, clip, inputs.concepts, inputs.images)
         record = steps.probe(settings, run, model, inputs.images, clip)
-        if layer not in record.layers:
-            raise InputError(
-                f"--probe.layers leaves out {layer}, whose units are looked at; add it"
-            )
         found = steps.label(settings, run, record, inputs.concepts, clip, model)[0]
         with run.timed("shortcuts"), progress("layer activations") as bar:
-            texts = embed_concepts(clip, inputs.concepts, settings.cache)
             read = [
                 pre_bias_activations(
                     model, images, layer, cache=settings.cache / "edits", progress=bar
                 )
                 for images in (inputs.images, *inputs.tests)
             ]
-            embedded = [clip.embed_images(test.images) for test in inputs.tests]
-            probe = side_of(read[0], record.embeddings, texts)
-            held_out = side_of(pool_activations(*read[1:]), np.concatenate(embedded), texts)
+            texts = embed_concepts(clip, inputs.concepts, settings.cache)
+            probe, held_out = _sides(inputs, record.embeddings, texts, read)
             units = {name: found.units(name)[layer] for name in inputs.concepts.concepts}
             suspects = find_shortcuts(
                 probe,
                 held_out,
-                np.float64(read[0].params.weight),
+                np.asarray(read[0].params.weight, np.float64),
                 units,
                 permutations=settings.permutations,
                 seed=settings.seed,
@@ -89,6 +80,44 @@ def shortcuts(settings: ShortcutsSettings) -> None:
         store.write_json(run.folder / "summary.json", {"layer": layer, "shortcuts": sure})
     _print(suspects, classes, layer)
     opening.end_with(settings.out, warnings)
+
+
+def _checked(inputs: "StudyInputs") -> "tuple[Editable, str]":
+    """The network and its last hidden layer, after refusing what the search cannot take."""
+    from emojax.editing.activations import FEEDS_LOGITS
+    from emojax.errors import InputError
+    from emojax.models.classifier import Editable
+    from emojax.training.evaluate import labelled
+
+    model = inputs.model
+    if not isinstance(model, Editable):
+        raise InputError(
+            f"shortcuts are searched in networks that can be edited, not in a "
+            f"{type(model).__name__}: a VGGNet, a CompactNet or those of --target.path"
+        )
+    hidden = [name for name in list(model.config.units())[:-1] if name in FEEDS_LOGITS]
+    if not hidden:
+        raise InputError("no hidden layer of this network feeds its logits")
+    for images in (inputs.images, *inputs.tests):
+        labelled(images, model)
+    return model, hidden[-1]
+
+
+def _sides(
+    inputs: "StudyInputs",
+    embeddings: "np.ndarray",
+    texts: "np.ndarray",
+    read: "Sequence[PreBiasActivations]",
+) -> "tuple[Side, Side]":
+    """The probe set and all test splits, from CLIP's embeddings and the layer's activations."""
+    import numpy as np
+
+    from emojax.editing.activations import pool_activations
+    from emojax.editing.shortcuts import side_of
+
+    embedded = [inputs.clip.embed_images(test.images) for test in inputs.tests]
+    held_out = side_of(pool_activations(*read[1:]), np.concatenate(embedded), texts)
+    return side_of(read[0], embeddings, texts), held_out
 
 
 def _print(suspects: "Sequence[Suspect]", classes: Sequence[str], layer: str) -> None:

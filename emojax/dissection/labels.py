@@ -229,7 +229,8 @@ class Dissection(Tabular):
         if rule == "margin" and self.margin is not None:
             return self.record.by_layer(labelled & (self.margin >= least))
         if rule == "score":
-            return self.record.by_layer((self.ranked[:, wanted] >= least).any(axis=1))
+            similar = self.ranked[:, wanted].max(axis=1, initial=-np.inf)
+            return self.record.by_layer(np.asarray(similar >= least))
         raise InputError(
             f"units cannot be chosen by the rule {rule!r} here: known are label, score, margin (of "
             "several concepts) and trusted (with a similarity whose labels are tested)"

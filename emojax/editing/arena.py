@@ -174,7 +174,7 @@ def permuted_within(
 
 def measures(logits: Float[np.ndarray, "I C"], images: Images) -> dict[str, float]:
     """Accuracy, macro recall, worst class, worst group, NLL and expected calibration error."""
-    share = softmax(np.float64(logits))
+    share = softmax(np.asarray(logits, np.float64))
     right = share.argmax(axis=1) == images.labels
     recalls = [right[images.labels == label].mean() for label in np.unique(images.labels)]
     own = share[np.arange(len(right)), images.labels]
@@ -184,7 +184,7 @@ def measures(logits: Float[np.ndarray, "I C"], images: Images) -> dict[str, floa
         "worst_class": float(np.min(recalls)),
         "worst_group": worst_group(right, images.groups),
         "nll": float(-np.log(np.maximum(own, 1e-300)).mean()),
-        "ece": float(calibration_error(np.float32(share.max(axis=1)), right)),
+        "ece": float(calibration_error(np.asarray(share.max(axis=1), np.float32), right)),
     }
 
 

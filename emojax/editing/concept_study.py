@@ -204,7 +204,9 @@ def study_by_erasing(
     texts = concept_texts(record, ConceptSet(options.suppress), None, None)
     first, *splits = _read(model, [images, *tests], layer, batch, cache, stage)
     side = side_of(first, record.embeddings, np.asarray(texts))
-    last = Linear(np.float64(first.params.weight), np.float64(first.params.offset))
+    last = Linear(
+        np.asarray(first.params.weight, np.float64), np.asarray(first.params.offset, np.float64)
+    )
     edited = erase(last, side.features, side.labels, side.similarities)
     features = [features_of(split) for split in splits]
     pairs = []

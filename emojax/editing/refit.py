@@ -8,7 +8,7 @@ units, C classes, R fits at once, n images of each fit.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,7 +95,7 @@ def _fista(
         return (state[3] < steps) & (state[4] >= tolerance)
 
     first = jnp.zeros((augmented.shape[0], augmented.shape[2], targets.shape[2]))
-    start = (first, first, jnp.ones((len(first), 1, 1)), 0, jnp.float32(jnp.inf))
+    start = (first, first, jnp.ones((len(first), 1, 1)), jnp.int32(0), jnp.float32(jnp.inf))
     return jax.lax.while_loop(going, step, start)[0]
 
 
@@ -207,8 +207,10 @@ def adjust(
         return values / np.exp(log_temperature) - offset
 
     def loss(log_temperature: float) -> float:
-        own = softmax(adjusted(np.float64(logits), log_temperature))[np.arange(len(labels)), labels]
+        likely = softmax(adjusted(np.asarray(logits, np.float64), log_temperature))
+        own = likely[np.arange(len(labels)), labels]
         return float(-(weights * np.log(np.maximum(own, 1e-300))).sum() / weights.sum())
 
-    best = float(minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded").x)
-    return lambda values: adjusted(np.float64(values), best)
+    found: Any = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded")
+    best = float(found.x)
+    return lambda values: adjusted(np.asarray(values, np.float64), best)

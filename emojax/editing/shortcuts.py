@@ -53,7 +53,7 @@ def side_of(
     features = features_of(activations)
     head = activations.params
     logits = features @ np.asarray(head.weight) + np.asarray(head.offset)
-    similarities = np.float64(embeddings @ texts.T)
+    similarities = np.asarray(embeddings @ texts.T, np.float64)
     return Side(features, activations.labels, logits.argmax(axis=1), similarities)
 
 
@@ -61,7 +61,7 @@ def features_of(activations: PreBiasActivations) -> Float[np.ndarray, "I U"]:
     """Outputs of a layer that feeds the logits, as the last layer reads them; float64."""
     head = activations.params
     features = np.maximum(activations.values + np.asarray(head.bias), np.asarray(head.floor))
-    return np.float64(features)
+    return np.asarray(features, np.float64)
 
 
 class Suspect(NamedTuple):
@@ -91,6 +91,9 @@ class Suspect(NamedTuple):
     errors: float
     p_value: float
     q_value: float
+
+
+_MEASURED = ("drive", "association", "held_out_association", "errors")
 
 
 def find_shortcuts(
@@ -137,22 +140,27 @@ def find_shortcuts(
         scale = _scale(np.concatenate(pushes))
         drive = _difference(pushes[0] / scale, probe.labels == label)
         associations = [
-            _difference(similar[rows], of_class[rows] == label)
-            for rows in (members[0], ~members[0])
+            _difference(similar[own], of_class[own] == label) for own in (members[0], ~members[0])
         ]
         errors, p_errors = _errors(pushes[1] / scale, held_out, label, permutations, rng)
         p_fall = _p_fall(similar, of_class == label, members)
         p_values.append(np.where(drive > 0, np.maximum(p_fall, p_errors), 1.0))
-        for number, name in enumerate(names):
-            measured = (drive, *associations, errors)
-            rows.append(
-                (name, label, int(masks[number].sum()), *(values[number] for values in measured))
-            )
-    p_values = np.stack(p_values)  # [C, N]
+        measured = zip(names, masks.sum(axis=1), drive, *associations, errors, strict=True)
+        for name, count, *values in measured:
+            numbers = dict(zip(_MEASURED, map(float, values), strict=True))
+            rows.append(Suspect(name, label, int(count), p_value=1.0, q_value=1.0, **numbers))
+    return _ranked(rows, np.stack(p_values))
+
+
+def _ranked(
+    rows: Sequence[Suspect],
+    p_values: Float[np.ndarray, "C N"],
+) -> list[Suspect]:
+    """The suspects with their q-values, the found ones with the largest fall first."""
     # Within a class the permutations count all concepts; over the classes the q-values do.
     q_values = np.stack([benjamini_hochberg(column) for column in p_values.T], axis=1).ravel()
     found = [
-        Suspect(*row[:3], *map(float, row[3:]), float(p), float(q))
+        row._replace(p_value=float(p), q_value=float(q))
         for row, p, q in zip(rows, p_values.ravel(), q_values, strict=True)
     ]
     # Permutations tell no difference beyond their number, so the found are ranked by their size.

@@ -43,6 +43,10 @@ def test_demo_runs_the_chain(capsys, monkeypatch, tmp_path):
     assert summary["labels_right"].keys() == {"auroc", "enrichment", "among_three", "certain_half"}
     assert all(0 <= share <= 1 for share in summary["labels_right"].values())
     assert summary["certainty"][-1]["labelled"] == 1.0
+    named = summary["edit_by_concept"]
+    assert (named["concept"], named["images"]) == ("Glasses", 200)
+    assert 0 <= named["gained"] + named["lost"] <= 200
+    assert named["finding"].split()[0] in named["verdict"].lower()
     code, _, err = run(capsys, "demo", *flags)
     assert (code, err.count("\n")) == (2, 1)
     assert (

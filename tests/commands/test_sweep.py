@@ -38,3 +38,25 @@ def test_gains_from_a_file(capsys, tmp_path, sources):
     assert (code, err.count("\n")) == (2, 1)
     assert "gains.txt holds 3 numbers, the layer has 20 units" in err
     assert not (tmp_path / "bad").exists()
+
+
+def test_an_edit_by_concepts(capsys, tmp_path, sources):
+    """The units that carry a concept are silenced; the other words are refused with near ones."""
+    network, probing = sources
+    args = [*network, *probing, "--probe.layers", "lin*", "--edit.masks", "19"]
+    args += ["--dissect.similarity", "correlation"]
+    code, _, err = run(
+        capsys, "sweep", *args, "--edit.suppress", "Smiles", "--out", tmp_path / "no"
+    )
+    assert (code, err) == (2, "emojax: paper25 has no concept 'Smiles'; near ones: 'Smile'\n")
+    everything = [*args, "--edit.rule", "score", "--edit.least", "-1", "--edit.suppress", "Smile"]
+    code, out, _ = run(capsys, "sweep", *everything, "--out", tmp_path / "all")
+    assert code == 0
+    assert "20 units for 'Smile' × 0" in out
+    evidence = json.loads((tmp_path / "all" / "evidence.json").read_text())
+    assert evidence["verdict"] in out
+    table = (tmp_path / "all" / "edited_units.csv").read_text().splitlines()
+    assert table[0].startswith("layer,unit,concepts,similarity,gain,change,change_")
+    assert len(table) == 21
+    edited = load_vgg(tmp_path / "all" / "edited.safetensors").lin2.kernel[...]
+    np.testing.assert_array_equal(edited, 0)

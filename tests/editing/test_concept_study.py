@@ -2,17 +2,18 @@
 
 import numpy as np
 import pytest
+from conftest import some_record
 from flax import nnx
 
+from emojax.data.concepts import ConceptSet
 from emojax.data.image_set import ImageSet
-from emojax.dissection.dissect import dissect
+from emojax.dissection.labels import Dissection
 from emojax.editing.concept_study import concept_gains, layer_of_concepts
 from emojax.editing.search import Edit
 from emojax.editing.study import run_study
 from emojax.editing.study_checks import check_study
 from emojax.errors import InputError
 from emojax.ops.stats import mcnemar_exact
-from emojax.probing.probe import probe
 from emojax.training.evaluate import evaluate
 
 UNITS = {
@@ -52,8 +53,6 @@ def test_auto_is_the_last_hidden_layer_that_has_units():
     ],
 )
 def test_refusals(tiny_vgg, blobs, options, message):
-    from emojax.data.concepts import ConceptSet
-
     concepts = ConceptSet(("c0", "c1", "c2", "c3"))
     with pytest.raises(InputError, match=message):
         check_study(tiny_vgg, Edit(**options), blobs, [blobs], concepts=concepts)
@@ -61,7 +60,7 @@ def test_refusals(tiny_vgg, blobs, options, message):
 
 @pytest.fixture(scope="module")
 def dissected(tiny_vgg, tiny_clip, blobs):
-    """A dissection of 60 images, these images, and two test sets of others."""
+    """A dissection with random scores, its 60 images, and two test sets of others."""
     parts = [
         ImageSet.from_arrays(blobs.images[rows], blobs.labels[rows], blobs.classes, name=name)
         for name, rows in {
@@ -70,9 +69,14 @@ def dissected(tiny_vgg, tiny_clip, blobs):
             "second": slice(120, 180),
         }.items()
     ]
-    record = probe(tiny_vgg, parts[0], tiny_clip, layers=("lin1", "lin2"))
-    found = dissect(record, ["Smile", "Frown", "Glasses"], similarity="correlation")
-    return found, parts[0], parts[1:]
+    rng = np.random.default_rng(0)
+    record = some_record(tiny_clip.key)
+    record.layers = {"lin1": 24, "lin2": 20}
+    record.clip = tiny_clip
+    record.embeddings = rng.normal(size=(60, tiny_clip.embed_texts(["Smile"]).shape[1]))
+    scores = rng.normal(size=(44, 3)).astype(np.float32)
+    concepts = ConceptSet(("Smile", "Frown", "Glasses"))
+    return Dissection(record, concepts, "correlation", scores), parts[0], parts[1:]
 
 
 @pytest.mark.slow
