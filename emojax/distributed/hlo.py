@@ -208,7 +208,9 @@ def _is_free(operation: Operation) -> bool:
         return True
     if all(not sides for _, sides in _ARRAY.findall(operation.result)):
         return True
-    return operation.kind == "custom-call" and '"AllocateBuffer"' in operation.line
+    return operation.kind == "custom-call" and any(
+        f'"{target}"' in operation.line for target in ("AllocateBuffer", "ConcatBitcast")
+    )
 
 
 def _collective(module: Module, operation: Operation) -> Operation | None:
