@@ -283,8 +283,10 @@ def _closing(summary: dict[str, Any], out: Path) -> None:
 
 def _other_changes(by_measure: dict[str, str]) -> str:
     """Measures that the edit changes beside the correct predictions."""
+    from emojax.evidence.verdict import TITLES
+
     changed = (
-        f"{name.replace('_', ' ')} {found}"
+        f"{TITLES[name]} {found}"
         for name, found in by_measure.items()
         if name != "accuracy" and found != "no difference shown"
     )

@@ -12,6 +12,7 @@ import numpy as np
 from emojax.data.clip_encoder import ClipEncoder
 from emojax.probing.record import ProbeRecord
 
+_FEW = 50  # images from which on something can be said
 _WEAK = 0.1  # agreement beyond chance from which on an encoder is not said to be blind
 
 
@@ -35,8 +36,8 @@ class ZeroShot(NamedTuple):
 
     @property
     def weak(self) -> bool:
-        """Whether the encoder hardly tells the classes apart."""
-        return self.kappa < _WEAK
+        """Whether the encoder hardly tells the classes apart, which takes some images to say."""
+        return self.kappa < _WEAK and self.images >= _FEW
 
 
 def zero_shot(record: ProbeRecord, clip: ClipEncoder) -> ZeroShot | None:

@@ -195,6 +195,8 @@ _MEASURES = {
     "nll": ("NLL", 1, "", -1),
     "ece": ("calibration error", 100, " points", -1),
 }
+TITLES = {name: title for name, (title, *_) in _MEASURES.items()}
+"""What tables and sentences call the measures."""
 
 
 def _measured(evidence: Evidence, name: str, found: str) -> Measured:

@@ -50,9 +50,11 @@ def test_counts_and_chance(axes):
 
 def test_one_guess_for_all_is_weak(axes):
     """However often the commonest class is right by it."""
-    check = encoder_check.zero_shot(record_of([1] * 8, [1] * 6 + [0, 2]), axes)
+    check = encoder_check.zero_shot(record_of([1] * 80, [1] * 60 + [0, 2] * 10), axes)
     assert (check.accuracy, check.kappa, check.weak) == (0.75, 0.0, True)
     assert encoder_check.summary(axes, check)["zero_shot"]["weak"] is True
+    few = encoder_check.zero_shot(record_of([1] * 8, [1] * 6 + [0, 2]), axes)
+    assert (few.kappa, few.weak) == (0.0, False)  # which may be bad luck
 
 
 def test_what_cannot_be_checked(axes):
