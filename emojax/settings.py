@@ -5,13 +5,14 @@ with the closest known. The options classes of the library are sections themselv
 where they are used.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator
 
+from emojax import strict
 from emojax.data.named_weights import FER2013_COMPACT, weights_file
 from emojax.dissection.calibration import Calibration
 from emojax.dissection.options import DEFAULT, DEFAULT_PRIOR, Prior, Similarity
@@ -327,7 +328,7 @@ class Report(Section):
 # Where `--config NAME` looks: in an installed package, or in a clone.
 _CONFIGS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
 CACHE = Field(
-    default=Path("~/.cache/emojax"),
+    default="~/.cache/emojax",  # a text, which is validated as one of a settings file is
     validate_default=True,
     description="where probe records are cached between runs",
 )
@@ -379,21 +380,23 @@ def read_settings(path: Path | str) -> Settings:
     """
     path = _shipped(Path(path))
     try:
-        values = yaml.safe_load(path.read_text("utf-8"))
+        values = strict.read_yaml(path.read_text("utf-8"))
     except OSError as error:
         files = (file for folder in _CONFIGS for file in folder.glob("*.yaml"))
         known = ", ".join(sorted(file.stem for file in files))
         raise InputError(
             f"cannot read the settings file {path}: {error.strerror}; shipped by name: {known}"
         ) from None
-    except RecursionError:
-        raise InputError(f"{path}: not YAML that makes sense here (nested too deep)") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that is none
-        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not YAML (byte {error.start} is not UTF-8)") from None
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
     if not isinstance(values or {}, dict):
         raise InputError(f"{path}: the file must map section names to settings")
     try:
-        return Settings.model_validate(values or {})
+        # As JSON, since only there lists are taken for tuples when nothing else is converted: no
+        # text is read as a number, no number as a truth value.
+        return Settings.model_validate_json(json.dumps(values or {}), strict=True)
     except ValidationError as error:
         raise InputError(f"{path}: {explain(error, Settings)}") from None
 
@@ -418,4 +421,5 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             section: Any = model.model_fields[str(part)].annotation
             model = section
         return f"{where} is not a setting{did_you_mean(str(first['loc'][-1]), model.model_fields)}"
-    return f"{where} is {first['input']!r}: {first['msg']}"
+    cure = "; write true or false" if first["type"] == "bool_type" else ""
+    return f"{where} is {first['input']!r}: {first['msg']}{cure}"
