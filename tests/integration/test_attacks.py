@@ -5,18 +5,24 @@ command ends with. What is clear in spite of its form is read rightly; that is t
 Places, sizes and special files are in other files.
 """
 
+import io
 import json
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
+import numpy as np
 import pytest
-from damage import edited, encoded, replaced
+from damage import edited, encoded, replaced, rewritten
 from refusals import Inputs, table
+from safetensors.numpy import load_file, save_file
 
 from emojax.data.concepts import load_concepts, parse_answer, parse_concepts
 from emojax.data.decode import read_image
+from emojax.data.weights import load_vgg, read_arrays
 from emojax.settings import read_settings
 
 Make = Callable[[Inputs], list]
@@ -348,3 +354,197 @@ def test_images_of_8_bits_are_read(tmp_path):
         (tmp_path / name).write_bytes(content)
     assert read_image(tmp_path / "a.tif").getpixel((0, 0)) == (1, 2, 1)
     assert read_image(tmp_path / "a.png").getpixel((0, 0)) == (1, 2, 1)
+
+
+# Weights
+
+
+def torch_file(make: Callable) -> Make:
+    """A PyTorch file of what `make` makes with torch."""
+
+    def write(inputs: Inputs) -> list:
+        torch = pytest.importorskip("torch", reason="the oracle extra (torch) is not installed")
+        file = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some kinds of tensors are still in development
+            torch.save(make(torch), file)
+        return evaluating(inputs, inputs.put("best.pt", file.getvalue()))
+
+    return write
+
+
+def one(make: Callable) -> Make:
+    """A PyTorch file of one tensor `a`."""
+    return torch_file(lambda torch: {"a": make(torch)})
+
+
+def script(torch) -> bytes:
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch advises against scripts
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), file)
+    return file.getvalue()
+
+
+def raw_safetensors(dtype: str, size: int, name: str = "a") -> Make:
+    header = json.dumps({name: {"dtype": dtype, "shape": [2], "data_offsets": [0, size]}}).encode()
+    content = struct.pack("<Q", len(header)) + header + b"\0" * size
+    return lambda inputs: evaluating(inputs, inputs.put("w.safetensors", content))
+
+
+def with_arrays(change: Callable[[dict], object]) -> Make:
+    return lambda i: evaluating(i, i.copy("vgg.safetensors", rewritten(change)))
+
+
+def with_metadata(**entries: str) -> Make:
+    """The sound weights with entries `emojax.…` of metadata."""
+
+    def write(path: Path) -> None:
+        named = {f"emojax.{name}": text for name, text in entries.items()}
+        save_file(load_file(path), path, metadata=named)
+
+    return lambda inputs: evaluating(inputs, inputs.copy("vgg.safetensors", write))
+
+
+def pytorch_bin(content: bytes) -> Callable[[Path], object]:
+    def write(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "pytorch_model.bin").write_bytes(content)
+
+    return write
+
+
+def as_double(value: float) -> Callable[[dict], object]:
+    return lambda arrays: arrays.update({"lin2.bias": np.full(20, value)})
+
+
+WEIGHTS = table(
+    ("torch: float8", one(lambda t: t.ones(2).to(t.float8_e4m3fn)), "a holds float8_e4m3fn"),
+    ("torch: float8 of more range", one(lambda t: t.ones(2).to(t.float8_e5m2)), "float8_e5m2"),
+    ("torch: float4", one(lambda t: t.zeros(2, dtype=t.uint8).view(t.float4_e2m1fn_x2)), "float4"),
+    ("torch: complex", one(lambda t: t.ones(2, dtype=t.complex64)), "a holds complex64"),
+    ("torch: a conjugate view", one(lambda t: t.ones(2, dtype=t.complex64).conj()), "complex64"),
+    ("torch: sparse", one(lambda t: t.eye(3).to_sparse()), "a is sparse"),
+    ("torch: sparse by rows", one(lambda t: t.eye(3).to_sparse_csr()), "a is sparse"),
+    (
+        "torch: quantized",
+        one(lambda t: t.quantize_per_tensor(t.ones(2), 0.1, 0, t.qint8)),
+        "a is quantized",
+    ),
+    ("torch: meta", one(lambda t: t.empty(2, device="meta")), "a is without values"),
+    (
+        "torch: nested",
+        one(lambda t: t.nested.nested_tensor([t.ones(2), t.ones(3)])),
+        "a is nested",
+    ),
+    ("torch: a petabyte of ones", one(lambda t: t.ones(1).expand(10**15)), "a repeats its values"),
+    ("torch: numbers for names", torch_file(lambda t: {0: t.ones(2)}), "the name 0 is no text"),
+    ("torch: a tuple for a name", torch_file(lambda t: {("a",): t.ones(2)}), "is no text"),
+    ("torch: one tensor", torch_file(lambda t: t.ones(2)), "no state dict"),
+    ("torch: a dict in a dict", torch_file(lambda t: {"net": {"a": t.ones(2)}}), "no state dict"),
+    ("torch: words", torch_file(lambda t: {"a": "b"}), "no state dict"),
+    (
+        "torch: two networks",
+        torch_file(lambda t: {"model": {"a": t.ones(2)}, "state_dict": {"a": t.zeros(2)}}),
+        "several networks, under state_dict and model",
+    ),
+    ("torch: a module", torch_file(lambda t: t.nn.Linear(2, 2)), "holds a torch.nn.modules.linear"),
+    ("torch: a function", torch_file(lambda t: {"a": np.random.default_rng}), "default_rng; save"),
+    ("torch: arrays of NumPy", torch_file(lambda t: {"a": np.ones(2)}), "save model.state_dict()"),
+    (
+        "torch: a script",
+        lambda i: evaluating(i, i.put("best.pt", script(pytest.importorskip("torch")))),
+        "TorchScript",
+    ),
+    ("torch: NaN", one(lambda t: t.full((2,), t.nan)), "not a VGGNet state dict"),
+    *(
+        (f"torch: {name}", lambda i, data=data: evaluating(i, i.put("best.pt", data)), "damaged")
+        for name, data in (
+            ("a look-up of nothing", b"\x80\x02h\x09."),
+            ("a stack that is empty", b"\x80\x020."),
+            ("a text of 2 GB that is not there", b"\x80\x02\x8b\xff\xff\xff\x7f"),
+            ("a name that is not UTF-8", b"\x80\x02X\x02\0\0\0\xff\xff."),
+            ("lists in lists", b"\x80\x02" + b"(" * 50_000 + b"l" * 50_000 + b"."),
+            ("a foreign id", b"\x80\x02X\x01\0\0\0aQ."),
+        )
+    ),
+    ("a pickle in a CLIP's folder", clip(pytorch_bin(b"\x80\x020.")), "damaged, or no PyTorch"),
+    ("safetensors: float8", raw_safetensors("F8_E4M3", 2), "a holds F8_E4M3"),
+    ("safetensors: float8 of more range", raw_safetensors("F8_E5M2", 2), "a holds F8_E5M2"),
+    ("safetensors: scales", raw_safetensors("F8_E8M0", 2), "a holds F8_E8M0"),
+    ("safetensors: float4", raw_safetensors("F4", 1), "a holds F4"),
+    ("safetensors: complex", raw_safetensors("C64", 16), "a holds C64"),
+    ("safetensors: truths", raw_safetensors("BOOL", 2), "not a VGGNet state dict"),
+    ("safetensors: a name of 1 MB", raw_safetensors("F32", 8, "x" * 10**6), "not a VGGNet state"),
+    ("beyond float32", with_arrays(as_double(1e300)), "lin2.bias holds 1e+300, which is beyond"),
+    ("far below zero", with_arrays(as_double(-1e39)), "lin2.bias holds -1e+39"),
+    (
+        "NaN in float64",
+        with_arrays(as_double(np.nan)),
+        "lin2.bias holds values that are not finite",
+    ),
+    (
+        "infinity in bfloat16",
+        with_arrays(lambda a: a.update({"lin2.bias": np.full(20, np.inf, ml_dtypes.bfloat16)})),
+        "lin2.bias holds values that are not finite",
+    ),
+    (
+        "truths for numbers",
+        with_arrays(lambda a: a.update({"lin2.bias": np.ones(20, bool)})),
+        "lin2.bias holds bool",
+    ),
+    *(
+        (f"provenance: {name}", with_metadata(seen=text), "provenance is damaged")
+        for name, text in (
+            ("no JSON", "seen"),
+            ("a map", "{}"),
+            ("a number", "3"),
+            ("nothing", "null"),
+            ("texts", '["abc"]'),
+            ("two parts", '[["a", "b"]]'),
+            ("numbers", '[[1, 2, "trained"]]'),
+            ("an unknown role", '[["a", "b", "Trained"]]'),
+            ("a role of another kind", '[["a", "b", ["trained"]]]'),
+            ("an escape sequence", '[["\\u001b[2J", "b", "trained"]]'),
+            ("nested deep", "[" * 100_000),
+        )
+    ),
+    *(
+        (f"class names: {name}", with_metadata(classes=text), message)
+        for name, text, message in (
+            ("no JSON", "angry", "record of class names is damaged"),
+            ("a map", '{"a": 0}', "record of class names is damaged"),
+            ("numbers", "[1,2,3,4,5,6,7]", "record of class names is damaged"),
+            ("NaN", '["a","b","c","d","e","f",NaN]', "record of class names is damaged"),
+            ("one too few", '["a","b","c","d","e","f"]', "names 6 classes and has 7 outputs"),
+            ("two of one meaning", '["a","b","c","d","e","joy","Happy"]', "mean the same"),
+        )
+    ),
+)
+
+
+@pytest.mark.parametrize(("make", "message"), WEIGHTS)
+def test_weights_that_cannot_be_read_are_refused(inputs, make, message, recwarn):
+    inputs.refused(make(inputs), message)
+    assert not recwarn.list  # a warning would be a second line
+
+
+def test_weights_of_clear_kinds_are_read(tmp_path, sound):
+    torch = pytest.importorskip("torch", reason="the oracle extra (torch) is not installed")
+    arrays = load_file(sound / "vgg.safetensors")
+    floats = {name: torch.tensor(a) for name, a in arrays.items() if a.dtype == np.float32}
+    parameters = {name: torch.nn.Parameter(tensor) for name, tensor in floats.items()}
+    parameters["lin2.bias"] = torch._neg_view(-parameters["lin2.bias"].detach())
+    torch.save({"params": parameters, "model": {"name": "vgg"}}, tmp_path / "best.pt")
+    read = read_arrays(tmp_path / "best.pt")
+    for name in floats:
+        np.testing.assert_array_equal(read[name], arrays[name])
+    kept = load_vgg(sound / "vgg.safetensors").lin2.bias[...]
+    save_file({n: a.astype(np.float64) for n, a in arrays.items()}, tmp_path / "d.safetensors")
+    np.testing.assert_array_equal(load_vgg(tmp_path / "d.safetensors").lin2.bias[...], kept)
+    halved = {n: a.astype(ml_dtypes.bfloat16) for n, a in arrays.items()}
+    save_file(halved, tmp_path / "b.safetensors")
+    torch.save({n: torch.tensor(a).bfloat16() for n, a in arrays.items()}, tmp_path / "b.pt")
+    for file in ("b.safetensors", "b.pt"):
+        read = read_arrays(tmp_path / file)
+        assert all((read[n] == halved[n].astype(np.float32)).all() for n in arrays)
