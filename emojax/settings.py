@@ -18,7 +18,19 @@ from emojax.dissection.calibration import Calibration
 from emojax.dissection.options import DEFAULT, DEFAULT_PRIOR, Prior, Similarity
 from emojax.editing.search import Edit
 from emojax.errors import InputError, did_you_mean
-from emojax.section import NAME_OR_PATH, Factors, Positive, Section, Seed, UserPath
+from emojax.section import (
+    NAME_OR_PATH,
+    Count,
+    Factor,
+    Factors,
+    Positive,
+    Section,
+    Seed,
+    Side,
+    Threshold,
+    UserPath,
+    Weight,
+)
 from emojax.training.recipe import Recipe
 
 WeightsPath = Annotated[UserPath, AfterValidator(weights_file)]  # a file, or a name that ships
@@ -61,7 +73,7 @@ class Data(Section):
         description="images to leave out: a csv with a column file, as emojax audit --exclude "
         "writes",
     )
-    size: Positive | None = Field(
+    size: Side | None = Field(
         default=None, description="side that folder images are brought to; None keeps a common size"
     )
 
@@ -154,11 +166,13 @@ class Probe(Section):
     save_every: float = Field(
         default=60.0,
         ge=0,
+        le=1e9,
         description="seconds between snapshots that a stopped probe resumes from",
     )
     memory: float | None = Field(
         default=None,
         gt=0,
+        le=1e6,
         description="GB on a device for the running statistics; layers that do not fit together "
         "are probed in groups, each in a pass of its own",
     )
@@ -180,10 +194,10 @@ class Dissect(Section):
     top_k: Positive | None = Field(
         default=None, description="images per unit (consensus, wpmi, soft_wpmi)"
     )
-    a: float | None = Field(
+    a: Factor | None = Field(
         default=None, description="temperature factor on cosines (consensus, wpmi, soft_wpmi)"
     )
-    lam: float | None = Field(
+    lam: Weight | None = Field(
         default=None, description="weight of the prior (consensus, wpmi, soft_wpmi)"
     )
     prior: Prior = Field(
@@ -191,9 +205,8 @@ class Dissect(Section):
         description="what images are compared with: the layer's units, as published; random "
         "images; or none (consensus, wpmi, soft_wpmi)",
     )
-    null_sets: int = Field(
+    null_sets: Count = Field(
         default=1000,
-        ge=0,
         description="random image sets that labels are tested against (consensus, wpmi, "
         "soft_wpmi); 0 leaves it out",
     )
@@ -202,7 +215,7 @@ class Dissect(Section):
         description="give no label to a unit unless both halves of the images choose it and its "
         "correlation on the half that did not choose it is above 0 (95 % interval)",
     )
-    tau: float = Field(
+    tau: Threshold = Field(
         default=0.0, description="a unit is interpretable when its maximum similarity exceeds this"
     )
 
@@ -216,12 +229,12 @@ class Labels(Section):
         min_length=1,
     )
     a: Factors = Field(default=(2.0, 5.0, 10.0), description="temperature factors on cosines")
-    lam: tuple[float, ...] = Field(default=(0.0, 0.6, 1.0), description="weights of the prior")
+    lam: tuple[Weight, ...] = Field(default=(0.0, 0.6, 1.0), description="weights of the prior")
     top_k: tuple[Positive, ...] = Field(default=(50, 100), description="images per unit")
     prior: tuple[Prior, ...] = Field(
         default=("images", "units"), description="what images are compared with"
     )
-    tau: float = Field(
+    tau: Threshold = Field(
         default=0.0, description="a unit is interpretable when its maximum similarity exceeds this"
     )
 
@@ -240,7 +253,10 @@ class Explain(Section):
 
     most: Positive = Field(default=10, description="most concepts of an explanation")
     tolerance: float = Field(
-        default=0.02, ge=0, description="least gain in correlation that another concept must bring"
+        default=0.02,
+        ge=0,
+        le=1,
+        description="least gain in correlation that another concept must bring",
     )
 
 
@@ -250,7 +266,9 @@ class Judge(Section):
     alpha: float = Field(
         default=0.02, gt=0, lt=1, description="share of the images on which a unit counts as active"
     )
-    resamples: Positive = Field(default=200, description="bootstrap resamples of the images")
+    resamples: Annotated[Count, Field(gt=0)] = Field(
+        default=200, description="bootstrap resamples of the images"
+    )
     seed: Seed = Field(default=0, description="of the resamples and of the sanity test's draws")
     pool: Literal["avg", "max"] = Field(
         default="avg", description="how convolutions become one number per unit"
@@ -309,7 +327,7 @@ class Train(Recipe):
         description="split parameters and optimizer over the devices instead of copying them",
     )
     save_every: float = Field(
-        default=300.0, ge=0, description="seconds between checkpoints within an epoch"
+        default=300.0, ge=0, le=1e9, description="seconds between checkpoints within an epoch"
     )
 
 
@@ -321,7 +339,10 @@ class Report(Section):
         description="whether the page shows the images; auto shows rendered faces and no people",
     )
     size: float = Field(
-        default=25.0, gt=0, description="bound of the page in MB; thumbnails shrink to fit it"
+        default=25.0,
+        gt=0,
+        le=1e6,
+        description="bound of the page in MB; thumbnails shrink to fit it",
     )
 
 

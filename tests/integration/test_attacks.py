@@ -20,10 +20,16 @@ from damage import edited, encoded, replaced, rewritten
 from refusals import Inputs, table
 from safetensors.numpy import load_file, save_file
 
+from emojax.commands import predict
 from emojax.data.concepts import load_concepts, parse_answer, parse_concepts
 from emojax.data.decode import read_image
+from emojax.data.sources import Read
 from emojax.data.weights import load_vgg, read_arrays
+from emojax.dissection import dissect
+from emojax.editing.edit import edit
+from emojax.errors import InputError
 from emojax.settings import read_settings
+from emojax.training.predict import Prediction
 
 Make = Callable[[Inputs], list]
 
@@ -548,3 +554,148 @@ def test_weights_of_clear_kinds_are_read(tmp_path, sound):
     for file in ("b.safetensors", "b.pt"):
         read = read_arrays(tmp_path / file)
         assert all((read[n] == halved[n].astype(np.float32)).all() for n in arrays)
+
+
+# Numbers
+
+
+def given(*flags: str) -> Make:
+    return lambda inputs: ["run", *flags]
+
+
+def gains(content: str | np.ndarray) -> Make:
+    def make(inputs: Inputs) -> list:
+        file = inputs.put("gains.txt", content if isinstance(content, str) else "")
+        if not isinstance(content, str):
+            file = inputs.here / "gains.npy"
+            np.save(file, content)
+        data = ["--data.path", inputs.sound / "fer", "--clip.path", inputs.sound / "clip"]
+        network = ["--target.weights", inputs.sound / "vgg.safetensors", "--probe.layers", "lin2"]
+        return ["sweep", *data, *network, "--edit.layers", "lin2", "--edit.gains", file]
+
+    return make
+
+
+def damaged_run(manifest: str) -> Make:
+    def make(inputs: Inputs) -> list:
+        inputs.put("run/manifest.json", manifest)
+        return ["compare", inputs.here / "run", inputs.here / "run"]
+
+    return make
+
+
+NUMBERS = table(
+    ("a huge factor", given("--edit.factor", "1e38"), "less than or equal to 1000000"),
+    (
+        "a factor of nearly nothing",
+        given("--edit.factor", "1e-45"),
+        "greater than or equal to 0.000001",
+    ),
+    ("a factor that is no float32", given("--edit.factor", "1", "1e300"), "less than or equal"),
+    ("a huge continuous factor", given("--edit.continuous", "1e38"), "less than or equal"),
+    ("a huge threshold", given("--edit.tau", "1e39"), "less than or equal"),
+    ("a huge threshold below zero", given("--edit.tau=-1e39"), "greater than or equal"),
+    ("a huge level of labels", given("--dissect.tau", "1e38"), "less than or equal"),
+    ("a huge temperature", given("--dissect.a", "1e38"), "less than or equal"),
+    ("a temperature of zero", given("--dissect.a", "0"), "greater than or equal"),
+    ("a temperature below zero", given("--dissect.a=-2"), "greater than or equal"),
+    ("a huge prior", given("--dissect.lam", "1e38"), "less than or equal"),
+    ("a prior below zero", given("--dissect.lam=-1"), "greater than or equal to 0"),
+    ("an alpha of nearly nothing", given("--edit.alpha", "5e-324"), "greater than or equal"),
+    ("endless minutes", given("--edit.minutes", "1e300"), "less than or equal"),
+    ("endless memory", given("--probe.memory", "1e300"), "less than or equal"),
+    ("endless waiting", given("--probe.save-every", "1e300"), "less than or equal"),
+    ("a batch beyond int32", given("--probe.batch", str(10**30)), "less than 2147483648"),
+    ("a list beyond int64", given("--probe.top-k", str(2**63)), "less than 2147483648"),
+    ("a limit beyond int32", given("--data.limit", str(2**31)), "less than 2147483648"),
+    ("a seed beyond 32 bits", given("--data.draw-seed", str(2**32)), "less than 4294967296"),
+    ("draws by the billion", given("--dissect.null-sets", "1000000000"), "less than or equal"),
+    (
+        "permutations by the billion",
+        given("--edit.permutations", "1000000000"),
+        "less than or equal",
+    ),
+    ("masks by the billion", given("--edit.masks", "1000000000"), "less than or equal"),
+    ("images of a kilometre", given("--data.size", "100000"), "less than or equal to 4096"),
+    ("a page of endless size", given("--report.size", "1e300"), "less than or equal"),
+    ("a number of 5,000 digits", given("--probe.batch", "9" * 5000), "4300 digits"),
+    ("a file's huge factor", configured("edit: {factor: [1.0e+38]}"), "edit.factor.0 is 1e+38"),
+    ("a file's huge number", configured(f"probe: {{batch: {'9' * 5000}}}"), "s.yaml: "),
+    ("a file's number beyond int64", configured(f"probe: {{batch: {10**30}}}"), "batch is 1000000"),
+    ("a file's huge temperature", configured("labels: {a: [1e38]}"), "labels.a.0 is 1e+38"),
+    ("a file's huge prior", configured("labels: {lam: [1e38]}"), "labels.lam.0 is 1e+38"),
+    (
+        "a huge learning rate",
+        lambda i: ["train", "--train.learning-rate", "1e38"],
+        "less than or equal to 1000",
+    ),
+    ("rates of nearly nothing", lambda i: ["train", "--train.learning-rates", "1e-45"], "greater"),
+    ("a huge decay", lambda i: ["train", "--train.weight-decay", "1e38"], "less than or equal"),
+    (
+        "a huge slope",
+        lambda i: ["explain", "--calibration.a", "1e38", "--calibration.b", "0"],
+        "less",
+    ),
+    (
+        "a huge offset",
+        lambda i: ["explain", "--calibration.a", "1", "--calibration.b", "1e38"],
+        "less",
+    ),
+    (
+        "a huge tolerance",
+        lambda i: ["explain", "--explain.tolerance", "1e38"],
+        "less than or equal",
+    ),
+    (
+        "a cosine of 5",
+        lambda i: ["concepts", "paper25", "--synonym", "5"],
+        "less than or equal to 1",
+    ),
+    ("resamples by the billion", lambda i: ["judge", "--judge.resamples", "1000000000"], "less"),
+    ("a gain beyond float32", gains("1e39 " * 20), "number 1 is 1e+39; write a number from"),
+    ("a gain far below zero", gains("-1e38 " * 20), "number 1 is -1e+38; write a number from"),
+    ("gains of complex numbers", gains(np.ones(20, complex)), "complex128 of shape (20,)"),
+    ("gains in a table", gains(np.ones((4, 5))), "float64 of shape (4, 5)"),
+    ("gains that are dates", gains(np.zeros(20, "datetime64[s]")), "datetime64[s]"),
+    ("a mean beyond float32", steps(image_mean=[1e39] * 3), "image_mean"),
+    ("a deviation of nearly nothing", steps(image_std=[1e-45] * 3), "image_std"),
+    ("a huge factor of pixels", steps(rescale_factor=1e38), "rescale_factor"),
+    (
+        "a run with NaN",
+        damaged_run('{"verb": "sweep", "timings": {"probe": NaN}}'),
+        "manifest.json: not JSON",
+    ),
+    ("a run with infinity", damaged_run('{"verb": -Infinity}'), "manifest.json: not JSON"),
+    (
+        "a run that says it twice",
+        damaged_run('{"verb": "run", "verb": "sweep"}'),
+        "manifest.json: not JSON",
+    ),
+)
+
+
+@pytest.mark.parametrize(("make", "message"), NUMBERS)
+def test_numbers_that_cannot_be_computed_with_are_refused(inputs, make, message):
+    inputs.refused(make(inputs), message)
+
+
+def test_an_edit_that_makes_infinite_weights_is_refused(sound):
+    model = load_vgg(sound / "vgg.safetensors")
+    model.lin2.kernel[...] = np.full(model.lin2.kernel.shape, 1e35, np.float32)
+    with pytest.raises(InputError, match="lin2 make weights larger than float32 holds"):
+        edit(model, "lin2", np.full(20, 1e6))
+
+
+def test_scores_beyond_float32_are_said_as_that():
+    scores = np.array([[0.5, np.nan], [np.inf, np.nan]])
+    with pytest.raises(InputError, match="1 units, first unit 1: its scores are beyond float32"):
+        dissect._undefined_marked(scores, "wpmi")
+
+
+def test_predictions_without_probabilities_say_so():
+    read = Read(("a.png", "b.png"), np.zeros((2, 48, 48, 1), np.uint8), ("", ""))
+    known = Prediction(np.float32([[0.25, 0.75], [np.nan, np.nan]]), None)
+    first, second = predict._rows(predict.PredictSettings(), ("sad", "happy"), None, read, known)
+    assert first[:2] == ["a.png", "happy"]
+    assert second[:4] == ["b.png", "", "", ""]
+    assert "beyond float32" in second[-1]
