@@ -91,7 +91,11 @@ def overview() -> str:
 
 
 def _take_out(args: Sequence[str], flags: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Takes `--flag VALUE` and `--flag=VALUE` out of the arguments."""
+    """Takes `--flag VALUE` and `--flag=VALUE` out of the arguments.
+
+    Raises:
+      InputError: a flag has no value, or stands twice.
+    """
     rest = []
     values = {}
     waiting = None
@@ -100,6 +104,8 @@ def _take_out(args: Sequence[str], flags: Sequence[str]) -> tuple[dict[str, str]
         if waiting is not None:
             values[waiting] = arg
             waiting = None
+        elif name in values:
+            raise InputError(f"{name} is given twice; give it once")
         elif name in flags and equals:
             values[name] = value
         elif arg in flags:

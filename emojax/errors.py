@@ -33,9 +33,13 @@ _ENVIRONMENT = {
 }
 
 
+_LONGEST = 800  # characters of a message, which may quote what a file holds
+
+
 def one_line(error: Exception | str) -> str:
-    """The message of an error as one line that a terminal can show."""
+    """The message of an error as one line that a terminal can show, cut where it is very long."""
     line = " ".join(str(error).split())
+    line = line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
     return "".join(c if c.isprintable() else _escaped(c) for c in line)
 
 

@@ -8,7 +8,6 @@ for again just before the old run goes.
 
 import errno
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -18,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from emojax import strict
 from emojax.errors import InputError
 
 MANIFEST = "manifest.json"
@@ -53,8 +53,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return {}
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        value = strict.read_json(path.read_text("utf-8"))
+    except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -9,9 +9,16 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-Positive = Annotated[int, Field(gt=0)]
+# Bounds keep numbers that a user mistyped, and those that float32 or int32 cannot compute with,
+# from coming back as NaN after the work.
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
+Count = Annotated[int, Field(ge=0, le=1_000_000)]  # of random draws
+Side = Annotated[int, Field(gt=0, le=4096)]  # of an image, in pixels
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Factors = tuple[Annotated[float, Field(gt=0)], ...]
+Factor = Annotated[float, Field(ge=1e-6, le=1e6)]
+Factors = tuple[Factor, ...]
+Weight = Annotated[float, Field(ge=0, le=1e6)]
+Threshold = Annotated[float, Field(ge=-1e6, le=1e6)]
 UserPath = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
 NAME_OR_PATH = "a name or a path"  # marks a text that names a file or folder, or something built in
 

@@ -5,19 +5,32 @@ with the closest known. The options classes of the library are sections themselv
 where they are used.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator
 
+from emojax import strict
 from emojax.data.named_weights import FER2013_COMPACT, weights_file
 from emojax.dissection.calibration import Calibration
 from emojax.dissection.options import DEFAULT, DEFAULT_PRIOR, Prior, Similarity
 from emojax.editing.search import Edit
 from emojax.errors import InputError, did_you_mean
-from emojax.section import NAME_OR_PATH, Factors, Positive, Section, Seed, UserPath
+from emojax.section import (
+    NAME_OR_PATH,
+    Count,
+    Factor,
+    Factors,
+    Positive,
+    Section,
+    Seed,
+    Side,
+    Threshold,
+    UserPath,
+    Weight,
+)
 from emojax.training.recipe import Recipe
 
 PlannedSteps = Literal["probe", "score", "sweep", "train"]
@@ -62,7 +75,7 @@ class Data(Section):
         description="images to leave out: a csv with a column file, as emojax audit --exclude "
         "writes",
     )
-    size: Positive | None = Field(
+    size: Side | None = Field(
         default=None, description="side that folder images are brought to; None keeps a common size"
     )
 
@@ -166,11 +179,13 @@ class Probe(Section):
     save_every: float = Field(
         default=60.0,
         ge=0,
+        le=1e9,
         description="seconds between snapshots that a stopped probe resumes from",
     )
     memory: float | None = Field(
         default=None,
         gt=0,
+        le=1e6,
         description="GB on a device for the running statistics; layers that do not fit together "
         "are probed in groups, each in a pass of its own",
     )
@@ -192,10 +207,10 @@ class Dissect(Section):
     top_k: Positive | None = Field(
         default=None, description="images per unit (consensus, wpmi, soft_wpmi)"
     )
-    a: float | None = Field(
+    a: Factor | None = Field(
         default=None, description="temperature factor on cosines (consensus, wpmi, soft_wpmi)"
     )
-    lam: float | None = Field(
+    lam: Weight | None = Field(
         default=None, description="weight of the prior (consensus, wpmi, soft_wpmi)"
     )
     prior: Prior = Field(
@@ -207,9 +222,8 @@ class Dissect(Section):
         default=None,
         description="file of further texts, one a line, that the page can rank units by",
     )
-    null_sets: int = Field(
+    null_sets: Count = Field(
         default=1000,
-        ge=0,
         description="random image sets that labels are tested against (consensus, wpmi, "
         "soft_wpmi); 0 leaves it out",
     )
@@ -218,7 +232,7 @@ class Dissect(Section):
         description="give no label to a unit unless both halves of the images choose it and its "
         "correlation on the half that did not choose it is above 0 (95 % interval)",
     )
-    tau: float = Field(
+    tau: Threshold = Field(
         default=0.0, description="a unit is interpretable when its maximum similarity exceeds this"
     )
 
@@ -232,12 +246,12 @@ class Labels(Section):
         min_length=1,
     )
     a: Factors = Field(default=(2.0, 5.0, 10.0), description="temperature factors on cosines")
-    lam: tuple[float, ...] = Field(default=(0.0, 0.6, 1.0), description="weights of the prior")
+    lam: tuple[Weight, ...] = Field(default=(0.0, 0.6, 1.0), description="weights of the prior")
     top_k: tuple[Positive, ...] = Field(default=(50, 100), description="images per unit")
     prior: tuple[Prior, ...] = Field(
         default=("images", "units"), description="what images are compared with"
     )
-    tau: float = Field(
+    tau: Threshold = Field(
         default=0.0, description="a unit is interpretable when its maximum similarity exceeds this"
     )
 
@@ -256,7 +270,10 @@ class Explain(Section):
 
     most: Positive = Field(default=10, description="most concepts of an explanation")
     tolerance: float = Field(
-        default=0.02, ge=0, description="least gain in correlation that another concept must bring"
+        default=0.02,
+        ge=0,
+        le=1,
+        description="least gain in correlation that another concept must bring",
     )
 
 
@@ -266,7 +283,9 @@ class Judge(Section):
     alpha: float = Field(
         default=0.02, gt=0, lt=1, description="share of the images on which a unit counts as active"
     )
-    resamples: Positive = Field(default=200, description="bootstrap resamples of the images")
+    resamples: Annotated[Count, Field(gt=0)] = Field(
+        default=200, description="bootstrap resamples of the images"
+    )
     seed: Seed = Field(default=0, description="of the resamples and of the sanity test's draws")
     pool: Literal["avg", "max"] = Field(
         default="avg", description="how convolutions become one number per unit"
@@ -325,7 +344,7 @@ class Train(Recipe):
         description="split parameters and optimizer over the devices instead of copying them",
     )
     save_every: float = Field(
-        default=300.0, ge=0, description="seconds between checkpoints within an epoch"
+        default=300.0, ge=0, le=1e9, description="seconds between checkpoints within an epoch"
     )
 
 
@@ -361,14 +380,17 @@ class Report(Section):
         description="whether the page shows the images; auto shows rendered faces and no people",
     )
     size: float = Field(
-        default=25.0, gt=0, description="bound of the page in MB; thumbnails shrink to fit it"
+        default=25.0,
+        gt=0,
+        le=1e6,
+        description="bound of the page in MB; thumbnails shrink to fit it",
     )
 
 
 # Where `--config NAME` looks: in an installed package, or in a clone.
 _CONFIGS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
 CACHE = Field(
-    default=Path("~/.cache/emojax"),
+    default="~/.cache/emojax",  # a text, which is validated as one of a settings file is
     validate_default=True,
     description="where probe records are cached between runs",
 )
@@ -421,21 +443,23 @@ def read_settings(path: Path | str) -> Settings:
     """
     path = _shipped(Path(path))
     try:
-        values = yaml.safe_load(path.read_text("utf-8"))
+        values = strict.read_yaml(path.read_text("utf-8"))
     except OSError as error:
         files = (file for folder in _CONFIGS for file in folder.glob("*.yaml"))
         known = ", ".join(sorted(file.stem for file in files))
         raise InputError(
             f"cannot read the settings file {path}: {error.strerror}; shipped by name: {known}"
         ) from None
-    except RecursionError:
-        raise InputError(f"{path}: not YAML that makes sense here (nested too deep)") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that is none
-        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not YAML (byte {error.start} is not UTF-8)") from None
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
     if not isinstance(values or {}, dict):
         raise InputError(f"{path}: the file must map section names to settings")
     try:
-        return Settings.model_validate(values or {})
+        # As JSON, since only there lists are taken for tuples when nothing else is converted: no
+        # text is read as a number, no number as a truth value.
+        return Settings.model_validate_json(json.dumps(values or {}), strict=True)
     except ValidationError as error:
         raise InputError(f"{path}: {explain(error, Settings)}") from None
 
@@ -460,4 +484,5 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
             section: Any = model.model_fields[str(part)].annotation
             model = section
         return f"{where} is not a setting{did_you_mean(str(first['loc'][-1]), model.model_fields)}"
-    return f"{where} is {first['input']!r}: {first['msg']}"
+    cure = "; write true or false" if first["type"] == "bool_type" else ""
+    return f"{where} is {first['input']!r}: {first['msg']}{cure}"

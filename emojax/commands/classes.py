@@ -1,5 +1,6 @@
 """How commands that test a network settle its class order: said before any work."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,6 +73,17 @@ def settle(
     for images in tests:
         labelled(images, model)
     return model
+
+
+def overflowed(weights: Path, summaries: Mapping[str, Mapping[str, Any]] | None) -> list[str]:
+    """A warning if logits are not finite, so that no loss is known; summaries by split."""
+    names = [name for name, summary in (summaries or {}).items() if math.isnan(summary["nll"])]
+    if not names:
+        return []
+    return [
+        f"logits of {weights.name} are beyond float32 on {listed(names)}: its weights are finite "
+        "but too large, and its accuracy and NLL there say nothing"
+    ]
 
 
 def shuffled(weights: Path, summaries: Mapping[str, Mapping[str, Any]] | None) -> list[str]:

@@ -26,7 +26,10 @@ class ConceptsSettings(WritesRun):
         default=_EMOTIONS, description="class names that concepts are compared with", min_length=1
     )
     synonym: float = Field(
-        default=0.95, description="text cosine from which two concepts are near-synonyms"
+        default=0.95,
+        ge=-1,
+        le=1,
+        description="text cosine from which two concepts are near-synonyms",
     )
     prompt: bool = Field(
         default=False, description="print what to ask a language model, and do nothing else"

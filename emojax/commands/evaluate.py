@@ -45,6 +45,7 @@ def evaluate(settings: EvaluateSettings) -> None:
         if len(results) > 1:
             results["all"] = testing.join(*results.values())
         given = {name: result.summary() for name, result in results.items()}
+        warnings += classes.overflowed(weights, given)
         warnings += classes.shuffled(weights, given)
         if settings.copies_of is not None:
             source = opening.open_split_of(settings.data, settings.copies_of)

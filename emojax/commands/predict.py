@@ -17,7 +17,7 @@ from pydantic import Field
 from emojax import interruption, settings
 from emojax.commands.base import Command
 from emojax.errors import InputError
-from emojax.section import Positive, Section, UserPath
+from emojax.section import Positive, Section, Side, UserPath
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,9 +48,7 @@ class PredictSettings(Section):
         le=1,
         description="a decision is marked when the second class is this near in probability",
     )
-    size: Positive = Field(
-        default=48, description="side of the square that image files are brought to"
-    )
+    size: Side = Field(default=48, description="side of the square that image files are brought to")
     batch: Positive = Field(default=256, description="images at once; does not change results")
     out: UserPath = Field(
         default=Path("predictions.csv"), description="table to write: .csv, or .parquet"
@@ -98,14 +96,14 @@ def predict(settings: PredictSettings) -> None:
             for read, prediction in _predictions(settings, model, sources, before):
                 rows = list(_rows(settings, names, labels, read, prediction))
                 table.add(rows, images=len(rows))
-                unreadable += sum(map(bool, read.reasons))
+                unreadable += sum(bool(row[-1]) for row in rows)
                 bar(table.rows, total)
         seconds = time.perf_counter() - start
         table.finish(names)
     done = total - before
     say(f"predict: {done} images in {seconds:.1f} s ({done / seconds:.1f} images/s)")
     if unreadable:
-        say(f"{unreadable} images could not be read; the column `reason` says why")
+        say(f"{unreadable} images have no result; the column `reason` says why")
     say(f"wrote {settings.out}: {total} rows")
 
 
@@ -229,6 +227,8 @@ def _rows(
     read: "Read",
     prediction: "Prediction",
 ) -> Iterator[list[Any]]:
+    import numpy as np
+
     for row, (file, reason) in enumerate(zip(read.names, read.reasons, strict=True)):
         if reason:
             yield [file, "", *([""] * len(names)), "", "", reason]
@@ -238,6 +238,10 @@ def _rows(
             pushes = prediction.pushes[row]
             strongest = (-pushes).argsort(kind="stable")[: settings.units]
             units = "; ".join(f"{labels[unit]} {pushes[unit]:+.3g}" for unit in strongest)
+        if not np.isfinite(prediction.probabilities[row]).all():
+            overflow = "the network's logits are beyond float32: its weights are too large"
+            yield [file, "", *([""] * len(names)), "", "", overflow]
+            continue
         label = names[prediction.classes[row]]
         near_tie = "true" if prediction.margins[row] < settings.near_tie else "false"
         yield [file, label, *prediction.probabilities[row], units, near_tie, ""]

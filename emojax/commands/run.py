@@ -32,6 +32,7 @@ def run(settings: RunSettings) -> None:
         study = run_study(model, dissection, table1, inputs.images, inputs.tests, **options)
         summary["edit"] = finish_study(folder, study)
         store.write_json(folder.folder / "summary.json", summary)
+        warnings += classes.overflowed(weights, summary["edit"]["baseline"])
         warnings += classes.shuffled(weights, summary["edit"]["baseline"])
     try:
         report.complete(settings.out, settings.report, inputs.images)

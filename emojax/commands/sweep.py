@@ -33,6 +33,7 @@ def sweep(settings: SweepSettings) -> None:
         study = run_study(model, dissection, table1, inputs.images, inputs.tests, **options)
         edit = finish_study(run, study)
         store.write_json(run.folder / "summary.json", {"edit": edit})
+        warnings += classes.overflowed(weights, edit["baseline"])
         warnings += classes.shuffled(weights, edit["baseline"])
     opening.end_with(settings.out, warnings)
 

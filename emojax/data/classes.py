@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
+from emojax import strict
 from emojax.data.metadata import read_entry
 from emojax.errors import InputError, did_you_mean
 
@@ -91,7 +92,8 @@ def to_metadata(classes: Sequence[str] | None) -> dict[str, str]:
     return {} if classes is None else {_ENTRY: json.dumps(list(classes))}
 
 
-def _is_name(value: object) -> bool:
+def is_name(value: object) -> bool:
+    """Whether a value from a file can be the name of a class."""
     return isinstance(value, str) and bool(value.strip()) and value.isprintable()
 
 
@@ -105,10 +107,10 @@ def read(path: Path, outputs: int) -> tuple[str, ...] | None:
     if entry is None:
         return None
     try:
-        names = json.loads(entry)
-    except (ValueError, RecursionError):
+        names = strict.read_json(entry)
+    except ValueError:
         names = None
-    if not isinstance(names, list) or not all(map(_is_name, names)):
+    if not isinstance(names, list) or not all(map(is_name, names)):
         raise InputError(f"{path}: its record of class names is damaged ({entry[:60]!r})")
     if len(names) != outputs:
         raise InputError(f"{path}: it names {len(names)} classes and has {outputs} outputs")

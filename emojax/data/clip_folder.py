@@ -12,6 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from emojax import strict
 from emojax.data.clip_encoder import (
     CLIP_MEAN,
     CLIP_STD,
@@ -173,6 +174,7 @@ def _grid_preprocess(path: Path, side: int) -> tuple[tuple[int, int], Preprocess
     from transformers import Siglip2ImageProcessorPil
 
     try:
+        strict.read_json(path.read_text("utf-8"))  # transformers takes what is refused there
         processor = Siglip2ImageProcessorPil.from_pretrained(path.parent, local_files_only=True)
         settings = processor.to_dict()
         square = {

@@ -1,15 +1,18 @@
 """Concept sets: the phrases that units are matched with, and the emotions each phrase stands for.
 
 A concept file is UTF-8 text with one concept a line, or a csv with the header `concept,emotions`
-where emotions are separated by semicolons; `none` stands for no emotion. Blank lines are dropped
-everywhere alike (the reference implementation dropped them when encoding but not when indexing,
-which shifted every later label).
+where emotions are separated by semicolons; `none` stands for no emotion. Spreadsheets write
+semicolons or tabs between the columns, or quotes around the header: that is read too, and what only
+looks like a table is refused rather than taken for concepts. Blank lines are dropped everywhere
+alike (the reference implementation dropped them when encoding but not when indexing, which shifted
+every later label).
 """
 
 import csv
 import difflib
 import io
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +32,8 @@ _LONGEST, _MOST = (
     1000,
     1_000_000,
 )  # characters in a line, of which CLIP reads 77 tokens; lines in a file
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x9f]")
+_HEADER = ["concept", "emotions"]
+_JOINERS = "\u200c\u200d"  # not printable, and part of words and pictures
 
 
 @brief
@@ -171,9 +175,31 @@ def entries(text: str, name: str) -> list[Entry]:
     """Every line of a concept file, blank and repeated ones too.
 
     Raises:
-      InputError: a csv line without a concept and at least one emotion.
+      InputError: a csv line without a concept and at least one emotion; what looks like a table
+        without being one; control characters.
     """
-    lines = text.splitlines()
+    lines = _lines(text, name)
+    start = next((i for i, line in enumerate(lines) if line.strip()), len(lines))
+    if start == len(lines):
+        return [Entry(number, "", None) for number in range(1, len(lines) + 1)]
+    for delimiter in ",;\t":
+        if [cell.casefold() for cell in _header(lines[start], delimiter)] == _HEADER:
+            return list(_csv_rows(lines, start, name, delimiter))
+    _check_plain(lines, start, name)
+    return [Entry(number, line.strip(), None) for number, line in enumerate(lines, 1)]
+
+
+def _lines(text: str, name: str) -> list[str]:
+    """The lines of a file; `str.splitlines` would also cut at characters that stand inside lines.
+
+    Blanks of other kinds than the space become spaces.
+
+    Raises:
+      InputError: there are too many, or one is too long or holds control characters.
+    """
+    lines = re.split(r"\r\n|\r|\n", text)
+    if not lines[-1]:
+        lines.pop()
     if len(lines) > _MOST:
         raise InputError(f"{name}: {len(lines)} lines, at most {_MOST} make a concept file")
     for number, line in enumerate(lines, 1):
@@ -182,14 +208,62 @@ def entries(text: str, name: str) -> list[Entry]:
                 f"{name}, line {number}: {len(line)} characters long, "
                 f"at most {_LONGEST} make a concept"
             )
-        if control := _CONTROL.search(line):
+        _check_characters(line.replace("\t", " "), f"{name}, line {number}")
+        if not line.isprintable():
+            spaces = (" " if unicodedata.category(c) == "Zs" else c for c in line)
+            lines[number - 1] = "".join(spaces)
+    return lines
+
+
+def _check_characters(text: str, where: str) -> None:
+    """Refuses what cannot be seen: control and format characters, and ends of lines.
+
+    Raises:
+      InputError: such a character is there; the message begins with `where`.
+    """
+    if text.isprintable():
+        return
+    for character in text:
+        seen = character.isprintable() or unicodedata.category(character) == "Zs"
+        if not seen and character not in _JOINERS:
             raise InputError(
-                f"{name}, line {number}: control character {control[0]!r}; is this a text file?"
+                f"{where}: the control character U+{ord(character):04X}; remove it, or is this no "
+                "text file?"
             )
-    start = next((i for i, line in enumerate(lines) if line.strip()), len(lines))
-    if start == len(lines) or lines[start].replace(" ", "").casefold() != "concept,emotions":
-        return [Entry(number, line.strip(), None) for number, line in enumerate(lines, 1)]
-    return list(_csv_rows(lines, start, name))
+
+
+def _header(line: str, delimiter: str) -> list[str]:
+    """Names of columns; none where the line is no row of a csv."""
+    try:
+        cells = next(csv.reader([line], delimiter=delimiter, strict=True, skipinitialspace=True))
+    except csv.Error:
+        return []
+    return [cell.strip() for cell in cells]
+
+
+def _check_plain(lines: list[str], start: int, name: str) -> None:
+    """Refuses a table whose cells would be taken for concepts; `start` is its first line.
+
+    Raises:
+      InputError: there are columns, quotes or comments.
+    """
+    header = f"the header {','.join(_HEADER)} comes before concepts with emotions"
+    cells = [cell.strip(" \"'").casefold() for cell in re.split(r"[,;|\t]", lines[start])]
+    words = {"concept", "concepts"} | ({"emotion", "emotions"} if len(cells) > 1 else set())
+    if words.intersection(cells):
+        first = short(lines[start].strip())
+        raise InputError(f"{name}, line {start + 1}: {first} is no header that is known; {header}")
+    named = 0  # lines that end with a comma and an emotion
+    for number, line in enumerate(lines, 1):
+        where, text = f"{name}, line {number}", line.strip()
+        if text[:1] in tuple('#"[{'):
+            raise InputError(f"{where}: begins with {text[0]!r}; write the concept alone")
+        for mark, called in (("\t", "a tab"), (";", "a ';'")):
+            if mark in text:
+                raise InputError(f"{where}: {called} inside a concept; {header}")
+        named += not text or ("," in text and meaning(text.rpartition(",")[2]) in ALIASES)
+    if named == len(lines):
+        raise InputError(f"{name}: an emotion ends every line; {header}")
 
 
 def check_text(concept: str, where: str) -> str:
@@ -203,8 +277,7 @@ def check_text(concept: str, where: str) -> str:
         raise InputError(f"{where}: the concept is blank")
     if len(concept) > _LONGEST:
         raise InputError(f"{where}: a concept of {len(concept)} characters, at most {_LONGEST}")
-    if control := _CONTROL.search(concept):
-        raise InputError(f"{where}: control character {control[0]!r} in a concept")
+    _check_characters(concept, where)
     return concept
 
 
@@ -213,12 +286,13 @@ def parse_concepts(text: str, name: str) -> ConceptSet:
     listed = [entry for entry in entries(text, name) if entry.concept]
     first: dict[str, int] = {}
     for entry in listed:
-        if entry.concept in first:
+        same = unicodedata.normalize("NFC", entry.concept)  # as tokenizers read it
+        if same in first:
             raise InputError(
-                f"{name}: {short(entry.concept)} stands on lines {first[entry.concept]} "
+                f"{name}: {short(entry.concept)} stands on lines {first[same]} "
                 f"and {entry.line}; remove one"
             )
-        first[entry.concept] = entry.line
+        first[same] = entry.line
     # A file has emotions on every line or on none: `entries` sees to that.
     emotions = tuple(entry.emotions for entry in listed if entry.emotions is not None)
     concepts = tuple(entry.concept for entry in listed)
@@ -268,19 +342,19 @@ def parse_answer(text: str, classes: Sequence[str], name: str = "answer") -> Con
     A line is `phrase: emotion, emotion`, with or without the marks of a list.
 
     Raises:
-      InputError: a line has no emotions or one that is not asked for, a phrase comes twice, or
-        there is none.
+      InputError: a line has no emotions or one that is not asked for, a phrase comes twice, there
+        is none, or a line holds control characters.
     """
     known = {c.casefold(): c for c in classes}
     concepts: dict[str, tuple[str, ...]] = {}
-    for number, raw in enumerate(text.splitlines(), 1):
+    for number, raw in enumerate(_lines(text, name), 1):
         line = (
             re.sub(r"^\s*(?:[-*•]|\d+[.)])\s*", "", raw).replace("**", "").replace("`", "").strip()
         )
         if not line:
             continue
         phrase, _, listed = line.rpartition(":")
-        given = [e.strip(" .").casefold() for e in re.split(r"[,;/]", listed) if e.strip(" .")]
+        given = [e.strip(" .\t").casefold() for e in re.split(r"[,;/]", listed) if e.strip(" .\t")]
         if not phrase.strip() or not given:
             raise InputError(
                 f"{name}, line {number}: {raw.strip()!r} is not of the form "
@@ -298,22 +372,33 @@ def parse_answer(text: str, classes: Sequence[str], name: str = "answer") -> Con
     return ConceptSet(tuple(concepts), tuple(concepts.values()), name)
 
 
-def _csv_rows(lines: list[str], start: int, name: str) -> Iterable[Entry]:
-    reader = csv.reader(io.StringIO("\n".join(lines[start + 1 :])))
-    for row in reader:
+def _csv_rows(lines: list[str], start: int, name: str, delimiter: str) -> Iterable[Entry]:
+    text = io.StringIO("\n".join(lines[start + 1 :]))
+    reader = csv.reader(text, delimiter=delimiter, strict=True, skipinitialspace=True)
+    # Where semicolons are between columns, commas may be between emotions.
+    between = "[;,]" if delimiter == ";" else ";"
+    try:
+        for row in reader:
+            number = start + 1 + reader.line_num
+            if not any(cell.strip() for cell in row):
+                yield Entry(number, "", ())
+                continue
+            if len(row) != 2:
+                raise InputError(
+                    f"{name}, line {number}: {len(row)} columns, not concept,emotions; "
+                    "quote a concept with a comma"
+                )
+            emotions = tuple(e.strip() for e in re.split(between, row[1]) if e.strip())
+            if not row[0].strip() or not emotions:
+                raise InputError(
+                    f"{name}, line {number}: a concept and at least one emotion (or {NONE}) are "
+                    f"needed, not {','.join(row)!r}"
+                )
+            for cell in row:  # quotes may hold the end of a line
+                _check_characters(cell, f"{name}, line {number}")
+            yield Entry(number, row[0].strip(), () if emotions == (NONE,) else emotions)
+    except csv.Error as error:
         number = start + 1 + reader.line_num
-        if not any(cell.strip() for cell in row):
-            yield Entry(number, "", ())
-            continue
-        if len(row) != 2:
-            raise InputError(
-                f"{name}, line {number}: {len(row)} columns, not concept,emotions; "
-                "quote a concept with a comma"
-            )
-        emotions = tuple(e.strip() for e in row[1].split(";") if e.strip())
-        if not row[0].strip() or not emotions:
-            raise InputError(
-                f"{name}, line {number}: a concept and at least one emotion (or {NONE}) are "
-                f"needed, not {','.join(row)!r}"
-            )
-        yield Entry(number, row[0].strip(), () if emotions == (NONE,) else emotions)
+        raise InputError(
+            f"{name}, line {number}: no row of a csv ({error}); check its quotes"
+        ) from None

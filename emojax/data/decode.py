@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from emojax.errors import InputError
 
@@ -39,6 +39,7 @@ def _open(file: Path, data: bytes) -> Iterator[Image.Image]:
             raise InputError(
                 f"{file}: pixel mode {image.mode} is not 8-bit gray or colour; convert the file"
             )
+        _check_depth(file, data, image)
         yield image
     except InputError:
         raise
@@ -46,6 +47,23 @@ def _open(file: Path, data: bytes) -> Iterator[Image.Image]:
         # Without the content, and without the address of the stream, which changes from run to run.
         reason = str(error).replace(repr(data), "").replace(f" {stream!r}", "")
         raise InputError(f"{file}: not a readable image ({reason}); restore or remove it") from None
+
+
+def _check_depth(file: Path, data: bytes, image: Image.Image) -> None:
+    """Refuses what Pillow brings to 8 bits by cutting off the others, or by ignoring a sign.
+
+    Raises:
+      InputError: the file has more than 8 bits a channel, or numbers that do not count from 0.
+    """
+    bits = 8
+    if image.format == "PNG":
+        bits = data[24]  # of the header, which is the first chunk of every PNG
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        bits = max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+        if set(image.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, (1,))) != {1}:
+            raise InputError(f"{file}: its numbers do not count from 0; convert the file to 8 bits")
+    if bits > 8:
+        raise InputError(f"{file}: {bits} bits a channel, not 8; convert the file")
 
 
 def entries(folder: Path) -> list[Path]:

@@ -42,7 +42,16 @@ class Excluded:
                     f"{path}: no column {COLUMN!r}; "
                     "its first line names the columns, as in file,reason"
                 )
-            ids = [row[COLUMN] for row in rows]
+            if list(rows.fieldnames or ()).count(COLUMN) > 1:
+                raise InputError(f"{path}: the column {COLUMN!r} stands twice; remove one")
+            ids = []
+            for number, row in enumerate(rows, 1):
+                if None in row:  # cells that the header does not have
+                    cells = len(row) - 1 + len(row[None])
+                    raise InputError(
+                        f"{path}: entry {number} has {cells} columns; quote a name with a comma"
+                    )
+                ids.append(row[COLUMN])
         except UnicodeDecodeError as error:
             raise InputError(
                 f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8"

@@ -4,7 +4,6 @@
 `weights.read_arrays`, so nothing is ever unpickled, and no file names a class that is imported.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from emojax import strict
 from emojax.data.weights import read_arrays
 from emojax.errors import InputError
 from emojax.models.preprocess import Preprocess
@@ -107,12 +107,12 @@ def read_config(folder: Path, what: str) -> dict[str, Any]:
     """
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text("utf-8"))
+        config = strict.read_json(path.read_text("utf-8"))
     except FileNotFoundError:
         raise InputError(
             f"{folder}: no config.json in it; is this a Hugging Face {what} folder?"
         ) from None
-    except (ValueError, OSError, RecursionError) as error:
+    except (ValueError, OSError) as error:
         raise InputError(f"{path}: not readable JSON ({error})") from None
     return config if isinstance(config, dict) else {}
 
@@ -141,10 +141,10 @@ def read_weights(folder: Path) -> dict[str, np.ndarray]:
 def _shards(index: Path) -> list[str]:
     """File names of the shards, all in the index's own folder."""
     try:
-        shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        shards = sorted(set(strict.read_json(index.read_text("utf-8"))["weight_map"].values()))
         if not all(isinstance(shard, str) for shard in shards):
             raise ValueError("a shard's name is no text")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise InputError(f"{index}: not a readable index of shards ({error})") from None
     for shard in shards:
         if Path(shard).name != shard or shard == "..":
@@ -162,9 +162,9 @@ def read_preprocess(folder: Path) -> Preprocess:
     if not path.is_file():
         raise InputError(f"{folder}: no preprocessor_config.json in it")
     try:
-        raw = json.loads(path.read_text("utf-8"))
+        raw = strict.read_json(path.read_text("utf-8"))
         return steps_of(_with_defaults(raw))
-    except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise InputError(f"{path}: {error}") from None
 
 
@@ -192,15 +192,15 @@ def steps_of(settings: dict[str, Any]) -> Preprocess:
     Raises:
       ValueError: they ask for another step, or for one with other numbers.
     """
-    does = {step: bool(settings.get(f"do_{step}")) for step in _STEPS}
-    if settings.get("do_pad"):
+    does = {step: _is_asked(settings, f"do_{step}") for step in _STEPS}
+    if _is_asked(settings, "do_pad"):
         raise ValueError("padding is not supported; only resize, crop, rescale and normalize are")
     kernel: Kernel = "bicubic"
     resize: int | tuple[int, int] | None = None
     crop = _pair(settings["crop_size"], "crop_size") if does["center_crop"] else None
     if does["resize"]:
-        resample = int(settings["resample"])
-        if resample not in _KERNELS:
+        resample = settings["resample"]
+        if isinstance(resample, bool) or resample not in _KERNELS:
             names = ", ".join(_KERNELS.values())
             raise ValueError(f"resample {resample} is not supported, only {names}")
         kernel = _KERNELS[resample]
@@ -211,19 +211,14 @@ def steps_of(settings: dict[str, Any]) -> Preprocess:
             resize = _pair(size, "size")
         if settings["kind"] == "ConvNext":
             resize, crop = _convnext(size, settings["crop_pct"], crop)
-    scale = float(settings["rescale_factor"]) if does["rescale"] else 1.0
+    scale = 1.0
+    if does["rescale"]:
+        (scale,) = _numbers(settings, "rescale_factor", 1e-6, 1e3)
     scale = 1 / 255 if abs(scale - 1 / 255) < 1e-9 else scale
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if does["normalize"]:
-        mean = tuple(settings["image_mean"])
-        std = tuple(settings["image_std"])
-    sound = all(len(values) == 3 and np.isfinite(values).all() for values in (mean, std))
-    if not sound or min(std) <= 0:
-        raise ValueError(
-            f"image_mean {mean} and image_std {std} are not three numbers each, std above zero"
-        )
-    if not np.isfinite(scale) or scale <= 0:
-        raise ValueError(f"rescale_factor {scale} is not above zero")
+        mean = _numbers(settings, "image_mean", -1e4, 1e4, count=3)
+        std = _numbers(settings, "image_std", 1e-4, 1e4, count=3)
     return Preprocess(resize, crop, mean, std, kernel, scale)
 
 
@@ -250,6 +245,27 @@ def settings_of(steps: Preprocess) -> dict[str, Any]:
     }
 
 
+def _is_asked(settings: dict[str, Any], name: str) -> bool:
+    """Whether a step is asked for; a text such as "false" would count as true."""
+    value = settings.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}, not true or false")
+    return bool(value)
+
+
+def _numbers(
+    settings: dict[str, Any], name: str, least: float, most: float, count: int | None = None
+) -> tuple[float, ...]:
+    """One number, or a list of `count`, that pixels can be computed with in float32."""
+    value = settings[name]
+    values = [value] if count is None else list(value) if isinstance(value, list | tuple) else []
+    sound = all(type(each) in (int, float) and least <= each <= most for each in values)
+    if not sound or len(values) != (count or 1):
+        what = f"{count} numbers" if count else "a number"
+        raise ValueError(f"{name} is {value!r}, not {what} from {least:g} to {most:g}")
+    return tuple(map(float, values))
+
+
 def _convnext(
     size: dict[str, Any], crop_share: object, crop: tuple[int, int] | None
 ) -> tuple[int | tuple[int, int], tuple[int, int]]:
@@ -259,7 +275,11 @@ def _convnext(
     side = _whole(size["shortest_edge"], "shortest_edge")
     if side >= 384:
         return (side, side), (side, side)
-    if not isinstance(crop_share, float | int) or not 0 < crop_share <= 1:
+    if (
+        isinstance(crop_share, bool)
+        or not isinstance(crop_share, int | float)
+        or not 0 < crop_share <= 1
+    ):
         raise ValueError(f"crop_pct {crop_share!r} is not a share of 1")
     return int(side / crop_share), (side, side)
 
@@ -274,6 +294,6 @@ def _pair(size: Any, name: str) -> tuple[int, int]:
 
 def _whole(value: object, name: str) -> int:
     """A number of pixels that an image can have."""
-    if not isinstance(value, int) or not 0 < value <= 4096:
+    if type(value) is not int or not 0 < value <= 4096:
         raise ValueError(f"{name} is {value!r}, not a number of pixels from 1 to 4096")
     return value

@@ -221,8 +221,10 @@ def _class_names(folder: Path, config: Mapping[str, Any], classes: int) -> tuple
     if not labels:
         return None
     try:
-        names = {int(number): str(name) for number, name in labels.items()}
+        names = {int(number): name for number, name in labels.items()}
         ordered = [names[number] for number in range(classes)]
+        if not all(map(class_names.is_name, ordered)):
+            raise ValueError("a name is no text")
     except (ValueError, KeyError, AttributeError, TypeError):
         raise InputError(
             f"{folder / 'config.json'}: id2label does not name the outputs 0…{classes - 1}"

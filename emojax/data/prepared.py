@@ -8,12 +8,12 @@ found inside the folder, as a regular file with the number of examples promised.
 
 import collections
 import contextlib
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from emojax import strict
 from emojax.data.decode import check_regular
 from emojax.errors import InputError, did_you_mean, short
 
@@ -118,21 +118,11 @@ def _read_text(path: Path) -> str:
 
 
 def _read_json(path: Path) -> Any:
-    def no_constant(name: str) -> None:
-        raise ValueError(f"{name} is not JSON")
-
-    def no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        unique = dict(pairs)
-        if len(unique) < len(pairs):
-            raise ValueError("a key occurs twice in one object")
-        return unique
-
-    text = _read_text(path)
     try:
-        return json.loads(text, parse_constant=no_constant, object_pairs_hook=no_repeats)
-    except RecursionError:
-        raise InputError(f"{path}: nested too deeply to be TFDS's; {_AGAIN}") from None
-    except ValueError as error:  # JSONDecodeError, and integers of thousands of digits
+        return strict.read_json(_read_text(path))
+    except InputError:
+        raise
+    except ValueError as error:
         raise InputError(f"{path}: not readable JSON ({error}); {_AGAIN}") from None
 
 

@@ -8,8 +8,9 @@ test split.
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
+from emojax import strict
 from emojax.data.image_set import ImageSet
 from emojax.data.metadata import read_entry
 from emojax.errors import InputError
@@ -54,9 +55,20 @@ def read_provenance(path: Path) -> tuple[Use, ...] | None:
     if entry is None:
         return None
     try:
-        return tuple(Use(*map(str, use)) for use in json.loads(entry))
-    except (ValueError, TypeError, RecursionError):
-        raise InputError(f"{path}: its provenance is damaged ({entry[:60]!r})") from None
+        uses = strict.read_json(entry)
+    except ValueError:
+        uses = None
+    if not isinstance(uses, list) or not all(map(_is_use, uses)):
+        raise InputError(f"{path}: its provenance is damaged ({entry[:60]!r})")
+    return tuple(Use(*use) for use in uses)
+
+
+def _is_use(value: object) -> bool:
+    """Whether this is an entry as `to_metadata` writes it."""
+    if not isinstance(value, list) or len(value) != len(Use._fields):
+        return False
+    are_texts = all(isinstance(part, str) and part.isprintable() for part in value)
+    return are_texts and value[-1] in get_args(Role)
 
 
 def overlap_warnings(

@@ -5,10 +5,12 @@ with `weights_only=True`, and only when torch is installed. Hugging Face's folde
 `network_folder` and `clip_folder`.
 """
 
+import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 from flax import nnx
@@ -20,8 +22,24 @@ from emojax.models import compact, deep_emotion, resnet, vgg, vgg16
 from emojax.models.classifier import Classifier
 from emojax.store import save_arrays
 
+if TYPE_CHECKING:
+    import torch
+
 _Model = TypeVar("_Model", bound=nnx.Module)
 _Classifier = TypeVar("_Classifier", bound=Classifier)
+# Where a PyTorch file may hold the state dict; the published VGGNet's is under `params`.
+_HOLDERS = ("params", "state_dict", "model")
+# Numbers that mean what they say. Networks have only floating-point parameters, but files hold
+# counters too.
+_SAFETENSORS_DTYPES = frozenset(
+    ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
+)
+_TORCH_DTYPES = frozenset(
+    (
+        *("float64", "float32", "float16", "bfloat16", "bool"),
+        *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8"),
+    )
+)
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -31,20 +49,40 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     VGGNet), `state_dict` or `model`.
 
     Raises:
-      InputError: the file is missing or damaged, or is a PyTorch file and torch is not installed.
+      InputError: the file is missing or damaged, holds numbers of another kind than NumPy's and
+        bfloat16, or is a PyTorch file and torch is not installed.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise InputError(f"no weights file {str(path)!r}")
-    if path.suffix != ".safetensors":
-        return _read_torch(path)
-    from safetensors import SafetensorError
-    from safetensors.flax import load_file
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
 
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, safe_open
+
+    arrays = {}
     try:
-        return {name: np.asarray(array) for name, array in load_file(path).items()}
+        # NumPy has no bfloat16, and JAX by default no float64.
+        with safe_open(path, "np") as file, safe_open(path, "flax") as wide:
+            for name in file.keys():  # noqa: SIM118 - it is no dict
+                dtype = file.get_slice(name).get_dtype()
+                if dtype not in _SAFETENSORS_DTYPES:
+                    raise InputError(f"{path}: {_dtype_refused(name, dtype)}")
+                of_file = wide if dtype == "BF16" else file
+                arrays[name] = np.asarray(of_file.get_tensor(name))
     except (SafetensorError, OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path}: not a readable safetensors file ({error})") from None
+    return arrays
+
+
+def _dtype_refused(name: str, dtype: object) -> str:
+    return (
+        f"{name} holds {dtype}, which needs scales that emojax does not know; convert the weights "
+        "to float32, float16 or bfloat16"
+    )
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -54,26 +92,80 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         raise InputError(
             f"{path} is not .safetensors; reading a PyTorch file needs torch: pip install torch"
         ) from None
-    import pickle
-
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"{path}: torch refuses it with weights_only=True ({reason})") from None
-    for key in ("params", "state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    is_tensors = isinstance(loaded, Mapping) and all(
-        isinstance(value, torch.Tensor) for value in loaded.values()
-    )
-    if not is_tensors:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of tensors that are refused below
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # its unpickler stumbles over damaged files in many ways
+        raise InputError(
+            f"{path}: torch refuses it with weights_only=True ({_why(str(error))})"
+        ) from None
+    state = _state_dict(path, loaded)
+    arrays = {}
+    for name, tensor in state.items():
+        if not isinstance(name, str):
+            raise InputError(f"{path}: the name {name!r} is no text; save model.state_dict()")
+        if reason := _tensor_refused(name, tensor):
+            raise InputError(f"{path}: {reason}")
+        values = tensor.detach().resolve_neg()
+        # NumPy has no bfloat16.
+        arrays[name] = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    return arrays
+
+
+def _why(message: str) -> str:
+    """What torch says of a file, without its advice to unpickle it."""
+    if other := re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)", message):
+        return f"it holds a {other[1]}; save model.state_dict(), which holds only tensors"
+    if "TorchScript" in message:
+        return "it is a TorchScript archive; save model.state_dict()"
+    return "damaged, or no PyTorch file"
+
+
+def _state_dict(path: Path, loaded: object) -> "Mapping[object, torch.Tensor]":
+    """The tensors by name, wherever in the file they are."""
+    import torch
+
+    def is_state(value: object) -> bool:
+        return isinstance(value, Mapping) and all(
+            isinstance(each, torch.Tensor) for each in value.values()
+        )
+
+    while isinstance(loaded, Mapping):
+        held = [key for key in _HOLDERS if isinstance(loaded.get(key), Mapping)]
+        states = [key for key in held if is_state(loaded[key])]
+        if len(states) > 1:
+            raise InputError(
+                f"{path}: it holds several networks, under {' and '.join(states)}; save the state "
+                "dict of one"
+            )
+        if not held:
+            break
+        loaded = loaded[(states or held)[0]]
+    if not is_state(loaded):
         raise InputError(f"{path}: no state dict (names to tensors) in it")
-    # NumPy has no bfloat16, so all floats become float32; counters stay integers.
-    return {
-        name: (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-        for name, tensor in loaded.items()
+    return cast("Mapping[object, torch.Tensor]", loaded)
+
+
+def _tensor_refused(name: str, tensor: "torch.Tensor") -> str | None:
+    """Why a tensor's values cannot be read; None if they can."""
+    import torch
+
+    kinds = {
+        "nested": tensor.is_nested,
+        "quantized": tensor.is_quantized,
+        "sparse": tensor.layout != torch.strided and not tensor.is_nested,
+        "without values (on the meta device)": tensor.is_meta,
     }
+    for kind, is_so in kinds.items():
+        if is_so:
+            return f"{name} is {kind}; save plain tensors"
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in _TORCH_DTYPES:
+        return _dtype_refused(name, dtype)
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"{name} repeats its values ({tuple(tensor.shape)}); save it by .contiguous()"
+    return None
 
 
 def _load(path: Path | str, build: Callable[[Mapping[str, np.ndarray]], _Model]) -> _Model:

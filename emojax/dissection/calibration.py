@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from emojax.section import Section
+from emojax.section import Factor, Section
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,8 +28,10 @@ class Calibration(Section):
     encoder: Literal["ViT-SO400M-14-SigLIP-384", "ViT-L-16-SigLIP-384", "ViT-L-14-336"] | None = (
         Field(default=None, description="the encoder whose published a and b are taken")
     )
-    a: float | None = Field(default=None, gt=0, description="slope of the sigmoid")
-    b: float | None = Field(default=None, description="offset that is added to the cosine")
+    a: Factor | None = Field(default=None, description="slope of the sigmoid")
+    b: float | None = Field(
+        default=None, ge=-1e3, le=1e3, description="offset that is added to the cosine"
+    )
 
     @model_validator(mode="after")
     def _check_pair(self) -> "Calibration":

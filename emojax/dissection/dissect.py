@@ -149,10 +149,15 @@ def _undefined_marked(
     undefined = ~np.isfinite(scores)
     without = undefined.all(axis=1)
     if without.any():
+        why = "its scores are beyond float32; use other hyperparameters or another similarity"
+        if similarity == "rank_reorder":
+            why = (
+                "it takes the root of a mean cosine that must be positive, over top activations "
+                "that must differ; use another similarity"
+            )
         raise InputError(
             f"{similarity} is undefined with every concept for {without.sum()} units, first unit "
-            f"{np.argmax(without)} (rank_reorder takes the root of a mean cosine that must be "
-            "positive, over top activations that must differ); use another similarity"
+            f"{np.argmax(without)}: {why}"
         )
     return np.where(undefined, np.float32(np.nan), scores)
 

@@ -22,6 +22,8 @@ from emojax.models.tapped import TappedNetwork
 from emojax.ops import gains as ops
 from emojax.store import read_npy
 
+_LARGEST = 1e6  # a gain of a file
+
 
 def edit(
     model: Editable, layer: str, gains: jax.Array | np.ndarray, *, scope: Scope = "weights"
@@ -33,7 +35,8 @@ def edit(
     their parameters where these carry that alone, and otherwise on the layer's output.
 
     Raises:
-      InputError: no such layer, the wrong number of gains, or gains that are not finite.
+      InputError: no such layer, the wrong number of gains, gains that are not finite, or weights
+        that no longer are.
     """
     return edit_layers(model, {layer: gains}, scope=scope)
 
@@ -42,15 +45,20 @@ def edit_layers(
     model: Editable, gains: Mapping[str, jax.Array | np.ndarray], *, scope: Scope = "weights"
 ) -> Editable:
     """As `edit`, for several layers at once: gains [U] by layer."""
+    checked = {layer: _checked(model, layer, values) for layer, values in gains.items()}
     if isinstance(model, TappedNetwork):
-        return tapped.edited(
-            model, {layer: _checked(model, layer, values) for layer, values in gains.items()}
+        edited = tapped.edited(model, checked)
+    else:
+        scoped = {layer: ops.with_scope(values, scope) for layer, values in checked.items()}
+        edited = vgg.with_gains(model, scoped)
+    leaves = jax.tree.leaves(nnx.state(edited))
+    floats = (leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating))
+    if not all(np.isfinite(np.asarray(leaf)).all() for leaf in floats):
+        raise InputError(
+            f"the gains for {', '.join(gains)} make weights larger than float32 holds; "
+            "give smaller ones"
         )
-    scoped = {
-        layer: ops.with_scope(_checked(model, layer, values), scope)
-        for layer, values in gains.items()
-    }
-    return vgg.with_gains(model, scoped)
+    return edited
 
 
 def with_last_layer(
@@ -96,9 +104,9 @@ def read_gains(path: Path, units: int, *, factor: float | None = None) -> Float[
     """
     try:
         if Path(path).suffix == ".npy":
-            values = read_npy(path).astype(np.float32).reshape(-1)
+            values = _vector(read_npy(path))
         else:
-            values = np.array(Path(path).read_text("utf-8").replace(",", " ").split(), np.float32)
+            values = np.array(Path(path).read_text("utf-8").replace(",", " ").split(), np.float64)
     except OSError as error:
         reason = error.strerror or error
         raise InputError(f"cannot read the gains file {path}: {reason}") from None
@@ -109,14 +117,27 @@ def read_gains(path: Path, units: int, *, factor: float | None = None) -> Float[
             f"{path} holds {len(values)} numbers, the layer has {units} units; write one number "
             "per unit"
         )
-    allowed = np.isfinite(values) if factor is None else np.isin(values, (0, 1))
+    allowed = np.abs(values) <= _LARGEST if factor is None else np.isin(values, (0, 1))
     if not allowed.all():
         first = int(allowed.argmin())
-        cure = "a finite number"
+        cure = f"a number from -{_LARGEST:g} to {_LARGEST:g}"
         if factor is not None:
             cure = "0 or 1, or leave out the factor to read gains"
         raise InputError(f"{path}: number {first + 1} is {values[first]:g}; write {cure}")
-    return values if factor is None else np.asarray(ops.from_mask(jnp.asarray(values == 1), factor))
+    if factor is None:
+        return values.astype(np.float32)
+    return np.asarray(ops.from_mask(jnp.asarray(values == 1), factor))
+
+
+def _vector(values: np.ndarray) -> Float[np.ndarray, " U"]:
+    """The numbers of an array file, in float64.
+
+    Raises:
+      ValueError: they are no real numbers, or not in a row.
+    """
+    if values.dtype.kind not in "fiub" or max(values.shape, default=1) != values.size:
+        raise ValueError(f"holds {values.dtype} of shape {values.shape}, not numbers in a row")
+    return values.astype(np.float64).reshape(-1)
 
 
 def _checked(model: Editable, layer: str, gains: jax.Array | np.ndarray) -> Float[Array, " U"]:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import Field
 
 from emojax.dissection.options import UnitRule
-from emojax.section import Factors, Section, UserPath
+from emojax.section import Count, Factors, Section, Threshold, UserPath
 
 AUTO = "auto"
 Kind = Literal["threshold", "top_fraction", "continuous"]
@@ -57,7 +57,7 @@ class Search(Section):
     """The settings that one is selected from, for every layer; by default the paper's grid."""
 
     scope: Scope = Field(default="weights", description="what the gain scales")
-    tau: tuple[float, ...] = Field(
+    tau: tuple[Threshold, ...] = Field(
         default=tuple(x / 4 for x in range(-4, 8)),
         description="thresholds of the grid: units with a maximum similarity above are multiplied "
         "by the factor, all others divided by it",
@@ -143,17 +143,18 @@ class Edit(Search):
         "all",
     )
     alpha: float = Field(
-        default=0.05, gt=0, lt=1, description="level of the tests and the intervals"
+        default=0.05, ge=1e-6, lt=1, description="level of the tests and the intervals"
     )
-    permutations: int = Field(
-        default=199, ge=0, description="permuted scores that selection and test are repeated with"
+    permutations: Count = Field(
+        default=199, description="permuted scores that selection and test are repeated with"
     )
-    masks: int = Field(
-        default=1000, ge=0, description="random choices of as many units to compare with"
+    masks: Count = Field(
+        default=1000, description="random choices of as many units to compare with"
     )
     minutes: float = Field(
         default=15.0,
         gt=0,
+        le=1e7,
         description="time for layers that do not feed the logits: with too little for all "
         "permutations and masks there are fewer, with too little for the fewest that reach alpha "
         "`auto` takes a layer that feeds them",

@@ -107,7 +107,12 @@ def _check(name: str, array: np.ndarray, shape: tuple[int, ...], *, variance: bo
         raise ValueError(f"{name} has shape {array.shape}, not {shape}")
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(f"{name} holds {array.dtype}, not floating-point numbers")
-    if not np.isfinite(array.astype(np.float32)).all():
+    with np.errstate(over="ignore"):
+        single = array.astype(np.float32)
+    if not np.isfinite(single).all():
+        if array.dtype == np.float64 and np.isfinite(array).all():
+            most = array.flat[np.abs(array).argmax()]
+            raise ValueError(f"{name} holds {most:g}, which is beyond float32")
         raise ValueError(f"{name} holds values that are not finite")
     if variance and (array < 0).any():
         raise ValueError(f"{name} holds variances below zero")
@@ -115,6 +120,6 @@ def _check(name: str, array: np.ndarray, shape: tuple[int, ...], *, variance: bo
 
 def _shorten(names: Iterable[str], limit: int = 5) -> str:
     """The first few names, and how many more there are."""
-    names = sorted(names)
+    names = [name[:80] for name in sorted(names)]
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

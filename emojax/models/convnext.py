@@ -20,7 +20,13 @@ from emojax.models.preprocess import Preprocess
 from emojax.models.staged import StagedConfig
 from emojax.models.tapped import POOLED, TappedNetwork
 from emojax.models.taps import Slices, Tap
-from emojax.models.transformer import ACTIVATIONS, PatchEmbedding, check_channels, check_sizes
+from emojax.models.transformer import (
+    ACTIVATIONS,
+    PatchEmbedding,
+    check_channels,
+    check_epsilon,
+    check_sizes,
+)
 
 _HF_NAMES: convert.Table = {
     "kernel": "weight",
@@ -52,6 +58,7 @@ class ConvNextConfig(StagedConfig):
     def __post_init__(self):
         super().__post_init__()
         check_sizes(patch_size=self.patch_size)
+        check_epsilon(self.epsilon)
 
     def stem_width(self) -> int:
         """Units of the tap `stem`."""

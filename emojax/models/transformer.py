@@ -35,8 +35,18 @@ def check_sizes(**sizes: object) -> None:
       ValueError: one is no whole number above zero.
     """
     for name, value in sizes.items():
-        if not isinstance(value, int) or value < 1:
+        if type(value) is not int or value < 1:  # True is an int too
             raise ValueError(f"{name} is {value!r}, not a whole number above zero")
+
+
+def check_epsilon(epsilon: object) -> None:
+    """What LayerNorm adds to a variance comes from a file too.
+
+    Raises:
+      ValueError: it is no number between 0 and 1.
+    """
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
+        raise ValueError(f"epsilon is {epsilon!r}, not a number between 0 and 1")
 
 
 def check_depth(depth: int) -> None:
@@ -94,6 +104,7 @@ class TowerConfig:
         check_activation(self.activation)
         check_sizes(width=self.width, mlp=self.mlp, depth=self.depth, heads=self.heads)
         check_depth(self.depth)
+        check_epsilon(self.epsilon)
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
 

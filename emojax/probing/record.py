@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
+from emojax import strict
 from emojax.brief import brief
 from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.image_set import ImageSet
@@ -342,7 +343,7 @@ def _read(folder: Path, key: str | None) -> ProbeRecord:
     """`load`, whose errors are still those of files and formats."""
     from safetensors.numpy import load_file
 
-    header = json.loads((folder / "record.json").read_text("utf-8"))
+    header = strict.read_json((folder / "record.json").read_text("utf-8"))
     if header["format"] != _FORMAT:
         raise InputError(
             f"{folder} is a probe record of format {header['format']}, not {_FORMAT}; probe again"

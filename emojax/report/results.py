@@ -5,7 +5,6 @@ it was checked.
 """
 
 import csv
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from emojax import strict
 from emojax.brief import brief
 from emojax.dissection.labels import Dissection
 from emojax.dissection.table import LayerSummary
@@ -265,12 +265,12 @@ def _rename_finding(summary: dict[str, Any]) -> None:
 
 def _json(path: Path, missing: str = "") -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text("utf-8"))
+        value = strict.read_json(path.read_text("utf-8"))
     except FileNotFoundError:
         raise InputError(missing or f"{path} is missing") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise InputError(f"{path}: not JSON; {DAMAGED}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path}: not an object of names and values; {DAMAGED}")

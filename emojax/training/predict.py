@@ -22,7 +22,7 @@ class Prediction(NamedTuple):
     """What a network says of a batch of faces.
 
     Attributes:
-      probabilities: softmax of the logits.
+      probabilities: softmax of the logits; NaN where a logit is not finite.
       pushes: of every unit of the layer before the logits, its output times its weight to the
         predicted class: the unit's part in that logit. None for a network that cannot be cut.
     """
@@ -109,8 +109,9 @@ def _fetch(
 ) -> Prediction:
     # In float64 and row by row, on the host: no row's bits depend on the others.
     logits = np.asarray(outputs["logits"], np.float64)[:count]
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    probabilities = (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+    with np.errstate(invalid="ignore"):  # logits that overflowed have no probabilities: NaN
+        exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities = (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
     if outgoing is None:
         return Prediction(probabilities, None)
     active = np.asarray(outputs["active"])[:count]

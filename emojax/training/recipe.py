@@ -37,14 +37,14 @@ class Recipe(Section):
         default="cosine",
         description="of the learning rate; plateau lowers it when validation no longer improves",
     )
-    learning_rate: float = Field(default=1e-3, gt=0, description="its peak")
+    learning_rate: float = Field(default=1e-3, gt=0, le=1e3, description="its peak")
     warmup: float = Field(
         default=0.05,
         ge=0,
         lt=1,
         description="share of the steps over which it rises (cosine, one_cycle)",
     )
-    weight_decay: float = Field(default=1e-4, ge=0, description="weight decay")
+    weight_decay: float = Field(default=1e-4, ge=0, le=1e3, description="weight decay")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum (sgd)")
     average: float = Field(
         default=0.0,

@@ -57,7 +57,7 @@ def dissect(inputs: Inputs, **changed: str) -> list[str]:
             "concept,emotions\nSmile,;;\n",
             "a concept and at least one emotion",
         ),
-        ("an open quote", 'concept,emotions\n"Smile,happy\n', "columns"),
+        ("an open quote", 'concept,emotions\n"Smile,happy\n', "check its quotes"),
     ),
 )
 def test_concept_files_are_refused(inputs, content, message):

@@ -72,6 +72,7 @@ def test_infinite_losses_do_not_cost_the_run(capsys, tmp_path, fer_folder):
     code = cli.main([str(arg) for arg in [*args, "--out", tmp_path / "run"]])
     out, err = capsys.readouterr()
     assert code == 0, err
+    assert "logits of vgg.safetensors are beyond float32 on" in " ".join(err.split())
     summary = json.loads(
         (tmp_path / "run" / "summary.json").read_text(), parse_constant=pytest.fail
     )

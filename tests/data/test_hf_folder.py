@@ -85,8 +85,8 @@ def test_old_files_without_a_type_of_size(tmp_path):
         ({"image_processor_type": None}, "names no image_processor_type"),
         ({"resample": 0}, "resample 0 is not supported"),
         ({"size": {"height": 10**9, "width": 4}}, "not a number of pixels from 1 to 4096"),
-        ({"image_std": [0.0, 1.0, 1.0]}, "std above zero"),
-        ({"rescale_factor": -1}, "not above zero"),
+        ({"image_std": [0.0, 1.0, 1.0]}, "not 3 numbers from 0.0001 to 10000"),
+        ({"rescale_factor": -1}, "not a number from 1e-06 to 1000"),
         ({"do_pad": True}, "padding is not supported"),
     ],
 )

@@ -53,7 +53,7 @@ def test_gains_from_scores_and_weights():
             "could not convert string to float: 'x'; write one number per unit",
         ),
         ("a.csv", "1,2", None, "holds 2 numbers, the layer has 3 units"),
-        ("a.txt", "1\n2\nnan", None, "number 3 is nan; write a finite number"),
+        ("a.txt", "1\n2\nnan", None, "number 3 is nan; write a number from -1e"),
         ("a.txt", "1\n0\n2", 2.0, "number 3 is 2; write 0 or 1"),
     ],
 )
