@@ -35,8 +35,14 @@ _ENVIRONMENT = {
 
 def one_line(error: Exception | str) -> str:
     """The message of an error as one line that a terminal can show."""
-    line = " ".join(str(error).split())
-    return "".join(c if c.isprintable() else _escaped(c) for c in line)
+    return printable(" ".join(str(error).split()))
+
+
+def printable(text: str) -> str:
+    """A text that a terminal shows and does not obey: other than line ends, what controls it
+    (escape sequences, directions of writing) is spelled out.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
 
 
 def _escaped(character: str) -> str:
