@@ -27,7 +27,7 @@ LEVELS = (
     {"data", "synthetic"},
     {"distributed", "store", "outputs", "interruption"},
     {"models"},
-    {"ops", "section", "brief"},
+    {"ops", "section", "brief", "memory"},
 )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field
 
-from emojax.section import Factors, Section, UserPath
+from emojax.section import Draws, Factors, Section, UserPath
 
 AUTO = "auto"
 Kind = Literal["threshold", "top_fraction", "continuous"]
@@ -118,11 +118,11 @@ class Edit(Search):
     alpha: float = Field(
         default=0.05, gt=0, lt=1, description="level of the tests and the intervals"
     )
-    permutations: int = Field(
-        default=199, ge=0, description="permuted scores that selection and test are repeated with"
+    permutations: Draws = Field(
+        default=199, description="permuted scores that selection and test are repeated with"
     )
-    masks: int = Field(
-        default=1000, ge=0, description="random choices of as many units to compare with"
+    masks: Draws = Field(
+        default=1000, description="random choices of as many units to compare with"
     )
     minutes: float = Field(
         default=15.0,

@@ -19,6 +19,7 @@ from emojax.errors import InputError
 from emojax.store import write_binary
 
 FILE = "units.npz"
+_MOST_BYTES = 1 << 30  # unpacked; 10,112 units of 28,709 images have some 20 MB
 SHOWN = 16  # top images
 BEST = 5  # concepts named
 MIXED = 100  # top images whose classes are counted
@@ -184,6 +185,9 @@ def load(folder: Path) -> Details | None:
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
+            unpacked = sum(entry.file_size for entry in file.zip.infolist())
+            if unpacked > _MOST_BYTES:
+                raise ValueError(f"{unpacked} bytes when unpacked, more than {_MOST_BYTES}")
             return Details(**{field.name: file[field.name] for field in fields(Details)})
     except (
         OSError,
