@@ -17,16 +17,28 @@ from emojax.dissection.calibration import Calibration
 from emojax.dissection.options import DEFAULT, DEFAULT_PRIOR, Prior, Similarity
 from emojax.editing.search import Edit
 from emojax.errors import InputError, did_you_mean
-from emojax.section import NAME_OR_PATH, Factors, Positive, Section, Seed, UserPath
+from emojax.section import (
+    NAME_OR_PATH,
+    Draws,
+    Factors,
+    Positive,
+    Section,
+    Seed,
+    Side,
+    UserPath,
+    named_place,
+    user_path,
+)
 from emojax.training.recipe import Recipe
 
+Named = Annotated[str, AfterValidator(named_place)]
 WeightsPath = Annotated[UserPath, AfterValidator(weights_file)]  # a file, or a name that ships
 
 
 class Data(Section):
     """The images: a prepared FER2013, an image folder, or rendered faces."""
 
-    path: Path | None = Field(
+    path: UserPath | None = Field(
         default=None,
         description="prepared FER2013, or folder of <class>/ or <split>/<class>/ images",
     )
@@ -60,7 +72,7 @@ class Data(Section):
         description="images to leave out: a csv with a column file, as emojax audit --exclude "
         "writes",
     )
-    size: Positive | None = Field(
+    size: Side | None = Field(
         default=None, description="side that folder images are brought to; None keeps a common size"
     )
 
@@ -83,7 +95,7 @@ class Target(Section):
         "VGG: .safetensors, or a PyTorch checkpoint such as the published VGGNet; or "
         f"{FER2013_COMPACT}, which ships with emojax",
     )
-    path: Annotated[str | None, NAME_OR_PATH] = Field(
+    path: Annotated[Named | None, NAME_OR_PATH] = Field(
         default=None,
         description="Hugging Face folder or hub name of an image classifier or image tower: ViT, "
         "DeiT, DINOv2, ResNet, ConvNeXt, CLIP's or SigLIP's",
@@ -107,7 +119,7 @@ class Target(Section):
 class Clip(Section):
     """The CLIP that concepts and images are compared in."""
 
-    path: Annotated[str | None, NAME_OR_PATH] = Field(
+    path: Annotated[Named | None, NAME_OR_PATH] = Field(
         default=None,
         description="Hugging Face CLIP folder, or hub name such as openai/clip-vit-base-patch16",
     )
@@ -119,7 +131,7 @@ class Clip(Section):
 class Concepts(Section):
     """The concept set."""
 
-    path: Annotated[str, NAME_OR_PATH] = Field(
+    path: Annotated[Named, NAME_OR_PATH] = Field(
         default="paper25",
         description="paper25, classes7, faces30, or a file: a concept a line, or csv "
         "concept,emotions",
@@ -147,7 +159,7 @@ class Probe(Section):
     )
     top_k: Positive = Field(default=100, description="most activating images recorded per unit")
     batch: Positive = Field(default=256, description="images per step; does not change results")
-    tile: Positive | None = Field(
+    tile: Annotated[int, Field(gt=0, le=65536)] | None = Field(
         default=None, description="images computed together; None suits the device"
     )
     save_every: float = Field(
@@ -190,9 +202,8 @@ class Dissect(Section):
         description="what images are compared with: the layer's units, as published; random "
         "images; or none (consensus, wpmi, soft_wpmi)",
     )
-    null_sets: int = Field(
+    null_sets: Draws = Field(
         default=1000,
-        ge=0,
         description="random image sets that labels are tested against (consensus, wpmi, "
         "soft_wpmi); 0 leaves it out",
     )
@@ -249,7 +260,7 @@ class Judge(Section):
     alpha: float = Field(
         default=0.02, gt=0, lt=1, description="share of the images on which a unit counts as active"
     )
-    resamples: Positive = Field(default=200, description="bootstrap resamples of the images")
+    resamples: Draws = Field(default=200, gt=0, description="bootstrap resamples of the images")
     seed: Seed = Field(default=0, description="of the resamples and of the sanity test's draws")
     pool: Literal["avg", "max"] = Field(
         default="avg", description="how convolutions become one number per unit"
@@ -324,6 +335,7 @@ class Report(Section):
     )
 
 
+_MAX_SETTINGS = 1 << 20  # bytes of a settings file
 # Where `--config NAME` looks: in an installed package, or in a clone.
 _CONFIGS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
 CACHE = Field(
@@ -377,7 +389,7 @@ def read_settings(path: Path | str) -> Settings:
       InputError: the file is missing or not YAML, or a name or value is refused; the message names
         it.
     """
-    path = _shipped(Path(path))
+    path = _shipped(_settings_file(path))
     try:
         values = yaml.safe_load(path.read_text("utf-8"))
     except OSError as error:
@@ -396,6 +408,19 @@ def read_settings(path: Path | str) -> Settings:
         return Settings.model_validate(values or {})
     except ValidationError as error:
         raise InputError(f"{path}: {explain(error, Settings)}") from None
+
+
+def _settings_file(path: Path | str) -> Path:
+    """The path of a settings file; what is there must be a file of a sensible size."""
+    from emojax.data.decode import check_regular
+
+    try:
+        path = user_path(named_place(path))
+    except ValueError as error:
+        raise InputError(f"--config: {error}") from None
+    if path.exists():
+        check_regular(path, limit=_MAX_SETTINGS)
+    return path
 
 
 def _shipped(path: Path) -> Path:

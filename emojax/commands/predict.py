@@ -17,7 +17,7 @@ from pydantic import Field
 from emojax import interruption, settings
 from emojax.commands.base import Command
 from emojax.errors import InputError
-from emojax.section import Positive, Section, UserPath
+from emojax.section import Positive, Section, Side, UserPath
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,9 +48,7 @@ class PredictSettings(Section):
         le=1,
         description="a decision is marked when the second class is this near in probability",
     )
-    size: Positive = Field(
-        default=48, description="side of the square that image files are brought to"
-    )
+    size: Side = Field(default=48, description="side of the square that image files are brought to")
     batch: Positive = Field(default=256, description="images at once; does not change results")
     out: UserPath = Field(
         default=Path("predictions.csv"), description="table to write: .csv, or .parquet"
@@ -288,10 +286,12 @@ class _Table:
 
     def add(self, rows: Sequence[Sequence[Any]], *, images: int) -> None:
         """Appends rows and notes that they are whole."""
-        from emojax.store import write_json
+        from emojax.store import guarded_rows, write_json
 
         text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows(rows)
+        # Parquet, which is made of these rows, is nothing that a spreadsheet computes.
+        safe = guarded_rows(rows) if self._out.suffix == ".csv" else rows
+        csv.writer(text, lineterminator="\n").writerows(safe)
         # Names of files need not be UTF-8.
         self._file.write(text.getvalue().encode("utf-8", "backslashreplace"))
         self._file.flush()

@@ -21,6 +21,8 @@ import numpy as np
 from emojax.brief import brief
 from emojax.data.classes import ALIASES, listed, meaning
 from emojax.errors import InputError, did_you_mean, short
+from emojax.section import user_path
+from emojax.store import guarded_rows, unguarded
 
 BUILT_IN = ("paper25", "classes7", "faces30")  # faces30: what rendered faces show
 NONE = "none"  # stands in a concept file for no emotion
@@ -115,7 +117,7 @@ def load_concepts(source: str | Path) -> ConceptSet:
             "utf-8"
         )
         return parse_concepts(text, str(source))
-    path = Path(source).expanduser()
+    path = user_path(source)
     if not path.is_file():
         raise InputError(f"no concept file {str(source)!r}; built in: {', '.join(BUILT_IN)}")
     return parse_concepts(read_text(path), str(path))
@@ -215,9 +217,10 @@ def to_csv(concepts: ConceptSet) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["concept", "emotions"])
-    writer.writerows(
+    rows = (
         [c, ";".join(e) or NONE] for c, e in zip(concepts.concepts, concepts.emotions, strict=True)
     )
+    writer.writerows(guarded_rows(rows))
     return text.getvalue()
 
 
@@ -299,4 +302,4 @@ def _csv_rows(lines: list[str], start: int, name: str) -> Iterable[Entry]:
                 f"{name}, line {number}: a concept and at least one emotion (or {NONE}) are "
                 f"needed, not {','.join(row)!r}"
             )
-        yield Entry(number, row[0].strip(), () if emotions == (NONE,) else emotions)
+        yield Entry(number, unguarded(row[0].strip()), () if emotions == (NONE,) else emotions)
