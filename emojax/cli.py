@@ -289,7 +289,7 @@ def _run(
     from emojax.commands import console  # jax and the library load only once the settings are read
     from emojax.distributed import mesh
 
-    _check_homes(settings)
+    _check_places(settings)
     mesh.use_all_cores()
     cache: Path | None = getattr(settings, "cache", None)
     if cache is not None:
@@ -308,14 +308,18 @@ def _run(
         command.run(settings)
 
 
-def _check_homes(settings: Section) -> None:
-    """Refuses `~` and `~name` where there is no such home, as for a user without a name.
+def _check_places(settings: Section) -> None:
+    """Refuses, before any is opened, places that are neither a file nor a folder.
 
     Raises:
-      InputError: a setting names such a place, and no file has that name itself.
+      InputError: a setting names a pipe, socket or device, which may never end; or `~` or `~name`
+        where there is no such home, as for a user without a name, and no file has that name itself.
     """
     for flag, path in paths_in(settings):
-        if str(user_path(path)).startswith("~") and not path.exists():
+        there = path.exists()
+        if there and not path.is_file() and not path.is_dir():
+            raise InputError(f"{flag} {path} is a pipe, socket or device, not a file or folder")
+        if not there and str(user_path(path)).startswith("~"):
             raise InputError(
                 f"{flag} {path}: there is no such home folder; write the whole path, or set HOME"
             )

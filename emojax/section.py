@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from emojax.errors import short
 
-_Named = TypeVar("_Named", str, Path)
+_Named = TypeVar("_Named", bound=str | Path)
 
 
 def user_path(path: str | Path) -> Path:

@@ -20,6 +20,7 @@ import numpy as np
 
 from emojax.brief import brief
 from emojax.data.classes import ALIASES, listed, meaning
+from emojax.data.decode import check_regular
 from emojax.errors import InputError, did_you_mean, short
 from emojax.section import user_path
 from emojax.store import guarded_rows, unguarded
@@ -30,6 +31,7 @@ _LONGEST, _MOST = (
     1000,
     1_000_000,
 )  # characters in a line, of which CLIP reads 77 tokens; lines in a file
+_MOST_BYTES = 1 << 28  # of a file
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x9f]")
 
 
@@ -138,8 +140,10 @@ def read_text(path: Path) -> str:
     """The text of a concept file.
 
     Raises:
-      InputError: the file is missing or not UTF-8.
+      InputError: the file is missing, too large or not UTF-8.
     """
+    if Path(path).exists():
+        check_regular(Path(path), limit=_MOST_BYTES)
     try:
         return Path(path).read_bytes().decode("utf-8-sig")
     except OSError as error:

@@ -148,18 +148,20 @@ def _lost_line(process: int) -> str:
 class _Stranger:
     """A connection that has not said yet which process it comes from."""
 
-    def __init__(self, since: float):
+    def __init__(self, link: socket.socket, since: float):
+        link.setblocking(False)
+        self.link = link
         self.until = since + _PATIENCE
         self.closed = False
         self._said = b""
 
-    def hears(self, link: socket.socket, secret: str, others: int) -> int | None:
+    def index(self, secret: str, others: int) -> int | None:
         """Reads on; the index of the process once all of its hello is there.
 
         `closed` is set when the connection has ended or says anything but a hello.
         """
         try:
-            data = link.recv(_HELLO.size - len(self._said))
+            data = self.link.recv(_HELLO.size - len(self._said))
         except BlockingIOError:
             return None
         except OSError:
@@ -233,19 +235,19 @@ class _Watch:
                 if now > deadline:
                     raise TimeoutError("timed out")
                 for key, _ in waiting.select(0.2):
-                    if key.fileobj is server:
+                    stranger: _Stranger | None = key.data
+                    if stranger is None:
                         with contextlib.suppress(OSError):  # gone already, or too many at once
                             link = strangers.enter_context(server.accept()[0])
-                            link.setblocking(False)
-                            waiting.register(link, selectors.EVENT_READ, _Stranger(now))
-                    elif (index := key.data.hears(key.fileobj, secret, others)) is not None:
-                        waiting.unregister(key.fileobj)
+                            waiting.register(link, selectors.EVENT_READ, _Stranger(link, now))
+                    elif (index := stranger.index(secret, others)) is not None:
+                        waiting.unregister(stranger.link)
                         if index not in self._links:
-                            self._add(index, key.fileobj.dup())
-                for key in list(waiting.get_map().values()):
-                    if key.data is not None and (key.data.closed or now > key.data.until):
-                        waiting.unregister(key.fileobj)
-                        key.fileobj.close()
+                            self._add(index, stranger.link.dup())
+                for stranger in [key.data for key in waiting.get_map().values()]:
+                    if stranger is not None and (stranger.closed or now > stranger.until):
+                        waiting.unregister(stranger.link)
+                        stranger.link.close()
 
     def _add(self, index: int, link: socket.socket) -> None:
         link.settimeout(None)
