@@ -42,8 +42,8 @@ from emojax.commands import (
 from emojax.commands.base import Command, WritesRun
 from emojax.data.torch_apart import import_transformers
 from emojax.distributed import processes
-from emojax.errors import InputError, did_you_mean, of_the_disk, one_line
-from emojax.section import Section
+from emojax.errors import InputError, did_you_mean, of_the_disk, one_line, printable, short
+from emojax.section import Section, user_path
 from emojax.settings import Settings, paths_in, read_settings
 from emojax.settings import explain as explain_refusal
 
@@ -135,13 +135,13 @@ def parse_job(args: Sequence[str]) -> tuple[processes.Job | None, list[str]]:
             "alone"
         )
     for flag, value in values.items():
-        if not value.isdecimal():
-            raise InputError(f"{flag} is {value!r}, not a number")
+        if not (value.isascii() and value.isdecimal() and len(value) <= 5):
+            raise InputError(f"{flag} is {value[:20]!r}, not a number below 100000")
     count = int(values["--processes"])
     index = int(values["--index"])
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise InputError(f"--coordinator is {coordinator!r}, not HOST:PORT or auto")
+    if not host or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+        raise InputError(f"--coordinator is {short(coordinator)}, not HOST:PORT or auto")
     if index >= count:
         raise InputError(f"--index {index} is not below --processes {count}; the main process is 0")
     return processes.Job(coordinator, count, index), rest
@@ -233,6 +233,7 @@ def _run_line(args: Sequence[str], alone: bool) -> int:
         if args[0] not in COMMANDS:
             raise InputError(f"no command {args[0]!r}{did_you_mean(args[0], COMMANDS)}")
         command = COMMANDS[args[0]]
+        _check_working_folder()
         job, rest = parse_job(args[1:])
         if job is not None and job.index is not None:
             name += f"process {job.index}: "
@@ -247,7 +248,7 @@ def _run_line(args: Sequence[str], alone: bool) -> int:
         if outcome is not None:
             message, code = outcome
             notes = getattr(error, "__notes__", ())  # added on the error's way up
-            print(name + "; ".join([message, *notes]), file=sys.stderr)
+            print(printable(name + "; ".join([message, *notes])), file=sys.stderr)
         elif job is None or not isinstance(error, Exception):  # --help ends by SystemExit
             raise
         else:
@@ -256,6 +257,16 @@ def _run_line(args: Sequence[str], alone: bool) -> int:
     if job is not None:
         processes.leave(code)
     return code
+
+
+def _check_working_folder() -> None:
+    """Raises InputError when the folder that the process works in is gone."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise InputError(
+            f"the working folder cannot be found ({error.strerror}); change to one that exists"
+        ) from None
 
 
 def _outcome_of(error: BaseException) -> tuple[str, int] | None:
@@ -267,8 +278,18 @@ def _outcome_of(error: BaseException) -> tuple[str, int] | None:
     # An error after a signal is its consequence, for instance of an import that it broke.
     if isinstance(error, KeyboardInterrupt) or interruption.was_interrupted():
         return "interrupted; nothing half-written was kept", interruption.exit_code()
-    if isinstance(error, OSError) and of_the_disk(error) is not None:
-        return one_line(OSError(of_the_disk(error))), 2
+    line = _of_the_machine(error)
+    return None if line is None else (one_line(line), 2)
+
+
+def _of_the_machine(error: BaseException) -> str | None:
+    """The line for an error that is the machine's, of its disk or memory; None for any other."""
+    if isinstance(error, OSError):
+        return of_the_disk(error)
+    text = str(error)
+    if isinstance(error, MemoryError) or text.startswith("RESOURCE_EXHAUSTED"):
+        cure = "lower --probe.tile or the batch, take fewer images, or use a larger machine"
+        return f"out of memory ({short(text, 200)}); {cure}"
     return None
 
 
@@ -278,11 +299,13 @@ def _run(
     from emojax.commands import console  # jax and the library load only once the settings are read
     from emojax.distributed import mesh
 
+    _check_places(settings)
     mesh.use_all_cores()
     cache: Path | None = getattr(settings, "cache", None)
     if cache is not None:
         mesh.keep_programs(cache / "programs")
     with processes.joined(job), console.log_shown(), contextlib.ExitStack() as quiet:
+        mesh.check_platforms()
         interruption.listen()  # anew: JAX's service for a job's processes takes SIGTERM for itself
         if job is not None:
             told = [command.name, settings.model_dump(mode="json")]
@@ -293,6 +316,23 @@ def _run(
         if isinstance(settings, WritesRun) and processes.is_main_process():
             _check_out(settings, config)
         command.run(settings)
+
+
+def _check_places(settings: Section) -> None:
+    """Refuses, before any is opened, places that are neither a file nor a folder.
+
+    Raises:
+      InputError: a setting names a pipe, socket or device, which may never end; or `~` or `~name`
+        where there is no such home, as for a user without a name, and no file has that name itself.
+    """
+    for flag, path in paths_in(settings):
+        there = path.exists()
+        if there and not path.is_file() and not path.is_dir():
+            raise InputError(f"{flag} {path} is a pipe, socket or device, not a file or folder")
+        if not there and str(user_path(path)).startswith("~"):
+            raise InputError(
+                f"{flag} {path}: there is no such home folder; write the whole path, or set HOME"
+            )
 
 
 def _check_out(settings: WritesRun, config: str | None) -> None:

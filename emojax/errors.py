@@ -39,8 +39,14 @@ _LONGEST = 800  # characters of a message, which may quote what a file holds
 def one_line(error: Exception | str) -> str:
     """The message of an error as one line that a terminal can show, cut where it is very long."""
     line = " ".join(str(error).split())
-    line = line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"
-    return "".join(c if c.isprintable() else _escaped(c) for c in line)
+    return printable(line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…")
+
+
+def printable(text: str) -> str:
+    """A text that a terminal shows and does not obey: other than line ends, what controls it
+    (escape sequences, directions of writing) is spelled out.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else _escaped(c) for c in text)
 
 
 def _escaped(character: str) -> str:

@@ -30,18 +30,21 @@ from emojax.section import (
     Threshold,
     UserPath,
     Weight,
+    named_place,
+    user_path,
 )
 from emojax.training.recipe import Recipe
 
 PlannedSteps = Literal["probe", "score", "sweep", "train"]
 PublishedClip = Literal["ViT-B/32", "ViT-B/16", "ViT-L/14"]
+Named = Annotated[str, AfterValidator(named_place)]
 WeightsPath = Annotated[UserPath, AfterValidator(weights_file)]  # a file, or a name that ships
 
 
 class Data(Section):
     """The images: a prepared FER2013, an image folder, or rendered faces."""
 
-    path: Path | None = Field(
+    path: UserPath | None = Field(
         default=None,
         description="prepared FER2013, or folder of <class>/ or <split>/<class>/ images",
     )
@@ -98,7 +101,7 @@ class Target(Section):
         "VGG: .safetensors, or a PyTorch checkpoint such as the published VGGNet; or "
         f"{FER2013_COMPACT}, which ships with emojax",
     )
-    path: Annotated[str | None, NAME_OR_PATH] = Field(
+    path: Annotated[Named | None, NAME_OR_PATH] = Field(
         default=None,
         description="Hugging Face folder or hub name of an image classifier or image tower: ViT, "
         "DeiT, DINOv2, ResNet, ConvNeXt, CLIP's or SigLIP's",
@@ -122,7 +125,7 @@ class Target(Section):
 class Clip(Section):
     """The CLIP that concepts and images are compared in."""
 
-    path: Annotated[str | None, NAME_OR_PATH] = Field(
+    path: Annotated[Named | None, NAME_OR_PATH] = Field(
         default=None,
         description="Hugging Face CLIP folder, or hub name such as openai/clip-vit-base-patch16",
     )
@@ -134,7 +137,7 @@ class Clip(Section):
 class Concepts(Section):
     """The concept set."""
 
-    path: Annotated[str, NAME_OR_PATH] = Field(
+    path: Annotated[Named, NAME_OR_PATH] = Field(
         default="paper25",
         description="paper25, classes7, faces30, or a file: a concept a line, or csv "
         "concept,emotions",
@@ -167,7 +170,7 @@ class Probe(Section):
     )
     top_k: Positive = Field(default=100, description="most activating images recorded per unit")
     batch: Positive = Field(default=256, description="images per step; does not change results")
-    tile: Positive | None = Field(
+    tile: Annotated[int, Field(gt=0, le=65536)] | None = Field(
         default=None, description="images computed together; None suits the device"
     )
     precision: Literal["exact", "high", "bfloat16"] = Field(
@@ -387,6 +390,7 @@ class Report(Section):
     )
 
 
+_MAX_SETTINGS = 1 << 20  # bytes of a settings file
 # Where `--config NAME` looks: in an installed package, or in a clone.
 _CONFIGS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
 CACHE = Field(
@@ -441,7 +445,7 @@ def read_settings(path: Path | str) -> Settings:
       InputError: the file is missing or not YAML, or a name or value is refused; the message names
         it.
     """
-    path = _shipped(Path(path))
+    path = _shipped(_settings_file(path))
     try:
         values = strict.read_yaml(path.read_text("utf-8"))
     except OSError as error:
@@ -462,6 +466,19 @@ def read_settings(path: Path | str) -> Settings:
         return Settings.model_validate_json(json.dumps(values or {}), strict=True)
     except ValidationError as error:
         raise InputError(f"{path}: {explain(error, Settings)}") from None
+
+
+def _settings_file(path: Path | str) -> Path:
+    """The path of a settings file; what is there must be a file of a sensible size."""
+    from emojax.data.decode import check_regular
+
+    try:
+        path = user_path(named_place(path))
+    except ValueError as error:
+        raise InputError(f"--config: {error}") from None
+    if path.exists():
+        check_regular(path, limit=_MAX_SETTINGS)
+    return path
 
 
 def _shipped(path: Path) -> Path:

@@ -17,6 +17,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -32,6 +33,7 @@ from emojax import outputs
 from emojax.distributed.processes import broadcast_from_main, is_main_process
 from emojax.errors import InputError
 from emojax.outputs import MANIFEST
+from emojax.section import user_path
 
 _PACKAGES = (
     "emojax",
@@ -225,16 +227,44 @@ def read_npy(path: Path | str, *, mapped: bool = False) -> np.ndarray:
     return array
 
 
+# What a spreadsheet may take for a formula, which could ask programs or the network.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
+
+def guarded(text: str) -> str:
+    """A cell of a csv that no spreadsheet takes for a formula: an apostrophe stands before it.
+
+    Numbers stay as they are. `unguarded` gives the text back.
+    """
+    if not _FORMULA.match(text):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
+def unguarded(text: str) -> str:
+    """The text of a cell that `guarded` gave."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
+
+
+def guarded_rows(rows: Iterable[Sequence[Any]]) -> Iterator[list[Any]]:
+    """Rows for a csv, their texts guarded."""
+    return ([guarded(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Writes a table; floats with seven digits."""
+    """Writes a table: floats with seven digits, no text that a spreadsheet would compute."""
 
     def cell(value: Any) -> Any:
         return f"{value:.7g}" if isinstance(value, float | np.floating) else value
 
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows([cell(value) for value in row] for row in rows)
+        writer.writerows(guarded_rows([header]))
+        writer.writerows(guarded_rows([cell(value) for value in row] for row in rows))
 
 
 class Run:
@@ -357,7 +387,7 @@ def cached(
     """
     if folder is None:
         return dict(compute())
-    entry = Path(folder).expanduser() / key
+    entry = user_path(folder) / key
     arrays = broadcast_from_main(lambda: read_entry(entry, key, mapped=mapped))
     if arrays is None:
         arrays = dict(compute())

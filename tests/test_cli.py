@@ -64,8 +64,10 @@ def test_unknown_flags_are_refused(inputs, command):
     inputs.refused([command, "--nothing.here", "3"], "nrecognized options: --nothing.here")
 
 
-# These take any number of them.
-@pytest.mark.parametrize("command", sorted(cli.COMMANDS.keys() - {"compare", "judge", "predict"}))
+# The others take some.
+@pytest.mark.parametrize(
+    "command", sorted(cli.COMMANDS.keys() - {"compare", "judge", "predict", "report"})
+)
 def test_arguments_without_a_flag_are_refused(inputs, command):
     named = ["paper25"] if command == "concepts" else []
     inputs.refused([command, *named, "stray"], "nrecognized")
@@ -84,4 +86,4 @@ def test_unknown_commands_are_refused(inputs, command, message):
 
 
 def test_a_folder_is_no_settings_file(inputs):
-    inputs.refused(["run", "--config", inputs.here], "Is a directory")
+    inputs.refused(["run", "--config", inputs.here], "it is a folder, not a regular file")

@@ -27,7 +27,7 @@ LEVELS = (
     {"data", "synthetic"},
     {"distributed", "store", "outputs", "interruption", "tables"},
     {"models"},
-    {"ops", "section", "brief", "strict"},
+    {"ops", "section", "brief", "strict", "memory"},
 )
 
 

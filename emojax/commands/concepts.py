@@ -7,7 +7,7 @@ from pydantic import Field
 
 from emojax import settings
 from emojax.commands.base import Command, WritesRun, out_folder
-from emojax.section import UserPath
+from emojax.section import UserPath, user_path
 
 if TYPE_CHECKING:
     from emojax.data.clip_encoder import ClipEncoder
@@ -34,7 +34,7 @@ class ConceptsSettings(WritesRun):
     prompt: bool = Field(
         default=False, description="print what to ask a language model, and do nothing else"
     )
-    answer: Path | None = Field(
+    answer: UserPath | None = Field(
         default=None, description="a language model's answer to import as a concept file"
     )
     out: UserPath = out_folder("concepts")
@@ -47,10 +47,10 @@ def concepts(settings: ConceptsSettings) -> None:
     from emojax.commands.console import say_written
     from emojax.data import concepts as concept_files
     from emojax.dissection import concept_review
-    from emojax.errors import InputError
+    from emojax.errors import InputError, printable
 
     if settings.prompt:
-        print(concept_files.prompt(settings.classes), end="")
+        print(printable(concept_files.prompt(settings.classes)), end="")
         return
     text, source = _read(settings)
     entries = concept_files.entries(text, source)
@@ -83,7 +83,7 @@ def _read(settings: ConceptsSettings) -> tuple[str, str]:
     source = settings.concepts.path
     if source in concept_files.BUILT_IN:
         return concept_files.to_csv(concept_files.load_concepts(source)), source
-    return concept_files.read_text(Path(source).expanduser()), source
+    return concept_files.read_text(user_path(source)), source
 
 
 def _write_agreement(

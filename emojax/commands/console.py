@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -21,8 +22,21 @@ from rich.text import Text
 
 from emojax import interruption
 from emojax.distributed.processes import is_main_process
+from emojax.errors import printable
 
-console = Console(highlight=False, markup=False)  # names from data may hold brackets
+
+class _Console(Console):
+    """Shows texts as they are: names from data may hold brackets, colons and escape sequences."""
+
+    def __init__(self, *, stderr: bool = False):
+        super().__init__(highlight=False, markup=False, emoji=False, stderr=stderr)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """All that is printed and is no `Text`, cells of tables too, comes by here."""
+        return super().render_str(printable(text), **options)
+
+
+console = _Console()
 
 
 class _Rate(ProgressColumn):
@@ -45,37 +59,35 @@ def progress(what: str, unit: str = "images") -> Iterator[Callable[..., None]]:
     """
     note = TextColumn("{task.fields[note]}", markup=False)
     columns = (
-        TextColumn(what),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(unit),
         TimeRemainingColumn(),
         note,
     )
-    errors = Console(stderr=True)
+    errors = _Console(stderr=True)
     with Progress(
         *columns, console=errors, disable=not errors.is_terminal or not is_main_process()
     ) as bar:
-        task = bar.add_task(what, total=None, note="")
+        task = bar.add_task(printable(what), total=None, note="")
 
         def update(done: int, total: int | None, note: str = "") -> None:
             interruption.check_interrupted()
-            bar.update(task, completed=done, total=total, note=note)
+            bar.update(task, completed=done, total=total, note=printable(note))
 
         yield update
 
 
 def say(text: str) -> None:
     """One line, whatever the terminal's width."""
-    console.print(text, soft_wrap=True, markup=False)
+    console.print(text, soft_wrap=True)
 
 
 def warn(text: str) -> None:
     """A line that must not be overlooked, on stderr; of several processes the first says it."""
     if is_main_process():
-        Console(stderr=True, highlight=False).print(
-            f"warning: {text}", style="bold yellow", soft_wrap=True, markup=False
-        )
+        _Console(stderr=True).print(f"warning: {text}", style="bold yellow", soft_wrap=True)
 
 
 def say_written(out: Path) -> None:

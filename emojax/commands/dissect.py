@@ -2,8 +2,6 @@
 one.
 """
 
-from pathlib import Path
-
 from pydantic import Field
 
 from emojax import settings
@@ -14,7 +12,7 @@ from emojax.section import UserPath
 class DissectSettings(Dissecting):
     """Settings of a dissection."""
 
-    record: Path | None = Field(
+    record: UserPath | None = Field(
         default=None,
         description="record folder of a probe run to score, instead of data and network",
     )

@@ -3,7 +3,6 @@
 From a record, or from images by way of a cached or new one.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -24,7 +23,7 @@ class ExplainSettings(Probing):
     concepts: settings.Concepts = settings.Concepts()
     explain: settings.Explain = settings.Explain()
     calibration: settings.Calibration = settings.Calibration()
-    record: Path | None = Field(
+    record: UserPath | None = Field(
         default=None,
         description="record folder of a probe run to explain, instead of data and network",
     )

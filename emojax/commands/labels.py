@@ -3,7 +3,6 @@ in one run.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -28,7 +27,7 @@ class LabelsSettings(Probing):
 
     concepts: settings.Concepts = settings.Concepts()
     labels: settings.Labels = settings.Labels()
-    record: Path | None = Field(
+    record: UserPath | None = Field(
         default=None,
         description="record folder of a probe run to score, instead of data and network",
     )

@@ -24,6 +24,7 @@ from emojax.distributed.devices import describe_devices, unused_accelerators
 from emojax.errors import InputError
 from emojax.models.classifier import Classifier
 from emojax.probing.network import Network
+from emojax.section import user_path
 from emojax.settings import Clip, Data, Target
 
 _Value = TypeVar("_Value")
@@ -133,7 +134,7 @@ def name_of(target: Target) -> Path:
         return target.weights
     if target.path is None:
         return Path(str(target.factory))
-    folder = Path(target.path).expanduser()
+    folder = user_path(target.path)
     file = folder / "model.safetensors"
     return file if file.is_file() else folder
 

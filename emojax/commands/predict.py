@@ -293,10 +293,12 @@ class _Table:
 
     def add(self, rows: Sequence[Sequence[Any]], *, images: int) -> None:
         """Appends rows and notes that they are whole."""
-        from emojax.store import write_json
+        from emojax.store import guarded_rows, write_json
 
         text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows(rows)
+        # Parquet, which is made of these rows, is nothing that a spreadsheet computes.
+        safe = guarded_rows(rows) if self._out.suffix == ".csv" else rows
+        csv.writer(text, lineterminator="\n").writerows(safe)
         # Names of files need not be UTF-8.
         self._file.write(text.getvalue().encode("utf-8", "backslashreplace"))
         self._file.flush()

@@ -1,6 +1,5 @@
 """`emojax prepare`: FER2013 as downloaded becomes a data set that is read by index."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 class PrepareSettings(WritesRun):
     """Settings of the preparation."""
 
-    source: Path | None = Field(
+    source: UserPath | None = Field(
         default=None, description="fer2013.csv, or the folder with train/ and test/"
     )
     out: UserPath = out_folder("prepare")
@@ -29,7 +28,7 @@ def prepare(settings: PrepareSettings) -> None:
     from emojax.errors import InputError
 
     forms = "fer2013.csv or the folder with train/ and test/"
-    source = opening.needed(settings.source, "--source", forms).expanduser()
+    source = opening.needed(settings.source, "--source", forms)
     if not source.exists():
         raise InputError(f"no FER2013 at {str(source)!r}; pass --source {forms}")
     with opening.open_run(settings, "prepare") as run:

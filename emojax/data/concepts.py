@@ -24,7 +24,10 @@ import numpy as np
 
 from emojax.brief import brief
 from emojax.data.classes import ALIASES, listed, meaning
+from emojax.data.decode import check_regular
 from emojax.errors import InputError, did_you_mean, short
+from emojax.section import user_path
+from emojax.store import guarded_rows, unguarded
 
 BUILT_IN = ("paper25", "classes7", "faces30")  # faces30: what rendered faces show
 NONE = "none"  # stands in a concept file for no emotion
@@ -34,6 +37,7 @@ _LONGEST, _MOST = (
 )  # characters in a line, of which CLIP reads 77 tokens; lines in a file
 _HEADER = ["concept", "emotions"]
 _JOINERS = "\u200c\u200d"  # not printable, and part of words and pictures
+_MOST_BYTES = 1 << 28  # of a file
 
 
 @brief
@@ -136,7 +140,7 @@ def load_concepts(source: str | Path) -> ConceptSet:
             "utf-8"
         )
         return parse_concepts(text, str(source))
-    path = Path(source).expanduser()
+    path = user_path(source)
     if not path.is_file():
         raise InputError(f"no concept file {str(source)!r}; built in: {', '.join(BUILT_IN)}")
     return parse_concepts(read_text(path), str(path))
@@ -157,8 +161,10 @@ def read_text(path: Path) -> str:
     """The text of a concept file.
 
     Raises:
-      InputError: the file is missing or not UTF-8.
+      InputError: the file is missing, too large or not UTF-8.
     """
+    if Path(path).exists():
+        check_regular(Path(path), limit=_MOST_BYTES)
     try:
         return Path(path).read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -306,9 +312,10 @@ def to_csv(concepts: ConceptSet) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["concept", "emotions"])
-    writer.writerows(
+    rows = (
         [c, ";".join(e) or NONE] for c, e in zip(concepts.concepts, concepts.emotions, strict=True)
     )
+    writer.writerows(guarded_rows(rows))
     return text.getvalue()
 
 
@@ -396,7 +403,8 @@ def _csv_rows(lines: list[str], start: int, name: str, delimiter: str) -> Iterab
                 )
             for cell in row:  # quotes may hold the end of a line
                 _check_characters(cell, f"{name}, line {number}")
-            yield Entry(number, row[0].strip(), () if emotions == (NONE,) else emotions)
+            concept = unguarded(row[0].strip())
+            yield Entry(number, concept, () if emotions == (NONE,) else emotions)
     except csv.Error as error:
         number = start + 1 + reader.line_num
         raise InputError(

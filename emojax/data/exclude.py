@@ -14,6 +14,8 @@ from jaxtyping import Int64
 
 from emojax.data.decode import read_bytes
 from emojax.errors import InputError, short
+from emojax.section import user_path
+from emojax.store import unguarded
 
 COLUMN = "file"
 
@@ -33,7 +35,7 @@ class Excluded:
           InputError: the list is missing, no csv in UTF-8, without the column, or with a row that
             lacks it.
         """
-        path = Path(path).expanduser()
+        path = user_path(path)
         try:
             text = read_bytes(path).decode("utf-8-sig")
             rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
@@ -51,7 +53,7 @@ class Excluded:
                     raise InputError(
                         f"{path}: entry {number} has {cells} columns; quote a name with a comma"
                     )
-                ids.append(row[COLUMN])
+                ids.append(unguarded(row[COLUMN] or ""))
         except UnicodeDecodeError as error:
             raise InputError(
                 f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8"

@@ -28,6 +28,7 @@ from emojax.data.image_set import ImageSet
 from emojax.data.prepared import Prepared, describe
 from emojax.data.tfds_set import Examples
 from emojax.errors import InputError, did_you_mean, short
+from emojax.section import user_path
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -169,7 +170,7 @@ def read(source: Path, refused: Refused | None = None) -> Iterator[Face]:
     Raises:
       InputError: neither form is there.
     """
-    source = Path(source).expanduser()
+    source = user_path(source)
     if source.exists() and not source.is_dir():  # a pipe or a device is refused there
         return read_csv(source, refused)
     if (source / "fer2013.csv").exists():

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from emojax.data.classes import check
-from emojax.data.decode import entries, read_bytes, read_header, read_image
+from emojax.data.decode import MOST_PIXELS, entries, read_bytes, read_header, read_image
 from emojax.data.draw import Draw
 from emojax.data.exclude import Excluded
 from emojax.data.image_set import ImageSet
@@ -53,19 +53,34 @@ def read_square(file: Path, size: int, channels: int) -> np.ndarray:
     """An image file as uint8 [size, size, channels]: short side resized, centre cut out.
 
     Raises:
-      InputError: see `decode.read_image`.
+      InputError: see `decode.read_image`; or the image is so long that it would become too large.
     """
     image = read_image(file).convert("L" if channels == 1 else "RGB")
     if image.size != (size, size):
-        scale = size / min(image.size)
-        # Rounding down could make the short side one pixel shorter than the square.
-        width = max(size, int(image.width * scale))
-        height = max(size, int(image.height * scale))
+        width, height = _resized(file, image.size, size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
         left = (width - size) // 2
         top = (height - size) // 2
         image = image.crop((left, top, left + size, top + size))
     return np.asarray(image, np.uint8).reshape(size, size, channels)
+
+
+def _resized(file: Path, shape: Sequence[int], side: int) -> tuple[int, int]:
+    """Width and height of an image whose short side is brought to `side`.
+
+    Raises:
+      InputError: that would have more pixels than Pillow deems safe.
+    """
+    width, height = shape
+    scale = side / min(width, height)
+    # Rounding down could make the short side one pixel shorter than the square.
+    resized = max(side, int(width * scale)), max(side, int(height * scale))
+    if resized[0] * resized[1] > MOST_PIXELS:
+        raise InputError(
+            f"{file}: {width}×{height} pixels would become {resized[0]}×{resized[1]}, more than "
+            f"{MOST_PIXELS} in all; cut it to what it shows"
+        )
+    return resized
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -134,7 +149,7 @@ def load(
 
     Raises:
       InputError: no such split, no class folder, no image, two classes that mean the same, or a
-        file that is not a readable 8-bit image.
+        file that is not a readable 8-bit image, or is too long to be brought to a square.
     """
     splits = splits_of(path)
     _check_split(path, split, splits)
@@ -162,6 +177,8 @@ def load(
     hashes, sizes, channels = zip(*_scan_all(path, ids), strict=True)
     if size is None:
         size = _common_side(sizes)
+    for name, shape in zip(ids, sizes, strict=True):
+        _resized(path / name, shape, size)
     return ImageSet(
         images=ImageFiles(path, ids, size, max(channels)),
         labels=labels,

@@ -17,6 +17,7 @@ from emojax.data.weights import read_arrays
 from emojax.errors import InputError
 from emojax.models.preprocess import Preprocess
 from emojax.ops.image import Kernel
+from emojax.section import user_path
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # All that is asked of the hub: no code, no archive. torch reads `pytorch_model.bin` safely.
@@ -75,7 +76,7 @@ def open_folder(source: str | Path, what: str, flag: str) -> Path:
     Raises:
       InputError: there is no such folder, and the hub cannot be reached or has no such model.
     """
-    folder = Path(source).expanduser()
+    folder = user_path(source)
     return folder if folder.is_dir() else _from_hub(str(source), what, flag)
 
 
@@ -85,6 +86,8 @@ def _from_hub(name: str, what: str, flag: str) -> Path:
         raise InputError(
             f"{missing}; pass {flag} a folder with config.json and model.safetensors, or a hub name"
         )
+    if Path(name).parent.is_dir():  # a path with a typing error must not reach the network
+        raise InputError(f"{missing} in {Path(name).parent}; pass {flag} one that is there")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -5,13 +5,14 @@ in the order of a training epoch. Shapes: I images, B batch.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 
 from emojax.data.image_set import Images
+from emojax.memory import check_fits
 from emojax.ops.topk import EMPTY
 
 
@@ -20,6 +21,18 @@ class Batch(NamedTuple):
 
     images: UInt8[np.ndarray, "B H W C"]
     indices: Int32[np.ndarray, " B"]
+
+
+def check_batch(size: int, shape: Sequence[int]) -> None:
+    """Refuses batches of images of this shape that do not fit into memory.
+
+    Raises:
+      InputError: the message has the largest batch that does.
+    """
+    height, width, channels = shape
+    what = f"images of {width}×{height} pixels at once"
+    # Both the images of a batch and the batch that they are put together to are there for a while.
+    check_fits(size, 2 * height * width * channels, what, "take a smaller batch, tile or size")
 
 
 def batches(
@@ -35,11 +48,15 @@ def batches(
       size: images in a batch.
       start: the first image to read.
       rows: which rows of every batch to give: a process reads only those of its own devices.
+
+    Raises:
+      InputError: a batch does not fit into memory.
     """
     import grain
 
     total = images.shape[0]
     low, high, _ = (rows or slice(None)).indices(size)
+    check_batch(high - low, images.shape[1:])
 
     def read(batch_start: int) -> Batch:
         first = min(batch_start + low, total)

@@ -14,6 +14,7 @@ from emojax.data.draw import Draw, How
 from emojax.data.exclude import Excluded
 from emojax.data.image_set import ImageSet
 from emojax.errors import InputError, did_you_mean
+from emojax.section import user_path
 from emojax.synthetic import faces
 
 Kind = Literal["auto", "fer2013", "tfds", "folder", "faces"]
@@ -34,7 +35,7 @@ def resolve(path: Path | None, kind: Kind = "auto", *, raw: bool = False) -> tup
         return kind, Path()
     if path is None:
         raise InputError("--data.path is needed: a prepared FER2013 or an image folder")
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.exists():
         raise InputError(
             f"no data at {str(path)!r}; pass --data.path a prepared FER2013 or an image folder"

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from emojax.data import fer2013, folder, tfds_set
+from emojax.data.loader import check_batch
 from emojax.data.opening import open_split, resolve
 from emojax.errors import InputError, one_line
 
@@ -125,7 +126,12 @@ def read_batches(source: Source, size: int, start: int = 0) -> Iterator[Read]:
     """Batches of `size` images from position `start` on, read on four threads ahead of the caller.
 
     Memory does not grow with the number of images.
+
+    Raises:
+      InputError: a batch does not fit into it.
     """
+
+    check_batch(size, source.shape)
 
     def read(position: int) -> tuple[np.ndarray | None, str]:
         try:

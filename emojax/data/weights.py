@@ -20,6 +20,7 @@ from emojax.data.provenance import Use, to_metadata
 from emojax.errors import InputError
 from emojax.models import compact, deep_emotion, resnet, vgg, vgg16
 from emojax.models.classifier import Classifier
+from emojax.section import user_path
 from emojax.store import save_arrays
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
       InputError: the file is missing or damaged, holds numbers of another kind than NumPy's and
         bfloat16, or is a PyTorch file and torch is not installed.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_file():
         raise InputError(f"no weights file {str(path)!r}")
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
@@ -237,7 +238,7 @@ def with_classes(model: _Classifier, names: Sequence[str] | None) -> _Classifier
 
 def _named(model: _Classifier, path: Path | str) -> _Classifier:
     """The network with the class names that its file carries."""
-    return with_classes(model, class_names.read(Path(path).expanduser(), model.config.classes))
+    return with_classes(model, class_names.read(user_path(path), model.config.classes))
 
 
 def save_vgg(model: vgg.VggNet, path: Path | str, *, uses: Iterable[Use] | None = None) -> None:

@@ -35,6 +35,7 @@ from emojax.dissection.options import (
 from emojax.distributed.mesh import make_mesh
 from emojax.errors import InputError
 from emojax.probing.record import ProbeRecord
+from emojax.section import user_path
 from emojax.store import cached, content_key
 
 _TEXTS_FORMAT = 1  # of cached text embeddings; part of their key
@@ -173,6 +174,6 @@ def embed_concepts(
     if cache is None:
         return clip.embed_texts(texts)
     content = [_TEXTS_FORMAT, clip.key, list(texts), clip.tokenize(texts), jax.default_backend()]
-    folder = Path(cache).expanduser() / "texts"
+    folder = user_path(cache) / "texts"
     embed = lambda: {"texts": clip.embed_texts(texts)}  # noqa: E731
     return cached(folder, content_key(content), embed)["texts"]

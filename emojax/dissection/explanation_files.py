@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from emojax.data.concepts import check_text
 from emojax.errors import InputError, did_you_mean, short
+from emojax.store import unguarded
 
 _MOST_ROWS = 1_000_000
 _LARGEST = 1 << 28  # bytes of a file
@@ -84,7 +85,8 @@ def read(path: Path, layers: Mapping[str, int]) -> ExplanationFile:
         rows = []
         for cells in lines:
             if cells:  # a blank line has none
-                rows.append(_row(cells, columns, layers, f"{path}, line {lines.line_num}"))
+                texts = [unguarded(cell) for cell in cells]
+                rows.append(_row(texts, columns, layers, f"{path}, line {lines.line_num}"))
             if len(rows) > _MOST_ROWS:
                 raise InputError(f"{path}: more than {_MOST_ROWS} rows")
     except csv.Error as error:

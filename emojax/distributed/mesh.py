@@ -18,6 +18,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from emojax.errors import InputError
+
 AXIS = "data"
 _WORTH_KEEPING = 0.2  # seconds that a program took to compile
 
@@ -37,6 +39,25 @@ def use_all_cores() -> None:
     # RuntimeError: JAX is in use already, and the number stays what it is.
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", min(4, os.cpu_count() or 1))
+
+
+def check_platforms() -> None:
+    """Refuses a choice of devices (JAX_PLATFORMS) that this machine does not have.
+
+    Raises:
+      InputError: it has not.
+    """
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if not platforms:
+        return
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # JAX asserts where a plug-in is not installed
+        why = str(error).partition(" (set JAX_PLATFORMS")[0] or "no such device"
+        raise InputError(
+            f"JAX_PLATFORMS is {platforms!r}, and JAX cannot use that here ({why}); set it to what "
+            "this machine has, for instance cpu"
+        ) from None
 
 
 def keep_programs(folder: Path) -> None:

@@ -7,6 +7,8 @@ rest hear of it at once and end as well, whatever they are doing.
 """
 
 import contextlib
+import hmac
+import ipaddress
 import json
 import os
 import secrets
@@ -29,6 +31,8 @@ _PIECE = 1 << 26  # bytes that travel at once
 _DONE = 0xFFFFFFFF  # the word of a process that has finished; any other is the index of a lost one
 _HELLO = struct.Struct("!32sI")  # a process's first words: the job's secret and its own index
 _CONNECT = 60  # seconds for the processes to connect
+_PATIENCE = 5.0  # seconds for a connection to say that it comes from one of them
+_BACKLOG = 128  # connections that wait to be accepted
 _GRACE = 5.0  # seconds that a process has to tidy up after another was lost
 
 
@@ -103,11 +107,25 @@ def leave(code: int) -> None:
 def _start(job: Job) -> None:
     import jax
 
+    listens = None
+    if job.index == 0:  # or JAX's service would listen on all addresses of its machine
+        host, port = _address(job), job.coordinator.rpartition(":")[2]
+        listens = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:  # JAX's service, which cannot listen there, would wait for the others all the same
+            _listen_at(host, int(port)).close()
+        except OSError as error:
+            why = os.strerror(error.errno or 0)
+            raise InputError(
+                f"--coordinator {job.coordinator}: cannot listen there ({why}); "
+                "give an address of process 0's own machine and a free port"
+            ) from None
     try:
         if job.coordinator == "auto":
             jax.distributed.initialize()
         else:
-            jax.distributed.initialize(*job, cluster_detection_method="deactivate")
+            jax.distributed.initialize(
+                *job, cluster_detection_method="deactivate", coordinator_bind_address=listens
+            )
     except (RuntimeError, ValueError) as error:
         first_line = str(error).splitlines()[0]
         raise InputError(
@@ -125,6 +143,38 @@ def _lost_line(process: int) -> str:
         f"process {process} of {count()} ended before the work was done; "
         "the same command, with any number of processes, resumes from the last snapshot"
     )
+
+
+class _Stranger:
+    """A connection that has not said yet which process it comes from."""
+
+    def __init__(self, link: socket.socket, since: float):
+        link.setblocking(False)
+        self.link = link
+        self.until = since + _PATIENCE
+        self.closed = False
+        self._said = b""
+
+    def index(self, secret: str, others: int) -> int | None:
+        """Reads on; the index of the process once all of its hello is there.
+
+        `closed` is set when the connection has ended or says anything but a hello.
+        """
+        try:
+            data = self.link.recv(_HELLO.size - len(self._said))
+        except BlockingIOError:
+            return None
+        except OSError:
+            data = b""
+        self._said += data
+        if data and len(self._said) < _HELLO.size:
+            return None
+        if data:
+            received_secret, index = _HELLO.unpack(self._said)
+            if hmac.compare_digest(received_secret, secret.encode()) and 0 < index <= others:
+                return index
+        self.closed = True
+        return None
 
 
 class _Watch:
@@ -156,7 +206,8 @@ class _Watch:
         import jax
 
         if is_main_process():
-            with socket.create_server(("", 0)) as server:
+            host = "" if job.coordinator == "auto" else _address(job)
+            with _listen_at(host, 0) as server:
                 secret = secrets.token_hex(16)
                 _from_main(json.dumps([_host(job), server.getsockname()[1], secret]).encode())
                 self._accept(server, secret, jax.process_count() - 1)
@@ -167,16 +218,36 @@ class _Watch:
             self._add(0, link)
 
     def _accept(self, server: socket.socket, secret: str, others: int) -> None:
-        server.settimeout(_CONNECT)
-        while len(self._links) < others:
-            link, _ = server.accept()
-            link.settimeout(_CONNECT)
-            # A stranger on the network says something else or nothing, and is not counted.
-            with contextlib.suppress(OSError, struct.error):
-                words = link.recv(_HELLO.size, socket.MSG_WAITALL)
-                received_secret, index = _HELLO.unpack(words)
-                if received_secret == secret.encode():
-                    self._add(index, link)
+        """Takes the connections of the other processes.
+
+        A stranger on the network says something else, or nothing: all strangers are listened to at
+        once, each for `_PATIENCE` seconds, and dropped.
+
+        Raises:
+          TimeoutError: not all others have come after `_CONNECT` seconds.
+        """
+        server.setblocking(False)
+        deadline = time.monotonic() + _CONNECT
+        with selectors.DefaultSelector() as waiting, contextlib.ExitStack() as strangers:
+            waiting.register(server, selectors.EVENT_READ)
+            while len(self._links) < others:
+                now = time.monotonic()
+                if now > deadline:
+                    raise TimeoutError("timed out")
+                for key, _ in waiting.select(0.2):
+                    stranger: _Stranger | None = key.data
+                    if stranger is None:
+                        with contextlib.suppress(OSError):  # gone already, or too many at once
+                            link = strangers.enter_context(server.accept()[0])
+                            waiting.register(link, selectors.EVENT_READ, _Stranger(link, now))
+                    elif (index := stranger.index(secret, others)) is not None:
+                        waiting.unregister(stranger.link)
+                        if index not in self._links:
+                            self._add(index, stranger.link.dup())
+                for stranger in [key.data for key in waiting.get_map().values()]:
+                    if stranger is not None and (stranger.closed or now > stranger.until):
+                        waiting.unregister(stranger.link)
+                        stranger.link.close()
 
     def _add(self, index: int, link: socket.socket) -> None:
         link.settimeout(None)
@@ -264,6 +335,33 @@ def _host(job: Job) -> str:
     if job.coordinator == "auto":
         return socket.getfqdn()
     return job.coordinator.rpartition(":")[0].strip("[]")
+
+
+def _address(job: Job) -> str:
+    """The address of the main process's machine on which it listens, and on no other.
+
+    Raises:
+      InputError: the host has no address, or one that is of no use to other machines.
+    """
+    host = _host(job)
+    try:
+        address = str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--coordinator {job.coordinator}: {reason}") from None
+    # Debian's /etc/hosts gives a machine's own name an address that only the machine itself has.
+    if ipaddress.ip_address(address).is_loopback and host not in (address, "localhost"):
+        raise InputError(
+            f"--coordinator {job.coordinator}: {host} is {address} here, which no other machine "
+            "reaches; give the machine's address, or localhost"
+        )
+    return address
+
+
+def _listen_at(host: str, port: int) -> socket.socket:
+    """A socket that listens at an address; port 0 takes a free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=_BACKLOG)
 
 
 def _word(link: socket.socket) -> int | None:

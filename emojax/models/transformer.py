@@ -28,15 +28,20 @@ ACTIVATIONS = {
 }
 
 
+_MOST = 1 << 20  # of anything that a network has in a row: the largest vocabularies are a quarter
+
+
 def check_sizes(**sizes: object) -> None:
     """Sizes come from a file and may be anything.
 
     Raises:
-      ValueError: one is no whole number above zero.
+      ValueError: one is no whole number above zero, or larger than any network's.
     """
     for name, value in sizes.items():
         if type(value) is not int or value < 1:  # True is an int too
             raise ValueError(f"{name} is {value!r}, not a whole number above zero")
+        if value > _MOST:
+            raise ValueError(f"{name} is {value}, more than the {_MOST} of the largest networks")
 
 
 def check_epsilon(epsilon: object) -> None:

@@ -25,6 +25,7 @@ from emojax.probing import step as steps
 from emojax.probing.partial import Recorder
 from emojax.probing.probe import finish_record, probe_tile, whole_tiles
 from emojax.probing.record import ProbeRecord, activations_key, find
+from emojax.section import user_path
 from emojax.store import content_key
 
 Channels = Literal["auto", "first", "last"]
@@ -149,7 +150,7 @@ class Collection:
             own = activations_key(origin, images_key, clip, settings)
         self._entry = None
         if cache is not None and own is not None:
-            self._entry = Path(cache).expanduser() / own
+            self._entry = user_path(cache) / own
         is_set = isinstance(images, ImageSet)
         self._build_record = functools.partial(
             ProbeRecord,

@@ -30,6 +30,7 @@ from emojax.distributed.mesh import (
 )
 from emojax.distributed.processes import check_same_everywhere
 from emojax.errors import InputError
+from emojax.memory import check_fits
 from emojax.models.transformer import TwoTowersConfig
 from emojax.ops.pooling import Pool, Tokens
 from emojax.probing import step as steps
@@ -50,6 +51,7 @@ from emojax.probing.record import (
     record_key,
     save,
 )
+from emojax.section import user_path
 
 _Item = TypeVar("_Item")
 
@@ -128,7 +130,7 @@ def probe(
         network, images, clip, names, pool, top_k, tile, keep_activations, tokens, precision
     )
     check_same_everywhere([key, images.key], "images, weights or settings")
-    entry = None if cache is None or key is None else Path(cache).expanduser() / key
+    entry = None if cache is None or key is None else user_path(cache) / key
     build_record = functools.partial(
         ProbeRecord,
         layers=sizes,
@@ -153,6 +155,8 @@ def probe(
     units = sum(sizes.values())
     embedding = clip.model.config.embedding
     groups = _groups(sizes, steps.bytes_per_unit(top_k, embedding), memory)
+    most = max(sum(sizes[name] for name in group) for group in groups)
+    _check_memory(mesh, tile, clip.model.config.image_size, top_k, most)
     if len(groups) > 1:
         parts = [
             probe(
@@ -264,6 +268,26 @@ def finish_record(
     record = in_every_process(finish, build_record)
     assert record is not None
     return record
+
+
+def _check_memory(mesh: Mesh, tile: int, side: int, top_k: int, units: int) -> None:
+    """Refuses what the devices of a CPU cannot hold. Others have a memory of their own.
+
+    Args:
+      mesh: the devices.
+      tile: images that CLIP computes together, squares of `side` pixels.
+      top_k: length of the lists of `units` units.
+
+    Raises:
+      InputError: the largest number that fits is in the message.
+    """
+    if mesh.devices.flat[0].platform != "cpu":
+        return
+    devices = len(mesh.local_devices)
+    pixels = f"images of {side}×{side} pixels at once"
+    check_fits(tile, devices * side**2 * 3 * 4, pixels, "lower --probe.tile")
+    # A list is a float32 and an int32 for each image, and each half of the images has one.
+    check_fits(top_k, devices * units * 16, f"images for {units} units", "lower --probe.top-k")
 
 
 def _groups(

@@ -27,7 +27,8 @@ from emojax.report import schema, units
 from emojax.report.explanations import UnitExplanations
 from emojax.report.judgement import Judgement
 from emojax.report.units import Details
-from emojax.store import MANIFEST, restore_numbers
+from emojax.section import user_path
+from emojax.store import MANIFEST, restore_numbers, unguarded
 from emojax.tables import Tabular
 
 # What a run of each command cannot lack.
@@ -163,7 +164,7 @@ def read_run(
     Raises:
       InputError: the folder is not such a run, lacks a file, or holds a damaged one.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     manifest = _json(folder / MANIFEST, f"{folder} is not an emojax run: it has no {MANIFEST}")
     _valid(folder / MANIFEST, schema.Manifest, manifest)
     command = manifest["verb"]
@@ -298,7 +299,8 @@ def _table(path: Path, columns: Sequence[str]) -> Table:
         return {}
     try:
         with open(path, newline="", encoding="utf-8") as file:
-            header, *lines = list(csv.reader(file)) or [[]]
+            rows = [[unguarded(cell) for cell in row] for row in csv.reader(file)]
+        header, *lines = rows or [[]]
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: not a csv file ({error})") from None
     lacking = [name for name in columns if name not in header]

@@ -21,6 +21,7 @@ from emojax.probing.record import ProbeRecord
 from emojax.store import write_binary
 
 FILE = "units.npz"
+_MOST_BYTES = 1 << 30  # unpacked; 10,112 units of 28,709 images have some 20 MB
 SHOWN = 16  # top images
 LOWEST = 8  # images that activate least
 BEST = 5  # concepts named
@@ -252,6 +253,9 @@ def load(folder: Path) -> Details | None:
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
+            unpacked = sum(entry.file_size for entry in file.zip.infolist())
+            if unpacked > _MOST_BYTES:
+                raise ValueError(f"{unpacked} bytes when unpacked, more than {_MOST_BYTES}")
             names = [field.name for field in fields(Details)]
             kept = [name for name in names if name in file or name not in LATER]
             return Details(**{name: file[name] for name in kept})

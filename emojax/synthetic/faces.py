@@ -18,6 +18,7 @@ from emojax.data.concepts import load_concepts
 from emojax.data.fer2013 import CLASSES
 from emojax.data.image_set import ImageSet
 from emojax.errors import InputError, did_you_mean
+from emojax.memory import check_fits
 from emojax.store import content_key
 
 PRESENT = 1
@@ -218,8 +219,16 @@ class Faces:
         return ImageSet.from_arrays(self.render(), self.emotions, CLASSES, name=name)
 
 
+_BYTES = 2 * 48 * 48  # of a face that is rendered, and copied to its place among the others
+
+
 def random_faces(count: int, seed: int) -> Faces:
-    """Faces of random people in random order, with all seven emotions equally often."""
+    """Faces of random people in random order, with all seven emotions equally often.
+
+    Raises:
+      InputError: more than fit into memory.
+    """
+    check_fits(count, _BYTES, "rendered faces", "take fewer")
     rng = np.random.default_rng([seed, 48])
     emotions = rng.permutation(np.arange(count) % len(CLASSES)).astype(np.int32)
     numbers = draw_numbers(rng, emotions)

@@ -5,10 +5,14 @@ before Orbax renames it into place. One that fails verification is deleted, and 
 from the one before it, or starts.
 """
 
+import logging
+import os
+import re
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 from jaxtyping import PyTree
@@ -47,6 +51,7 @@ class Checkpoints:
         self._save_every = save_every
         self._saved_at = time.monotonic()
         self._manager: ocp.CheckpointManager | None = None
+        self._failed = False  # the disk is full, or refuses
         self._saving = 0  # the step of the checkpoint that is being written
         if folder is not None:
             self._folder = Path(folder)
@@ -73,9 +78,34 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._manager is not None:
-            self._manager.wait_until_finished()
+        if self._manager is not None and not self._failed:
+            self._write(self._manager.wait_until_finished)
             self._manager.close()
+
+    def _write(self, write: Callable[..., Any], *args: Any, **options: Any) -> None:
+        """Calls what writes, or waits for it.
+
+        Raises:
+          OSError: the disk is full, or refuses; nothing half-written is left.
+        """
+        log = logging.getLogger("absl")  # where Orbax's threads put tracebacks of their own
+        before, log.disabled = log.disabled, True
+        try:
+            write(*args, **options)
+        except Exception as error:  # TensorStore's has the system's number in its text
+            told = re.search(r"os_error_code='(\d+)'", str(error))
+            number = error.errno if isinstance(error, OSError) else told and int(told[1])
+            if number is None:
+                raise
+            self._failed = True
+            if is_main_process():
+                for unfinished in self._folder.glob(f"{self._saving}.*"):
+                    shutil.rmtree(unfinished, ignore_errors=True)
+            stopped = OSError(number, os.strerror(number), str(self._folder))
+            stopped.add_note("the same command resumes from the last whole checkpoint")
+            raise stopped from None
+        finally:
+            log.disabled = before
 
     def restore(self, start: PyTree, log: TrainingLog) -> PyTree:
         """Restores the newest checkpoint: its arrays, and its log into `log`; else gives `start`.
@@ -118,18 +148,23 @@ class Checkpoints:
         return time.monotonic() - self._saved_at > self._save_every
 
     def save(self, state: PyTree, log: TrainingLog) -> None:
-        """Starts to write a checkpoint; the arrays are copied first, and training may continue."""
+        """Starts to write a checkpoint; the arrays are copied first, and training may continue.
+
+        Raises:
+          OSError: this one or the one before could not be written.
+        """
         if self._manager is None:
             return
         import orbax.checkpoint as ocp
 
-        self._manager.wait_until_finished()
+        self._write(self._manager.wait_until_finished)
         if jax.process_count() == 1:
             # Of an array that devices replicate, Orbax would write a part per device, and compile a
             # program for each array to cut it.
             state = jax.device_get(state)
         self._saving = log.steps
-        self._manager.save(
+        self._write(
+            self._manager.save,
             log.steps,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state), log=ocp.args.JsonSave(log.to_json())

@@ -5,11 +5,11 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from emojax.section import Positive, Section, Seed
+from emojax.section import Section, Seed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +29,9 @@ class Recipe(Section):
     last two begin at the peak.
     """
 
-    epochs: Positive = Field(default=20, description="passes over the training split")
+    epochs: Annotated[int, Field(gt=0, le=100_000)] = Field(
+        default=20, description="passes over the training split"
+    )
     optimizer: Optimizer = Field(
         default="adamw", description="sgd with Nesterov momentum, or adamw"
     )

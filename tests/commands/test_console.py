@@ -14,7 +14,7 @@ def test_progress_in_a_terminal(monkeypatch):
     """
     written = io.StringIO()
     terminal = functools.partial(Console, file=written, force_terminal=True, width=100)
-    monkeypatch.setattr(console, "Console", lambda stderr: terminal())
+    monkeypatch.setattr(console, "_Console", lambda stderr: terminal())
     with console.progress("probe") as bar:
         for done in (0, 10, 20):
             bar(done, 20)

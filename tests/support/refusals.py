@@ -44,7 +44,8 @@ class Inputs(NamedTuple):
     def refused(self, args: Sequence[object], message: str) -> None:
         """The command ends with one line that holds the message and code 2; every file stays."""
         given = [str(arg) for arg in args]
-        if "--out" not in given and given[0] in cli.COMMANDS:
+        command = cli.COMMANDS.get(given[0])
+        if "--out" not in given and command and "out" in command.settings.model_fields:
             given += ["--out", "runs/out"]
         before = files(self.here.parent)
         code = cli.main(given)
