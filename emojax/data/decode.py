@@ -154,4 +154,7 @@ def decode(file: Path, data: bytes) -> Image.Image:
     """
     with _open(file, data) as image:
         mode = "L" if _CHANNELS[image.mode] == 1 else "RGB"
-        return ImageOps.exif_transpose(image).convert(mode)
+        # To look for an orientation takes a quarter of the time that a small image takes.
+        says_nothing = image.format == "JPEG" and not {"exif", "xmp"} & image.info.keys()
+        upright = image if says_nothing else ImageOps.exif_transpose(image)
+        return upright.convert(mode)
