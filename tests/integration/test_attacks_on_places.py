@@ -168,6 +168,7 @@ def test_batches_that_do_not_fit(monkeypatch):
         next(batches(images, 51))
 
 
+@pytest.mark.slow
 def test_a_tile_that_does_not_fit(inputs, monkeypatch):
     monkeypatch.setattr(memory, "machine_bytes", lambda: 10**9)
     flags = ["--data.path", inputs.sound / "fer", "--clip.path", inputs.sound / "clip"]
