@@ -37,7 +37,10 @@ class DemoSettings(WritesRun):
     cache: UserPath = settings.CACHE
     report: settings.Report = settings.Report()
     images: int = Field(
-        default=3000, ge=200, description="faces to probe with; half as many per test split"
+        default=3000,
+        ge=200,
+        lt=2**31,
+        description="faces to probe with; half as many per test split",
     )
     out: UserPath = out_folder("demo")
 

@@ -345,7 +345,10 @@ def drop_array(folder):
         (lambda f: change(f, hidden_size=30), "has shape"),
         (lambda f: change(f, hidden_size=-24), "hidden_size|not a whole number"),
         (lambda f: change(f, num_hidden_layers=3), "parameters are missing"),
-        (lambda f: change(f, num_hidden_layers=10**9), "more than a network has"),
+        (
+            lambda f: change(f, num_hidden_layers=10**9),
+            "more than the 1048576 of the largest networks",
+        ),
         (lambda f: change(f, num_attention_heads=5), "does not divide into 5 heads"),
         (lambda f: change(f, image_size=32), "32×32"),
         (lambda f: change(f, num_channels=1), "num_channels is 1, not 3"),
