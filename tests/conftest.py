@@ -58,6 +58,7 @@ from emojax.models.vgg import VggConfig, VggNet
 from emojax.ops.moments import Moments
 from emojax.ops.topk import TopK
 from emojax.probing import record as records
+from emojax.probing.probe import probe
 from emojax.probing.record import ProbeRecord
 
 # The garbage collector need not look again and again at what the imports left, and JAX makes so
@@ -197,6 +198,21 @@ def tiny_clip(clip_folder):
 def blobs():
     """300 generated images with seven classes."""
     return generated_images(300, 2, "blobs")
+
+
+@pytest.fixture(scope="session")
+def found(tiny_vgg, blobs, tiny_clip) -> ProbeRecord:
+    """A record of the generated images with activations: all layers, one device, a tile of 8."""
+    return probe(
+        tiny_vgg,
+        blobs,
+        tiny_clip,
+        layers=("conv*", "lin1", "lin2"),
+        batch=64,
+        tile=8,
+        keep_activations=True,
+        mesh=make_mesh(1),
+    )
 
 
 @pytest.fixture

@@ -23,23 +23,7 @@ CONCEPTS = ConceptSet(
 )
 
 
-LAYERS = ("conv*", "lin1", "lin2")
 FEW = {"batch": 64, "tile": 8, "mesh": make_mesh(1)}  # one device: a smaller program to compile
-
-
-@pytest.fixture(scope="module")
-def found(tiny_vgg, blobs, tiny_clip):
-    """A record with activations, its own tile of 8."""
-    return probe.probe(
-        tiny_vgg,
-        blobs,
-        tiny_clip,
-        layers=LAYERS,
-        batch=64,
-        tile=8,
-        keep_activations=True,
-        mesh=make_mesh(1),
-    )
 
 
 @pytest.mark.slow

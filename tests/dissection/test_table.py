@@ -5,31 +5,11 @@ import pytest
 
 from emojax.data.concepts import ConceptSet
 from emojax.dissection import dissect, table
-from emojax.distributed.mesh import make_mesh
-from emojax.probing import probe
 
 CONCEPTS = ConceptSet(
     ("Smile", "Frown", "Raised Brows", "Closed Eyes", "Jaw"),
     (("happy",), ("sad", "angry"), ("surprise",), ("sad",), ("fear",)),
 )
-
-
-LAYERS = ("conv*", "lin1", "lin2")
-
-
-@pytest.fixture(scope="module")
-def found(tiny_vgg, blobs, tiny_clip):
-    """A record with activations, its own tile of 8."""
-    return probe.probe(
-        tiny_vgg,
-        blobs,
-        tiny_clip,
-        layers=LAYERS,
-        batch=64,
-        tile=8,
-        keep_activations=True,
-        mesh=make_mesh(1),
-    )
 
 
 @pytest.mark.slow

@@ -32,21 +32,6 @@ LAYERS = ("conv*", "lin1", "lin2")
 EXHAUSTIVE = pytest.mark.exhaustive
 
 
-@pytest.fixture(scope="module")
-def found(tiny_vgg, blobs, tiny_clip):
-    """A record with activations, its own tile of 8."""
-    return probe.probe(
-        tiny_vgg,
-        blobs,
-        tiny_clip,
-        layers=LAYERS,
-        batch=64,
-        tile=8,
-        keep_activations=True,
-        mesh=make_mesh(1),
-    )
-
-
 @nnx.jit
 def run(model, images):
     return model(images)
