@@ -238,7 +238,7 @@ def _run_line(args: Sequence[str], alone: bool) -> int:
         if job is not None and job.index is not None:
             name += f"process {job.index}: "
         settings = parse(command, rest)
-        if alone and hasattr(settings, "clip"):
+        if alone and (hasattr(settings, "clip") or args[0] == "demo"):
             import_transformers()
         _run(command, settings, job, _take_out(rest, ("--config",))[0].get("--config"))
         interruption.check_interrupted()

@@ -68,7 +68,12 @@ def check(
 ) -> None:
     """Refuses before the probe what the labelling would refuse after it."""
     scoring = settings.dissect
-    wpmi_options(scoring.similarity, scoring.top_k, scoring.a, scoring.lam)
+    options = wpmi_options(scoring.similarity, scoring.top_k, scoring.a, scoring.lam)
+    if options is not None and options.top_k > len(images):
+        raise InputError(
+            f"{scoring.similarity} looks at the top {options.top_k} images of each unit, and "
+            f"{images.name} has {len(images)}; give --dissect.top-k {len(images)} or less"
+        )
     clip.tokenize(concepts.concepts)
     if scoring.search is not None:
         clip.tokenize(load_concepts(scoring.search).concepts)

@@ -194,7 +194,8 @@ def _check_split(path: Path, split: str, splits: dict[str, Path]) -> None:
         return
     if splits == {"all": path}:
         raise InputError(
-            f"{path} has class folders and no splits; pass the split 'all' instead of {split!r}"
+            f"{path} has class folders and no splits; pass the split 'all' instead of {split!r} "
+            "(--data.probe-split all, --data.test-splits all)"
         )
     raise InputError(f"{path} has no split {split!r}{did_you_mean(split, splits)}")
 

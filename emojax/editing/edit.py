@@ -35,8 +35,8 @@ def edit(
     their parameters where these carry that alone, and otherwise on the layer's output.
 
     Raises:
-      InputError: no such layer, the wrong number of gains, gains that are not finite, or weights
-        that no longer are.
+      InputError: another kind of network, no such layer, the wrong number of gains, gains that are
+        not finite, or weights that no longer are.
     """
     return edit_layers(model, {layer: gains}, scope=scope)
 
@@ -45,6 +45,11 @@ def edit_layers(
     model: Editable, gains: Mapping[str, jax.Array | np.ndarray], *, scope: Scope = "weights"
 ) -> Editable:
     """As `edit`, for several layers at once: gains [U] by layer."""
+    if not isinstance(model, Editable):
+        raise InputError(
+            "edits are made to a VGGNet, a CompactNet or a network of emojax.load_network, and "
+            f"this is a {type(model).__name__}; scale the units inside your own function"
+        )
     checked = {layer: _checked(model, layer, values) for layer, values in gains.items()}
     if isinstance(model, TappedNetwork):
         edited = tapped.edited(model, checked)

@@ -157,8 +157,8 @@ class ProbeRecord:
         """
         available = min(self.top.values.shape[2], self.images)
         if k > available:
-            enough = k <= self.images
-            cure = f"--probe.top-k {k}" if enough else f"a probe set of at least {k} images"
+            fewer = f"--dissect.top-k {available} (top_k= in Python) or less"
+            cure = f"--probe.top-k {k}" if k <= self.images else f"{fewer}, or {k} images or more"
             raise InputError(
                 f"the top {k} images of each unit are needed, the record holds {available}; "
                 f"use {cure}"

@@ -85,7 +85,8 @@ def explorer_data(run: Results) -> dict[str, Any]:
     data["classes"] = details.classes.tolist()
     if details.mix.any():
         commonest = details.mix.argmax(axis=1).tolist()
-        known = (details.mix.sum(axis=1) > 0).tolist()
+        most = details.mix.max(axis=1, keepdims=True)
+        known = ((details.mix == most).sum(axis=1) == 1).tolist()  # of a tie there is none
         units["main"] = [
             number if is_known else None for number, is_known in zip(commonest, known, strict=True)
         ]

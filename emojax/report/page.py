@@ -30,7 +30,7 @@ from emojax.report.results import Results
 from emojax.report.units import Details
 
 PEOPLE = (
-    "This page shows faces of people. Share it only where those people or the terms of the data "
+    "If this page shows faces of people, share it only where those people or the terms of the data "
     "set allow it, for research,"
     " and not to judge anybody by."
 )

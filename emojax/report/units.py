@@ -25,7 +25,7 @@ _MOST_BYTES = 1 << 30  # unpacked; 10,112 units of 28,709 images have some 20 MB
 SHOWN = 16  # top images
 LOWEST = 8  # images that activate least
 BEST = 5  # concepts named
-MIXED = 100  # top images whose classes are counted
+MIXED = 100  # top images whose classes are counted, of small sets a quarter of the images
 LATER = (
     "values",
     "bottom",
@@ -57,7 +57,7 @@ class Details:
       images: number of each image in the probe set [I]; `ids` their names, `image_class` their
         classes, −1 for none.
       classes: names of the classes [C].
-      mix: classes of the unit's first `MIXED` top images [U, C].
+      mix: classes of the unit's first top images, `MIXED` or a quarter of the images [U, C].
       outgoing: weights from the units of `outgoing_layer` to the classes; both empty without such a
         layer.
       network: names of all the network's layers, dissected or not; `network_units` their units.
@@ -144,7 +144,9 @@ def collect(
       profiles: of the units, to search and compare them by.
     """
     record = dissection.record
+    # Where the top images are all images, their classes say nothing.
     longest = min(MIXED, record.images, record.top.values.shape[2])
+    mixed = min(longest, max(SHOWN, record.images // 4))
     values, rows = map(np.asarray, record.top_k(longest))
     lowest, least = _lowest(record)
     both = np.concatenate([rows[:, :SHOWN], lowest], axis=1)
@@ -177,7 +179,7 @@ def collect(
         ids=np.array([record.ids[int(i)] for i in images]),
         image_class=np.full(len(images), -1) if record.labels is None else record.labels[images],
         classes=np.array(record.classes, dtype=np.str_),
-        mix=_class_mix(record, rows),
+        mix=_class_mix(record, rows[:, :mixed]),
         outgoing=np.asarray(outgoing, np.float32) if known else np.zeros((0, classes), np.float32),
         outgoing_layer=np.array(before_last if known else [], dtype=np.str_),
         network=np.array(list(network)),

@@ -100,7 +100,7 @@ def test_late_refusals_leave_nothing_behind(capsys, tmp_path, sources):
         (["--probe.layers", "conv9"], "no layer 'conv9'; did you mean 'conv"),
         (
             ["--dissect.top-k", "500"],
-            "top 500 images of each unit are needed, the record holds 120",
+            "the top 500 images of each unit, and",
         ),
         (
             ["--dissect.similarity", "cos_similarity", "--dissect.a", "3"],

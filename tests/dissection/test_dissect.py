@@ -125,7 +125,7 @@ def test_dissect_refusals(tiny_vgg, blobs, tiny_clip):
     few = probe.probe(tiny_vgg, blobs.first(60), tiny_clip, layers=["lin2"], **FEW)
     with pytest.raises(
         InputError,
-        match="the top 100 images of each unit are needed, the record holds 60; use a probe set",
+        match="the top 100 images of each unit are needed, the record holds 60; use --dissect",
     ):
         dissect.dissect(few, CONCEPTS)
     short = probe.probe(tiny_vgg, blobs.first(60), tiny_clip, layers=["lin2"], top_k=10, **FEW)
