@@ -73,8 +73,9 @@ def _print(splits: dict[str, dict[str, Any]]) -> None:
 
     from emojax.commands.console import console
 
-    columns = ("split", "images", "top-1", "95 %", "top-2", "macro recall", "NLL", "ECE")
-    table = Table(*columns)
+    table = Table()
+    for title in ("split", "images", "top-1", "95 %", "top-2", "macro recall", "NLL", "ECE"):
+        table.add_column(title, overflow="fold")  # a number that is cut is another one
     for name, numbers in splits.items():
         low, high = numbers["top1_interval"]
         calibration = numbers["calibration"]
