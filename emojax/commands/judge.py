@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from emojax.data.image_set import ImageSet
     from emojax.dissection.judge import Difference, Judgement, Sanity
 
-# A spreadsheet takes a cell that begins so for a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-
 
 class JudgeSettings(WritesRun):
     """Settings of a judgement."""
@@ -219,7 +216,7 @@ def write(
                 scores = judgement.scores[:, number]
                 ends = judgement.intervals[:, :, number]
                 values = [v for each in zip(scores, *ends, strict=True) for v in each]
-                yield [*map(_cell, cells), _cell(explanation.text()), *values]
+                yield [*cells, explanation.text(), *values]
 
     store.write_csv(folder / "judgement.csv", header, rows())
     summary = {
@@ -230,11 +227,6 @@ def write(
         "warnings": list(warnings),
     }
     store.write_json(folder / "judgement.json", summary)
-
-
-def _cell(value: Any) -> Any:
-    """A text that no spreadsheet takes for a formula."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def print_judgement(

@@ -395,7 +395,8 @@ def _csv_rows(lines: list[str], start: int, name: str, delimiter: str) -> Iterab
                     f"{name}, line {number}: {len(row)} columns, not concept,emotions; "
                     "quote a concept with a comma"
                 )
-            emotions = tuple(e.strip() for e in re.split(between, row[1]) if e.strip())
+            listed = re.split(between, unguarded(row[1].strip()))
+            emotions = tuple(e.strip() for e in listed if e.strip())
             if not row[0].strip() or not emotions:
                 raise InputError(
                     f"{name}, line {number}: a concept and at least one emotion (or {NONE}) are "

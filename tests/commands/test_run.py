@@ -52,6 +52,7 @@ def test_run_on_files(capsys, tmp_path, sources):
         "kind": "threshold",
         "tau": 0.0,
         "factor": 2.0,
+        "concepts": None,
     }
     best = grid[1]
     assert int(best["correct"]) == summary["edit"]["edited"]["all"]["correct"]

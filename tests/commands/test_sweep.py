@@ -28,7 +28,7 @@ def test_gains_from_a_file(capsys, tmp_path, sources):
     )
     evidence = json.loads((tmp_path / "given" / "evidence.json").read_text())
     assert evidence["total"] == 14
-    assert evidence["verdict"] in out
+    assert f"evidence: {evidence['verdict'].split('. ')[0]}." in out
     edited = load_vgg(tmp_path / "given" / "edited.safetensors").lin2.kernel[...]
     np.testing.assert_allclose(
         edited, load_vgg(tmp_path / "vgg.safetensors").lin2.kernel[...] * 1.5, rtol=1e-6
@@ -54,7 +54,7 @@ def test_an_edit_by_concepts(capsys, tmp_path, sources):
     assert code == 0
     assert "20 units for 'Smile' × 0" in out
     evidence = json.loads((tmp_path / "all" / "evidence.json").read_text())
-    assert evidence["verdict"] in out
+    assert f"evidence: {evidence['verdict'].split('. ')[0]}." in out
     table = (tmp_path / "all" / "edited_units.csv").read_text().splitlines()
     assert table[0].startswith("layer,unit,concepts,similarity,gain,change,change_")
     assert len(table) == 21
