@@ -182,21 +182,24 @@ def test_every_unit_has_an_address(browser, hostile):
     assert view.evaluate("location.hash") == f"#unit/{layer}/{unit}"
     view.keyboard.press("ArrowRight")
     assert view.evaluate(name) != first
+    opened = view.locator("#unit")
     view.go_back()
-    assert not view.locator("#unit").is_visible()
+    opened.wait_for(state="hidden")
     view.go_forward()
-    assert view.locator("#unit").is_visible()
+    opened.wait_for(state="visible")
     view.keyboard.press("Escape")
     view.wait_for_function("location.hash === ''")  # the list is what was before the unit
     view.goto("about:blank")
     view.goto(f"{visit.at}#unit/lin1/3")
+    opened.wait_for(state="visible")
     assert view.evaluate(name) == "lin1 3"
     view.goto(f"{visit.at}#unit/lin1/99")
-    assert not view.locator("#unit").is_visible()
+    opened.wait_for(state="hidden")
     view.goto("about:blank")
     view.goto(f"{visit.at}#unit/lin1/3")
+    opened.wait_for(state="visible")
     view.keyboard.press("Escape")
-    assert view.evaluate("location.hash") == "#explorer"  # nothing is behind a link
+    view.wait_for_function("location.hash === '#explorer'")  # nothing is behind a link
     assert visit.wrong == []
 
 
