@@ -180,6 +180,7 @@ def test_an_ensemble_by_command(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_deep_emotion_by_command(tmp_path, capsys, clip_folder):
     """Trained, tested and dissected like a VGGNet; edits are refused in one line."""
     args = ["--data.kind", "faces", "--data.limit", "64"]

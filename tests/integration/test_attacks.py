@@ -571,7 +571,8 @@ def gains(content: str | np.ndarray) -> Make:
             np.save(file, content)
         data = ["--data.path", inputs.sound / "fer", "--clip.path", inputs.sound / "clip"]
         network = ["--target.weights", inputs.sound / "vgg.safetensors", "--probe.layers", "lin2"]
-        return ["sweep", *data, *network, "--edit.layers", "lin2", "--edit.gains", file]
+        few = ["--dissect.top-k", "5", "--edit.layers", "lin2"]
+        return ["sweep", *data, *network, *few, "--edit.gains", file]
 
     return make
 
