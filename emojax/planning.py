@@ -148,7 +148,10 @@ def score_step(
     layers: Sequence[str] = (),
     null_sets: int = 1000,
 ) -> PlannedStep:
-    """The scoring of a record of so many images by `wpmi` or `soft_wpmi`."""
+    """The scoring of a record of so many images by `wpmi` or `soft_wpmi`, that of consensus too.
+
+    The correlation that consensus adds at the end is no part of the step.
+    """
     units = model.config.units()
     sizes = tuple(
         units[name] for name in resolve_layers(layers or model.config.probed(), list(units))

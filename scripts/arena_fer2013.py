@@ -34,9 +34,9 @@ def main(options: Options) -> None:
     """Fits, tests and prints."""
     import emojax
     from emojax.dissection.dissect import embed_concepts
-    from emojax.editing import arena, refit
-    from emojax.editing.activations import pre_bias_activations, unit_outputs
-    from emojax.ops.gains import with_scope
+    from emojax.editing import arena
+    from emojax.editing.activations import pre_bias_activations
+    from emojax.editing.shortcuts import features_of, last_layer_of
     from emojax.ops.stats import mcnemar_exact
     from emojax.synthetic import shipped
 
@@ -48,15 +48,13 @@ def main(options: Options) -> None:
     for name in ("public_test", "private_test"):
         images = emojax.open_split(options.data, name)
         layer = pre_bias_activations(network, images, LAYER)
-        outputs = unit_outputs(layer.params, layer.values, with_scope(np.ones(layer.units)))
         record = emojax.probe(network, images, clip, layers=(LAYER,))
         similarities = np.float64(record.embeddings @ texts.T)
         labels = np.asarray(layer.labels)
-        sides.append(arena.Images(np.float64(outputs), labels, 2 * labels, similarities))
+        sides.append(arena.Images(features_of(layer), labels, 2 * labels, similarities))
         if name == "public_test":
             found = emojax.dissect(record, concepts, null_sets=0)
-            weight, bias = layer.params.weight, layer.params.offset
-            last = refit.Linear(np.float64(weight), np.float64(bias))
+            last = last_layer_of(layer)
     selection, held_out = sides
 
     contenders = {}

@@ -74,8 +74,8 @@ def features(options: Options, world: str, seed: int) -> dict[str, np.ndarray]:
     """What the contenders need of a network and its images, computed or read."""
     import emojax
     from emojax.dissection.dissect import embed_concepts
-    from emojax.editing.activations import pre_bias_activations, unit_outputs
-    from emojax.ops.gains import with_scope
+    from emojax.editing.activations import pre_bias_activations
+    from emojax.editing.shortcuts import features_of, last_layer_of
     from emojax.synthetic import shipped, shortcut
     from emojax.synthetic.faces import ATTRIBUTES
 
@@ -96,8 +96,7 @@ def features(options: Options, world: str, seed: int) -> dict[str, np.ndarray]:
         faces = draw(options.images, first + seed, planted)
         images = faces.image_set(f"{world} {side}")
         layer = pre_bias_activations(model, images, "lin2")
-        outputs = unit_outputs(layer.params, layer.values, with_scope(np.ones(layer.units)))
-        arrays[f"{side}_features"] = np.float64(outputs)
+        arrays[f"{side}_features"] = features_of(layer)
         arrays[f"{side}_labels"] = layer.labels
         arrays[f"{side}_groups"] = shortcut.groups(faces, planted)
         record = emojax.probe(model, images, clip, layers=("lin2",))
@@ -107,8 +106,7 @@ def features(options: Options, world: str, seed: int) -> dict[str, np.ndarray]:
             found = emojax.dissect(record, concepts, null_sets=0)
             arrays["unit_labels"] = found.labels
             arrays["trusted"] = found.trusted
-            arrays["weight"] = np.float64(layer.params.weight)
-            arrays["bias"] = np.float64(layer.params.offset)
+            arrays["weight"], arrays["bias"] = last_layer_of(layer)
     with open(file, "wb") as out:
         np.savez(out, **arrays)
     return arrays

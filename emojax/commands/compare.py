@@ -59,9 +59,7 @@ def compare(settings: CompareSettings) -> None:
         store.write_csv(run.folder / "labels.csv", header, comparison.changed)
         store.write_csv(run.folder / "accuracy.csv", comparing.ACCURACY_HEADER, comparison.accuracy)
         if units is not None:
-            table = units.columns()
-            rows = zip(*(map(write.cell, column) for column in table.values()), strict=True)
-            store.write_csv(run.folder / "correspondence.csv", list(table), rows)
+            write.write_columns(run.folder / "correspondence.csv", units.columns())
         store.write_text(run.folder / "compare.html", comparing.render(comparison, runs, units))
     _print(comparison, units)
     say_written(settings.out)

@@ -120,8 +120,8 @@ def _score(
     options = wpmi_options(asked.similarity, asked.top_k, asked.a, asked.lam, asked.prior)
     if options is None:
         raise InputError(
-            f"{asked.similarity} is scored in no step of its own; plan compiles wpmi and "
-            "soft_wpmi, or leave score out of --plan.steps"
+            f"{asked.similarity} is scored in no step of its own; plan compiles wpmi, "
+            "soft_wpmi and consensus (its soft_wpmi), or leave score out of --plan.steps"
         )
     return planning.score_step(
         model,

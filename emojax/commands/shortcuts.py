@@ -31,14 +31,13 @@ class ShortcutsSettings(Dissecting):
 
 def shortcuts(settings: ShortcutsSettings) -> None:
     """Labels the units, ranks the concepts; writes shortcuts.csv."""
-    import numpy as np
 
     from emojax import store
     from emojax.commands import opening, steps
     from emojax.commands.console import progress
     from emojax.dissection.dissect import embed_concepts
     from emojax.editing.activations import pre_bias_activations
-    from emojax.editing.shortcuts import LEVEL, Suspect, find_shortcuts
+    from emojax.editing.shortcuts import LEVEL, Suspect, find_shortcuts, last_layer_of
     from emojax.errors import InputError
     from emojax.probing.network import resolve_layers
 
@@ -68,7 +67,7 @@ def shortcuts(settings: ShortcutsSettings) -> None:
             suspects = find_shortcuts(
                 probe,
                 held_out,
-                np.asarray(read[0].params.weight, np.float64),
+                last_layer_of(read[0]).weight,
                 units,
                 permutations=settings.permutations,
                 seed=settings.seed,

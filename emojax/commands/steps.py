@@ -165,13 +165,8 @@ def compare_precisions(
     concepts: ConceptSet,
     clip: ClipEncoder,
 ) -> dict[str, Any]:
-    """How many labels of a sample of the images the settings' precision changes, for the summary.
-
-    Empty where the probe is exact.
-    """
+    """How many labels of a sample of the images the precision changes, for the summary."""
     options = settings.probe
-    if options.precision == "exact":
-        return {}
     sample = images.drawn(Draw(_SAMPLE))
     network = as_network(model, taps=options.taps, antialias=options.antialias)
     what = _what_to_probe(settings, model, sample)
@@ -271,7 +266,7 @@ def label(
     _say_encoder(clip, check)
     print_table1(table1, tau)
     _say_trust(dissection, abstain=abstain)
-    if model is not None and images is not None:
+    if settings.probe.precision != "exact" and model is not None and images is not None:
         summary |= compare_precisions(settings, run, model, images, concepts, clip)
         store.write_json(run.folder / "summary.json", summary)
     return dissection, table1, summary

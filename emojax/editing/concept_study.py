@@ -27,9 +27,8 @@ from emojax.editing.arena import permuted_within
 from emojax.editing.budget import seconds_per_image
 from emojax.editing.edit import edit, with_last_layer
 from emojax.editing.erase import erase
-from emojax.editing.refit import Linear
 from emojax.editing.search import AUTO, Edit
-from emojax.editing.shortcuts import features_of, side_of
+from emojax.editing.shortcuts import features_of, last_layer_of, side_of
 from emojax.editing.stages import Stage
 from emojax.editing.study_result import (
     ChosenSetting,
@@ -82,10 +81,13 @@ def concept_gains(
     """The gains of a layer's units; the gains of a unit that stands for several are multiplied."""
     gains = np.ones(len(next(iter(units.values()))[layer]), np.float32)
     for name, by_layer in units.items():
-        suppressed = name in options.suppress
-        factor = options.suppress_factor if suppressed else options.amplify_factor
-        gains *= np.where(by_layer[layer], np.float32(factor), np.float32(1.0))
+        gains *= np.where(by_layer[layer], np.float32(_factor(name, options)), np.float32(1.0))
     return gains
+
+
+def _factor(concept: str, options: Edit) -> float:
+    """What the units that stand for a concept are scaled by."""
+    return options.suppress_factor if concept in options.suppress else options.amplify_factor
 
 
 def layer_of_concepts(
@@ -204,9 +206,7 @@ def study_by_erasing(
     texts = concept_texts(record, ConceptSet(options.suppress), None, None)
     first, *splits = _read(model, [images, *tests], layer, batch, cache, stage)
     side = side_of(first, record.embeddings, np.asarray(texts))
-    last = Linear(
-        np.asarray(first.params.weight, np.float64), np.asarray(first.params.offset, np.float64)
-    )
+    last = last_layer_of(first)
     edited = erase(last, side.features, side.labels, side.similarities)
     features = [features_of(split) for split in splits]
     pairs = []
@@ -334,10 +334,8 @@ def _in_words(
     """What the edit does: each concept, its units, their factor."""
     parts = []
     for name, own in units.items():
-        suppressed = name in options.suppress
-        factor = options.suppress_factor if suppressed else options.amplify_factor
         count = int(own[layer].sum())
-        parts.append(f"{count} unit{'s' * (count != 1)} for {name!r} × {factor:g}")
+        parts.append(f"{count} unit{'s' * (count != 1)} for {name!r} × {_factor(name, options):g}")
     return f"{layer}: {', '.join(parts)}"
 
 

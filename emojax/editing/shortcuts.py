@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from emojax.editing.activations import PreBiasActivations
+from emojax.editing.refit import Linear
 from emojax.errors import InputError
 from emojax.ops.stats import benjamini_hochberg
 
@@ -51,8 +52,7 @@ def side_of(
     if not activations.feeds_logits:
         raise InputError(f"layer {activations.layer} does not feed the logits")
     features = features_of(activations)
-    head = activations.params
-    logits = features @ np.asarray(head.weight) + np.asarray(head.offset)
+    logits = last_layer_of(activations).logits(features)
     similarities = np.asarray(embeddings @ texts.T, np.float64)
     return Side(features, activations.labels, logits.argmax(axis=1), similarities)
 
@@ -62,6 +62,12 @@ def features_of(activations: PreBiasActivations) -> Float[np.ndarray, "I U"]:
     head = activations.params
     features = np.maximum(activations.values + np.asarray(head.bias), np.asarray(head.floor))
     return np.asarray(features, np.float64)
+
+
+def last_layer_of(activations: PreBiasActivations) -> Linear:
+    """What makes logits of `features_of`; float64."""
+    head = activations.params
+    return Linear(np.asarray(head.weight, np.float64), np.asarray(head.offset, np.float64))
 
 
 class Suspect(NamedTuple):

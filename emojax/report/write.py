@@ -19,6 +19,7 @@ from emojax.dissection.labels import Dissection
 from emojax.dissection.table import LayerSummary, interpretability
 from emojax.errors import InputError
 from emojax.report import results, units
+from emojax.tables import Columns
 
 PAGE, FIGURES = "report.html", "figures"
 
@@ -46,8 +47,7 @@ def write_dissection(
     table = dissection.columns()
     if not abstain:
         table.pop("labelled", None)
-    cells = zip(*(map(cell, column) for column in table.values()), strict=True)
-    store.write_csv(folder / "dissection.csv", list(table), cells)
+    write_columns(folder / "dissection.csv", table)
     table1 = interpretability(dissection, tau)
     store.write_csv(
         folder / "interpretability.csv",
@@ -81,7 +81,13 @@ def write_dissection(
     return table1, summary
 
 
-def cell(value: Any) -> Any:
+def write_columns(path: Path, table: Columns) -> None:
+    """Writes the columns of a `Tabular` as a csv."""
+    rows = zip(*(map(_cell, column) for column in table.values()), strict=True)
+    store.write_csv(path, list(table), rows)
+
+
+def _cell(value: Any) -> Any:
     """A value of a table as a csv has it: blank where it is not known."""
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
