@@ -55,6 +55,15 @@ class Tabular:
         return Path(path).expanduser()
 
 
+def unit_columns(layers: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Layer and number of each unit, a row per unit, from the layers and their numbers of units."""
+    sizes = list(layers.values())
+    return {
+        "layer": np.repeat(np.array(list(layers), dtype=object), sizes),
+        "unit": np.concatenate([np.arange(size) for size in sizes]),
+    }
+
+
 def _plain(values: Any) -> Any:
     """A column as pyarrow takes it: arrays of Python objects become lists."""
     return values.tolist() if isinstance(values, np.ndarray) and values.dtype == object else values

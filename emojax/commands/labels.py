@@ -138,12 +138,11 @@ class _Tables:
         """`settings.csv`, `interpretability.csv`, `units.csv` and the figure."""
         from dataclasses import fields
 
-        import numpy as np
-
         from emojax import store
         from emojax.dissection.label_settings import shares
         from emojax.dissection.table import LayerSummary
         from emojax.report import figures
+        from emojax.tables import unit_columns
 
         header = list(self._settings[0])
         store.write_csv(
@@ -153,11 +152,8 @@ class _Tables:
         store.write_csv(run.folder / "interpretability.csv", header, self._layers)
         share = shares(self._labels, self._default.labels)
         names = self._default.concepts.concepts
-        layers = np.repeat(list(record.layers), list(record.layers.values()))
-        units = np.concatenate([np.arange(count) for count in record.layers.values()])
-        rows = zip(
-            layers, units, (names[label] for label in self._default.labels), share, strict=True
-        )
+        units = unit_columns(record.layers).values()
+        rows = zip(*units, (names[label] for label in self._default.labels), share, strict=True)
         store.write_csv(
             run.folder / "units.csv", ["layer", "unit", "concept", "share_of_settings"], rows
         )

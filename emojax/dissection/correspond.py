@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from emojax.brief import brief
 from emojax.errors import InputError
 from emojax.probing.record import ProbeRecord
-from emojax.tables import Tabular
+from emojax.tables import Tabular, unit_columns
 
 _UNITS_AT_A_TIME = 512  # of the first network: bounds the memory of their correlations
 
@@ -40,21 +40,13 @@ class Correspondence(Tabular):
 
     def columns(self) -> dict[str, np.ndarray]:
         """A row per unit of the first network."""
-        own, other = _names(self.first), _names(self.second)
-        return {
-            "layer": own[0],
-            "unit": own[1],
-            "other_layer": other[0][self.best],
-            "other_unit": other[1][self.best],
+        other = unit_columns(self.second)
+        return unit_columns(self.first) | {
+            "other_layer": other["layer"][self.best],
+            "other_unit": other["unit"][self.best],
             "correlation": self.correlation,
             "mutual": self.mutual,
         }
-
-
-def _names(layers: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Layer and number of each unit."""
-    names = np.repeat(np.array(list(layers), dtype=object), list(layers.values()))
-    return names, np.concatenate([np.arange(count) for count in layers.values()])
 
 
 def correspond(first: ProbeRecord, second: ProbeRecord) -> Correspondence:

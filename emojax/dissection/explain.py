@@ -24,7 +24,7 @@ from emojax.errors import InputError
 from emojax.ops import linear_explanation
 from emojax.ops.linear_explanation import NONE
 from emojax.probing.record import ProbeRecord
-from emojax.tables import Tabular
+from emojax.tables import Tabular, unit_columns
 
 _greedy = jax.jit(linear_explanation.greedy, static_argnames=("most", "tolerance"))
 _IMAGES_AT_A_TIME = 1024  # of which probabilities are held
@@ -143,10 +143,7 @@ class Explanations(Tabular):
         last, the bias, and the held-out correlations of the sum and of the best single concept.
         """
         names = np.array([*self.concepts.concepts, None], dtype=object)  # NONE (−1) is the last
-        table = {
-            "layer": np.array(list(self.record.layers), dtype=object)[self.record.segment_ids],
-            "unit": np.concatenate([np.arange(n) for n in self.record.layers.values()]),
-        }
+        table = unit_columns(self.record.layers)
         for place in range(self.chosen.shape[1]):
             chosen = self.chosen[:, place]
             weights = np.where(chosen == NONE, np.nan, self.weights[:, place])

@@ -16,7 +16,7 @@ from emojax.dissection.options import Prior, Similarity, UnitRule, method
 from emojax.dissection.trust import HeldOut, Hubs, hubs
 from emojax.errors import InputError
 from emojax.probing.record import ProbeRecord
-from emojax.tables import Tabular
+from emojax.tables import Tabular, unit_columns
 
 DESCRIBED_BY = 10  # top images that decide whether a label describes a unit (the paper's Table 1)
 
@@ -90,14 +90,11 @@ class Dissection(Tabular):
         What is not known is NaN, or None where a name or a yes is wanted.
         """
         names = np.array(self.concepts.concepts, dtype=object)
-        units = [np.arange(count) for count in self.record.layers.values()]
         second = self.labels if self.runner_up is None else self.runner_up
         score = self.scores[np.arange(len(self.scores)), second]
         if self.runner_up is None:
             score = np.full_like(score, np.nan)
-        table = {
-            "layer": np.array(list(self.record.layers), dtype=object)[self.record.segment_ids],
-            "unit": np.concatenate(units),
+        table = unit_columns(self.record.layers) | {
             "concept": names[self.labels],
             "similarity": self.best,
             "runner_up": np.where(np.isnan(score), np.array(None), names[second]),
