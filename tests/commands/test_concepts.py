@@ -193,6 +193,7 @@ def clip_arrays(change: Callable[[dict], object]) -> Callable[[Path], object]:
         (
             "a pickle for weights",
             lambda f: [
+                pytest.importorskip("torch", reason="needs the oracle extra"),
                 (f / "model.safetensors").unlink(),
                 replaced("pytorch_model.bin", b"cos\nsystem\n(S'touch pwned'\ntR.")(f),
             ],

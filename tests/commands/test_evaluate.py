@@ -318,5 +318,6 @@ def test_a_folder_is_no_weights_file(inputs):
     ),
 )
 def test_pytorch_weights_are_refused(inputs, content):
+    pytest.importorskip("torch", reason="needs the oracle extra")
     weights = inputs.put("best.pt", content)
     inputs.refused(["evaluate", "--target.weights", weights], "best.pt: torch refuses it")

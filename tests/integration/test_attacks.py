@@ -412,8 +412,15 @@ def with_metadata(**entries: str) -> Make:
     return lambda inputs: evaluating(inputs, inputs.copy("vgg.safetensors", write))
 
 
+def pytorch(inputs: Inputs, content: bytes) -> str:
+    """A PyTorch file, which only torch reads."""
+    pytest.importorskip("torch", reason="needs the oracle extra")
+    return inputs.put("best.pt", content)
+
+
 def pytorch_bin(content: bytes) -> Callable[[Path], object]:
     def write(folder: Path) -> None:
+        pytest.importorskip("torch", reason="needs the oracle extra")
         (folder / "model.safetensors").unlink()
         (folder / "pytorch_model.bin").write_bytes(content)
 
@@ -464,7 +471,7 @@ WEIGHTS = table(
     ),
     ("torch: NaN", one(lambda t: t.full((2,), t.nan)), "not a VGGNet state dict"),
     *(
-        (f"torch: {name}", lambda i, data=data: evaluating(i, i.put("best.pt", data)), "damaged")
+        (f"torch: {name}", lambda i, data=data: evaluating(i, pytorch(i, data)), "damaged")
         for name, data in (
             ("a look-up of nothing", b"\x80\x02h\x09."),
             ("a stack that is empty", b"\x80\x020."),
