@@ -98,17 +98,58 @@ def assess(
     net = net_wins(pairs)
     change = int(net.sum())
 
-    # The whole procedure with permuted scores: every permutation selects its own best setting, and
-    # that one is tested. So the comparison allows for the search itself, however large it was.
-    best: list[int] = []  # change of each permutation's best setting, on the selection's images
-    tested: list[int] = []  # and of the same setting on the test's
+    best, tested = _with_permuted_scores(
+        subjects, settings, scores, selection, test, permutations, rng, progress
+    )
+    controls = single_controls(test, chosen, subjects, scores, gains, after)
+    if masks:
+        drawn = _with_random_units(test, chosen, gains, masks, rng)
+        controls["random_masks"] = _compared(change, drawn, count)
+    controls["permuted_scores"] = _compared(change, tested, count)
+    won = wins(net)
+    return Evidence(
+        gained=won["gained"],
+        lost=won["lost"],
+        total=test.images,
+        alpha=alpha,
+        change=change / count,
+        selected_on_test=test is selection,
+        setting=chosen,
+        p_scores=controls["permuted_scores"]["p_value"],
+        selection=_selection(selection, settings, table, best),
+        networks=_networks(test, chosen.layer, pairs),
+        intervals=intervals(pairs, resamples, 1 - alpha, seed),
+        per_class=per_class(pairs),
+        controls=controls,
+    )
+
+
+def _with_permuted_scores(
+    subjects: Sequence[Subject],
+    settings: Sequence[Setting],
+    scores: Sequence[Scores],
+    selection: Side,
+    test: Side,
+    permutations: int,
+    rng: np.random.Generator,
+    progress: Progress | None,
+) -> tuple[Int[np.ndarray, " R"], Int[np.ndarray, " R"]]:
+    """The whole procedure with permuted scores: every permutation selects its own best setting, and
+    that one is tested. So the comparison allows for the search itself, however large it was.
+
+    Returns:
+      The change of each permutation's best setting on the images of the selection, and of the same
+      setting on those of the test.
+    """
+    best: list[int] = []
+    tested: list[int] = []
     quick = all(own.feeds_logits for subject in subjects for own in subject.selection.values())
     group = GROUP if quick else SLOW_GROUP
     for draws in permuted_scores(scores, permutations, group, rng):
         drawn = len(draws[0])
         # All settings with the first permutation, then all with the second, and so on: row r of
         # `changes` is permutation r's.
-        every = settings * drawn
+        every = list(settings) * drawn
         outcomes = []
         for sweeps, own in zip(selection.sweeps, draws, strict=True):
             repeated = [draw for draw in own for _ in settings]
@@ -124,40 +165,28 @@ def assess(
             tested += _changes(test, outcomes).tolist()
         if progress is not None:
             progress(len(best), permutations)
-    if test is selection:
-        tested = best
+    selected = np.array(best, np.int64)
+    return selected, selected if test is selection else np.array(tested, np.int64)
 
-    controls = single_controls(test, chosen, subjects, scores, gains, after)
-    if masks:
-        by_network = zip(test.sweeps, random_gains(gains, masks, rng), strict=True)
-        if chosen.kind == "continuous":
-            outcomes = [
-                sweeps[chosen.layer].gains(drawn, full=False) for sweeps, drawn in by_network
-            ]
-        else:
-            factor = np.float32(chosen.factor)
-            outcomes = [
-                sweeps[chosen.layer].masks(drawn == factor, chosen.factor, full=False)
-                for sweeps, drawn in by_network
-            ]
-        controls["random_masks"] = _compared(change, _changes(test, outcomes), count)
-    controls["permuted_scores"] = _compared(change, np.array(tested, np.int64), count)
-    won = wins(net)
-    return Evidence(
-        gained=won["gained"],
-        lost=won["lost"],
-        total=test.images,
-        alpha=alpha,
-        change=change / count,
-        selected_on_test=test is selection,
-        setting=chosen,
-        p_scores=controls["permuted_scores"]["p_value"],
-        selection=_selection(selection, settings, table, np.array(best, np.int64)),
-        networks=_networks(test, chosen.layer, pairs),
-        intervals=intervals(pairs, resamples, 1 - alpha, seed),
-        per_class=per_class(pairs),
-        controls=controls,
-    )
+
+def _with_random_units(
+    test: Side,
+    chosen: Setting,
+    gains: Sequence[np.ndarray],
+    masks: int,
+    rng: np.random.Generator,
+) -> Int[np.ndarray, " R"]:
+    """The change on the test's images with the chosen gains on random units, `masks` times."""
+    by_network = zip(test.sweeps, random_gains(gains, masks, rng), strict=True)
+    if chosen.kind == "continuous":
+        outcomes = [sweeps[chosen.layer].gains(drawn, full=False) for sweeps, drawn in by_network]
+    else:
+        factor = np.float32(chosen.factor)
+        outcomes = [
+            sweeps[chosen.layer].masks(drawn == factor, chosen.factor, full=False)
+            for sweeps, drawn in by_network
+        ]
+    return _changes(test, outcomes)
 
 
 def _own_scores(settings: Sequence[Setting], draws: Sequence[Scores]) -> list[np.ndarray]:
