@@ -103,8 +103,18 @@ def assess(
     )
     controls = single_controls(test, chosen, subjects, scores, gains, after)
     if masks:
-        drawn = _with_random_units(test, chosen, gains, masks, rng)
-        controls["random_masks"] = _compared(change, drawn, count)
+        by_network = zip(test.sweeps, random_gains(gains, masks, rng), strict=True)
+        if chosen.kind == "continuous":
+            outcomes = [
+                sweeps[chosen.layer].gains(drawn, full=False) for sweeps, drawn in by_network
+            ]
+        else:
+            factor = np.float32(chosen.factor)
+            outcomes = [
+                sweeps[chosen.layer].masks(drawn == factor, chosen.factor, full=False)
+                for sweeps, drawn in by_network
+            ]
+        controls["random_masks"] = _compared(change, _changes(test, outcomes), count)
     controls["permuted_scores"] = _compared(change, tested, count)
     won = wins(net)
     return Evidence(
@@ -167,26 +177,6 @@ def _with_permuted_scores(
             progress(len(best), permutations)
     selected = np.array(best, np.int64)
     return selected, selected if test is selection else np.array(tested, np.int64)
-
-
-def _with_random_units(
-    test: Side,
-    chosen: Setting,
-    gains: Sequence[np.ndarray],
-    masks: int,
-    rng: np.random.Generator,
-) -> Int[np.ndarray, " R"]:
-    """The change on the test's images with the chosen gains on random units, `masks` times."""
-    by_network = zip(test.sweeps, random_gains(gains, masks, rng), strict=True)
-    if chosen.kind == "continuous":
-        outcomes = [sweeps[chosen.layer].gains(drawn, full=False) for sweeps, drawn in by_network]
-    else:
-        factor = np.float32(chosen.factor)
-        outcomes = [
-            sweeps[chosen.layer].masks(drawn == factor, chosen.factor, full=False)
-            for sweeps, drawn in by_network
-        ]
-    return _changes(test, outcomes)
 
 
 def _own_scores(settings: Sequence[Setting], draws: Sequence[Scores]) -> list[np.ndarray]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import reference
 from conftest import half_moments
 from flax import nnx
 from interruptions import Stopped, stop_after
+from signalled import environment
 
 import emojax
 from emojax.data.image_set import ImageSet
@@ -296,57 +298,58 @@ def test_unknown_preprocessing_is_never_cached(tiny_vgg, blobs, tiny_clip, tmp_p
 
 
 PROGRAM = """
-    import os, sys
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    import jax
-    jax.config.update("jax_compilation_cache_dir", sys.argv[4])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    from pathlib import Path
+    import sys, time
     import numpy as np
+    from pathlib import Path
     from emojax.data.image_set import ImageSet
     from emojax.data.clip_folder import load_clip
     from emojax.data.weights import load_vgg
     from emojax.probing.probe import probe
-    import time
-    images = ImageSet.from_arrays(np.load(sys.argv[5]), name="noise")
+    network, clip, pictures, *caches = sys.argv[1:]
+    images = ImageSet.from_arrays(np.load(pictures), name="noise")
     def tick(done, total):
         print(done, flush=True)
         time.sleep(0.05)  # or the whole probe would be over before it is killed
-    probe(load_vgg(sys.argv[1]), images, load_clip(sys.argv[2]), layers=["lin*"], batch=32, tile=8,
-          top_k=60, cache=Path(sys.argv[3]), save_every=0, progress=tick)
+    for cache in caches:
+        print(cache, flush=True)
+        probe(load_vgg(network), images, load_clip(clip), layers=["lin*"], batch=32, tile=8,
+              top_k=60, cache=Path(cache), save_every=0, progress=tick)
 """
 
 
 def killed_and_resumed(tmp_path, tiny_vgg, clip_folder, images, kills):
-    """Kills a probing process at random moments and lets it finish.
+    """Kills a probing process at random moments and lets another finish.
 
-    Returns its record, where it started each time, and the record of a process left alone: another
-    process than this one, as the last bits depend on how many devices XLA divides a CPU into.
+    Returns its record, where it started each time, and the record of a probe left alone: also of
+    another process than this one, as the last bits depend on how many devices XLA divides a CPU
+    into.
     """
     save_vgg(tiny_vgg, tmp_path / "vgg.safetensors")
     np.save(tmp_path / "images.npy", images)
+    cache, undisturbed = str(tmp_path / "cache"), str(tmp_path / "undisturbed")
 
-    def command(cache):
-        names = ("vgg.safetensors", clip_folder, cache, "compiled", "images.npy")
-        files = [tmp_path / name for name in names]
-        return [sys.executable, "-c", textwrap.dedent(PROGRAM), *map(str, files)]
+    def probing(*caches):
+        files = [tmp_path / "vgg.safetensors", clip_folder, tmp_path / "images.npy"]
+        command = [sys.executable, "-c", textwrap.dedent(PROGRAM), *map(str, files), *caches]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment())
 
-    def finished(cache):
-        """Its record, and how many images were there when it began."""
-        done = subprocess.run(command(cache), check=True, stdout=subprocess.PIPE, text=True)
-        (folder,) = (tmp_path / cache).iterdir()
-        return record.load(folder), int(done.stdout.splitlines()[0])
+    def recorded(cache):
+        (folder,) = Path(cache).iterdir()
+        return record.load(folder)
 
     chance, starts = random.Random(0), []
     for _ in range(kills):
-        process = subprocess.Popen(command("cache"), stdout=subprocess.PIPE, text=True)
+        with probing(cache) as process:
+            assert process.stdout.readline().strip() == cache
+            starts.append(int(process.stdout.readline()))
+            time.sleep(chance.uniform(0.2, 0.2 + 1.0 / kills))
+            process.kill()
+    with probing(cache, undisturbed) as process:
+        assert process.stdout.readline().strip() == cache
         starts.append(int(process.stdout.readline()))
-        time.sleep(chance.uniform(0.2, 0.2 + 1.0 / kills))
-        process.kill()
-        process.wait()
-        process.stdout.close()
-    resumed, start = finished("cache")
-    return resumed, [*starts, start], finished("undisturbed")[0]
+        process.communicate()
+    assert process.returncode == 0
+    return recorded(cache), starts, recorded(undisturbed)
 
 
 @pytest.mark.slow
