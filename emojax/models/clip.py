@@ -186,7 +186,8 @@ def from_hf_state_dict(
       ValueError: names are missing or unknown, shapes disagree, or values are not finite.
     """
     return convert.fill(
-        lambda: Clip(config, dtype=dtype, rngs=nnx.Rngs(0)),
+        Clip,
+        config,
         arrays,
         HF_NAMES,
         ignore=lambda name: name.endswith("position_ids"),  # a constant buffer of older files

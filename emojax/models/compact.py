@@ -231,7 +231,8 @@ def from_torch_state_dict(arrays: convert.Arrays) -> CompactNet:
         raise ValueError(f"{wrong}: a layer has no units")
     config = CompactConfig(widths, hidden, classes)
     model = convert.fill(
-        lambda: CompactNet(config, rngs=nnx.Rngs(0)),
+        CompactNet,
+        config,
         arrays,
         convert.LEAVES,
         ignore=lambda name: name.endswith("_norm.num_batches_tracked"),

@@ -5,6 +5,7 @@ joined by points, with some parts renamed: that is the network's table. Its axes
 leaf. Every parameter must be found with its exact shape and every given name must be used.
 """
 
+import functools
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import TypeVar
 
@@ -43,14 +44,16 @@ def torch_name(path: Path, names: Names) -> str:
 
 
 def fill(
-    make: Callable[[], Model],
+    make: Callable[..., Model],
+    config: Hashable,
     arrays: Arrays,
     names: Names,
     *,
     ignore: Callable[[str], bool] = lambda name: False,
     dtype: DTypeLike | None = None,
 ) -> Model:
-    """Builds `make()` abstractly and fills it; floating parameters take `dtype` when given.
+    """Builds `make(config, rngs=…)` abstractly and fills it. `dtype`, where given, goes to `make`
+    and is that of the parameters.
 
     Names for which `ignore` is true may be there and are not read.
 
@@ -58,9 +61,7 @@ def fill(
       ValueError: a name is missing or unknown, a shape differs, or a value is not finite; the
         message lists them.
     """
-    # Abstract, because drawing random values only to replace them takes seconds.
-    graphdef, state = nnx.split(nnx.eval_shape(make))
-    leaves = dict(nnx.to_flat_state(state))
+    graphdef, leaves = _structure(make, config, dtype)
     given = {path: torch_name(path, names) for path in leaves}
     _match(given.values(), [name for name in arrays if not ignore(name)], arrays)
 
@@ -73,6 +74,20 @@ def fill(
         _check(name, array, shape, variance=path[-1] == "var")
         filled[path] = leaf.replace(jnp.asarray(array.transpose(axes), dtype or leaf.dtype))
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
+
+
+@functools.lru_cache(maxsize=32)
+def _structure(
+    make: Callable[..., nnx.Module], config: Hashable, dtype: DTypeLike | None
+) -> tuple[nnx.GraphDef, Mapping[Path, nnx.Variable]]:
+    """The module without its values, and its leaves by path.
+
+    Abstract, because drawing random values only to replace them takes seconds, and kept, because
+    even so it takes half a second.
+    """
+    options = {} if dtype is None else {"dtype": dtype}
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: make(config, rngs=nnx.Rngs(0), **options)))
+    return graphdef, dict(nnx.to_flat_state(state))
 
 
 def to_torch(model: nnx.Module, names: Names) -> dict[str, np.ndarray]:

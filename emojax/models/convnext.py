@@ -199,6 +199,6 @@ def from_hf_state_dict(arrays: convert.Arrays, config: ConvNextConfig) -> ConvNe
     Raises:
       ValueError: names are missing or unknown, shapes disagree, or values are not finite.
     """
-    model = convert.fill(lambda: ConvNext(config, rngs=nnx.Rngs(0)), arrays, _HF_NAMES)
+    model = convert.fill(ConvNext, config, arrays, _HF_NAMES)
     model.eval()
     return model

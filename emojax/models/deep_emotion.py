@@ -182,7 +182,8 @@ def from_torch_state_dict(arrays: convert.Arrays) -> DeepEmotion:
             f"this is not a Deep-Emotion state dict: {error} is missing or has no shape"
         ) from None
     model = convert.fill(
-        lambda: DeepEmotion(config, rngs=nnx.Rngs(0)),
+        DeepEmotion,
+        config,
         arrays,
         _TORCH_NAMES,
         ignore=lambda name: name == "norm.num_batches_tracked",

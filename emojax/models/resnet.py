@@ -239,9 +239,7 @@ def from_torchvision_state_dict(arrays: convert.Arrays) -> ResNet:
 
 
 def _fill(arrays: convert.Arrays, config: ResNetConfig) -> ResNet:
-    model = convert.fill(
-        lambda: ResNet(config, rngs=nnx.Rngs(0)), arrays, _names(config), ignore=_is_counter
-    )
+    model = convert.fill(ResNet, config, arrays, _names(config), ignore=_is_counter)
     model.eval()
     return model
 

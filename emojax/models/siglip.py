@@ -219,7 +219,8 @@ def from_hf_state_dict(
         as_kernel = patches.reshape(-1, side, side, 3).transpose(0, 3, 1, 2)
         arrays = {**arrays, _PATCHES: as_kernel}
     return convert.fill(
-        lambda: Siglip(config, dtype=dtype, rngs=nnx.Rngs(0)),
+        Siglip,
+        config,
         arrays,
         HF_NAMES,
         ignore=lambda name: name.endswith("position_ids"),  # a constant buffer of older files

@@ -235,7 +235,8 @@ def from_torch_state_dict(arrays: convert.Arrays, *, input_size: int | None = No
     """
     config = _config_of(arrays, input_size)
     model = convert.fill(
-        lambda: VggNet(config, rngs=nnx.Rngs(0)),
+        VggNet,
+        config,
         arrays,
         convert.LEAVES,
         ignore=lambda name: name.endswith("num_batches_tracked"),

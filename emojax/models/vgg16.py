@@ -132,7 +132,8 @@ def from_torchvision_state_dict(arrays: convert.Arrays) -> Vgg16:
     """
     config = _config_of(arrays)
     model = convert.fill(
-        lambda: Vgg16(config, rngs=nnx.Rngs(0)),
+        Vgg16,
+        config,
         arrays,
         lambda path: _torchvision_name(path, config),
         ignore=lambda name: name.endswith("num_batches_tracked"),

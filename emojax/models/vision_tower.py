@@ -118,7 +118,8 @@ def from_hf_state_dict(arrays: convert.Arrays, config: VisionTowerConfig) -> Vis
     if not any(name.startswith(_PREFIX) for name in arrays):
         arrays = {_PREFIX + name: array for name, array in arrays.items()}
     model = convert.fill(
-        lambda: VisionNetwork(config, rngs=nnx.Rngs(0)),
+        VisionNetwork,
+        config,
         arrays,
         clip.HF_NAMES,
         ignore=lambda name: name.endswith("position_ids"),

@@ -267,7 +267,8 @@ def from_hf_state_dict(arrays: convert.Arrays, config: VitConfig) -> Vit:
     """
     unread = (f"{config.kind}.pooler.", f"{config.kind}.embeddings.mask_token")
     model = convert.fill(
-        lambda: Vit(config, rngs=nnx.Rngs(0)),
+        Vit,
+        config,
         arrays,
         _table(config.kind),
         ignore=lambda name: name.startswith(unread),
