@@ -93,7 +93,8 @@ def check_study_inputs(settings: Studying, inputs: StudyInputs) -> Editable:
     check(settings, inputs.model, inputs.clip, inputs.concepts, inputs.images)
     if isinstance(inputs.model, Network):
         raise InputError(
-            "edits are made to networks of files; `emojax dissect` labels those of a factory"
+            "edits are made to networks of files, and to a factory's that take gains and have a "
+            "--target.key (docs/networks.md); `emojax dissect` labels any"
         )
     check_study(
         inputs.model,

@@ -224,8 +224,8 @@ def _cut_own(model: Cuttable, layer: str, protocol: Protocol) -> _Cut:
 def _cut_tapped(model: TappedNetwork, layer: str, images: ImageSet) -> _Cut:
     """Gains on a tap of a network of other libraries: they scale what the layers behind it read.
 
-    Where the states to start from would take more than `_RESIDENT` bytes, the images themselves
-    are what runs, from the start, at every gain.
+    Where the states to start from are not known, or would take more than `_RESIDENT` bytes, the
+    images themselves are what runs, from the start, at every gain.
     """
     graphdef, state = nnx.split(model)
     sums = np.zeros(model.config.units()[layer], np.float32)  # stays where no parameters tell
@@ -239,8 +239,8 @@ def _cut_tapped(model: TappedNetwork, layer: str, images: ImageSet) -> _Cut:
         params = Head(zeros, *model.last_layer(), floor=-np.inf)
         return _Cut(_until_tap(graphdef, layer), params, through_head, sums)
     start = model.starts_at(layer)
-    shape = as_network(model).tap_shapes(images.images.shape[1:])[start]
-    if len(images) * int(np.prod(shape)) * 4 > _RESIDENT:
+    shapes = as_network(model).tap_shapes(images.images.shape[1:])
+    if start is None or len(images) * int(np.prod(shapes[start])) * 4 > _RESIDENT:
         return _Cut(_pixels, state, _after_pixels(graphdef, layer), sums)
     size = model.config.preprocess.output_size(*images.images.shape[1:3])
     return _Cut(_until_tap(graphdef, start), state, _after_tap(graphdef, layer, start, size), sums)

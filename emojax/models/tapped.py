@@ -93,8 +93,11 @@ class TappedNetwork(nnx.Module):
         logits = self.run(jnp.asarray(images), tap)
         return logits, tap.outputs
 
-    def starts_at(self, layer: str) -> str:
-        """The last tap that the layer follows from by itself: itself, or that before its block."""
+    def starts_at(self, layer: str) -> str | None:
+        """The last tap that the layer follows from by itself: itself, or that before its block.
+
+        None where only the images are known to lie before the layer.
+        """
         trunk = ""
         for name in self.config.units():
             # Inside a block the states before it go on beside the layer.

@@ -2,6 +2,8 @@
 
 import json
 import re
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,11 +101,14 @@ def convnext():
 
 
 def state_of(model):
+    """Parameters, shaken, under the names of transformers' files."""
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    return {name: tensor.numpy() for name, tensor in model.eval().state_dict().items()}
+    with tempfile.TemporaryDirectory() as folder:
+        model.eval().save_pretrained(folder)
+        return load_file(Path(folder) / "model.safetensors")
 
 
 def write(folder, arrays, **config):
