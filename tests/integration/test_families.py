@@ -264,7 +264,7 @@ def place(tmp_path_factory, clip_folder) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             pixels = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / f"{number}.png")
-    (root / "concepts.txt").write_text("water\nfur\nwings\n")
+    (root / "concepts.csv").write_text("concept,emotions\nwater,ship\nfur,cat\nwings,plane\n")
     config = hf_config(num_hidden_layers=1)
     model = nnx.jit(lambda: Clip(ClipConfig.from_hf(config.to_dict()), rngs=nnx.Rngs(4)))()
     save_clip(root / "judge", model, config, hf_tokenizer())
@@ -277,7 +277,7 @@ def command(place, clip_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     data = ["--data.path", place / "photos", "--data.test-splits", "choose", "test"]
     probing = ["--data.probe-split", "probe", "--clip.path", clip_folder]
-    probing += ["--cache", tmp_path / "cache", "--concepts.path", place / "concepts.txt"]
+    probing += ["--cache", tmp_path / "cache", "--concepts.path", place / "concepts.csv"]
     probing += ["--dissect.top-k", "6", "--dissect.null-sets", "20"]
 
     def call(name, *args, code=0):
@@ -313,6 +313,8 @@ def test_commands_take_every_network(name, place, command, tmp_path):
     page = (tmp_path / "dissect" / "report.html").read_text()
     assert all(known in page for known in CLASSES)
     assert "surprise" not in page
+    described = rows_of(tmp_path / "dissect" / "interpretability.csv")
+    assert all(0 <= float(row["overall_acc"]) <= 1 for row in described)
 
     few = ["--judge.resamples", "3", "--judge.alpha", "0.2", "--clip.path", place / "judge"]
     command("judge", tmp_path / "dissect" / "dissection.csv", *target, *few)
