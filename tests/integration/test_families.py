@@ -1,5 +1,5 @@
 """Every kind of network through the commands: evaluate, dissect with its page, sweep, compare,
-judge and predict, with classes that are no emotions.
+judge, predict and shortcuts, with classes that are no emotions.
 
 The networks are small, random, and written without torch; what they compute is tested beside their
 modules.
@@ -250,7 +250,7 @@ FAMILIES = {
     "own module": Family(factory_of("module", "--target.key", "1"), "conv", "hidden"),
     "own function": Family(factory_of("pair"), "conv", "hidden", editable=False),
 }
-USUAL = ("deit", "own function")  # the others take the same ways
+USUAL = ("own module",)  # the others take these ways too, or those of the commands' own tests
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +282,7 @@ def command(place, clip_folder, tmp_path, monkeypatch, capsys):
 
     def call(name, *args, code=0):
         shared = {"evaluate": data, "judge": data, "dissect": data + probing}
-        shared["sweep"] = shared["dissect"]
+        shared["sweep"] = shared["shortcuts"] = shared["dissect"]
         given = [*args, *shared.get(name, [])]
         if name != "report":
             given += ["--out", tmp_path / ("table.csv" if name == "predict" else name)]
@@ -356,8 +356,13 @@ def test_commands_take_every_network(name, place, command, tmp_path):
     assert evidence["total"] == 18
     command("report", tmp_path / "sweep")
     command("compare", tmp_path / "dissect", tmp_path / "sweep")
+    if "own" not in name:
+        command("shortcuts", *target, "--probe.layers", *layers, "--permutations", "19")
+        found = json.loads((tmp_path / "shortcuts" / "summary.json").read_text())
+        assert found["layer"] == family.last
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_collected_record_is_dissected_and_shown(place, clip_folder, command, tmp_path):
     images = open_split(place / "photos", "probe")
