@@ -20,9 +20,8 @@ from emojax.dissection import wpmi
 from emojax.dissection.options import SoftWpmi, Wpmi
 from emojax.distributed.plan import PlannedStep
 from emojax.editing import sweep
-from emojax.editing.activations import FEEDS_LOGITS
 from emojax.errors import InputError
-from emojax.models.classifier import Classifier
+from emojax.models.classifier import Classifier, last_hidden
 from emojax.models.clip import Clip
 from emojax.models.preprocess import Preprocess
 from emojax.models.siglip import Siglip
@@ -174,13 +173,13 @@ def sweep_step(model: Classifier, images: int, mesh: Mesh) -> PlannedStep:
       InputError: the network has no layer that feeds its logits.
     """
     units = model.config.units()
-    feeding = [name for name in units if name in FEEDS_LOGITS]
-    if not feeding or not model.config.classes:
+    layer = last_hidden(model)
+    if layer is None or not model.config.classes:
         raise InputError(
             f"a {type(model).__name__} has no layer before logits whose masks could be swept; "
             "leave sweep out of --plan.steps"
         )
-    masks = sweep.mask_step(mesh, units[feeding[0]], model.config.classes, images)
+    masks = sweep.mask_step(mesh, units[layer], model.config.classes, images)
     return PlannedStep(masks.program, masks.arguments, masks.images, sweep.PARTS)
 
 

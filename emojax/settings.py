@@ -104,7 +104,7 @@ class Target(Section):
     path: Annotated[Named | None, NAME_OR_PATH] = Field(
         default=None,
         description="Hugging Face folder or hub name of an image classifier or image tower: ViT, "
-        "DeiT, DINOv2, ResNet, ConvNeXt, CLIP's or SigLIP's",
+        "DeiT, DINOv2, ResNet, ConvNeXt, CLIP's or SigLIP's, or one of timm's",
     )
     factory: str | None = Field(
         default=None,

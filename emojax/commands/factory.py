@@ -4,8 +4,11 @@ The named module is imported and the named function called, nothing else.
 """
 
 import importlib
+import inspect
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, cast
 
 from flax import nnx
@@ -22,7 +25,8 @@ def open_factory(name: str, key: str | None) -> Network:
 
     That is a model, `logits, taps = model(images)`, or a pair of a function and its parameters,
     `logits, taps = function(params, images)`. Either may have an attribute `preprocess`: uint8
-    images to its input. Says in one line where nothing can be cached for want of a key.
+    images to its input, and may take `gains`, {layer: [U]}, which scale the layers' outputs: that
+    can be edited. Says in one line where nothing can be cached for want of a key.
 
     Raises:
       InputError: there is no such function, it fails, or it returns something else.
@@ -58,16 +62,32 @@ def _wrapped(made: Any, name: str) -> Network:
                 f"--target.factory {name} returned a tuple that is no (function, parameters)"
             )
         function, params = made
+
+        def under_gains(params: Any, images: Any, gains: Any) -> Any:
+            return function(params, images, gains=gains)
+
         preprocess = getattr(function, "preprocess", to_unit)
-        return Network(function, params, preprocess, None)
+        return Network(function, params, preprocess, None, scaled=_scaled(function, under_gains))
     if not isinstance(made, nnx.Module) and not callable(made):
         raise InputError(
             f"--target.factory {name} returned a {type(made).__name__}, not a model or "
             "(function, parameters)"
         )
-    return as_network(cast(Any, made))  # what it returns is seen when it is run
+    network = as_network(cast(Any, made))  # what it returns is seen when it is run
+    graphdef = nnx.split(made)[0] if isinstance(made, nnx.Module) else None
+
+    def scaled(params: Any, images: Any, gains: Any) -> Any:
+        model = made if graphdef is None else nnx.merge(graphdef, params)
+        return model(images, gains=gains)
+
+    return replace(network, scaled=_scaled(made, scaled))
+
+
+def _scaled(made: Callable[..., Any], call: Callable[..., Any]) -> Callable[..., Any] | None:
+    """`call`, if what the user's function returned takes gains by that name; else None."""
+    return call if "gains" in inspect.signature(made).parameters else None
 
 
 def _with_key(network: Network, key: str | None) -> Network:
     """The network under the key that the user states: its code may change with no array changed."""
-    return Network(network.apply, network.params, network.preprocess, key)
+    return Network(network.apply, network.params, network.preprocess, key, scaled=network.scaled)

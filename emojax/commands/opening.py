@@ -23,7 +23,7 @@ from emojax.data.weights import load_network
 from emojax.distributed.devices import describe_devices, unused_accelerators
 from emojax.errors import InputError
 from emojax.models.classifier import Classifier
-from emojax.probing.network import Network
+from emojax.probing.network import Network, as_editable
 from emojax.section import user_path
 from emojax.settings import Clip, Data, Target
 
@@ -175,6 +175,8 @@ def open_study(settings: Dissecting) -> StudyInputs:
     model, tests, class_names = open_tested(settings)
     clip = open_clip(settings.clip, settings.data)
     images = open_probe_set(settings.data)
+    if isinstance(model, Network):
+        model = as_editable(model, images.images.shape[1:]) or model
     return StudyInputs(model, clip, concepts, images, tests, class_names)
 
 

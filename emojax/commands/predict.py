@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from emojax.data.sources import Read, Source
     from emojax.models.classifier import Classifier
+    from emojax.probing.network import Network
     from emojax.training.predict import Prediction
 
 _FORMAT = 1  # of the unfinished table; part of its key
@@ -62,25 +63,15 @@ def predict(settings: PredictSettings) -> None:
 
     from emojax.commands import opening
     from emojax.commands.console import progress, say
-    from emojax.data.classes import FER2013
     from emojax.data.sources import open_sources
-    from emojax.probing.network import Network
 
     _check(settings)
     model = opening.open_target(settings.target)
-    if isinstance(model, Network) or not model.config.classes:
-        raise InputError(
-            f"{opening.name_of(settings.target)}: predict takes classifiers that are read from "
-            "files, not image towers nor a factory's networks"
-        )
-    names = model.config.class_names
-    if names is None:
-        names = FER2013 if model.config.classes == len(FER2013) else None
-        names = names or tuple(f"class {number}" for number in range(model.config.classes))
-        say(f"the weights do not name their classes, taken to be {', '.join(names)}")
+    channels = _channels(model)
+    names = _class_names(settings, model, channels)
     labels = _unit_labels(settings.labels, model)
     paths = [os.path.expanduser(path) for path in settings.paths]
-    sources = open_sources(paths, settings.size, model.config.channels)
+    sources = open_sources(paths, settings.size, channels)
     total = sum(len(source.names) for source in sources)
     interruption.begin_work()
     opening.name_devices()
@@ -127,6 +118,50 @@ def _check(settings: PredictSettings) -> None:
         raise InputError("emojax predict is one process; give every process images of its own")
 
 
+def _channels(model: "Classifier | Network") -> int:
+    """Channels of the images that are read for the network: colour for a factory's."""
+    from emojax.probing.network import Network
+
+    return 3 if isinstance(model, Network) else model.config.channels
+
+
+def _class_names(
+    settings: PredictSettings, model: "Classifier | Network", channels: int
+) -> Sequence[str]:
+    """Names of the outputs; says which are taken where nothing names them.
+
+    Raises:
+      InputError: the network has no outputs to name, being an image tower.
+    """
+    import jax
+    import numpy as np
+
+    from emojax.commands import opening
+    from emojax.commands.console import say
+    from emojax.data.classes import FER2013
+    from emojax.probing.network import Network
+
+    if isinstance(model, Network):
+        image = jax.ShapeDtypeStruct((1, settings.size, settings.size, channels), np.uint8)
+        network = model
+
+        def logits(params: Any, image: Any) -> Any:
+            return network.apply(params, network.preprocess(image))[0]
+
+        classes = jax.eval_shape(logits, model.params, image).shape[-1]
+        names = None
+    else:
+        classes, names = model.config.classes, model.config.class_names
+    if not classes:
+        name = opening.name_of(settings.target)
+        raise InputError(f"{name} is an image tower, without classes; predict takes classifiers")
+    if names is None:
+        names = FER2013 if classes == len(FER2013) else None
+        names = names or tuple(f"class {number}" for number in range(classes))
+        say(f"the weights do not name their classes, taken to be {', '.join(names)}")
+    return names
+
+
 def _parquet() -> tuple[Any, Any]:
     """The library that writes parquet.
 
@@ -141,21 +176,25 @@ def _parquet() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
-def _unit_labels(run: Path | None, model: "Classifier") -> list[str] | None:
+def _unit_labels(run: Path | None, model: "Classifier | Network") -> list[str] | None:
     """What each unit before the logits is called: layer, number, concept; None without labels.
 
     Raises:
       InputError: the run folder is none, or has no labels for this network's layer.
     """
+    from emojax.models.classifier import last_hidden
+    from emojax.probing.network import Network
     from emojax.report.results import read_run
-    from emojax.training.predict import pushing_layer
 
     if run is None:
         return None
-    layer = pushing_layer(model)
+    if isinstance(model, Network):
+        raise InputError("--labels is for networks of files, not for a factory's")
+    layer = last_hidden(model)
     if layer is None:
         raise InputError(
-            f"--labels is for a VGGNet or a CompactNet, and this is a {type(model).__name__}"
+            f"--labels names units that feed the logits, and a {type(model).__name__} has no layer "
+            "of such units"
         )
     table = read_run(run).units
     concepts = [
@@ -174,12 +213,15 @@ def _unit_labels(run: Path | None, model: "Classifier") -> list[str] | None:
 
 def _key(
     settings: PredictSettings,
-    model: "Classifier",
+    model: "Classifier | Network",
     names: Sequence[str],
     labels: Sequence[str] | None,
     sources: "Sequence[Source]",
-) -> str:
-    """Content key of all that shapes the table; a stopped one with another key is not used."""
+) -> str | None:
+    """Content key of all that shapes the table; a stopped one with another key is not used.
+
+    None where it cannot be known: a factory's network without a key of the user's.
+    """
     from emojax.probing.network import as_network
     from emojax.store import content_key
     from emojax.training.predict import batch_size
@@ -191,11 +233,16 @@ def _key(
     ]
     shaping = [settings.near_tie, settings.units, batch_size(settings.batch)]
     network = as_network(model).key
+    if network is None:
+        return None
     return content_key([_FORMAT, shaping, network, list(names), list(labels or ()), images])
 
 
 def _predictions(
-    settings: PredictSettings, model: "Classifier", sources: "Sequence[Source]", skip: int
+    settings: PredictSettings,
+    model: "Classifier | Network",
+    sources: "Sequence[Source]",
+    skip: int,
 ) -> "Iterator[tuple[Read, Prediction]]":
     """What was read and what the network says of it, batch by batch, after the first images."""
     from collections import deque
@@ -257,7 +304,7 @@ class _Progress(NamedTuple):
 class _Table:
     """The unfinished table: csv under a hidden name, and a note of how much of it is whole."""
 
-    def __init__(self, settings: PredictSettings, key: str):
+    def __init__(self, settings: PredictSettings, key: str | None):
         self._out = settings.out
         self._key = key
         self._part = settings.out.with_name(f".{settings.out.name}.part")
@@ -271,7 +318,7 @@ class _Table:
         self._file.seek(done.size)
 
     @classmethod
-    def open(cls, settings: PredictSettings, key: str) -> "_Table":
+    def open(cls, settings: PredictSettings, key: str | None) -> "_Table":
         """The table that was stopped, if its key is this one; else a new one."""
         return cls(settings, key)
 
@@ -287,8 +334,10 @@ class _Table:
             size = self._part.stat().st_size
         except (OSError, ValueError):
             return _Progress(0, 0)
-        fits = isinstance(note, dict) and note.get("key") == self._key and note["bytes"] <= size
-        fits = fits and note["rows"] > 0  # before the first row not even the header is certain
+        if self._key is None or not isinstance(note, dict) or note.get("key") != self._key:
+            return _Progress(0, 0)
+        # Before the first row not even the header is certain.
+        fits = note["rows"] > 0 and note["bytes"] <= size
         return _Progress(note["rows"], note["bytes"]) if fits else _Progress(0, 0)
 
     def add(self, rows: Sequence[Sequence[Any]], *, images: int) -> None:

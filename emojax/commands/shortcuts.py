@@ -83,9 +83,8 @@ def shortcuts(settings: ShortcutsSettings) -> None:
 
 def _checked(inputs: "StudyInputs") -> "tuple[Editable, str]":
     """The network and its last hidden layer, after refusing what the search cannot take."""
-    from emojax.editing.activations import FEEDS_LOGITS
     from emojax.errors import InputError
-    from emojax.models.classifier import Editable
+    from emojax.models.classifier import Editable, last_hidden
     from emojax.training.evaluate import labelled
 
     model = inputs.model
@@ -94,12 +93,12 @@ def _checked(inputs: "StudyInputs") -> "tuple[Editable, str]":
             f"shortcuts are searched in networks that can be edited, not in a "
             f"{type(model).__name__}: a VGGNet, a CompactNet or those of --target.path"
         )
-    hidden = [name for name in list(model.config.units())[:-1] if name in FEEDS_LOGITS]
-    if not hidden:
+    layer = last_hidden(model)
+    if layer is None:
         raise InputError("no hidden layer of this network feeds its logits")
     for images in (inputs.images, *inputs.tests):
         labelled(images, model)
-    return model, hidden[-1]
+    return model, layer
 
 
 def _sides(

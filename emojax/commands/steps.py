@@ -18,6 +18,7 @@ from emojax import store
 from emojax.commands.base import Dissecting, Probing, Studying
 from emojax.commands.console import console, progress, say, warn
 from emojax.commands.opening import StudyInputs
+from emojax.data.classes import positions
 from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.concepts import ConceptSet, load_concepts
 from emojax.data.draw import Draw
@@ -33,13 +34,15 @@ from emojax.dissection.options import wpmi_options
 from emojax.dissection.table import LayerSummary
 from emojax.editing.study_checks import check_study
 from emojax.errors import InputError
-from emojax.models.classifier import Classifier, Cuttable, Editable
+from emojax.models.classifier import Classifier, Editable, outgoing_weights
+from emojax.models.tapped import TappedNetwork
 from emojax.ops.similarity import rank_reorder_size
 from emojax.probing.network import Network, as_network, resolve_layers
 from emojax.probing.probe import probe as probe_network
 from emojax.probing.record import ProbeRecord
 from emojax.report.write import write_dissection
 from emojax.settings import Dissect
+from emojax.training.evaluate import class_order
 
 _READING_BOUND = 0.1  # share of the time waited for images above which reading is the bottleneck
 _SAMPLE = 1000  # images that are probed in both precisions, to compare the labels
@@ -90,7 +93,8 @@ def check_study_inputs(settings: Studying, inputs: StudyInputs) -> Editable:
     check(settings, inputs.model, inputs.clip, inputs.concepts, inputs.images)
     if isinstance(inputs.model, Network):
         raise InputError(
-            "edits are made to networks of files; `emojax dissect` labels those of a factory"
+            "edits are made to networks of files, and to a factory's that take gains and have a "
+            "--target.key (docs/networks.md); `emojax dissect` labels any"
         )
     check_study(
         inputs.model,
@@ -245,11 +249,7 @@ def label(
     asked = scoring(settings, run, concepts, clip)
     with run.timed("dissect"):
         dissection = dissect_record(record, concepts, **asked)
-    network = None if model is None or isinstance(model, Network) else model.config.units()
-    outgoing = None
-    if isinstance(model, Cuttable):
-        logits_layer: Any = getattr(model, list(model.config.units())[-1])
-        outgoing = np.asarray(logits_layer.kernel[...])
+    network, outgoing = _layers_and_outgoing(model, record)
     tau = settings.dissect.tau
     abstain = settings.dissect.abstain
     check = zero_shot(record, clip)
@@ -270,6 +270,25 @@ def label(
         summary |= compare_precisions(settings, run, model, images, concepts, clip)
         store.write_json(run.folder / "summary.json", summary)
     return dissection, table1, summary
+
+
+def _layers_and_outgoing(
+    model: Classifier | Network | None, record: ProbeRecord
+) -> tuple[dict[str, int] | None, np.ndarray | None]:
+    """Units of all layers, the classes last, and the last hidden layer's weights to the classes.
+
+    The classes of the weights stand in the record's order. Either is None where it is not known.
+    """
+    if model is None or isinstance(model, Network):
+        return None, None
+    units = dict(model.config.units())
+    weights = outgoing_weights(model)
+    places = positions(record.classes, class_order(model, record.classes))
+    if weights is None or places is None or len(places) != model.config.classes:
+        return units, None
+    if isinstance(model, TappedNetwork):
+        units["logits"] = model.config.classes
+    return units, np.asarray(weights)[:, places]
 
 
 def _profiles(

@@ -189,8 +189,8 @@ def _with_defaults(raw: dict[str, Any]) -> dict[str, Any]:
     return processor(**raw).to_dict() | {"kind": name}
 
 
-def steps_of(settings: dict[str, Any]) -> Preprocess:
-    """The preprocessing that complete settings of transformers describe.
+def steps_of(settings: dict[str, Any], *, half_even: bool = False) -> Preprocess:
+    """The preprocessing that complete settings of transformers describe; margins as `Preprocess`.
 
     Raises:
       ValueError: they ask for another step, or for one with other numbers.
@@ -222,7 +222,7 @@ def steps_of(settings: dict[str, Any]) -> Preprocess:
     if does["normalize"]:
         mean = _numbers(settings, "image_mean", -1e4, 1e4, count=3)
         std = _numbers(settings, "image_std", 1e-4, 1e4, count=3)
-    return Preprocess(resize, crop, mean, std, kernel, scale)
+    return Preprocess(resize, crop, mean, std, kernel, scale, half_even=half_even)
 
 
 def settings_of(steps: Preprocess) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from emojax.data import classes as class_names
+from emojax.data import timm_folder
 from emojax.data.hf_folder import (
     config_of,
     open_folder,
@@ -96,9 +97,9 @@ def load_network(source: str | Path) -> Classifier:
     `preprocessor_config.json` says; `network.config` has the classes, the layers and their units.
 
     Args:
-      source: a Hugging Face folder or hub name of one of `ARCHITECTURES`; a weights file: a
-        VGGNet, a Deep-Emotion, a CompactNet, or a torchvision ResNet or VGG; or
-        `fer2013-compact`, which ships with emojax.
+      source: a Hugging Face folder or hub name of one of `ARCHITECTURES`, or one of timm's
+        (`timm_folder`); a weights file: a VGGNet, a Deep-Emotion, a CompactNet, or a torchvision
+        ResNet or VGG; or `fer2013-compact`, which ships with emojax.
 
     Raises:
       InputError: the folder or file is missing, damaged, or of another kind; the message names what
@@ -109,7 +110,12 @@ def load_network(source: str | Path) -> Classifier:
         return load_file(path)
     folder = open_folder(source, "network", _FLAG)
     raw = read_config(folder, "network")
-    architecture = _architecture(folder, raw)
+    _check_supported(folder, raw)
+    if timm_folder.is_timm(raw):
+        network = timm_folder.build(folder, raw, read_weights(folder))
+        named = {"id2label": timm_folder.class_names(raw)}
+        return with_classes(network, _class_names(folder, named, network.config.classes))
+    architecture = ARCHITECTURES[raw["architectures"][0]]
     config = _complete(folder, raw, architecture)
     preprocess = read_preprocess(folder)
     if architecture.fixed_size:
@@ -145,7 +151,7 @@ def save_network(
     if like is None:
         return save_file(network, path, uses=uses)
     source = open_folder(like, "network", _FLAG)
-    _architecture(source, read_config(source, "network"))
+    _check_supported(source, read_config(source, "network"))
     old = read_weights(source)
     if not isinstance(network, TappedNetwork):
         raise InputError(f"{source} is not the folder of a {type(network).__name__}")
@@ -182,15 +188,24 @@ def save_new(network: vit.Vit, path: str | Path, *, uses: Iterable[Use] | None =
         save_arrays(network.state_dict(), building / "model.safetensors", metadata=metadata)
 
 
-def _architecture(folder: Path, raw: Mapping[str, Any]) -> _Architecture:
+def _check_supported(folder: Path, raw: Mapping[str, Any]) -> None:
+    """Refuses a folder whose network nobody here can build, naming what else can be done.
+
+    Raises:
+      InputError: transformers' class or timm's function is not among those supported.
+    """
     names = raw.get("architectures")
     name = names[0] if isinstance(names, list) and names else None
-    if not isinstance(name, str) or name not in ARCHITECTURES:
-        raise InputError(
-            f"{folder / 'config.json'}: architectures is {names!r}; supported are "
-            f"{', '.join(ARCHITECTURES)}"
-        )
-    return ARCHITECTURES[name]
+    if timm_folder.is_supported(raw) or (isinstance(name, str) and name in ARCHITECTURES):
+        return
+    given = f"architectures is {names!r}"
+    if timm_folder.is_timm(raw):
+        given = f"architecture is {raw['architecture']!r}"
+    raise InputError(
+        f"{folder / 'config.json'}: {given}; supported are {', '.join(ARCHITECTURES)}, and of "
+        f"timm {timm_folder.SUPPORTED}; for others there are --target.factory and emojax.collect "
+        "(docs/networks.md)"
+    )
 
 
 def _complete(folder: Path, raw: dict[str, Any], architecture: _Architecture) -> dict[str, Any]:

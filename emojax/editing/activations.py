@@ -25,8 +25,8 @@ from emojax.distributed.data_parallel import default_tile
 from emojax.distributed.mesh import put_replicated, put_sharded
 from emojax.distributed.processes import check_same_everywhere
 from emojax.errors import InputError, did_you_mean
-from emojax.models.classifier import Cuttable, Editable
-from emojax.models.tapped import POOLED, TappedNetwork
+from emojax.models.classifier import Cuttable, Editable, feeds_logits
+from emojax.models.tapped import TappedNetwork
 from emojax.ops import gains as ops
 from emojax.ops.gains import Gain
 from emojax.probing.network import as_network
@@ -36,8 +36,6 @@ from emojax.training.evaluate import Protocol, labelled, same_classes, tencrop_v
 Progress = Callable[[int, int], None]
 After = Callable[[PyTree, jax.Array, Gain], jax.Array]
 
-# Layers of the networks with nothing but a ReLU and a product behind them.
-FEEDS_LOGITS = ("lin2", "lin3", "hidden", "logits", POOLED, "dense1")
 _FORMAT = 2  # of activations on disk; part of their key
 _RESIDENT = 2**31  # bytes of activations that stay on the devices; more is sent in batches
 _BATCH = 2**28  # bytes of activations sent at once
@@ -218,7 +216,7 @@ def _cut_own(model: Cuttable, layer: str, protocol: Protocol) -> _Cut:
     until = _until(graphdef, layer, protocol)
     # A layer with nothing but a ReLU and a product behind it is cheap to finish, and what follows
     # is affine in a mask of units; of ten crops the mean comes in between.
-    if protocol == "resize40" and layer in FEEDS_LOGITS:
+    if protocol == "resize40" and feeds_logits(model, layer):
         return _Cut(until, _head_of(model, layer), through_head, sums)
     return _Cut(until, state, _after(graphdef, layer, protocol), sums)
 
@@ -226,8 +224,8 @@ def _cut_own(model: Cuttable, layer: str, protocol: Protocol) -> _Cut:
 def _cut_tapped(model: TappedNetwork, layer: str, images: ImageSet) -> _Cut:
     """Gains on a tap of a network of other libraries: they scale what the layers behind it read.
 
-    Where the states to start from would take more than `_RESIDENT` bytes, the images themselves
-    are what runs, from the start, at every gain.
+    Where the states to start from are not known, or would take more than `_RESIDENT` bytes, the
+    images themselves are what runs, from the start, at every gain.
     """
     graphdef, state = nnx.split(model)
     sums = np.zeros(model.config.units()[layer], np.float32)  # stays where no parameters tell
@@ -236,14 +234,13 @@ def _cut_tapped(model: TappedNetwork, layer: str, images: ImageSet) -> _Cut:
         array = np.abs(np.asarray(leaves[path][...]))
         array = np.moveaxis(array, axis, 0)
         sums = array.reshape(len(sums), -1).sum(axis=1)
-    head = model.head(layer)
-    start = model.starts_at(layer)
-    if head is not None:
+    if feeds_logits(model, layer):
         zeros = np.zeros(len(sums), np.float32)
-        params = Head(zeros, *head, floor=-np.inf)
+        params = Head(zeros, *model.last_layer(), floor=-np.inf)
         return _Cut(_until_tap(graphdef, layer), params, through_head, sums)
-    shape = as_network(model).tap_shapes(images.images.shape[1:])[start]
-    if len(images) * int(np.prod(shape)) * 4 > _RESIDENT:
+    start = model.starts_at(layer)
+    shapes = as_network(model).tap_shapes(images.images.shape[1:])
+    if start is None or len(images) * int(np.prod(shapes[start])) * 4 > _RESIDENT:
         return _Cut(_pixels, state, _after_pixels(graphdef, layer), sums)
     size = model.config.preprocess.output_size(*images.images.shape[1:3])
     return _Cut(_until_tap(graphdef, start), state, _after_tap(graphdef, layer, start, size), sums)

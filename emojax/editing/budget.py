@@ -17,7 +17,7 @@ import numpy as np
 
 from emojax.dissection.table import LayerSummary, most_interpretable_layer
 from emojax.distributed.processes import broadcast_from_main
-from emojax.editing.activations import FEEDS_LOGITS, PreBiasActivations
+from emojax.editing.activations import PreBiasActivations
 from emojax.editing.search import AUTO, Edit
 from emojax.editing.sweep import Sweep
 from emojax.errors import InputError
@@ -60,7 +60,7 @@ def within_minutes(
     layers: tuple[str, ...],
     sizes: Sequence[int],
     costs: Mapping[str, float],
-    table1: Sequence[LayerSummary],
+    quick: Sequence[LayerSummary],
 ) -> Allowed:
     """Plans a study from timed settings, and logs the estimate before the work begins.
 
@@ -73,7 +73,7 @@ def within_minutes(
       layers: to edit.
       sizes: images of every test split.
       costs: `seconds_per_image` of every layer that does not feed the logits.
-      table1: of the layers that were probed.
+      quick: Table 1 of the probed layers that feed the logits.
 
     Raises:
       InputError: layers that were named take longer, or no probed layer feeds the logits.
@@ -106,7 +106,6 @@ def within_minutes(
         return Allowed(layers, size.permutations, size.masks, limited)
 
     least = math.ceil(seconds(costs, options, images, _sizes(options)[-1]) / 60)
-    quick = [row for row in table1 if row.layer in FEEDS_LOGITS]
     if options.layers != (AUTO,) or not quick:
         raise InputError(
             f"an edit of {named}, which does not feed the logits, takes about {least} min at "

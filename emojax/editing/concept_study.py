@@ -18,7 +18,6 @@ from emojax.dissection.dissect import concept_texts
 from emojax.dissection.explain import explain
 from emojax.dissection.labels import Dissection
 from emojax.editing.activations import (
-    FEEDS_LOGITS,
     PreBiasActivations,
     pool_activations,
     pre_bias_activations,
@@ -52,7 +51,7 @@ from emojax.evidence.comparison import (
 )
 from emojax.evidence.controls import random_gains
 from emojax.evidence.verdict import Evidence
-from emojax.models.classifier import Cuttable, Editable
+from emojax.models.classifier import Cuttable, Editable, last_hidden
 from emojax.probing.network import resolve_layers
 from emojax.training.evaluate import Evaluation, join
 
@@ -201,7 +200,8 @@ def study_by_erasing(
     """
     if not isinstance(model, Cuttable):
         raise ValueError("a last layer that is not the network's own; `check_study` refuses it")
-    layer = [name for name in list(model.config.units())[:-1] if name in FEEDS_LOGITS][-1]
+    layer = last_hidden(model)
+    assert layer is not None  # ours have one
     record = dissection.record
     texts = concept_texts(record, ConceptSet(options.suppress), None, None)
     first, *splits = _read(model, [images, *tests], layer, batch, cache, stage)

@@ -14,7 +14,6 @@ from emojax.data.image_set import ImageSet
 from emojax.dissection.labels import Dissection
 from emojax.dissection.table import LayerSummary, most_interpretable_layer
 from emojax.editing.activations import (
-    FEEDS_LOGITS,
     PreBiasActivations,
     pool_activations,
     pre_bias_activations,
@@ -38,7 +37,7 @@ from emojax.editing.ten_crops import study_by_ten_crops
 from emojax.evidence.assess import assess
 from emojax.evidence.subject import Subject
 from emojax.evidence.verdict import Evidence
-from emojax.models.classifier import Editable
+from emojax.models.classifier import Editable, feeds_logits
 from emojax.probing.network import resolve_layers
 from emojax.training.evaluate import Evaluation, Protocol, evaluate
 
@@ -110,9 +109,10 @@ def run_study(
     costs = {
         layer: seconds_per_image(own, options)
         for layer, own in by_split.items()
-        if layer not in FEEDS_LOGITS
+        if not own[0].feeds_logits
     }
-    allowed = within_minutes(options, layers, [len(test) for test in tests], costs, table1)
+    quick = [row for row in table1 if feeds_logits(model, row.layer)]
+    allowed = within_minutes(options, layers, [len(test) for test in tests], costs, quick)
     if allowed.layers != layers:
         layers = allowed.layers
         by_split = {layer: [read(test, layer) for test in tests] for layer in layers}

@@ -1,4 +1,5 @@
-"""ConvNeXt (Liu et al. 2022, arXiv 2201.03545), Hugging Face's ConvNextForImageClassification.
+"""ConvNeXt (Liu et al. 2022, arXiv 2201.03545), Hugging Face's ConvNextForImageClassification and
+timm's of the paper's sizes.
 
 Taps: `stem`, `stage0.block0` (states after each block), `stage0` (after the stage's last),
 `stage0.block0.hidden` (the hidden units of its MLP, after the activation) and `pooled`, what the
@@ -8,6 +9,7 @@ classifier reads. Shapes: B batch, H height, W width.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import jax.numpy as jnp
@@ -37,6 +39,22 @@ _HF_NAMES: convert.Table = {
     "downsampling_norm": "downsampling_layer.0",
     "downsampling_conv": "downsampling_layer.1",
 }
+_TIMM: convert.Table = {
+    "kernel": "weight",
+    "scale": "weight",
+    "layers": "blocks",
+    "downsampling_norm": "downsample.0",
+    "downsampling_conv": "downsample.1",
+    "dwconv": "conv_dw",
+    "layernorm": "norm",
+    "pwconv1": "mlp.fc1",
+    "pwconv2": "mlp.fc2",
+    "layer_scale_parameter": "gamma",
+    "final_norm": "head.norm",
+    "classifier": "head.fc",
+}
+# Its stem has other names for the same parts.
+_TIMM_STEM = _TIMM | {"embeddings": "stem", "patch_embeddings": "0", "layernorm": "1"}
 _EPSILON = 1e-6  # of all LayerNorms but the last, whatever the config says
 
 
@@ -44,7 +62,8 @@ _EPSILON = 1e-6  # of all LayerNorms but the last, whatever the config says
 class ConvNextConfig(StagedConfig):
     """Widths and depths of the stages, the stem's patches, and the last LayerNorm's epsilon.
 
-    `layer_scale`: whether the blocks have a learned scale for each unit.
+    `layer_scale`: whether the blocks have a learned scale for each unit. `timm`: whether the
+    parameters have timm's names in the network's file.
 
     Raises:
       ValueError: sizes that no network can have, or an unknown activation.
@@ -54,6 +73,7 @@ class ConvNextConfig(StagedConfig):
     activation: str = "gelu"
     epsilon: float = 1e-12
     layer_scale: bool = True
+    timm: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -179,8 +199,8 @@ class ConvNext(TappedNetwork):
         return self.classifier(tap(POOLED, self.final_norm(x.mean(axis=(1, 2)))))
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """The parameters under Hugging Face's names and layouts."""
-        return convert.to_torch(self, _HF_NAMES)
+        """The parameters under Hugging Face's or timm's names and layouts."""
+        return convert.to_torch(self, _names(self.config))
 
     def outgoing(self, layer: str) -> tuple[Slices, ...]:
         """The classifier's rows for `pooled`, the MLP's second layer for hidden units."""
@@ -199,6 +219,52 @@ def from_hf_state_dict(arrays: convert.Arrays, config: ConvNextConfig) -> ConvNe
     Raises:
       ValueError: names are missing or unknown, shapes disagree, or values are not finite.
     """
-    model = convert.fill(ConvNext, config, arrays, _HF_NAMES)
+    return _fill(arrays, config)
+
+
+def from_timm_state_dict(arrays: convert.Arrays, preprocess: Preprocess) -> ConvNext:
+    """A timm `convnext_tiny`, … in eval mode; depths and widths are read off.
+
+    Raises:
+      ValueError: names are missing or unknown, shapes disagree, or values are not finite.
+    """
+    return _fill(arrays, _timm_config(arrays, preprocess))
+
+
+def _fill(arrays: convert.Arrays, config: ConvNextConfig) -> ConvNext:
+    model = convert.fill(ConvNext, config, arrays, _names(config))
     model.eval()
     return model
+
+
+def _names(config: ConvNextConfig) -> convert.Names:
+    return _timm_name if config.timm else _HF_NAMES
+
+
+def _timm_name(path: convert.Path) -> str:
+    """timm's name of a parameter."""
+    return convert.torch_name(path, _TIMM_STEM if path[0] == "embeddings" else _TIMM)
+
+
+def _timm_config(arrays: convert.Arrays, preprocess: Preprocess) -> ConvNextConfig:
+    """The config whose network has arrays of these names and shapes."""
+
+    def first_missing(name: str) -> int:
+        """The number that this name is not there with."""
+        return next(number for number in count() if name.format(number) not in arrays)
+
+    try:
+        stages = range(first_missing("stages.{}.blocks.0.conv_dw.weight"))
+        blocks = [f"stages.{stage}.blocks" for stage in stages]
+        return ConvNextConfig(
+            widths=tuple(arrays[f"{name}.0.conv_dw.weight"].shape[0] for name in blocks),
+            depths=tuple(first_missing(name + ".{}.conv_dw.weight") for name in blocks),
+            patch_size=arrays["stem.0.weight"].shape[-1],
+            epsilon=_EPSILON,
+            layer_scale="stages.0.blocks.0.gamma" in arrays,
+            classes=arrays["head.fc.weight"].shape[0],
+            preprocess=preprocess,
+            timm=True,
+        )
+    except (KeyError, IndexError) as error:
+        raise ValueError(f"this is not a ConvNeXt of timm: {error} is missing") from None

@@ -26,6 +26,7 @@ class Preprocess:
       kernel: how pixels are interpolated.
       scale: multiplies the values 0…255.
       square: only square images fit (a Siglip2Model keeps their aspect ratio).
+      half_even: half of an odd margin is rounded as torchvision does it, not transformers.
     """
 
     resize: int | tuple[int, int] | None
@@ -35,6 +36,7 @@ class Preprocess:
     kernel: image.Kernel = "bicubic"
     scale: float = 1 / 255
     square: bool = False
+    half_even: bool = False
 
     def __call__(self, images: UInt8[Array | np.ndarray, "B H W C"]) -> Float32[Array, "B h w 3"]:
         """uint8 images → the network's input.
@@ -65,7 +67,9 @@ class Preprocess:
         pixels = jnp.asarray(images)
         if self.resize is not None:
             pixels = image.resize_pil(pixels, self._size(*pixels.shape[1:3]), self.kernel)
-        return jnp.asarray(pixels if self.crop is None else image.pad_or_crop(pixels, self.crop))
+        if self.crop is not None:
+            pixels = image.pad_or_crop(pixels, self.crop, half_even=self.half_even)
+        return jnp.asarray(pixels)
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the network's input, from those of an image."""
@@ -83,5 +87,10 @@ class Preprocess:
 
 # What torchvision's classifiers were trained and tested with (its `ImageClassification` preset).
 TORCHVISION = Preprocess(
-    256, (224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), kernel="bilinear"
+    256,
+    (224, 224),
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+    kernel="bilinear",
+    half_even=True,
 )

@@ -64,11 +64,13 @@ class TappedNetwork(nnx.Module):
     def state_dict(self) -> dict[str, np.ndarray]:
         """The parameters under the names and in the layouts of the file that they came from."""
 
-    def head(self, layer: str) -> tuple[Array, Array] | None:
-        """Kernel [U, classes] and bias of what makes logits of this layer alone; else None."""
-        classifier = getattr(self, "classifier", None)
-        if layer != POOLED or classifier is None:
-            return None
+    def last_hidden(self) -> str | None:
+        """The layer that the logits are a product of alone; None where there is none."""
+        return POOLED if hasattr(self, "classifier") else None
+
+    def last_layer(self) -> tuple[Array, Array]:
+        """Kernel [U, classes] and bias of what makes logits of the last hidden layer."""
+        classifier: Any = self.classifier
         return classifier.kernel[...], classifier.bias[...]
 
     def preprocess(self, images: UInt8[AnyArray, "B H W C"]) -> Float32[Array, "B h w 3"]:
@@ -91,8 +93,11 @@ class TappedNetwork(nnx.Module):
         logits = self.run(jnp.asarray(images), tap)
         return logits, tap.outputs
 
-    def starts_at(self, layer: str) -> str:
-        """The last tap that the layer follows from by itself: itself, or that before its block."""
+    def starts_at(self, layer: str) -> str | None:
+        """The last tap that the layer follows from by itself: itself, or that before its block.
+
+        None where only the images are known to lie before the layer.
+        """
         trunk = ""
         for name in self.config.units():
             # Inside a block the states before it go on beside the layer.

@@ -18,6 +18,7 @@ class Tap:
 
     Attributes:
       outputs: what the layers gave, by name, in the order of the calls; scaled where they are.
+      gains: [U] by layer, which multiply its units.
     """
 
     def __init__(
@@ -27,21 +28,21 @@ class Tap:
     ):
         """`gains` [U] multiply a layer's units; `given` outputs take the place of computed ones."""
         self.outputs: dict[str, Array] = {}
-        self._gains = gains or {}
+        self.gains = gains or {}
         self._given = given or {}
         self._prefix = ""
 
     def within(self, name: str) -> "Tap":
         """The same for the parts of a layer: their names follow the layer's, behind a point."""
-        inner = Tap(self._gains, self._given)
+        inner = Tap(self.gains, self._given)
         inner.outputs = self.outputs
         inner._prefix = f"{self._prefix}{name}."
         return inner
 
     def with_gains(self, gains: Mapping[str, Float[Array, " U"]]) -> "Tap":
         """The same with more gains; a layer with two is scaled by both."""
-        both = {name: gain * self._gains.get(name, 1.0) for name, gain in gains.items()}
-        scaled = Tap({**self._gains, **both}, self._given)
+        both = {name: gain * self.gains.get(name, 1.0) for name, gain in gains.items()}
+        scaled = Tap({**self.gains, **both}, self._given)
         scaled.outputs = self.outputs
         return scaled
 
@@ -49,8 +50,8 @@ class Tap:
         """Takes note of a layer's output; returns what the network goes on with."""
         name = self._prefix + name
         value = self._given.get(name, value)
-        if name in self._gains:
-            value = value * self._gains[name]
+        if name in self.gains:
+            value = value * self.gains[name]
         self.outputs[name] = value
         return value
 

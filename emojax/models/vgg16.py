@@ -92,10 +92,12 @@ class Vgg16(TappedNetwork):
                 arrays[name] = np.zeros((), np.int64)
         return arrays
 
-    def head(self, layer: str) -> tuple[Array, Array] | None:
-        """The last dense layer's for the one before it."""
-        if layer != "dense1":
-            return None
+    def last_hidden(self) -> str:
+        """The dense layer before the last."""
+        return "dense1"
+
+    def last_layer(self) -> tuple[Array, Array]:
+        """The last dense layer's kernel and bias."""
         last: Any = self.dense[2]
         return last.kernel[...], last.bias[...]
 

@@ -1,13 +1,16 @@
 """ViT (Dosovitskiy et al. 2021, arXiv 2010.11929), DeiT (2012.12877) and DINOv2 (2304.07193).
 
 Classifiers of Hugging Face's ViTForImageClassification, DeiTForImageClassification (also with
-teacher) and Dinov2ForImageClassification; they differ in tokens and heads. Taps: `embeddings`,
-those of every block (`transformer`), and `pooled`, what the classifier reads.
+teacher) and Dinov2ForImageClassification; they differ in tokens and heads. timm's plain ViTs are
+the first of these under other names. Taps: `embeddings`, those of every block (`transformer`), and
+`pooled`, what the classifier reads.
 Shapes: B batch, H height, W width, L tokens.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import count
+from math import isqrt
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -53,10 +56,30 @@ _VIT = _COMMON | {
     "fc2": "output.dense",
 }
 _DINOV2 = _COMMON | {"layer_norm1": "norm1", "layer_norm2": "norm2"}
+_TIMM: convert.Table = {
+    "kernel": "weight",
+    "scale": "weight",
+    "embeddings": None,
+    "encoder": None,
+    "position_embeddings": "pos_embed",
+    "patch_embedding": "patch_embed.proj",
+    "layers": "blocks",
+    "self_attn": "attn",
+    "out_proj": "proj",
+    "layer_norm1": "norm1",
+    "layer_norm2": "norm2",
+    "layernorm": "norm",
+    "classifier": "head",
+}
+# What timm has in one array, in this order.
+_QKV = ("q_proj", "k_proj", "v_proj")
 
 
-def _table(kind: Kind) -> convert.Table:
-    """Hugging Face's names; all but the classifiers lie under the kind's own."""
+def _table(config: "VitConfig") -> convert.Table:
+    """The names in the network's file; Hugging Face has all but classifiers under the kind's."""
+    if config.timm:
+        return _TIMM
+    kind = config.kind
     inside = {"embeddings": f"{kind}.embeddings", "encoder": f"{kind}.encoder"}
     norm: convert.Table = {"layernorm": f"{kind}.layernorm"}
     return (_DINOV2 if kind == "dinov2" else _VIT) | inside | norm
@@ -67,7 +90,7 @@ class VitConfig(NetworkConfig):
     """A transformer, its images and patches, and which of the three kinds it is.
 
     `teacher`: whether a second classifier reads the distillation token (DeiT), the logits being the
-    mean of both.
+    mean of both. `timm`: whether the parameters have timm's names in the network's file.
 
     Raises:
       ValueError: sizes that no network can have.
@@ -78,6 +101,7 @@ class VitConfig(NetworkConfig):
     image_size: int
     patch_size: int
     teacher: bool = False
+    timm: bool = False
 
     def __post_init__(self):
         check_sizes(image_size=self.image_size, patch_size=self.patch_size, classes=self.classes)
@@ -248,9 +272,22 @@ class Vit(TappedNetwork):
             pooled = jnp.concatenate([pooled, states[:, 1:].mean(axis=1)], axis=1)
         return self.classifier(tap(POOLED, pooled))
 
+    def last_hidden(self) -> str:
+        """What the classifier reads, or both classifiers."""
+        return POOLED
+
+    def last_layer(self) -> tuple[Array, Array]:
+        """The classifier's kernel and bias; of a teacher's two, one that gives their mean."""
+        if not self.config.teacher:
+            return self.classifier.kernel[...], self.classifier.bias[...]
+        own, taught = self.cls_classifier, self.distillation_classifier
+        kernel = jnp.concatenate([own.kernel[...], taught.kernel[...]]) / 2
+        return kernel, (own.bias[...] + taught.bias[...]) / 2
+
     def state_dict(self) -> dict[str, np.ndarray]:
-        """The parameters under Hugging Face's names and layouts."""
-        return convert.to_torch(self, _table(self.config.kind))
+        """The parameters under Hugging Face's or timm's names and layouts."""
+        arrays = convert.to_torch(self, _table(self.config))
+        return _joined(arrays) if self.config.timm else arrays
 
     def outgoing(self, layer: str) -> tuple[Slices, ...]:
         """The classifier's rows for `pooled`, and what the blocks' parts feed."""
@@ -270,8 +307,73 @@ def from_hf_state_dict(arrays: convert.Arrays, config: VitConfig) -> Vit:
         Vit,
         config,
         arrays,
-        _table(config.kind),
+        _table(config),
         ignore=lambda name: name.startswith(unread),
     )
     model.eval()
     return model
+
+
+def from_timm_state_dict(arrays: convert.Arrays, preprocess: Preprocess, *, heads: int) -> Vit:
+    """A plain ViT of timm in eval mode: class token, pre-norm, GELU; other sizes are read off.
+
+    Raises:
+      ValueError: names are missing or unknown, shapes disagree, or values are not finite.
+    """
+    config = _timm_config(arrays, preprocess, heads)
+    model = convert.fill(Vit, config, _split(arrays), _TIMM)
+    model.eval()
+    return model
+
+
+def _timm_config(arrays: convert.Arrays, preprocess: Preprocess, heads: int) -> VitConfig:
+    """The config whose network has arrays of these names and shapes."""
+    try:
+        patch_size = arrays["patch_embed.proj.weight"].shape[-1]
+        names = (f"blocks.{number}.norm1.weight" for number in count())
+        tower = TowerConfig(
+            width=arrays["cls_token"].shape[-1],
+            mlp=arrays["blocks.0.mlp.fc1.weight"].shape[0],
+            depth=next(number for number, name in enumerate(names) if name not in arrays),
+            heads=heads,
+            activation="gelu",
+            epsilon=1e-6,
+            qkv_bias="blocks.0.attn.qkv.bias" in arrays,
+        )
+        return VitConfig(
+            kind="vit",
+            tower=tower,
+            image_size=isqrt(arrays["pos_embed"].shape[1] - 1) * patch_size,
+            patch_size=patch_size,
+            classes=arrays["head.weight"].shape[0],
+            preprocess=preprocess,
+            timm=True,
+        )
+    except (KeyError, IndexError) as error:
+        raise ValueError(f"this is not a plain ViT of timm: {error} is missing") from None
+
+
+def _split(arrays: convert.Arrays) -> dict[str, np.ndarray]:
+    """Queries, keys and values in arrays of their own."""
+    parts = {}
+    for name, array in arrays.items():
+        if ".qkv." not in name:
+            parts[name] = array
+            continue
+        if array.shape[0] % len(_QKV):
+            raise ValueError(f"{name} has shape {array.shape}, which is not three parts")
+        for part, third in zip(_QKV, np.split(array, len(_QKV)), strict=True):
+            parts[name.replace("qkv", part)] = third
+    return parts
+
+
+def _joined(arrays: convert.Arrays) -> dict[str, np.ndarray]:
+    """Queries, keys and values in one array, as timm has them."""
+    joined = {}
+    for name, array in arrays.items():
+        if ".q_proj." in name:
+            thirds = [arrays[name.replace("q_proj", part)] for part in _QKV]
+            joined[name.replace("q_proj", "qkv")] = np.concatenate(thirds)
+        elif ".k_proj." not in name and ".v_proj." not in name:
+            joined[name] = array
+    return joined

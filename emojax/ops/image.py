@@ -194,11 +194,14 @@ def to_gray(images: UInt8[AnyArray, "I H W C"]) -> UInt8[AnyArray, "I H W 1"]:
 
 
 def center_crop(
-    images: Num[AnyArray, "I H W C"], size: tuple[int, int]
+    images: Num[AnyArray, "I H W C"], size: tuple[int, int], *, half_even: bool = False
 ) -> Num[AnyArray, "I {size[0]} {size[1]} C"]:
-    """The central (height, width); an odd margin leaves the extra pixel at the far side."""
-    top = (images.shape[1] - size[0]) // 2
-    left = (images.shape[2] - size[1]) // 2
+    """The central (height, width); an odd margin leaves the extra pixel at the far side.
+
+    With `half_even`, half a margin is rounded to an even number instead, as in torchvision.
+    """
+    margins = [own - wanted for own, wanted in zip(images.shape[1:3], size, strict=True)]
+    top, left = (round(each / 2) if half_even else each // 2 for each in margins)
     return images[:, top : top + size[0], left : left + size[1]]
 
 
@@ -240,18 +243,18 @@ def _larger(first: Array, second: Array) -> Array:
 
 
 def pad_or_crop(
-    images: Num[AnyArray, "I H W C"], size: tuple[int, int]
+    images: Num[AnyArray, "I H W C"], size: tuple[int, int], *, half_even: bool = False
 ) -> Num[AnyArray, "I {size[0]} {size[1]} C"]:
     """The central (height, width); what lies outside of a smaller image is zero.
 
     An odd margin leaves the extra pixel where Hugging Face's image processors do: of a cut at the
-    far side, of a border at the near one.
+    far side, of a border at the near one. `half_even` is of `center_crop`.
     """
     short = [max(wanted - own, 0) for wanted, own in zip(size, images.shape[1:3], strict=True)]
     if any(short):
         borders = [((amount + 1) // 2, amount // 2) for amount in short]
         images = jnp.pad(images, ((0, 0), *borders, (0, 0)))
-    return center_crop(images, size)
+    return center_crop(images, size, half_even=half_even)
 
 
 def affine_grid(

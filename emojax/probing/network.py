@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 
 from emojax.errors import InputError, did_you_mean
 from emojax.models.classifier import Cuttable
+from emojax.models.own import OwnConfig, OwnNetwork
 from emojax.ops.image import to_unit
 from emojax.ops.pooling import Pool, Tokens, pool
 from emojax.probing.precision import in_bfloat16
@@ -27,6 +28,7 @@ from emojax.store import content_key
 Taps = Mapping[str, jax.Array]
 Apply = Callable[[PyTree, jax.Array], tuple[jax.Array, Taps]]
 Preprocess = Callable[[jax.Array], jax.Array]
+Scaled = Callable[[PyTree, jax.Array, Mapping[str, jax.Array]], tuple[jax.Array, Taps]]
 
 
 @runtime_checkable
@@ -56,6 +58,8 @@ class Network:
       antialias: whether `preprocess` resizes with antialiasing; None where the model has no such
         choice.
       name: of the class or function, for reports.
+      scaled: `apply` under gains: (params, preprocessed images, {layer: [U]}); None for a network
+        that does not take any.
     """
 
     apply: Apply
@@ -65,6 +69,7 @@ class Network:
     reusable: bool = False
     antialias: bool | None = None
     name: str | None = None
+    scaled: Scaled | None = None
 
     def in_bfloat16(self) -> "Network":
         """The same network computing in bfloat16; its key stays that of the exact one.
@@ -230,6 +235,28 @@ def as_network(
         antialias=antialias if chooses else None,
         name=type(model).__name__,
     )
+
+
+def as_editable(network: Network, image_shape: Sequence[int]) -> OwnNetwork | None:
+    """A wrapped network that takes gains and has a key, as one that can be edited; else None.
+
+    `image_shape` is that of a uint8 image [H, W, C], from which layers and classes are found.
+    """
+    if network.scaled is None or network.key is None:
+        return None
+    image = jax.ShapeDtypeStruct((1, *image_shape), np.uint8)
+
+    def logits(params: PyTree, image: jax.Array) -> jax.Array:
+        return network.apply(params, network.preprocess(image))[0]
+
+    shapes = network.tap_shapes(image_shape)
+    config = OwnConfig(
+        classes=jax.eval_shape(logits, network.params, image).shape[-1],
+        preprocess=network.preprocess,
+        layers=tuple((name, shape[-1]) for name, shape in shapes.items()),
+        key=network.key,
+    )
+    return OwnNetwork(network.scaled, network.params, config)
 
 
 def _check_model(model: object) -> None:

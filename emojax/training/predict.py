@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from emojax.distributed.data_parallel import data_parallel, default_tile
 from emojax.distributed.mesh import make_mesh, put_batch, put_replicated
-from emojax.models.classifier import Classifier, Cuttable
+from emojax.models.classifier import Classifier, Cuttable, last_hidden, outgoing_weights
+from emojax.probing.network import Network
 
 
 class Prediction(NamedTuple):
@@ -24,7 +25,7 @@ class Prediction(NamedTuple):
     Attributes:
       probabilities: softmax of the logits; NaN where a logit is not finite.
       pushes: of every unit of the layer before the logits, its output times its weight to the
-        predicted class: the unit's part in that logit. None for a network that cannot be cut.
+        predicted class: the unit's part in that logit. None for a network without such a layer.
     """
 
     probabilities: Float[np.ndarray, "B C"]
@@ -42,13 +43,11 @@ class Prediction(NamedTuple):
         return best - second
 
 
-def pushing_layer(model: Classifier) -> str | None:
-    """The layer whose units' pushes are known; None for a network that cannot be cut."""
-    return list(model.config.units())[-2] if isinstance(model, Cuttable) else None
-
-
 def predict(
-    model: Classifier, batches: Iterable[UInt8[np.ndarray, "B H W channels"]], *, size: int
+    model: Classifier | Network,
+    batches: Iterable[UInt8[np.ndarray, "B H W channels"]],
+    *,
+    size: int,
 ) -> Iterator[Prediction]:
     """Predictions for batches of faces, in order; while one is computed the next is fetched.
 
@@ -63,13 +62,16 @@ def predict(
     mesh = make_mesh()
     tile = default_tile()
     size = batch_size(size)
-    graphdef, state = nnx.split(model)
-    layer = pushing_layer(model)
-    program = _program(graphdef, layer, mesh, tile)
-    params = put_replicated(mesh, state)
     outgoing = None
-    if layer is not None:
-        outgoing = np.asarray(getattr(model, list(model.config.units())[-1]).kernel[...])
+    if isinstance(model, Network):
+        params = put_replicated(mesh, model.params)
+        program = data_parallel(_logits(model), mesh, replicated=1, sharded=1, tile=tile)
+    else:
+        graphdef, state = nnx.split(model)
+        params = put_replicated(mesh, state)
+        program = _program(graphdef, last_hidden(model), mesh, tile)
+        weights = outgoing_weights(model)
+        outgoing = None if weights is None else np.asarray(weights)
     running: tuple[dict[str, Array], int] | None = None
     for images in batches:
         padding = [(0, size - len(images)), (0, 0), (0, 0), (0, 0)]
@@ -87,6 +89,15 @@ def batch_size(size: int) -> int:
     return -(-size // grain) * grain
 
 
+def _logits(network: Network) -> Callable[[PyTree, Array], dict[str, Array]]:
+    """(parameters, uint8 images) → logits of a wrapped network."""
+
+    def outputs(params: PyTree, pixels: UInt8[Array, "T H W channels"]) -> dict[str, Array]:
+        return {"logits": network.apply(params, network.preprocess(pixels))[0]}
+
+    return outputs
+
+
 @functools.lru_cache(maxsize=8)
 def _program(
     graphdef: nnx.GraphDef, layer: str | None, mesh: jax.sharding.Mesh, tile: int
@@ -98,7 +109,9 @@ def _program(
         images = network.preprocess(pixels)
         if layer is None:
             return {"logits": network(images)[0]}
-        logits, taps = network(images, taps="relu")
+        # Pushes are of what the product reads: of our own networks, outputs after the ReLU.
+        choice = {"taps": "relu"} if isinstance(network, Cuttable) else {}
+        logits, taps = network(images, **choice)
         return {"logits": logits, "active": taps[layer]}
 
     return data_parallel(outputs, mesh, replicated=1, sharded=1, tile=tile)

@@ -126,6 +126,40 @@ def test_stopped_table_of_other_images_is_not_used(tmp_path, faces, weights, mon
     assert [row["file"] for row in table(out)] == list(map(str, few))
 
 
+OWN = """
+import jax.numpy as jnp
+
+def make():
+    def run(params, images):
+        mean = images.mean((1, 2))
+        return mean @ params, {"mean": mean}
+    return run, jnp.asarray([[1.0, 2], [0, 1], [3, 0]])
+"""
+
+
+def test_a_factory_resumes_only_under_a_key(tmp_path, faces, monkeypatch, capsys):
+    """Without one nothing tells whether its code is still the same."""
+    (tmp_path / "own_network_to_predict.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    few = sorted(faces.iterdir())[:2]
+    args = [*few, "--target.factory", "own_network_to_predict:make", "--out", "p.csv"]
+    args.append("--overwrite")
+
+    def die(*_):
+        raise Killed
+
+    for key, resumed in (([], False), (["--target.key", "1"], True)):
+        with monkeypatch.context() as patched:
+            patched.setattr(command._Table, "finish", die)
+            with pytest.raises(Killed):
+                run(*args, *key)
+        capsys.readouterr()
+        assert run(*args, *key) == 0
+        assert ("resuming after 2 of 2 images" in capsys.readouterr().out) == resumed
+    rows = table("p.csv")
+    assert [row["label"] for row in rows] == ["class 0"] * 2  # gray: 4 times the mean, and 3 times
+
+
 def bad_files(folder: Path) -> list[Path]:
     """Files that are no readable 8-bit images, of forty kinds."""
     gray = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8))

@@ -237,6 +237,9 @@ def check_parity(network, model, hooks, side, batch):
     for name, tap in taps.items():
         assert ours[name].shape == tap.shape, name
         assert relative(ours[name], tap) <= 1e-4, name
+    if network.config.classes:  # sweeps finish the logits from here
+        kernel, bias = network.last_layer()
+        assert relative(ours[network.last_hidden()] @ kernel + bias, want) <= 1e-4
     return ours
 
 

@@ -136,6 +136,8 @@ def test_equal_to_torch_and_edited_and_saved(model, tmp_path):
     assert relative(got, want) <= 1e-4
     for name, tap in want_taps.items():
         assert relative(taps[name], tap) <= 1e-4, name
+    kernel, bias = network.last_layer()
+    assert relative(taps[network.last_hidden()] @ kernel + bias, want) <= 1e-4
     units = network.config.units()
     assert units == {name: tap.shape[-1] for name, tap in taps.items()}
 
