@@ -9,6 +9,7 @@ as on the probe set is no shortcut for these tests, however odd it is. Shapes: I
 classes, N concepts.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,10 @@ from emojax.errors import InputError
 from emojax.ops.stats import benjamini_hochberg
 
 LEVEL = 0.05  # of the q-values that are called a finding
+UNFINDABLE = (
+    "A shortcut that holds on the test splits as on the probe set cannot be found so; name test "
+    "splits of elsewhere."
+)
 
 
 class Side(NamedTuple):
@@ -156,6 +161,11 @@ def find_shortcuts(
             numbers = dict(zip(_MEASURED, map(float, values), strict=True))
             rows.append(Suspect(name, label, int(count), p_value=1.0, q_value=1.0, **numbers))
     return _ranked(rows, np.stack(p_values))
+
+
+def least_permutations(classes: int) -> int:
+    """How many permutations can give a concept of one class a q-value of at most `LEVEL`."""
+    return math.ceil(classes / LEVEL) - 1  # p is at least 1 / (permutations + 1), q classes times p
 
 
 def _ranked(
