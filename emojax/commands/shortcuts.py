@@ -112,20 +112,27 @@ def _page(settings: ShortcutsSettings, suspects: "Sequence[Suspect]", looked: "L
         looked,
         name=settings.out.resolve().name,
         version=versions().get("emojax", "of an unknown version"),
-        command=lambda concept: _erasing(settings, concept),
+        command=lambda concept: erasing(settings, concept),
         people=settings.data.kind != "faces",
         size=settings.report.size,
     )
 
 
-def _erasing(settings: ShortcutsSettings, concept: str) -> str:
-    """The line that erases a concept from this network and tests that, on the same inputs."""
+def erasing(settings: ShortcutsSettings, concept: str) -> list[str]:
+    """The line that erases a concept from this network and tests that, on the same inputs.
+
+    Each part of it is a flag with its values, quoted for a shell.
+    """
     inputs = Dissecting(**{name: getattr(settings, name) for name in Dissecting.model_fields})
     name = re.sub(r"\W+", "-", concept.lower())[:40].strip("-")
     out = settings.out.with_name(f"{settings.out.name}-without-{name}")
     given = config.flags_of(inputs.model_copy(update={"out": out, "overwrite": False}))
-    edit = ["--edit.suppress", concept, "--edit.method", "erase"]
-    return shlex.join(["emojax", "sweep", *given, *edit])
+    parts = [["emojax", "sweep"]]
+    for argument in (*given, "--edit.suppress", concept, "--edit.method", "erase"):
+        if argument.startswith("--"):
+            parts.append([])
+        parts[-1].append(argument)
+    return [shlex.join(part) for part in parts]
 
 
 def _checked(settings: ShortcutsSettings, inputs: "StudyInputs") -> "tuple[Editable, str]":
@@ -205,7 +212,7 @@ def _print(
         say(f"no shortcut found (no q ≤ {LEVEL:g}). {UNFINDABLE}")
         return
     say(f"found (q ≤ {LEVEL:g}): {len(sure)}. To take out the first, and test that:")
-    say(f"  {_erasing(settings, sure[0].concept)}")
+    say(f"  {' '.join(erasing(settings, sure[0].concept))}")
 
 
 COMMAND = Command(

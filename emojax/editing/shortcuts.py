@@ -4,7 +4,7 @@ A unit of the last hidden layer pushes a class by its output times its weight to
 its mean weight; the push of a concept is that of all units that it labels. A shortcut's units push
 a class on the probe set, where the concept goes with the class by CLIP's similarity; on held-out
 images the concept goes less with the class, and images of other classes that are called so have
-more of the push. All three are asked for, the last two as tests. What holds on the held-out images
+more of the push. All of it is asked for, the last two as tests. What holds on the held-out images
 as on the probe set is no shortcut for these tests, however odd it is. Shapes: I images, U units, C
 classes, N concepts.
 """
@@ -155,7 +155,8 @@ def find_shortcuts(
         ]
         errors, p_errors = _errors(pushes[1] / scale, held_out, label, permutations, rng)
         p_fall = _p_fall(similar, of_class == label, members)
-        p_values.append(np.where(drive > 0, np.maximum(p_fall, p_errors), 1.0))
+        there_before = (drive > 0) & (associations[0] > 0)
+        p_values.append(np.where(there_before, np.maximum(p_fall, p_errors), 1.0))
         measured = zip(names, masks.sum(axis=1), drive, *associations, errors, strict=True)
         for name, count, *values in measured:
             numbers = dict(zip(_MEASURED, map(float, values), strict=True))

@@ -52,7 +52,7 @@ def render(
     *,
     name: str,
     version: str,
-    command: Callable[[str], str],
+    command: Callable[[str], Sequence[str]],
     people: bool = True,
     size: float = 25.0,
 ) -> str:
@@ -63,7 +63,7 @@ def render(
       looked: what they were found in.
       name: of the run, for the title.
       version: of emojax.
-      command: the line that erases a concept, given its name.
+      command: the command line that erases a concept, given its name, a flag in each part.
       people: whether the images are of people, which the page then says.
       size: bound of the page, in millions of bytes.
 
@@ -105,7 +105,7 @@ def _row(suspect: Suspect, classes: Sequence[str]) -> list[str]:
     return [*cells, *map(_signed, numbers), page.p_text(suspect.q_value)]
 
 
-def _card(suspect: Suspect, looked: Looked, command: str) -> dict[str, Any]:
+def _card(suspect: Suspect, looked: Looked, command: Sequence[str]) -> dict[str, Any]:
     """What the page shows of a found concept."""
     at = list(looked.units).index(suspect.concept)
     weight = looked.weight[:, suspect.label] - looked.weight.mean(axis=1)
@@ -131,7 +131,7 @@ def _card(suspect: Suspect, looked: Looked, command: str) -> dict[str, Any]:
         ],
         "more": max(0, len(own) - _UNITS),
         "groups": _groups(suspect, looked, looked.probe.similarities[:, at], weight),
-        "command": command,
+        "command": " \\\n  ".join(command),
     }
 
 
@@ -141,7 +141,10 @@ def _groups(
     similar: Float[np.ndarray, " I"],
     weight: Float[np.ndarray, " U"],
 ) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Titles of the groups, and the address and the class of each of their images."""
+    """Titles of the groups, and the address and the class of each of their images.
+
+    Where the title says the class, it is blank.
+    """
     if looked.images is None:
         return []
     probe, held_out = looked.probe, looked.held_out
@@ -154,25 +157,25 @@ def _groups(
     misled = np.flatnonzero(called)
     push = held_out.features[misled] @ weight
     misled = misled[np.argsort(-push, kind="stable")][:_EXAMPLES]
+    true = held_out.labels[misled]
     concept = suspect.concept
     return [
-        (title, _examples(images, rows, side.labels, looked.classes))
-        for title, images, rows, side in (
-            (f"{name}, most like {concept!r}", looked.images[0], with_it, probe),
-            (f"{name}, least like {concept!r}", looked.images[0], without, probe),
-            (f"test images that are called {name} and are not", looked.images[1], misled, held_out),
-        )
+        (f"{name}, most like {concept!r}", _examples(looked.images[0], with_it)),
+        (f"{name}, least like {concept!r}", _examples(looked.images[0], without)),
+        (
+            f"called {name} on the test splits, most pushed first; below each what it is",
+            _examples(looked.images[1], misled, [looked.classes[i] for i in true]),
+        ),
     ]
 
 
 def _examples(
-    parts: Sequence[Images], rows: np.ndarray, labels: np.ndarray, classes: Sequence[str]
+    parts: Sequence[Images], rows: np.ndarray, classes: Sequence[str] = ()
 ) -> list[tuple[str, str]]:
-    """Address and class of some images of several sets in a row."""
+    """Addresses of some images of several sets in a row, each with its class."""
     starts = np.cumsum([0, *(len(part) for part in parts)])
     shown = []
     for row in rows:
         part = int(np.searchsorted(starts, row, side="right")) - 1
-        address = sprites.address(parts[part], int(row - starts[part]), _SIDE)
-        shown.append((address, classes[labels[row]]))
-    return shown
+        shown.append(sprites.address(parts[part], int(row - starts[part]), _SIDE))
+    return list(zip(shown, classes or [""] * len(shown), strict=True))

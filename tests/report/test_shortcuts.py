@@ -49,7 +49,7 @@ def encoded(monkeypatch):
 
 
 def page(looked, *suspects, **options):
-    command = {"command": lambda concept: f"emojax sweep --edit.suppress {concept}"}
+    command = {"command": lambda concept: ["emojax sweep", f"--edit.suppress {concept}"]}
     return render(suspects, looked, name="a <run>", version="1", **command | options)
 
 
@@ -60,12 +60,14 @@ def test_the_groups_are_the_extremes_and_the_misled(looked, encoded):
     assert encoded[:4] == [9, 8, 5, 6]
     assert encoded[4:] == [202, 101, 201, 100, 200]
     captions = re.findall(r'<li><img src="[^"]*" alt="([^"]*)">', text)
-    assert list(map(html.unescape, captions)) == [CLASSES[1]] * 4 + [CLASSES[0]] * 5
+    assert list(map(html.unescape, captions))[4:] == [CLASSES[0]] * 5
     assert "q = 0.002" in text
     assert ">+2.00<" in text
     assert ">−0.25<" in text
     rows = re.findall(r'<th scope="row">(\d)</th>', text)
     assert rows == ["0", "2"]  # its units, the larger weight first
+    command = html.unescape(text.partition("<code>")[2].partition("</code>")[0])
+    assert command == f"emojax sweep \\\n  --edit.suppress {HOSTILE[0]}"
     assert "faces of people" in text
     assert "faces of people" not in page(looked, FOUND, people=False)
 
