@@ -1,7 +1,6 @@
 """`emojax shortcuts`: concepts whose units drive a class on the probe set and errors elsewhere."""
 
 import re
-import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -132,7 +131,14 @@ def erasing(settings: ShortcutsSettings, concept: str) -> list[str]:
         if argument.startswith("--"):
             parts.append([])
         parts[-1].append(argument)
-    return [shlex.join(part) for part in parts]
+    return [" ".join(map(_quoted, part)) for part in parts]
+
+
+def _quoted(argument: str) -> str:
+    """The argument as a shell takes it whole."""
+    if re.fullmatch(r"[\w@%+=:,./-]+", argument, re.ASCII):
+        return argument
+    return "'" + argument.replace("'", "'\"'\"'") + "'"
 
 
 def _checked(settings: ShortcutsSettings, inputs: "StudyInputs") -> "tuple[Editable, str]":
