@@ -164,7 +164,7 @@ def _groups(
         (f"{name}, least like {concept!r}", _examples(looked.images[0], without)),
         (
             f"called {name} on the test splits, most pushed first; below each what it is",
-            _examples(looked.images[1], misled, [looked.classes[i] for i in true]),
+            _examples(looked.images[1], misled, [looked.classes[int(i)] for i in true]),
         ),
     ]
 
@@ -173,7 +173,7 @@ def _examples(
     parts: Sequence[Images], rows: np.ndarray, classes: Sequence[str] = ()
 ) -> list[tuple[str, str]]:
     """Addresses of some images of several sets in a row, each with its class."""
-    starts = np.cumsum([0, *(len(part) for part in parts)])
+    starts = np.cumsum([0, *(part.shape[0] for part in parts)])
     shown = []
     for row in rows:
         part = int(np.searchsorted(starts, row, side="right")) - 1
