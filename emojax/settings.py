@@ -438,6 +438,25 @@ def paths_in(settings: BaseModel, prefix: str = "--") -> Iterator[tuple[str, Pat
             yield from ((flag, path) for path in values if isinstance(path, Path))
 
 
+def flags_of(settings: BaseModel) -> list[str]:
+    """The arguments of a command line that give the settings that are not the defaults."""
+    return list(_flags(settings.model_dump(), type(settings)().model_dump()))
+
+
+def _flags(values: dict[str, Any], defaults: dict[str, Any], section: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if value == defaults[name]:
+            continue
+        if isinstance(value, dict):
+            yield from _flags(value, defaults[name], f"{section}{flag}.")
+        elif isinstance(value, bool):
+            yield f"--{section}{'' if value else 'no-'}{flag}"
+        else:
+            yield f"--{section}{flag}"
+            yield from map(str, value if isinstance(value, tuple) else (value,))
+
+
 def read_settings(path: Path | str) -> Settings:
     """Settings from a YAML file, or from one that comes with emojax, by its name: `paper`.
 

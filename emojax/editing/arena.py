@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from emojax.editing.erase import erase, within
+from emojax.editing.erase import eraser, within
 from emojax.editing.refit import (
     Linear,
     activation_gap,
@@ -120,9 +120,10 @@ def edits(
 ) -> dict[str, tuple[Float[np.ndarray, "I C"], Float[np.ndarray, "R I C"]]]:
     """Held-out logits of the two edits by concept, each with those of its random controls."""
 
+    erased = eraser(last, selection.features, selection.labels)
+
     def by_erasing(similarities: np.ndarray) -> np.ndarray:
-        edited = erase(last, selection.features, selection.labels, similarities[:, None])
-        return edited.logits(held_out.features)
+        return erased(similarities[:, None]).logits(held_out.features)
 
     def by_silencing(mask: np.ndarray) -> np.ndarray:
         return silenced(last, mask).logits(held_out.features)

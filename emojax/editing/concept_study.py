@@ -1,11 +1,12 @@
-"""A study of one edit by named concepts: the units that stand for them are silenced or amplified.
+"""A study of one edit by named concepts: they are erased, or units that stand for them are scaled.
 
-Nothing is selected, so every test image is held out. The test is McNemar's against no edit, and as
-many random units of the layer say whether the labels are why. Shapes: U units, M masks.
+Nothing is selected, so every test image is held out. The test is McNemar's against no edit, and
+random controls say whether the names are why: directions of permuted similarities, or as many
+random units of the layer. Shapes: I images, U units, M masks or draws.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,15 +20,17 @@ from emojax.dissection.explain import explain
 from emojax.dissection.labels import Dissection
 from emojax.editing.activations import (
     PreBiasActivations,
+    Progress,
     pool_activations,
     pre_bias_activations,
 )
 from emojax.editing.arena import permuted_within
 from emojax.editing.budget import seconds_per_image
 from emojax.editing.edit import edit, with_last_layer
-from emojax.editing.erase import erase
+from emojax.editing.erase import eraser
+from emojax.editing.refit import Linear
 from emojax.editing.search import AUTO, Edit
-from emojax.editing.shortcuts import features_of, last_layer_of, side_of
+from emojax.editing.shortcuts import Side, features_of, last_layer_of, side_of
 from emojax.editing.stages import Stage
 from emojax.editing.study_result import (
     ChosenSetting,
@@ -207,7 +210,8 @@ def study_by_erasing(
     first, *splits = _read(model, [images, *tests], layer, batch, cache, stage)
     side = side_of(first, record.embeddings, np.asarray(texts))
     last = last_layer_of(first)
-    edited = erase(last, side.features, side.labels, side.similarities)
+    erased = eraser(last, side.features, side.labels)
+    edited = erased(side.similarities)
     features = [features_of(split) for split in splits]
     pairs = []
     for split, own in zip(splits, features, strict=True):
@@ -216,27 +220,50 @@ def study_by_erasing(
         pairs.append((before, after))
     together, labels = np.concatenate(features), np.concatenate([own.labels for own in splits])
     unedited = int((last.logits(together).argmax(axis=1) == labels).sum())
-    rng = np.random.default_rng(0)
     draws = min(options.masks, _ERASED_AT_RANDOM)
-    drawn = np.zeros(draws, int)
     with stage("evidence", "settings") as progress:
-        for draw in range(draws):
-            shuffled = permuted_within(side.similarities, side.labels, rng)
-            other = erase(last, side.features, side.labels, shuffled).logits(together)
-            drawn[draw] = int((other.argmax(axis=1) == labels).sum()) - unedited
-            if progress is not None:
-                progress(draw + 1, draws)
+        correct = correct_at_random(erased, side, together, labels, draws, progress)
     named = f"{', '.join(map(repr, options.suppress))} erased from the last layer"
     return _study(
         tests,
         pairs,
-        drawn,
+        correct - unedited,
         "random_directions",
-        ChosenSetting(layer, "concepts", concepts=named),
+        ChosenSetting(layer, "erased", concepts=named),
         options,
         edited=with_last_layer(model, edited.weight, edited.bias),
         selected_on=(images,),
     )
+
+
+def correct_at_random(
+    erased: Callable[[Float[np.ndarray, "I N"]], Linear],
+    side: Side,
+    features: Float[np.ndarray, "I U"],
+    labels: Int[np.ndarray, " I"],
+    draws: int,
+    progress: Progress | None = None,
+) -> Int[np.ndarray, " M"]:
+    """Correct images after erasings that are fitted on permuted similarities.
+
+    The similarities of an image stay together and go to another of its class, so each draw erases
+    as many directions as there are concepts: several that are named at once are one test.
+
+    Args:
+      erased: `eraser` of the side.
+      side: what the erasing is fitted on.
+      features, labels: of the test.
+      draws: how many.
+      progress: is told after every draw.
+    """
+    rng = np.random.default_rng(0)
+    correct = np.zeros(draws, int)
+    for draw in range(draws):
+        edited = erased(permuted_within(side.similarities, side.labels, rng))
+        correct[draw] = (edited.logits(features).argmax(axis=1) == labels).sum()
+        if progress is not None:
+            progress(draw + 1, draws)
+    return correct
 
 
 def _read(

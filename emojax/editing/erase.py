@@ -6,6 +6,8 @@ similarity to the concept, within the classes, are taken out of the last layer's
 is labelled with the concept: CLIP sees it. Shapes: I images, U units, C classes, N concepts.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -35,15 +37,35 @@ def erase(
       labels: classes of these images; the network's own predictions will do where there are none.
       similarities: of the images with each concept, CLIP's cosines.
     """
+    return eraser(last, features, labels)(similarities)
+
+
+def eraser(
+    last: Linear, features: Float[np.ndarray, "I U"], labels: Int[np.ndarray, " I"]
+) -> Callable[[Float[np.ndarray, "I N"]], Linear]:
+    """`erase` for many similarities: what they share, which takes the time, is computed once."""
+    from scipy.linalg import cho_factor, cho_solve  # comes with jax
+
+    count = len(labels)
+    own = np.eye(labels.max() + 1)[labels]
+    sums = own.T @ features
+    means = sums / np.maximum(own.sum(axis=0), 1)[:, None]
     mean = features.mean(axis=0)
-    centred = within(features, labels)
-    together = centred.T @ within(similarities, labels) / len(labels)  # [U, N]
-    spread = centred.T @ centred / len(labels)
-    spread[np.diag_indices_from(spread)] += _RIDGE * np.trace(spread) / len(spread)
-    read = np.linalg.solve(spread, together)
-    lost = read @ np.linalg.solve(together.T @ read, together.T @ last.weight)  # [U, C]
-    erased = Linear(last.weight - lost, last.bias + mean @ lost)
-    return fit_bias(erased, features, labels)
+    spread = (features.T @ features - means.T @ sums) / count
+    ridge = _RIDGE * np.trace(spread) / len(spread)
+    spread[np.diag_indices_from(spread)] += ridge if ridge > 0 else 1.0  # or no feature varies
+    factor = cho_factor(spread, overwrite_a=True)
+
+    def erased(similarities: Float[np.ndarray, "I N"]) -> Linear:
+        # These sum to 0 in each class, so the features need not be centred.
+        together = features.T @ within(similarities, labels) / count  # [U, N]
+        read = cho_solve(factor, together)
+        # Least squares, since concepts may be two words for one thing, or be seen in no image.
+        shares = np.linalg.lstsq(together.T @ read, together.T @ last.weight, rcond=1e-10)[0]
+        lost = read @ shares  # [U, C]
+        return fit_bias(Linear(last.weight - lost, last.bias + mean @ lost), features, labels)
+
+    return erased
 
 
 def within(values: Float[np.ndarray, "I K"], labels: Int[np.ndarray, " I"]) -> np.ndarray:
@@ -56,18 +78,22 @@ def within(values: Float[np.ndarray, "I K"], labels: Int[np.ndarray, " I"]) -> n
 def fit_bias(
     last: Linear, features: Float[np.ndarray, "I U"], labels: Int[np.ndarray, " I"]
 ) -> Linear:
-    """The layer with the biases of least cross-entropy, every class counting alike."""
-    logits = last.logits(features)
-    classes = logits.shape[1]
-    weights = 1.0 / np.maximum(np.bincount(labels, minlength=classes), 1)[labels]
-    weights /= weights.sum()
-    bias = np.zeros(classes)
+    """The layer with the biases of least cross-entropy; classes without an image keep theirs.
+
+    Every image counts alike, so classes stay as frequent as among these images: an edit is no place
+    to change what is rare.
+    """
+    there, own = np.unique(labels, return_inverse=True)
+    logits = last.logits(features)[:, there]
+    bias = np.zeros(len(there))
     for _ in range(_STEPS):
         share = softmax(logits + bias)
-        slope = weights @ (share - np.eye(classes)[labels])
-        curvature = np.diag(weights @ share) - (share * weights[:, None]).T @ share
+        slope = (share - np.eye(len(there))[own]).mean(axis=0)
+        curvature = np.diag(share.mean(axis=0)) - share.T @ share / len(share)
         step = np.linalg.lstsq(curvature, slope, rcond=1e-10)[0]  # a shift of all changes nothing
         bias -= np.clip(step, -1.0, 1.0)
         if np.abs(step).max() < 1e-6:
             break
-    return Linear(last.weight, last.bias + bias)
+    fitted = last.bias.copy()
+    fitted[there] += bias
+    return Linear(last.weight, fitted)

@@ -26,6 +26,9 @@ MEANING = {
     "largest maximum similarities, are multiplied by the factor, all others are divided by it.",
     "continuous": "An edit scales the units of a layer: they are multiplied by numbers from 0, for "
     "the least maximum similarity, to the factor, for the largest, in proportion between.",
+    "concepts": "An edit by name scales the units of a layer that stand for the named concepts.",
+    "erased": "An edit by name: what goes with CLIP's similarity to the named concepts, within the "
+    "classes, is taken out of the last layer's weights, and its biases are fitted anew.",
 }
 
 
@@ -113,20 +116,26 @@ class Edit(Search):
     )
     suppress: tuple[str, ...] = Field(
         default=(),
-        description="instead of a search, scale the units that stand for these concepts by "
-        "suppress-factor; `auto` takes the last hidden layer that has some",
+        description="instead of a search, take these concepts out of the network, by the method",
     )
     amplify: tuple[str, ...] = Field(
-        default=(), description="the same, by amplify-factor; may be given together"
+        default=(),
+        description="scale the units that stand for these concepts by amplify-factor; may be given "
+        "with suppress",
     )
     suppress_factor: float = Field(
-        default=0.0, ge=0, lt=1, description="0 silences: the unit is the same for all images"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="of the suppressed units; 0 silences: the unit is the same for all images",
     )
     amplify_factor: float = Field(default=2.0, gt=1, description="of the amplified units")
-    method: Literal["units", "erase"] = Field(
-        default="units",
-        description="scale the units that stand for the concepts; or erase the suppressed concepts "
-        "from the last layer's weights, with CLIP and the probe images' classes",
+    method: Literal["auto", "erase", "units"] = Field(
+        default="auto",
+        description="erase the suppressed concepts from the last layer's weights, with CLIP and "
+        "the probe images' classes; or scale the units that stand for the concepts, in the last "
+        "hidden layer that has some; auto erases where that can be done and nothing else that is "
+        "given is of units",
     )
     rule: UnitRule = Field(
         default="label",

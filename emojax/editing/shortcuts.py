@@ -4,11 +4,12 @@ A unit of the last hidden layer pushes a class by its output times its weight to
 its mean weight; the push of a concept is that of all units that it labels. A shortcut's units push
 a class on the probe set, where the concept goes with the class by CLIP's similarity; on held-out
 images the concept goes less with the class, and images of other classes that are called so have
-more of the push. All three are asked for, the last two as tests. What holds on the held-out images
+more of the push. All of it is asked for, the last two as tests. What holds on the held-out images
 as on the probe set is no shortcut for these tests, however odd it is. Shapes: I images, U units, C
 classes, N concepts.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -21,6 +22,10 @@ from emojax.errors import InputError
 from emojax.ops.stats import benjamini_hochberg
 
 LEVEL = 0.05  # of the q-values that are called a finding
+UNFINDABLE = (
+    "A shortcut that holds on the test splits as on the probe set cannot be found so; name test "
+    "splits of elsewhere."
+)
 
 
 class Side(NamedTuple):
@@ -150,12 +155,18 @@ def find_shortcuts(
         ]
         errors, p_errors = _errors(pushes[1] / scale, held_out, label, permutations, rng)
         p_fall = _p_fall(similar, of_class == label, members)
-        p_values.append(np.where(drive > 0, np.maximum(p_fall, p_errors), 1.0))
+        there_before = (drive > 0) & (associations[0] > 0)
+        p_values.append(np.where(there_before, np.maximum(p_fall, p_errors), 1.0))
         measured = zip(names, masks.sum(axis=1), drive, *associations, errors, strict=True)
         for name, count, *values in measured:
             numbers = dict(zip(_MEASURED, map(float, values), strict=True))
             rows.append(Suspect(name, label, int(count), p_value=1.0, q_value=1.0, **numbers))
     return _ranked(rows, np.stack(p_values))
+
+
+def least_permutations(classes: int) -> int:
+    """How many permutations can give a concept of one class a q-value of at most `LEVEL`."""
+    return math.ceil(classes / LEVEL) - 1  # p is at least 1 / (permutations + 1), q classes times p
 
 
 def _ranked(

@@ -24,6 +24,7 @@ from emojax.editing.concept_study import study_by_concept, study_by_erasing
 from emojax.editing.edit import edit, gains_of, read_gains
 from emojax.editing.search import AUTO, PAPER_STUDY, Edit, Setting
 from emojax.editing.stages import Stage, untimed
+from emojax.editing.study_checks import erases
 from emojax.editing.study_result import (
     ChosenSetting,
     Study,
@@ -69,7 +70,8 @@ def run_study(
     """Selects an edit by labels, tests it, and applies it.
 
     With gains from a file or named concepts nothing is selected; with ten crops there is a grid
-    and no evidence.
+    and no evidence. Of named concepts, the method `auto` erases them where that can be done, and
+    logs which it takes.
 
     Args:
       model: the network.
@@ -88,7 +90,7 @@ def run_study(
         for the layers that are named.
     """
     if options.by_concept:
-        if options.method == "erase":
+        if erases(model, images, options, dissection.record.clip):
             return study_by_erasing(model, dissection, images, tests, options, batch, cache, stage)
         return study_by_concept(model, dissection, tests, options, batch, cache, stage)
     layers = layers_to_edit(options, table1)

@@ -1,18 +1,24 @@
 """What a study would refuse, checked before the probe, which takes long."""
 
+import logging
 import math
 from collections.abc import Sequence
 
 from flax import nnx
 
+from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.concepts import ConceptSet
 from emojax.data.image_set import ImageSet
 from emojax.editing.edit import read_gains
-from emojax.editing.search import AUTO, Edit
+from emojax.editing.search import AUTO, PAPER_STUDY, Edit
 from emojax.errors import InputError
 from emojax.models.classifier import Cuttable, Editable
 from emojax.probing.network import resolve_layers
 from emojax.training.evaluate import Protocol, labelled
+
+_log = logging.getLogger("emojax")
+# What of an edit by named concepts has no meaning where they are erased.
+_OF_UNITS = ("amplify", "layers", "rule", "least", "suppress_factor", "scope")
 
 
 def check_study(
@@ -60,8 +66,8 @@ def check_study(
     other_kinds = options.top_fraction or options.continuous
     if options.by_concept:
         _check_named(options, layers, concepts, one_view=one_view)
-        if options.method == "erase":
-            _check_erasable(model, images)
+        if options.method == "erase" and (reason := why_not_erased(model, images, options)):
+            raise InputError(f"--edit.method erase: {reason}; change that, or leave the method out")
     elif options.gains is not None:
         if len(layers) != 1 or layers[0] == AUTO:
             raise InputError("--edit.gains are those of one layer; name it with --edit.layers")
@@ -103,22 +109,43 @@ def _check_named(
         raise InputError(
             "--evaluate.protocol tencrop takes thresholds on one layer; use resize40 for concepts"
         )
-    if options.method == "erase" and options.amplify:
-        raise InputError("--edit.method erase erases; --edit.amplify is of --edit.method units")
-    if options.method == "erase" and layers[0] != AUTO:
-        raise InputError(
-            f"--edit.method erase is of the last layer; leave out --edit.layers {layers[0]}"
+
+
+def erases(model: Editable, images: ImageSet, options: Edit, clip: ClipEncoder | None) -> bool:
+    """Whether an edit by named concepts erases them, or scales their units.
+
+    Logs which of them the method `auto` takes, and why. `clip` is the record's.
+    """
+    if options.method != "auto":
+        return options.method == "erase"
+    reason = why_not_erased(model, images, options)
+    if reason is None and clip is None:
+        reason = "the record was read from disk, without the CLIP that made it"
+    if reason is None:
+        _log.info(
+            "edit: %s erased from the last layer; --edit.method units scales units instead",
+            ", ".join(map(repr, options.suppress)),
         )
+    else:
+        _log.info("edit: units are scaled, nothing is erased, since %s", reason)
+    return reason is None
 
 
-def _check_erasable(model: Editable, images: ImageSet) -> None:
-    """Refuses a network whose last layer is not its own, and probe images without classes."""
+def why_not_erased(model: Editable, images: ImageSet, options: Edit) -> str | None:
+    """What stands against erasing the suppressed concepts; None where nothing does."""
+    given = [name for name in _OF_UNITS if getattr(options, name) != getattr(PAPER_STUDY, name)]
+    if given:
+        flags = ", ".join(f"--edit.{name.replace('_', '-')}" for name in given)
+        return f"{flags} {'is' if len(given) == 1 else 'are'} of units"
     if not isinstance(model, Cuttable):
-        raise InputError(
-            f"--edit.method erase is of a VGGNet or a CompactNet, not of a {type(model).__name__}; "
-            "use --edit.method units"
-        )
-    labelled(images, model)
+        return f"the last layer of a {type(model).__name__} is not ours to change"
+    if images.labels is None:
+        return f"{images.name} has no class labels"
+    try:
+        labelled(images, model)
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def _check_sets(

@@ -57,7 +57,7 @@ class ChosenSetting:
     """
 
     layer: str
-    kind: Kind | Literal["file", "concepts"]
+    kind: Kind | Literal["file", "concepts", "erased"]
     tau: float | None = None
     factor: float | None = None
     concepts: str | None = None

@@ -130,12 +130,15 @@ def build(
         page = make(data=data and json_text(data), sheets=[])
     else:
         page = _with_thumbnails(run, run.details, images, data, make, int(size * 1e6))
-    if len(page.encode()) > size * 1e6:
-        raise InputError(
-            f"the page takes {len(page.encode()) / 1e6:.1f} MB of {size:g}; give a larger "
-            "--report.size"
-        )
+    check_size(page, size)
     return page, drawn
+
+
+def check_size(page: str, size: float) -> None:
+    """Raises InputError for a page of more than `size` million bytes."""
+    taken = len(page.encode()) / 1e6
+    if taken > size:
+        raise InputError(f"the page takes {taken:.1f} MB of {size:g}; give a larger --report.size")
 
 
 def _with_thumbnails(
@@ -205,7 +208,12 @@ def speaks_of_emotions(runs: Sequence[Results]) -> bool:
     """Whether a class of some run is an emotion; runs that do not name their classes count, too."""
     named = [run.details.classes.tolist() for run in runs if run.details is not None]
     classes = [name for names in named for name in names]
-    return not classes or any(meaning(name) in ALIASES for name in classes)
+    return not classes or name_emotions(classes)
+
+
+def name_emotions(classes: Sequence[str]) -> bool:
+    """Whether some class is an emotion."""
+    return any(meaning(name) in ALIASES for name in classes)
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> Any:
@@ -426,6 +434,8 @@ def _edit(run: Results, study: StudySummary) -> dict[str, Any]:
     kind = setting.kind.replace("_", " ")
     what = kind if setting.concepts is None else f"{kind} ({setting.concepts})"
     text = ", ".join([f"Layer {setting.layer}", what, *parts, f"gains on {study.scope}"]) + "."
+    if setting.kind == "erased":
+        text = f"{setting.concepts}."
     if study.tested is not None:
         text += f" Tested on {', '.join(study.tested.on)}"
         if study.selected_on_test:

@@ -254,7 +254,7 @@ def _is_unsearched(summary: dict[str, Any]) -> bool:
     """Whether the edit's gains were given, by a file or by concepts, so that there is no sweep."""
     edit = summary.get("edit")
     setting = edit.get("setting") if isinstance(edit, dict) else None
-    return isinstance(setting, dict) and setting.get("kind") in ("file", "concepts")
+    return isinstance(setting, dict) and setting.get("kind") in ("file", "concepts", "erased")
 
 
 def _rename_finding(summary: dict[str, Any]) -> None:

@@ -102,12 +102,24 @@ def _encode(images: Images, numbers: np.ndarray, side: int, quality: int) -> Ite
         high = -(-len(of_sheet) // SIDE)
         sheet = Image.new("L" if images.shape[-1] == 1 else "RGB", (SIDE * side, high * side))
         for place, number in enumerate(of_sheet):
-            pixels = np.asarray(images[int(number) : int(number) + 1])[0]
-            face = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-            sheet.paste(
-                face.resize((side, side), Image.Resampling.LANCZOS),
-                (place % SIDE * side, place // SIDE * side),
-            )
-        file = io.BytesIO()
-        sheet.save(file, "WEBP", quality=quality, method=4)
-        yield base64.b64encode(file.getvalue()).decode("ascii")
+            face = _thumbnail(images, int(number), side)
+            sheet.paste(face, (place % SIDE * side, place // SIDE * side))
+        yield _webp(sheet, quality)
+
+
+def _thumbnail(images: Images, number: int, side: int) -> Image.Image:
+    pixels = np.asarray(images[number : number + 1])[0]
+    face = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    return face.resize((side, side), Image.Resampling.LANCZOS)
+
+
+def _webp(picture: Image.Image, quality: int) -> str:
+    """The picture as a file in base64."""
+    file = io.BytesIO()
+    picture.save(file, "WEBP", quality=quality, method=4)
+    return base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def address(images: Images, number: int, side: int) -> str:
+    """A thumbnail of one image as an address that holds it whole."""
+    return f"data:image/webp;base64,{_webp(_thumbnail(images, number, side), LOOKS[0][2])}"

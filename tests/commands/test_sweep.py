@@ -7,6 +7,8 @@ from commands_in_process import UNKNOWN, run
 
 from emojax.data.weights import load_vgg
 
+NETWORK = "vgg.safetensors"
+
 
 def test_gains_from_a_file(capsys, tmp_path, sources):
     network, probing = sources
@@ -41,7 +43,7 @@ def test_gains_from_a_file(capsys, tmp_path, sources):
 
 
 def test_an_edit_by_concepts(capsys, tmp_path, sources):
-    """The units that carry a concept are silenced; the other words are refused with near ones."""
+    """A concept is erased, or its units are silenced; other words are refused with near ones."""
     network, probing = sources
     args = [*network, *probing, "--probe.layers", "lin*", "--edit.masks", "19"]
     args += ["--dissect.similarity", "correlation"]
@@ -52,6 +54,9 @@ def test_an_edit_by_concepts(capsys, tmp_path, sources):
     everything = [*args, "--edit.rule", "score", "--edit.least", "-1", "--edit.suppress", "Smile"]
     code, out, _ = run(capsys, "sweep", *everything, "--out", tmp_path / "all")
     assert code == 0
+    assert (
+        "units are scaled, nothing is erased, since --edit.rule, --edit.least are of units" in out
+    )
     assert "20 units for 'Smile' × 0" in out
     evidence = json.loads((tmp_path / "all" / "evidence.json").read_text())
     assert f"evidence: {evidence['verdict'].split('. ')[0]}." in out
@@ -60,3 +65,13 @@ def test_an_edit_by_concepts(capsys, tmp_path, sources):
     assert len(table) == 21
     edited = load_vgg(tmp_path / "all" / "edited.safetensors").lin2.kernel[...]
     np.testing.assert_array_equal(edited, 0)
+    code, out, _ = run(
+        capsys, "sweep", *args, "--edit.suppress", "Smile", "--out", tmp_path / "erased"
+    )
+    assert code == 0
+    assert "edit: 'Smile' erased from the last layer; --edit.method units scales units" in out
+    summary = json.loads((tmp_path / "erased" / "summary.json").read_text())
+    assert summary["edit"]["setting"]["kind"] == "erased"
+    edited, own = (load_vgg(tmp_path / name) for name in ("erased/edited.safetensors", NETWORK))
+    np.testing.assert_array_equal(edited.lin2.kernel[...], own.lin2.kernel[...])
+    assert not np.array_equal(edited.lin3.kernel[...], own.lin3.kernel[...])

@@ -1,4 +1,7 @@
-"""Edits by named concepts: which units, how much, tested against no edit and random controls."""
+"""Edits by named concepts: which way, which units, tested against no edit and random controls."""
+
+import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,11 +11,15 @@ from flax import nnx
 from emojax.data.concepts import ConceptSet
 from emojax.data.image_set import ImageSet
 from emojax.dissection.labels import Dissection
-from emojax.editing.concept_study import concept_gains, layer_of_concepts
+from emojax.editing.concept_study import concept_gains, correct_at_random, layer_of_concepts
+from emojax.editing.erase import eraser
+from emojax.editing.refit import Linear
 from emojax.editing.search import Edit
+from emojax.editing.shortcuts import Side
 from emojax.editing.study import run_study
-from emojax.editing.study_checks import check_study
+from emojax.editing.study_checks import check_study, erases
 from emojax.errors import InputError
+from emojax.evidence.comparison import permutation_p_value
 from emojax.ops.stats import mcnemar_exact
 from emojax.training.evaluate import evaluate
 
@@ -21,6 +28,7 @@ UNITS = {
     "Frown": {"lin1": np.array([False, False]), "lin2": np.array([False, True, False])},
 }
 NONE = np.zeros(3, bool)
+SOME_CLIP = object()  # which of them it is plays no part
 
 
 def test_gains_of_a_unit_that_stands_for_two_are_multiplied():
@@ -48,14 +56,98 @@ def test_auto_is_the_last_hidden_layer_that_has_units():
         ({"suppress": ("c9",)}, "no concept 'c9'"),
         ({"suppress": ("c1",), "layers": ("lin1", "lin2")}, "an edit by concepts is of one layer"),
         ({"suppress": ("c1",), "gains": "gains.txt"}, "are edits each; give one"),
-        ({"method": "erase", "suppress": ("c1",), "amplify": ("c2",)}, "--edit.method units"),
-        ({"method": "erase", "suppress": ("c1",), "layers": ("lin2",)}, "leave out --edit.layers"),
+        ({"method": "erase", "suppress": ("c1",), "amplify": ("c2",)}, "amplify is of units"),
+        ({"method": "erase", "suppress": ("c1",), "layers": ("lin2",)}, "layers is of units"),
     ],
 )
 def test_refusals(tiny_vgg, blobs, options, message):
     concepts = ConceptSet(("c0", "c1", "c2", "c3"))
     with pytest.raises(InputError, match=message):
         check_study(tiny_vgg, Edit(**options), blobs, [blobs], concepts=concepts)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, None),
+        ({"amplify": ("c2",)}, "--edit.amplify is of units"),
+        ({"rule": "score", "least": 0.1}, "--edit.rule, --edit.least are of units"),
+        ({"suppress_factor": 0.5}, "--edit.suppress-factor is of units"),
+    ],
+)
+def test_auto_erases_unless_what_is_given_is_of_units(tiny_vgg, blobs, caplog, options, reason):
+    caplog.set_level(logging.INFO, "emojax")
+    edit = Edit(suppress=("c1",), **options)
+    assert erases(tiny_vgg, blobs, edit, SOME_CLIP) == (reason is None)
+    (line,) = caplog.messages
+    assert ("'c1' erased from the last layer" if reason is None else f"since {reason}") in line
+
+
+def test_auto_scales_units_where_nothing_can_be_erased(tiny_vgg, blobs, caplog):
+    caplog.set_level(logging.INFO, "emojax")
+    unlabelled = ImageSet.from_arrays(blobs.images[:2], name="some")
+    two_classes = ImageSet.from_arrays(blobs.images[:2], [0, 1], ("a", "b"), name="others")
+    edit = Edit(suppress=("c1",))
+    for model, images, clip in (
+        (tiny_vgg, unlabelled, SOME_CLIP),
+        (tiny_vgg, two_classes, SOME_CLIP),
+        (SimpleNamespace(), blobs, SOME_CLIP),
+        (tiny_vgg, blobs, None),
+    ):
+        assert not erases(model, images, edit, clip)
+    reasons = (
+        "some has no class labels",
+        "others has 2 classes",
+        "not ours to change",
+        "from disk",
+    )
+    for line, reason in zip(caplog.messages, reasons, strict=True):
+        assert reason in line
+    with pytest.raises(InputError, match="some has no class labels; change that"):
+        check_study(tiny_vgg, Edit(suppress=("c1",), method="erase"), unlabelled, [blobs])
+
+
+def some_side(rng, count=60):
+    """Three classes that two of five units tell, and similarities with two concepts by chance."""
+    labels = np.arange(count) % 3
+    features = rng.normal(size=(count, 5))
+    features[np.arange(count), labels] += 1.0
+    return Side(features, labels, labels, rng.normal(size=(count, 2)))
+
+
+def test_random_erasings_are_of_all_concepts_at_once():
+    """Each draw gives an image's similarities, together, to another of its class."""
+    side = some_side(np.random.default_rng(0))
+    drawn = []
+
+    def erased(similarities):
+        drawn.append(similarities)
+        return Linear(np.zeros((5, 3)), np.arange(3.0))
+
+    correct = correct_at_random(erased, side, side.features, side.labels, 4)
+    np.testing.assert_array_equal(correct, [20] * 4)  # the last class, whatever the image
+    for similarities in drawn:
+        assert (similarities != side.similarities).any()
+        for label in range(3):
+            pairs = (own[side.labels == label] for own in (similarities, side.similarities))
+            np.testing.assert_array_equal(*(np.unique(rows, axis=0) for rows in pairs))
+
+
+@pytest.mark.slow
+def test_two_concepts_of_nothing_are_as_good_as_random_ones():
+    """p ≤ 0.1 in at most some tenth of studies: naming two concepts buys no better chance."""
+    small = 0
+    for study in range(40):
+        rng = np.random.default_rng([3, study])
+        side, test = some_side(rng), some_side(rng)
+        erased = eraser(Linear(np.eye(5)[:, :3], np.zeros(3)), side.features, side.labels)
+
+        def correct(layer, test=test):
+            return int((layer.logits(test.features).argmax(axis=1) == test.labels).sum())
+
+        drawn = correct_at_random(erased, side, test.features, test.labels, 19)
+        small += permutation_p_value(correct(erased(side.similarities)), drawn) <= 0.1
+    assert small <= 10  # of a rate of 0.1 more are seen in 0.15 % of such sets of studies
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +172,12 @@ def dissected(tiny_vgg, tiny_clip, blobs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["units", "erase"])
+@pytest.mark.parametrize("method", ["units", "auto"])
 def test_the_study_tests_what_the_edited_network_does(tiny_vgg, dissected, method):
     found, images, tests = dissected
-    name = found.concepts.concepts[found.record.by_layer(found.labels)["lin2"][0]]
-    options = Edit(suppress=(name,), masks=19, method=method)
+    labels = found.record.by_layer(found.labels)["lin2"]
+    names = tuple(found.concepts.concepts[label] for label in np.unique(labels)[:2])
+    options = Edit(suppress=names, masks=19, method=method)
     study = run_study(tiny_vgg, found, [], images, tests, options)
     befores = [evaluate(tiny_vgg, test) for test in tests]
     afters = [evaluate(study.edited, test) for test in tests]
@@ -96,20 +189,22 @@ def test_the_study_tests_what_the_edited_network_does(tiny_vgg, dissected, metho
     assert (evidence.gained, evidence.lost) == ((now & ~was).sum(), (was & ~now).sum())
     assert evidence.p_value == mcnemar_exact(evidence.gained, evidence.lost)
     assert evidence.total == 120
-    assert name in evidence.verdict
+    assert all(name in evidence.verdict for name in names)
+    assert (
+        "As many random units" if method == "units" else "Random directions"
+    ) in evidence.verdict
     control = evidence.controls["random_masks" if method == "units" else "random_directions"]
     assert control["draws"] == 19
+    assert study.summary.setting.kind == ("concepts" if method == "units" else "erased")
     assert study.summary.edited["all"].correct == now.sum()
     if method == "units":
-        units = found.units(name)["lin2"]
+        units = found.units(*names)["lin2"]
         np.testing.assert_array_equal(study.edited_units["unit"], np.flatnonzero(units))
         kernel = np.asarray(study.edited.lin2.kernel[...])
         np.testing.assert_array_equal(kernel[:, units], 0)
         np.testing.assert_array_equal(
             kernel[:, ~units], np.asarray(tiny_vgg.lin2.kernel[...])[:, ~units]
         )
-        if units.sum() == 1:
-            assert study.edited_units["change"][0] == now.sum() - was.sum()
     else:
         changed, own = (nnx.to_flat_state(nnx.state(model)) for model in (study.edited, tiny_vgg))
         for (path, leaf), (_, before) in zip(changed, own, strict=True):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from emojax import settings as config
 from emojax import store
 from emojax.commands import report as reporting
 from emojax.data.image_set import ImageSet
+from emojax.editing.study_result import ChosenSetting, StudySummary, Tested
 from emojax.errors import InputError
 from emojax.report import page, page_figures
 from emojax.report.results import read_run
@@ -162,3 +164,14 @@ def test_the_page_warns_of_an_encoder_that_sees_little(hostile):
     text = page.build(warned)[0]
     assert text.count("Beware.") == 2
     assert "&lt;b&gt; was trained on drawings alone" in text
+
+
+def test_an_erasing_is_told_as_one():
+    """It scales no units, so neither a factor nor a scope is named."""
+    setting = ChosenSetting("lin2", "erased", concepts="'Glasses' erased from the last layer")
+    study = StudySummary(setting, "weights", False, None, {}, tested=Tested(["a", "b"], 10, 1, 0))
+    told = page._edit(SimpleNamespace(evidence=None), study)
+    assert told["setting"] == (
+        "'Glasses' erased from the last layer. Tested on a, b, which took no part in its selection."
+    )
+    assert "taken out of the last layer's weights" in told["meaning"]
