@@ -77,7 +77,9 @@ def demo(settings: DemoSettings) -> None:
         inputs = opening.StudyInputs(model, clip, concepts, images, tests, class_names)
         editable = steps.check_study_inputs(effective, inputs)
         record = steps.probe(effective, run, model, images, clip)
-        dissection, table1, summary = steps.label(effective, run, record, concepts, clip, model)
+        dissection, table1, summary = steps.label(
+            effective, run, record, concepts, clip, model, images
+        )
         options = begin_study(effective, run, dissection, tests)
         study = run_study(editable, dissection, table1, images, tests, **options)
         summary["edit"] = finish_study(run, study)

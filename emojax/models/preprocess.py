@@ -67,6 +67,16 @@ class Preprocess:
             pixels = image.resize_pil(pixels, self._size(*pixels.shape[1:3]), self.kernel)
         return jnp.asarray(pixels if self.crop is None else image.pad_or_crop(pixels, self.crop))
 
+    def part(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """What of an image the network sees: top, left, height and width, as shares of its own.
+
+        A crop that is larger than the resized image has a border: its top and left are below 0.
+        """
+        size = self._size(height, width)
+        crop = self.crop or size
+        tall, wide = (cut / whole for cut, whole in zip(crop, size, strict=True))
+        return (1 - tall) / 2, (1 - wide) / 2, tall, wide
+
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the network's input, from those of an image."""
         return self.crop or self._size(height, width)
