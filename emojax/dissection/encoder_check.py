@@ -13,7 +13,7 @@ from emojax.data.clip_encoder import ClipEncoder
 from emojax.probing.record import ProbeRecord
 
 _FEW = 50  # images from which on something can be said
-_AT_HOME = 0.5  # agreement beyond chance from which on an encoder knows the images
+AT_HOME = 0.5  # agreement beyond chance from which on an encoder knows the images
 _WEAK = 0.1  # agreement beyond chance from which on an encoder is not said to be blind
 
 
@@ -67,7 +67,7 @@ def doubts(clip: ClipEncoder, check: ZeroShot | None) -> list[str]:
     An encoder that knows one kind of images and tells the probe's classes apart is at home there.
     """
     lines = []
-    if clip.trained_on is not None and (check is None or check.kappa < _AT_HOME):
+    if clip.trained_on is not None and (check is None or check.kappa < AT_HOME):
         lines.append(
             f"{clip.name} was trained on {clip.trained_on} alone: of other images its labels mean "
             "little, however many are above chance; use a CLIP that knows them"

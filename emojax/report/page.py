@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from emojax.data.classes import ALIASES, meaning
 from emojax.data.image_set import ImageSet
+from emojax.dissection.encoder_check import AT_HOME
 from emojax.dissection.options import method
 from emojax.editing.search import MEANING
 from emojax.editing.study_result import SplitResult, StudySummary, pooled
@@ -275,12 +276,13 @@ def _beware(run: Results) -> list[str]:
     """What is to be known of the encoder before a label is believed."""
     encoder = run.summary.get("encoder") or {}
     lines = []
-    if encoder.get("trained_on") and not run.rendered:
+    check = encoder.get("zero_shot") or {}
+    at_home = run.rendered or check.get("kappa", 0) >= AT_HOME
+    if encoder.get("trained_on") and not at_home:
         lines.append(
             f"{encoder['name']} was trained on {encoder['trained_on']} alone: of other images its "
             "labels mean little, however many are above chance."
         )
-    check = encoder.get("zero_shot") or {}
     if check.get("weak"):
         lines.append(
             f"{encoder['name']} puts {check['accuracy']:.1%} of the images into the right class by "

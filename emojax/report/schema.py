@@ -75,6 +75,7 @@ class _ZeroShot(_Part):
     images: int
     accuracy: float
     chance: float
+    kappa: float = 0.0
     weak: bool
 
 

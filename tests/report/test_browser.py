@@ -250,6 +250,37 @@ def test_units_are_ranked_mapped_and_compared(browser, hostile):
     assert visit.wrong == []
 
 
+def test_activation_maps_lie_over_the_top_images(browser, hostile):
+    """Painted as `units.npz` has them; switched off they stay off; dense units have none."""
+    kept = units.load(hostile[0])
+    visit = Visit(browser, hostile[0] / "report.html", viewport={"width": 1280, "height": 900})
+    view = visit.page
+    view.fill("#search", "conv1a 2")
+    view.locator("#units tbody button").first.click()
+    canvases = view.locator("#unit canvas.map")
+    assert canvases.count() == kept.mapped_images == 6
+    alpha = canvases.nth(3).evaluate(
+        "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+    )[3::4]
+    assert kept.map_units.tolist() == [0, 1, 2, 3]
+    values = kept.maps.reshape(4, 6, -1)[2, 3]
+    np.testing.assert_allclose(alpha, 0.8 * values, atol=0.51)
+    assert canvases.first.bounding_box() == view.locator("#unit .thumb").first.bounding_box()
+    assert "in 10 × 10 cells" in view.inner_text("#unit")
+    view.locator("#maps").uncheck()
+    assert not canvases.first.is_visible()
+    view.keyboard.press("Escape")
+    view.fill("#search", "conv1a 3")
+    view.locator("#units tbody button").first.click()
+    assert not canvases.first.is_visible()
+    assert not view.locator("#maps").is_checked()
+    view.keyboard.press("Escape")
+    view.fill("#search", "lin1 3")
+    view.locator("#units tbody button").first.click()
+    assert canvases.count() == view.locator("#maps").count() == 0
+    assert visit.wrong == []
+
+
 def test_explanations_in_a_browser(browser, hostile, tmp_path):
     """Bars of either sign, the scatter, and the search for any concept of an explanation."""
     run = copy_of(hostile[0], tmp_path)

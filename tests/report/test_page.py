@@ -130,7 +130,7 @@ def test_the_page_of_an_own_network_names_it_and_its_classes(tmp_path, tiny_clip
     images = ImageSet.from_arrays(pixels, np.arange(24) % 2, ("round", "square"))
 
     def shape_net(x):
-        return x.mean(axis=(1, 2)), {"only": x.reshape(len(x), -1)[:, :6]}
+        return x.mean(axis=(1, 2)), {"only": x.reshape(len(x), -1)[:, :6], "places": x}
 
     record = emojax.probe(shape_net, images, tiny_clip, top_k=10)
     found = emojax.dissect(record, ["circle", "box"], null_sets=0, similarity="correlation")
@@ -140,6 +140,13 @@ def test_the_page_of_an_own_network_names_it_and_its_classes(tmp_path, tiny_clip
     assert "Emotion labels" not in text
     assert "smile" not in text.lower()
     assert 'placeholder="c' in text or 'placeholder="b' in text
+    assert "images</th><td>images</td>" in text
+    assert "probe split" not in text
+    assert "No accuracies: no label speaks for a class of the images" in text
+    assert '"maps":' not in text
+    shown = {"images": images, "people": False, "overwrite": True}
+    text = emojax.write_report(found, tmp_path / "run", model=shape_net, **shown).read_text()
+    assert page_data(text)["maps"]["sides"] == [[0, 0], [10, 10]]
 
 
 def test_the_page_warns_of_an_encoder_that_sees_little(hostile):
@@ -151,12 +158,15 @@ def test_the_page_warns_of_an_encoder_that_sees_little(hostile):
         ({"name": "<b>"}, 0),
         (named, 1),
         (named | {"zero_shot": weak | {"weak": False}}, 1),
+        (named | {"zero_shot": weak | {"weak": False, "kappa": 0.9}}, 0),
         (named | {"zero_shot": weak}, 2),
     ):
         warned = dataclasses.replace(run, summary=run.summary | {"encoder": encoder})
         assert len(page._beware(warned)) == said
+        tile = dict(map(reversed, page._cards(warned)))
+        assert ("labels that can be trusted" in tile) == (said == 0)
         seen = [
-            ("classes by name", "the CLIP finds the right one for 15% of 9 images (chance 14%)")
+            ("classes by name", "the CLIP finds the right one for 15.0% of 9 images (chance 14.0%)")
         ]
         assert page._sees(warned) == (seen if "zero_shot" in (encoder or {}) else [])
     text = page.build(warned)[0]
