@@ -76,9 +76,9 @@ def test_python_is_warned_too(axes, caplog):
         1: (drawn, unlabelled),
         2: (drawn, record_of([1] * 80, [1] * 60 + [0, 2] * 10)),
     }
-    for warnings, (encoder, record) in cases.items():
+    for warnings, (encoder, of_images) in cases.items():
         caplog.clear()
-        record = dataclasses.replace(record, clip_key=encoder.key)
+        record = dataclasses.replace(of_images, clip_key=encoder.key)
         emojax.dissect(record, ["a", "b"], similarity="correlation", clip=encoder, trust=False)
         assert len(caplog.messages) == warnings
     assert "clip was trained on drawings alone" in caplog.messages[0]

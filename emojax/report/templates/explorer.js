@@ -318,7 +318,7 @@
     const [h, w] = cellsOf(unit), [top, left, high, wide] = maps.part, start = mapAt.get(unit) + i * h * w;
     const canvas = make("canvas", { className: "map", width: w, height: h, ariaHidden: "true" }), pen = canvas.getContext("2d");
     const image = pen.createImageData(w, h);
-    for (let cell = 0; cell < h * w; cell++) image.data.set([255, 95, 0, Math.round(0.8 * mapValues[start + cell])], 4 * cell);
+    for (let cell = 0; cell < h * w; cell++) image.data.set([255, 95, 0, Math.round(0.65 * mapValues[start + cell])], 4 * cell);
     pen.putImageData(image, 0, 0);
     Object.assign(canvas.style, { top: `${100 * top}%`, left: `${100 * left}%`, height: `${100 * high}%`, width: `${100 * wide}%` });
     return canvas;
