@@ -188,7 +188,7 @@ def test_every_unit_has_an_address(browser, hostile):
     view.go_forward()
     opened.wait_for(state="visible")
     view.keyboard.press("Escape")
-    view.wait_for_function("location.hash === ''")  # the list is what was before the unit
+    view.wait_for_url(lambda url: "#" not in url)  # the list is what was before the unit
     view.goto("about:blank")
     view.goto(f"{visit.at}#unit/lin1/3")
     opened.wait_for(state="visible")
@@ -199,7 +199,7 @@ def test_every_unit_has_an_address(browser, hostile):
     view.goto(f"{visit.at}#unit/lin1/3")
     opened.wait_for(state="visible")
     view.keyboard.press("Escape")
-    view.wait_for_function("location.hash === '#explorer'")  # nothing is behind a link
+    view.wait_for_url(lambda url: url.endswith("#explorer"))  # nothing is behind a link
     assert visit.wrong == []
 
 
@@ -235,7 +235,7 @@ def test_units_are_ranked_mapped_and_compared(browser, hostile):
     view.locator("#unit .links button").first.click()
     assert view.inner_text("#unit-name").startswith(near[0].split(":")[0])
     view.keyboard.press("Escape")  # goes back over both
-    view.wait_for_function("location.hash === ''")
+    view.wait_for_url(lambda url: "#" not in url)
     assert not view.locator("#unit").is_visible()
     view.fill("#search", "")
 

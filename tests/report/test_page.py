@@ -52,6 +52,7 @@ def test_no_images_unless_asked_for(hostile, tmp_path):
     reporting.add(folder, config.Report(), hostile[1])
     text = (folder / "report.html").read_text("utf-8")
     assert page_data(text)["thumbs"] is None
+    assert "maps" not in page_data(text)
     assert page.PEOPLE not in text
     assert 'class="pack"' not in text
     assert not (folder / "figures" / "samples.png").exists()
@@ -134,7 +135,8 @@ def test_the_page_of_an_own_network_names_it_and_its_classes(tmp_path, tiny_clip
 
     record = emojax.probe(shape_net, images, tiny_clip, top_k=10)
     found = emojax.dissect(record, ["circle", "box"], null_sets=0, similarity="correlation")
-    text = emojax.write_report(found, tmp_path / "run", images=images, people=False).read_text()
+    shown = {"images": images, "people": False, "model": shape_net}
+    text = emojax.write_report(found, tmp_path / "run", **shown).read_text()
     assert "network</th><td>shape_net</td>" in text
     assert f"CLIP</th><td>{tiny_clip.name}</td>" in text
     assert "Emotion labels" not in text
@@ -143,9 +145,6 @@ def test_the_page_of_an_own_network_names_it_and_its_classes(tmp_path, tiny_clip
     assert "images</th><td>images</td>" in text
     assert "probe split" not in text
     assert "No accuracies: no label speaks for a class of the images" in text
-    assert '"maps":' not in text
-    shown = {"images": images, "people": False, "overwrite": True}
-    text = emojax.write_report(found, tmp_path / "run", model=shape_net, **shown).read_text()
     assert page_data(text)["maps"]["sides"] == [[0, 0], [10, 10]]
 
 
