@@ -455,6 +455,7 @@ def _edit(run: Results, study: StudySummary) -> dict[str, Any]:
     before = study.baseline or {}
     after = study.edited
     return {
+        "kind": setting.kind,
         "setting": text,
         "meaning": MEANING.get(setting.kind, "An edit scales the units of a layer by given gains."),
         "accuracy": [

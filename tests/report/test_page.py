@@ -118,6 +118,7 @@ def test_the_finding_is_a_table_whose_colour_follows_it(hostile, tmp_path):
     store.write_json(folder / "evidence.json", evidence | counts | {"intervals": measures | worse})
     text = page.build(read_run(folder))[0]
     assert '<div class="verdict bad">' in text
+    assert text.count('<svg class="edit-picture"') == 1  # by a threshold
     assert "No effect is shown. But NLL is worse. 3 images gained and 4 lost" in text
     box = text.partition('<div class="verdict bad">')[2].partition("</details>")[0]
     assert box.count('<td class="worse">worse</td>') == 1
