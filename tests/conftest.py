@@ -382,7 +382,9 @@ def hostile(tmp_path_factory, tiny_vgg, tiny_clip) -> tuple[Path, ImageSet]:
         inputs = StudyInputs(tiny_vgg, tiny_clip, concepts, images, tests, None)
         model = steps.check_study_inputs(settings, inputs)
         record = steps.probe(settings, run, model, images, tiny_clip)
-        dissection, table1, summary = steps.label(settings, run, record, concepts, tiny_clip, model)
+        dissection, table1, summary = steps.label(
+            settings, run, record, concepts, tiny_clip, model, images
+        )
         options = begin_study(settings, run, dissection, tests)
         study = run_study(model, dissection, table1, images, tests, **options)
         summary["edit"] = finish_study(run, study)

@@ -49,7 +49,7 @@ def demo(settings: DemoSettings) -> None:
     """The main job on rendered faces, and its labels compared with the truth."""
     from emojax import store
     from emojax.commands import opening, report, steps
-    from emojax.commands.console import say_written
+    from emojax.commands.console import progress, say_written
     from emojax.commands.demo_edit import edit_by_concept
     from emojax.commands.study import begin_study, finish_study
     from emojax.data.concepts import load_concepts
@@ -60,9 +60,11 @@ def demo(settings: DemoSettings) -> None:
     effective = _effective(settings)
     dumped = effective.model_dump(mode="json", exclude={"out", "overwrite"})
     with opening.open_run(settings, "demo", effective=dumped) as run:
-        with run.timed("render"):
+        with run.timed("render"), progress("render", "faces") as bar:
             probe_faces, test_faces = shipped.demo_faces(settings.images)
+            bar(0, 2 * settings.images)
             images = probe_faces.image_set("faces")
+            bar(len(images), 2 * settings.images)
             tests = [
                 faces.image_set(name) for faces, name in zip(test_faces, _TEST_SPLITS, strict=True)
             ]
@@ -77,7 +79,9 @@ def demo(settings: DemoSettings) -> None:
         inputs = opening.StudyInputs(model, clip, concepts, images, tests, class_names)
         editable = steps.check_study_inputs(effective, inputs)
         record = steps.probe(effective, run, model, images, clip)
-        dissection, table1, summary = steps.label(effective, run, record, concepts, clip, model)
+        dissection, table1, summary = steps.label(
+            effective, run, record, concepts, clip, model, images
+        )
         options = begin_study(effective, run, dissection, tests)
         study = run_study(editable, dissection, table1, images, tests, **options)
         summary["edit"] = finish_study(run, study)
@@ -123,6 +127,7 @@ def _compare_with_truth(
 
     import numpy as np
 
+    from emojax.commands.console import progress
     from emojax.dissection import truth
     from emojax.dissection.dissect import dissect
     from emojax.ops.affinity import affinity as measure_affinity
@@ -130,14 +135,16 @@ def _compare_with_truth(
 
     record = dissection.record
     network = as_network(model)
-    with run.timed("truth"):
+    functions = _other_functions()
+    with run.timed("truth"), progress("truth", "functions") as bar:
         layers = list(record.layers)
         responses = np.concatenate([truth.activations(network, test, layers) for test in tests])
         presence = np.concatenate([faces.attributes for faces in test_faces])
         affinity = measure_affinity(responses, presence)
         enriched = truth.enrichment(responses, presence)
         dissections = {DEFAULT: dissection}
-        for name, (similarity, prior) in _other_functions().items():
+        for number, (name, (similarity, prior)) in enumerate(functions.items()):
+            bar(number, len(functions))
             dissections[name] = dissect(
                 record,
                 dissection.concepts,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from emojax.commands.console import progress
 from emojax.commands.study import timed_stages
 from emojax.data.concepts import ConceptSet
 from emojax.dissection.dissect import dissect
@@ -43,7 +44,8 @@ def edit_by_concept(run: "Run", images: int) -> dict[str, Any]:
         fitted = shortcut.planted(images, _SEEDS[0], shipped.SHORTCUT)
         tested = shortcut.fair(images, _SEEDS[1], shipped.SHORTCUT)
         probed, test = fitted.image_set("with a shortcut"), tested.image_set("without it")
-        record = probe(model, probed, clip, layers=(_LAYER,))
+        with progress("probe with a shortcut") as bar:
+            record = probe(model, probed, clip, layers=(_LAYER,), progress=bar)
         found = dissect(record, ConceptSet((concept,)), similarity="correlation", trust=False)
         options = Edit(suppress=(concept,), method="erase")
         study = study_by_erasing(

@@ -30,7 +30,7 @@ def run(settings: RunSettings) -> None:
         )
         options = begin_study(settings, folder, dissection, inputs.tests)
         study = run_study(model, dissection, table1, inputs.images, inputs.tests, **options)
-        summary["edit"] = finish_study(folder, study)
+        summary["edit"] = finish_study(folder, study, settings.target.path)
         store.write_json(folder.folder / "summary.json", summary)
         warnings += classes.overflowed(weights, summary["edit"]["baseline"])
         warnings += classes.shuffled(weights, summary["edit"]["baseline"])

@@ -32,14 +32,17 @@ from emojax.dissection.find import Profiles, profiles
 from emojax.dissection.labels import Dissection
 from emojax.dissection.options import wpmi_options
 from emojax.dissection.table import LayerSummary
+from emojax.distributed.processes import is_main_process
 from emojax.editing.study_checks import check_study
 from emojax.errors import InputError
 from emojax.models.classifier import Classifier, Editable, outgoing_weights
 from emojax.models.tapped import TappedNetwork
 from emojax.ops.similarity import rank_reorder_size
+from emojax.probing.maps import Maps, activation_maps
 from emojax.probing.network import Network, as_network, resolve_layers
 from emojax.probing.probe import probe as probe_network
 from emojax.probing.record import ProbeRecord
+from emojax.report.explorer import trust_order
 from emojax.report.write import write_dissection
 from emojax.settings import Dissect
 from emojax.training.evaluate import class_order
@@ -244,7 +247,8 @@ def label(
 ) -> tuple[Dissection, list[LayerSummary], dict[str, Any]]:
     """From a record to labels, Table 1 and the summary, written and printed.
 
-    With the images that were probed, the summary also says what the probe's precision changed.
+    With the images that were probed, the page can show where in them units are active, and the
+    summary says what the probe's precision changed.
     """
     asked = scoring(settings, run, concepts, clip)
     with run.timed("dissect"):
@@ -253,6 +257,9 @@ def label(
     tau = settings.dissect.tau
     abstain = settings.dissect.abstain
     check = zero_shot(record, clip)
+    maps = None
+    if model is not None and images is not None:
+        maps = _maps(settings, run, dissection, model, images)
     table1, summary = write_dissection(
         run.folder,
         dissection,
@@ -262,9 +269,12 @@ def label(
         abstain=abstain,
         encoder=encoder_summary(clip, check),
         profiles=_profiles(settings, record, concepts, clip),
+        maps=maps,
     )
     _say_encoder(clip, check)
     print_table1(table1, tau)
+    if dissection.undescribed is not None:
+        say(f"Table 1 has no accuracies: {dissection.undescribed}")
     _say_trust(dissection, abstain=abstain)
     if settings.probe.precision != "exact" and model is not None and images is not None:
         summary |= compare_precisions(settings, run, model, images, concepts, clip)
@@ -289,6 +299,23 @@ def _layers_and_outgoing(
     if isinstance(model, TappedNetwork):
         units["logits"] = model.config.classes
     return units, np.asarray(weights)[:, places]
+
+
+def _maps(
+    settings: Dissecting,
+    run: store.Run,
+    dissection: Dissection,
+    model: Classifier | Network,
+    images: ImageSet,
+) -> Maps | None:
+    """Where in their top images the most trusted units are active; the main process knows it."""
+    if not is_main_process():
+        return None
+    options = settings.probe
+    network = as_network(model, taps=options.taps, antialias=options.antialias)
+    order = trust_order(dissection.columns())
+    with run.timed("activation maps"), progress("activation maps") as bar:
+        return activation_maps(network, images, dissection.record, order, progress=bar)
 
 
 def _profiles(

@@ -77,11 +77,14 @@ def begin_study(
     )
 
 
-def finish_study(run: store.Run, study: Study) -> dict[str, Any]:
-    """Writes and prints a study; returns its part of summary.json."""
+def finish_study(run: store.Run, study: Study, like: str | None = None) -> dict[str, Any]:
+    """Writes and prints a study; returns its part of summary.json.
+
+    `like` is the Hugging Face folder or hub name that the network is from.
+    """
     seen = run.target.get("seen")
     uses = None if seen is None else [Use(**entry) for entry in seen]
-    write_study(run.folder, study, uses, run.target.get("classes"))
+    write_study(run.folder, study, uses, run.target.get("classes"), like)
     print_study(study)
     return study.summary.as_json()
 

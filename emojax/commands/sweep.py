@@ -31,7 +31,7 @@ def sweep(settings: SweepSettings) -> None:
         table1 = interpretability(dissection, settings.dissect.tau)
         options = begin_study(settings, run, dissection, inputs.tests)
         study = run_study(model, dissection, table1, inputs.images, inputs.tests, **options)
-        edit = finish_study(run, study)
+        edit = finish_study(run, study, settings.target.path)
         store.write_json(run.folder / "summary.json", {"edit": edit})
         warnings += classes.overflowed(weights, edit["baseline"])
         warnings += classes.shuffled(weights, edit["baseline"])

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -276,9 +277,10 @@ def _delete(checkpoints: Path) -> None:
 
 
 def _write_metrics(folder: Path, results: "Sequence[Result]") -> None:
-    """`metrics.jsonl`, a row per epoch and network, and `curves.png`."""
+    """`metrics.jsonl`, a row per epoch and network, `curves.png`, and what TensorBoard reads."""
     from emojax import store
     from emojax.report import figures
+    from emojax.training.event_file import event_file
 
     rows = []
     for member, result in enumerate(results):
@@ -287,6 +289,12 @@ def _write_metrics(folder: Path, results: "Sequence[Result]") -> None:
     rows.sort(key=lambda row: row["epoch"])
     store.write_text(folder / "metrics.jsonl", "".join(map(store.json_line, rows)))
     histories = [result.history for result in results]
+    now = time.time()
+    for member, history in enumerate(histories):
+        place = folder / "tensorboard" / (f"member{member}" if len(results) > 1 else "")
+        place.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{now:.0f}.emojax"  # by which TensorBoard finds it
+        (place / name).write_bytes(event_file(history, now))
     figure = figures.plot_training(histories, [result.best_epoch for result in results])
     store.write_binary(folder / "curves.png", lambda file: figures.save(figure, file))
 

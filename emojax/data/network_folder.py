@@ -21,6 +21,7 @@ from emojax.data.hf_folder import (
     read_weights,
     settings_of,
 )
+from emojax.data.model_card import card
 from emojax.data.named_weights import weights_file
 from emojax.data.provenance import Use, to_metadata
 from emojax.data.weights import load_network as load_file
@@ -31,7 +32,7 @@ from emojax.models import convnext, resnet, vision_tower, vit
 from emojax.models.classifier import Classifier
 from emojax.models.preprocess import Preprocess
 from emojax.models.tapped import TappedNetwork
-from emojax.store import atomic_folder, save_arrays, write_json
+from emojax.store import atomic_folder, save_arrays, write_json, write_text
 
 Arrays = Mapping[str, np.ndarray]
 _FLAG = "--target.path"
@@ -134,15 +135,19 @@ def save_network(
     *,
     like: str | Path | None = None,
     uses: Iterable[Use] | None = None,
+    edit: str = "",
 ) -> None:
     """Writes a network as a weights file, or as a Hugging Face folder that transformers loads.
+
+    The folder has a model card, README.md, and can be pushed to the hub as it is.
 
     Args:
       network: one that `load_network` read, or an edit of it.
       path: the file to write; with `like`, the folder, which must not hold anything.
       like: the folder or hub name that it was read from, for all files but the weights. Arrays
         there that the network does not read are kept. None writes a file.
-      uses: what the network was trained and chosen on; goes into a file.
+      uses: what the network was trained and chosen on; the weights file names it, and the card.
+      edit: what was done to the network, in words, for the card.
 
     Raises:
       InputError: `like` is no folder of this kind of network.
@@ -151,7 +156,8 @@ def save_network(
     if like is None:
         return save_file(network, path, uses=uses)
     source = open_folder(like, "network", _FLAG)
-    _check_supported(source, read_config(source, "network"))
+    config = read_config(source, "network")
+    _check_supported(source, config)
     old = read_weights(source)
     if not isinstance(network, TappedNetwork):
         raise InputError(f"{source} is not the folder of a {type(network).__name__}")
@@ -166,7 +172,12 @@ def save_network(
             if not file.name.endswith(".index.json"):
                 shutil.copy(file, building / file.name)
         arrays = {name: np.asarray(new.get(name, old[name]), order="C") for name in old}
-        save_arrays(arrays, building / "model.safetensors", metadata={"format": "pt"})
+        metadata = {"format": "pt"} | ({} if uses is None else to_metadata(uses))
+        save_arrays(arrays, building / "model.safetensors", metadata=metadata)
+        shares = {name: float((arrays[name] != old[name]).mean()) for name in old}
+        changed = {name: share for name, share in shares.items() if share}
+        text = card(str(like), source, config["architectures"][0], changed, uses, edit)
+        write_text(building / "README.md", text)
 
 
 def save_new(network: vit.Vit, path: str | Path, *, uses: Iterable[Use] | None = None) -> None:

@@ -4,6 +4,7 @@ Concepts come late: the record is all that is needed, not the images. Shapes: U 
 side by side, C concepts, D embedding.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
@@ -16,9 +17,9 @@ from jaxtyping import Array, Float
 
 from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.concepts import ConceptSet
+from emojax.dissection import encoder_check, wpmi
 from emojax.dissection import scores as similarities
 from emojax.dissection import trust as trusting
-from emojax.dissection import wpmi
 from emojax.dissection.labels import Confidence, Dissection
 from emojax.dissection.options import (
     DEFAULT,
@@ -39,6 +40,7 @@ from emojax.section import user_path
 from emojax.store import cached, content_key
 
 _TEXTS_FORMAT = 1  # of cached text embeddings; part of their key
+_log = logging.getLogger("emojax")
 
 
 def dissect(
@@ -61,7 +63,8 @@ def dissect(
       similarity: correlation, one of CLIP-Dissect's five functions as published, or consensus; None
         is the one that is right most often on rendered faces, consensus.
       clip: the encoder that made the record's embeddings; the record's own when None.
-      text_embeddings: unit embeddings of the concepts, instead of `clip`.
+      text_embeddings: unit embeddings of the concepts, instead of `clip`. Without them, and so with
+        an encoder at hand, a warning is logged of one that does not know such images.
       null_sets: random image lists that labels are tested against (the two WPMI functions;
         consensus by its soft_wpmi); 0 leaves p-values out.
       trust: also say whether labels hold on either half of the images; without, and without
@@ -80,6 +83,10 @@ def dissect(
     similarity = similarity or DEFAULT
     options = options_of(similarity, hyperparameters)
     texts = concept_texts(record, concepts, clip, text_embeddings)
+    encoder = clip or record.clip
+    if text_embeddings is None and encoder is not None:
+        for line in encoder_check.doubts(encoder, encoder_check.zero_shot(record, encoder)):
+            _log.warning(line)
     half_labels = None
     p_value = q_value = None
     match options:

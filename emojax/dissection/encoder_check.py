@@ -13,6 +13,7 @@ from emojax.data.clip_encoder import ClipEncoder
 from emojax.probing.record import ProbeRecord
 
 _FEW = 50  # images from which on something can be said
+AT_HOME = 0.5  # agreement beyond chance from which on an encoder knows the images
 _WEAK = 0.1  # agreement beyond chance from which on an encoder is not said to be blind
 
 
@@ -58,6 +59,26 @@ def zero_shot(record: ProbeRecord, clip: ClipEncoder) -> ZeroShot | None:
     guesses = (record.embeddings @ clip.embed_texts(classes).T).argmax(axis=1)
     shares = [np.bincount(rows, minlength=len(classes)) / len(labels) for rows in (guesses, labels)]
     return ZeroShot(len(labels), float((guesses == labels).mean()), float(shares[0] @ shares[1]))
+
+
+def doubts(clip: ClipEncoder, check: ZeroShot | None) -> list[str]:
+    """What is to be known of an encoder before its labels are believed; none of one that is fit.
+
+    An encoder that knows one kind of images and tells the probe's classes apart is at home there.
+    """
+    lines = []
+    if clip.trained_on is not None and (check is None or check.kappa < AT_HOME):
+        lines.append(
+            f"{clip.name} was trained on {clip.trained_on} alone: of other images its labels mean "
+            "little, however many are above chance; use a CLIP that knows them"
+        )
+    if check is not None and check.weak:
+        lines.append(
+            f"{clip.name} puts {check.accuracy:.1%} of {check.images} images into the right class "
+            f"by the class names alone (chance {check.chance:.1%}): it hardly sees what tells them "
+            "apart, so labels may be of anything; use a CLIP that knows such images"
+        )
+    return lines
 
 
 def summary(clip: ClipEncoder, check: ZeroShot | None) -> dict[str, Any]:

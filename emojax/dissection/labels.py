@@ -233,6 +233,18 @@ class Dissection(Tabular):
             "several concepts) and trusted (with a similarity whose labels are tested)"
         )
 
+    @property
+    def undescribed(self) -> str | None:
+        """Why it is not known how well labels describe the units' images; None where it is."""
+        if self.record.labels is None:
+            return "the images have no classes"
+        if self.description is None or np.isnan(self.description.accuracy).all():
+            return (
+                "no label speaks for a class of the images; a csv of concepts with the columns "
+                "concept,emotions says which of them each speaks for"
+            )
+        return None
+
     @cached_property
     def description(self) -> Description | None:
         """How well the labels describe the units; None without class labels or emotions."""

@@ -71,6 +71,16 @@ class Preprocess:
             pixels = image.pad_or_crop(pixels, self.crop, half_even=self.half_even)
         return jnp.asarray(pixels)
 
+    def part(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """What of an image the network sees: top, left, height and width, as shares of its own.
+
+        A crop that is larger than the resized image has a border: its top and left are below 0.
+        """
+        size = self._size(height, width)
+        crop = self.crop or size
+        tall, wide = (cut / whole for cut, whole in zip(crop, size, strict=True))
+        return (1 - tall) / 2, (1 - wide) / 2, tall, wide
+
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the network's input, from those of an image."""
         return self.crop or self._size(height, width)

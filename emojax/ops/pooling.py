@@ -1,15 +1,22 @@
-"""From a layer's output to one number per image and unit, which is what the probe keeps."""
+"""From a layer's output to one number per image and unit, which is what the probe keeps.
 
+And to a map of a few cells, which says where in the image that number comes from.
+"""
+
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float
 
 from emojax.ops.arrays import AnyArray
 
 Pool = Literal["avg", "max"]  # over space
 Tokens = Literal["cls", "mean", "max"]  # over tokens; cls takes the first
+_MOST_LEADING = 5  # tokens before those of the patches: a class token, DeiT's second, registers
 
 
 def pool(
@@ -47,3 +54,44 @@ def over_tokens(outputs: Float[AnyArray, "I L U"], how: Tokens) -> Float[AnyArra
     if how == "cls":
         return outputs[:, 0]
     return outputs.max(axis=1) if how == "max" else outputs.mean(axis=1)
+
+
+def map_shape(output: Sequence[int], side: int) -> tuple[int, int] | None:
+    """Rows and columns of the maps of a layer whose output has this shape; None without places.
+
+    Tokens have places where they make a square after at most five others.
+    """
+    if len(output) == 4:
+        height, width = output[1:3]
+    elif len(output) == 3:
+        height = width = math.isqrt(output[1])
+        if output[1] - height * width > _MOST_LEADING:
+            return None
+    else:
+        return None
+    return None if height * width < 2 else (min(height, side), min(width, side))
+
+
+def cells(outputs: Float[AnyArray, "I ..."], side: int) -> Float[jax.Array, "I h w U"]:
+    """Means of a layer's output over at most `side` by `side` cells of equal size.
+
+    For outputs that `map_shape` has a shape for: [I, H, W, U], or [I, tokens, U] whose last tokens
+    are the patches, row by row.
+    """
+    if outputs.ndim == 3:
+        square = math.isqrt(outputs.shape[1])
+        patches = outputs[:, outputs.shape[1] - square**2 :]
+        outputs = patches.reshape(len(outputs), square, square, -1)
+    rows, columns = (jnp.asarray(_shares(length, side)) for length in outputs.shape[1:3])
+    high = jax.lax.Precision.HIGHEST
+    return jnp.einsum("ihwu,rh,cw->ircu", outputs, rows, columns, precision=high)
+
+
+def _shares(length: int, side: int) -> Float[np.ndarray, "cells length"]:
+    """How much each of a row's places counts in each cell's mean; a border splits a place."""
+    count = min(length, side)
+    edges = np.arange(count + 1) * length / count
+    places = np.arange(length)
+    ends = np.minimum(edges[1:, None], places + 1)
+    overlap = np.clip(ends - np.maximum(edges[:-1, None], places), 0, None)
+    return (overlap * count / length).astype(np.float32)

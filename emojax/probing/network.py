@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 from emojax.errors import InputError, did_you_mean
 from emojax.models.classifier import Cuttable
 from emojax.models.own import OwnConfig, OwnNetwork
+from emojax.models.preprocess import Preprocess as Preprocessing
 from emojax.ops.image import to_unit
 from emojax.ops.pooling import Pool, Tokens, pool
 from emojax.probing.precision import in_bfloat16
@@ -29,6 +30,8 @@ Taps = Mapping[str, jax.Array]
 Apply = Callable[[PyTree, jax.Array], tuple[jax.Array, Taps]]
 Preprocess = Callable[[jax.Array], jax.Array]
 Scaled = Callable[[PyTree, jax.Array, Mapping[str, jax.Array]], tuple[jax.Array, Taps]]
+Part = tuple[float, float, float, float]  # top, left, height, width, as shares of an image
+WHOLE: Part = (0.0, 0.0, 1.0, 1.0)
 
 
 @runtime_checkable
@@ -85,6 +88,14 @@ class Network:
         rounded = in_bfloat16(nnx.merge(self.apply.graphdef, self.params))
         graphdef, params = nnx.split(rounded)
         return replace(self, apply=_ModuleApply(graphdef, self.apply.taps), params=params)
+
+    def part(self, height: int, width: int) -> Part:
+        """What of images of this size reaches the network, where its preprocessing crops.
+
+        Somebody's own `preprocess` cannot be asked: all of the image is assumed.
+        """
+        own = self.preprocess
+        return own.part(height, width) if isinstance(own, _ModulePreprocess) else WHOLE
 
     def tap_shapes(self, image_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
         """Shape of every tap for one image of uint8 [H, W, C], in the network's order.
@@ -313,6 +324,11 @@ class _ModulePreprocess:
     def __call__(self, images: jax.Array) -> jax.Array:
         own = getattr(self.module, "preprocess")  # noqa: B009 - no type knows of it
         return own(images, antialias=True) if self.antialias else own(images)
+
+    def part(self, height: int, width: int) -> Part:
+        """What of an image the module sees, as `Network.part`."""
+        steps = getattr(getattr(self.module, "config", None), "preprocess", None)
+        return steps.part(height, width) if isinstance(steps, Preprocessing) else WHOLE
 
 
 def _is_hashable(graphdef: Hashable) -> bool:

@@ -338,7 +338,7 @@ def _accuracy_row(row: list[Any]) -> list[str]:
 
 def _layer_row(row: list[Any]) -> list[str]:
     name, layer, units, same, share, *correlations = row
-    counts = [f"{units:,}", f"{same:,}", f"{share:.0%}"]
+    counts = [f"{units:,}", f"{same:,}", f"{share:.1%}"]
     return [name, layer, *counts, *map(page.number, correlations)]
 
 

@@ -1,5 +1,6 @@
 """The data behind a page's table of units, as the page's script reads it."""
 
+import base64
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from emojax.data.classes import meaning
 from emojax.dissection.find import places
 from emojax.report.explanations import ALPHABET, LEVELS
 from emojax.report.results import Results, Table
+from emojax.report.units import Details
 
 
 def filters(run: Results) -> dict[str, Any]:
@@ -46,7 +48,8 @@ def trust_order(table: Table) -> np.ndarray:
     def column(name: str, unknown: float) -> np.ndarray:
         return np.nan_to_num(table.get(name, nothing), nan=unknown)
 
-    stands = table.get("labelled", table.get("halves_agree", nothing)) == "yes"
+    said = table.get("labelled", table.get("halves_agree", nothing))
+    stands = np.array([cell in ("yes", True) for cell in said.tolist()])  # of a file, or of Python
     keys = (
         -np.nan_to_num(table["similarity"], nan=-np.inf),
         -column("margin", -np.inf),
@@ -108,6 +111,8 @@ def explorer_data(run: Results) -> dict[str, Any]:
             "values": _coded(details.profiles),
             "places": _plain(places(details.profiles.astype(np.float32)).ravel(), 3),
         }
+    if len(details.maps):
+        data["maps"] = _maps(run, details)
     return data | {
         "thumbs": None,
         "images": {"id": details.ids.tolist(), "cls": details.image_class.tolist()},
@@ -125,6 +130,18 @@ def explorer_data(run: Results) -> dict[str, Any]:
             "mix": details.mix.ravel().tolist(),
             "outgoing": outgoing,
         },
+    }
+
+
+def _maps(run: Results, details: Details) -> dict[str, Any]:
+    """Activation maps, their values as base64 text."""
+    return {
+        "units": details.map_units.tolist(),
+        "images": details.mapped_images,
+        "sides": details.map_sides.tolist(),
+        "part": details.map_part.tolist(),
+        "ofPatches": run.summary.get("tokens") == "cls",
+        "values": base64.b64encode(details.maps.tobytes()).decode("ascii"),
     }
 
 

@@ -70,8 +70,8 @@ def section(judgement: Judgement) -> dict[str, Any]:
         "sanity": [
             [
                 name,
-                f"{row.missing:.0%}",
-                f"{row.extra:.0%}",
+                f"{row.missing:.1%}",
+                f"{row.extra:.1%}",
                 *map(_verdict, (row.passes, row.sound)),
             ]
             for name, row in judgement.sanity.items()

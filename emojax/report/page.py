@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from emojax.data.classes import ALIASES, meaning
 from emojax.data.image_set import ImageSet
+from emojax.dissection.encoder_check import AT_HOME
 from emojax.dissection.options import method
 from emojax.editing.search import MEANING
 from emojax.editing.study_result import SplitResult, StudySummary, pooled
@@ -35,6 +36,9 @@ PEOPLE = (
     " and not to judge anybody by."
 )
 _KINDS = {"folder": "folder", "faces": "rendered faces", "fer2013": "FER2013"}
+
+
+# Percentages have one decimal; before and after an edit two, as an edit changes few images.
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -127,6 +131,7 @@ def build(
     scripts = ("theme.js", "explorer.js") if data else ("theme.js",)
     make = functools.partial(fill, "report.html.j2", scripts, **context)
     if images is None or data is None or run.details is None:
+        (data or {}).pop("maps", None)  # which lie over images
         page = make(data=data and json_text(data), sheets=[])
     else:
         page = _with_thumbnails(run, run.details, images, data, make, int(size * 1e6))
@@ -153,6 +158,7 @@ def _with_thumbnails(
     data["thumbs"] = {
         "columns": sprites.SIDE,
         "shown": 0,
+        "side": 0,
         "inRows": sprites.IN_ROWS,
         "images": details.images.tolist(),
     }
@@ -162,7 +168,8 @@ def _with_thumbnails(
     order = trust_order(run.units)
     bottom = details.bottom if details.bottom.size else np.zeros((len(order), 0), int)
     packed = sprites.pack(images, details.images, details.top[order], bottom[order], room)
-    data["thumbs"] |= {"shown": packed.per_unit, "images": packed.images.tolist()}
+    images_packed = packed.images.tolist()
+    data["thumbs"] |= {"shown": packed.per_unit, "side": packed.side, "images": images_packed}
     return make(data=json_text(data), sheets=packed.sheets)
 
 
@@ -196,6 +203,7 @@ def _context(run: Results) -> dict[str, Any]:
         "keys": list(run.manifest.get("inputs", {}).items()),
         "flagged": _flagged(run),
         "table1": _table1(run),
+        "undescribed": run.summary.get("undescribed"),
         "explorer": None if run.labels is None else filters(run),
         "edit": study and _edit(run, study),
         "judgement": run.judgement and judgement.section(run.judgement),
@@ -239,14 +247,17 @@ def _words(run: Results) -> list[str]:
             f"{len(run.labels.layers)} layers with {units:,} units were dissected on "
             f"{summary['images']:,} images with"
             f" {summary['concepts']:,} concepts by {_method(summary)}. {above:,} units "
-            f"({above / units:.0%}) are"
+            f"({above / units:.1%}) are"
             f" interpretable: their maximum similarity exceeds tau = {summary['tau']:g}."
         )
         sure = summary.get("confidence") or {}
+        trusted = "do, and hold on the images that did not choose them"
+        if not _beware(run):
+            trusted = f"can be trusted: they {trusted}"
         lines = {
             "significant_at_q05": "are above chance (q ≤ 0.05)",
             "halves_agree": "stay the same on either half of the images",
-            "trusted": "can be trusted: they do, and hold on the images that did not choose them",
+            "trusted": trusted,
         }
         counts = [
             f"{sure[name]:,} {line}" for name, line in lines.items() if sure.get(name) is not None
@@ -258,9 +269,9 @@ def _words(run: Results) -> list[str]:
             best = max(known, key=lambda row: row.adjusted_overall or 0.0)
             sentences.append(
                 f"Labels describe their units best in {best.layer}: the class of "
-                f"{best.overall_acc:.0%} of a unit's top"
+                f"{best.overall_acc:.1%} of a unit's top"
                 " images is one that its label speaks for, where chance gives "
-                f"{best.chance_overall:.0%}."
+                f"{best.chance_overall:.1%}."
             )
     if run.study is None:
         sentences.append("No edit was tried.")
@@ -273,16 +284,17 @@ def _beware(run: Results) -> list[str]:
     """What is to be known of the encoder before a label is believed."""
     encoder = run.summary.get("encoder") or {}
     lines = []
-    if encoder.get("trained_on") and not run.rendered:
+    check = encoder.get("zero_shot") or {}
+    at_home = run.rendered or check.get("kappa", 0) >= AT_HOME
+    if encoder.get("trained_on") and not at_home:
         lines.append(
             f"{encoder['name']} was trained on {encoder['trained_on']} alone: of other images its "
             "labels mean little, however many are above chance."
         )
-    check = encoder.get("zero_shot") or {}
     if check.get("weak"):
         lines.append(
-            f"{encoder['name']} puts {check['accuracy']:.0%} of the images into the right class by "
-            f"the class names alone (chance {check['chance']:.0%}): it hardly sees what tells them "
+            f"{encoder['name']} puts {check['accuracy']:.1%} of the images into the right class by "
+            f"the class names alone (chance {check['chance']:.1%}): it hardly sees what tells them "
             "apart, so labels may be of anything."
         )
     return lines
@@ -293,7 +305,7 @@ def _sees(run: Results) -> list[tuple[str, str]]:
     check = (run.summary.get("encoder") or {}).get("zero_shot")
     if check is None:
         return []
-    shares = f"{check['accuracy']:.0%} of {check['images']:,} images (chance {check['chance']:.0%})"
+    shares = f"{check['accuracy']:.1%} of {check['images']:,} images (chance {check['chance']:.1%})"
     return [("classes by name", f"the CLIP finds the right one for {shares}")]
 
 
@@ -304,10 +316,10 @@ def _cards(run: Results) -> list[tuple[str, str]]:
     above = sum(row.interpretable for row in run.table1)
     cards = [(f"{units:,}", "units"), (f"{above:,}", "interpretable")]
     sure = run.summary.get("confidence") or {}
-    for name, title in (
-        ("significant_at_q05", "labels above chance"),
-        ("trusted", "labels that can be trusted"),
-    ):
+    trusted = "labels that can be trusted"
+    if _beware(run):
+        trusted = "labels hold on other images too, but see the warning of this CLIP"
+    for name, title in (("significant_at_q05", "labels above chance"), ("trusted", trusted)):
         if sure.get(name) is not None:
             cards.append((f"{sure[name]:,}", title))
     before = None if run.study is None else pooled(run.study.baseline)
@@ -324,15 +336,12 @@ def _what(run: Results) -> list[tuple[str, str]]:
     where = (
         "rendered faces"
         if demo or data.get("kind") == "faces"
-        else str(data.get("path") or "a record")
+        else str(data.get("path") or run.summary.get("image_set") or "a record")
     )
     tests = data.get("test_splits", ["public_test", "private_test"])
     pairs = [
         ("images", where),
-        (
-            "probe split",
-            "rendered for the demo" if demo else str(data.get("probe_split", "unknown")),
-        ),
+        *([("probe split", "rendered for the demo")] if demo else _splits(data)),
         ("test splits", ", ".join(map(str, tests)) if run.study else "none"),
         ("network", "the demo's small VGGNet" if demo else _network(run)),
         *_pooled(run.summary),
@@ -347,11 +356,20 @@ def _what(run: Results) -> list[tuple[str, str]]:
         *_sees(run),
         (
             "concepts",
-            str(settings.get("concepts", {}).get("path", "unknown")),
+            str(
+                settings.get("concepts", {}).get("path")
+                or run.summary.get("concept_set")
+                or "unknown"
+            ),
         ),
         ("similarity", _method(run.summary or settings.get("dissect", {}))),
     ]
     return pairs
+
+
+def _splits(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The split that was probed; from Python there is none."""
+    return [("probe split", str(data["probe_split"]))] if "probe_split" in data else []
 
 
 def _network(run: Results) -> str:
@@ -447,6 +465,7 @@ def _edit(run: Results, study: StudySummary) -> dict[str, Any]:
     before = study.baseline or {}
     after = study.edited
     return {
+        "kind": setting.kind,
         "setting": text,
         "meaning": MEANING.get(setting.kind, "An edit scales the units of a layer by given gains."),
         "accuracy": [
@@ -516,7 +535,7 @@ def _truth(title: str, by_function: Mapping[str, Mapping[str, Any]]) -> tuple[st
     attributes = first["attributes"]
 
     def line(name: str, best: float, among: float, auroc: float, rank: float) -> list[str]:
-        return [name, f"{best:.0%}", f"{among:.0%}", f"{auroc:.3f}", number(rank)]
+        return [name, f"{best:.1%}", f"{among:.1%}", f"{auroc:.3f}", number(rank)]
 
     rows = [
         line(n, r["best"], r["among_three"], r["auroc_of_label"], r["rank_correlation"])

@@ -75,6 +75,7 @@ class _ZeroShot(_Part):
     images: int
     accuracy: float
     chance: float
+    kappa: float = 0.0
     weak: bool
 
 
@@ -112,6 +113,9 @@ class Summary(_Part):
     tokens: str | None = None
     network: str | None = None  # what the record calls them; older versions do not say
     clip: str | None = None
+    image_set: str | None = None
+    concept_set: str | None = None
+    undescribed: str | None = None  # why there are no description accuracies
     confidence: _Confidence | None = None
     truth: dict[str, dict[str, _Agreement]] | None = None
     certainty: list[_Labelled] | None = None

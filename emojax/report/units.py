@@ -17,6 +17,8 @@ import numpy as np
 from emojax.dissection.find import Profiles
 from emojax.dissection.labels import Dissection
 from emojax.errors import InputError
+from emojax.probing.maps import Maps
+from emojax.probing.network import WHOLE
 from emojax.probing.record import ProbeRecord
 from emojax.store import write_binary
 
@@ -32,6 +34,10 @@ LATER = (
     "bottom_values",
     "texts",
     "profiles",
+    "map_sides",
+    "map_units",
+    "map_part",
+    "maps",
 )  # what files of older versions do not have
 # Distance of unit embeddings from which CLIP sees the same picture; float32 leaves 1e-6.
 _SAME = 1e-5
@@ -66,8 +72,11 @@ class Details:
         the record kept no activations. `bottom_values` theirs.
 
       texts: that the page can rank units by; `profiles` each unit's correlation with each [U, T].
+      maps: activation maps of `map_units` [M] on their first top images [values], as `Maps` has
+        them; `map_sides` their rows and columns by layer [L, 2], `map_part` what of an image they
+        lie over [4]. Empty where the network was not at hand.
 
-    The last five are empty in files of older versions.
+    What is empty here and needs no network is of a file of an older version.
     """
 
     layers: np.ndarray
@@ -92,6 +101,10 @@ class Details:
     bottom_values: np.ndarray = field(default_factory=_none)
     texts: np.ndarray = field(default_factory=lambda: np.array([], dtype=np.str_))
     profiles: np.ndarray = field(default_factory=_none)
+    map_sides: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+    map_units: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    map_part: np.ndarray = field(default_factory=lambda: np.array(WHOLE))
+    maps: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint8))
 
     def __post_init__(self):
         units = int(self.sizes.sum())
@@ -118,9 +131,39 @@ class Details:
             bool(np.isfinite(self.outgoing).all() and not np.isinf(self.best_scores).any()),
             bool(np.isfinite(self.values).all() and np.isfinite(self.bottom_values).all()),
             bool((np.abs(self.profiles) <= 1).all()),
+            self._maps_fit(),
         ]
         if not all(fits):
             raise ValueError("its arrays do not fit each other")
+
+    @property
+    def mapped_images(self) -> int:
+        """How many of a unit's top images have a map."""
+        return len(self.maps) // max(1, int(self._map_cells().sum()))
+
+    def _map_cells(self) -> np.ndarray:
+        """Cells of a map of each of `map_units`."""
+        layers = np.repeat(np.arange(len(self.sizes)), self.sizes)
+        return self.map_sides.prod(axis=1)[layers[self.map_units]]
+
+    def _maps_fit(self) -> bool:
+        if not len(self.map_units):
+            return not self.maps.size
+        units = self.map_units
+        good = [
+            self.map_sides.shape == (len(self.layers), 2),
+            self.map_sides.dtype.kind == "i" and _lies_in(self.map_sides, 0, 65),
+            units.dtype.kind == "i" and _lies_in(units, 0, int(self.sizes.sum())),
+            self.maps.dtype == np.uint8 and self.maps.ndim == 1,
+            self.map_part.shape == (4,) and bool((np.abs(self.map_part) <= 100).all()),
+        ]
+        if not all(good):
+            return False
+        cells = self._map_cells()
+        images = self.mapped_images
+        return bool(cells.min() > 0 and 0 < images <= self.top.shape[1]) and (
+            len(self.maps) == images * int(cells.sum())
+        )
 
 
 def _lies_in(array: np.ndarray, low: int, high: int) -> bool:
@@ -133,6 +176,7 @@ def collect(
     network: Mapping[str, int] | None = None,
     outgoing: np.ndarray | None = None,
     profiles: Profiles | None = None,
+    maps: Maps | None = None,
 ) -> Details:
     """Details of a dissection.
 
@@ -142,6 +186,7 @@ def collect(
         dissected when None.
       outgoing: weights [U, C] from the units of the layer before the last to the classes.
       profiles: of the units, to search and compare them by.
+      maps: where in their images units are active.
     """
     record = dissection.record
     # Where the top images are all images, their classes say nothing.
@@ -188,7 +233,17 @@ def collect(
         bottom=bottom.astype(np.int32),
         bottom_values=least,
         **({} if profiles is None else _profiles(profiles)),
+        **({} if maps is None else _maps(maps)),
     )
+
+
+def _maps(maps: Maps) -> dict[str, np.ndarray]:
+    return {
+        "map_sides": maps.sides,
+        "map_units": maps.units,
+        "map_part": np.array(maps.part),
+        "maps": maps.values,
+    }
 
 
 def _class_mix(record: ProbeRecord, rows: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
 from emojax import outputs, store
 from emojax.data.image_set import ImageSet
@@ -18,7 +19,9 @@ from emojax.dissection.find import Profiles
 from emojax.dissection.labels import Dissection
 from emojax.dissection.table import LayerSummary, interpretability
 from emojax.errors import InputError
-from emojax.report import results, units
+from emojax.probing.maps import Maps, activation_maps
+from emojax.probing.network import Network, ReturnsTaps, as_network
+from emojax.report import explorer, results, units
 from emojax.tables import Columns
 
 PAGE, FIGURES = "report.html", "figures"
@@ -34,6 +37,8 @@ def write_dissection(
     abstain: bool = True,
     encoder: Mapping[str, Any] | None = None,
     profiles: Profiles | None = None,
+    maps: Maps | None = None,
+    image_set: str | None = None,
 ) -> tuple[list[LayerSummary], dict[str, Any]]:
     """Writes a dissection into a folder; returns Table 1 and the summary that was written.
 
@@ -41,7 +46,8 @@ def write_dissection(
     `summary.json` both in numbers, and `units.npz` what the page shows of each unit; `network` and
     `outgoing` as for `units.collect`. With `abstain` a column says which labels stand
     (`Dissection.trusted`). `encoder` is what is known of the CLIP (`encoder_check.summary`),
-    `profiles` what the page searches units by.
+    `profiles` what the page searches units by, `maps` where in their images units are active;
+    `image_set` is what the images are called.
     """
     names = dissection.concepts.concepts
     table = dissection.columns()
@@ -54,7 +60,7 @@ def write_dissection(
         [field.name for field in fields(LayerSummary)],
         (["" if value is None else value for value in asdict(row).values()] for row in table1),
     )
-    units.save(units.collect(dissection, network, outgoing, profiles), folder)
+    units.save(units.collect(dissection, network, outgoing, profiles, maps), folder)
     summary = {
         "images": dissection.record.images,
         "encoder": encoder,
@@ -65,6 +71,9 @@ def write_dissection(
         "antialias": dissection.record.antialias,
         "layers": dissection.record.layers,
         "concepts": len(dissection.concepts),
+        "concept_set": dissection.concepts.name,
+        "image_set": image_set,
+        "undescribed": dissection.undescribed,
         "similarity": dissection.similarity,
         "prior": dissection.prior,
         "undefined_pairs": dissection.undefined,
@@ -121,6 +130,7 @@ def write_report(
     size: float = 25,
     search: Sequence[str] = (),
     overwrite: bool = False,
+    model: ReturnsTaps | nnx.Module | Network | None = None,
 ) -> Path:
     """Writes a dissection of any network as a run folder with its page; returns the page's path.
 
@@ -134,9 +144,12 @@ def write_report(
       search: texts that the page can rank units by, beside the concepts. They need the encoder,
         which a record from disk does not bring; without it there is no such search.
       overwrite: replaces the run that is there.
+      model: the network that was probed, or a `Network` with the taps and preprocessing that it was
+        probed with. With it and the images the page shows where in its top images a unit is active.
 
     Raises:
-      InputError: the folder holds other things, or the images are not as many as were probed.
+      InputError: the folder holds other things, the images are not as many as were probed, or the
+        model does not give the record's activations.
     """
     if images is not None and len(images) != dissection.record.images:
         raise InputError(
@@ -144,14 +157,28 @@ def write_report(
             "pass the set that was"
         )
     settings = {"similarity": dissection.similarity, "dissect": {"tau": tau}}
+    maps = None
+    if model is not None and images is not None:
+        probed = as_network(model, antialias=bool(dissection.record.antialias))
+        order = explorer.trust_order(dissection.columns())
+        maps = activation_maps(probed, images, dissection.record, order)
     with store.run_folder(Path(out), "dissect", settings, overwrite=overwrite) as run:
-        run.inputs |= {"record": dissection.record.key} if dissection.record.key else {}
+        keys = {"record": dissection.record.key, "clip": dissection.record.clip_key}
+        run.inputs |= {name: key for name, key in keys.items() if key}
         clip = dissection.record.clip
         check = clip and encoder_check.zero_shot(dissection.record, clip)
         encoder = clip and encoder_check.summary(clip, check)
         texts = tuple(dict.fromkeys((*dissection.concepts.concepts, *search)))
         profiles = clip and find.profiles(dissection.record, texts, clip.embed_texts(texts))
-        write_dissection(run.folder, dissection, tau, encoder=encoder, profiles=profiles)
+        write_dissection(
+            run.folder,
+            dissection,
+            tau,
+            encoder=encoder,
+            profiles=profiles,
+            maps=maps,
+            image_set=None if images is None else images.name,
+        )
     with noting_a_missing_page(Path(out)):
         return add_page(results.read_run(Path(out)), images, people=people, size=size)[0]
 

@@ -112,7 +112,10 @@ def random_dissection(count: int, labels: np.ndarray, classes: tuple[str, ...]):
 
 
 def add_what_random_units_lack(folder: Path) -> None:
-    """Lowest images and correlations with texts, drawn at random: all that a page can have."""
+    """Lowest images, correlations with texts and activation maps, drawn at random: all that a page
+    can have.
+    """
+    from emojax.probing import maps
     from emojax.report import units
 
     details = units.load(folder)
@@ -121,7 +124,12 @@ def add_what_random_units_lack(folder: Path) -> None:
     bottom = rng.integers(0, len(details.images), (count, units.LOWEST), dtype=np.int32)
     drawn = {"texts": details.concepts, "profiles": profiles, "bottom": bottom}
     values = rng.standard_normal(bottom.shape).astype(np.float32)
-    units.save(dataclasses.replace(details, bottom_values=values, **drawn), folder)
+    mapped = {
+        "map_sides": np.full((len(details.layers), 2), maps.SIDE),
+        "map_units": np.arange(maps.UNITS),
+        "maps": rng.integers(0, 256, maps.UNITS * maps.IMAGES * maps.SIDE**2, dtype=np.uint8),
+    }
+    units.save(dataclasses.replace(details, bottom_values=values, **drawn, **mapped), folder)
 
 
 def visit(path: Path, browser: str, repeats: int) -> dict[str, float]:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from emojax import cli
+from emojax.data.network_folder import load_network
 
 LABELS = {"id2label": {"0": "joy", "1": "calm", "2": "awe"}}
 
@@ -82,7 +83,13 @@ def test_run_edits_by_labels(layer, inputs, clip_folder, tmp_path):
     assert evidence["total"] == 24
     written = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"sweep.csv", "report.html", "units.npz"} <= written
-    assert ("edited.safetensors" in written) == (layer != "block0")
+    assert "edited.safetensors" not in written
+    assert ("edited" in written) == (layer != "block0")
+    if layer != "block0":
+        card = (tmp_path / "run" / "edited" / "README.md").read_text("utf-8")
+        assert " ".join(evidence["verdict"].split()) in card
+        folder = load_network(tmp_path / "run" / "edited")
+        assert folder.config.class_names == ("joy", "calm", "awe")
 
 
 def test_refusals(inputs, clip_folder, tmp_path, capsys):

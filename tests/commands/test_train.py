@@ -44,6 +44,9 @@ def test_a_run_folder(tmp_path, capsys):
     assert found["images"] == 128
     assert rows[summary["members"][0]["best_epoch"] - 1]["validation_accuracy"] == found["top1"]
     assert load_vgg(out / "model.safetensors").config.hidden == (128, 128)
+    (events,) = (out / "tensorboard").glob("events.out.tfevents.*")
+    rates = {b"validation_accuracy", b"learning_rate", b"images_per_second"}
+    assert all(events.read_bytes().count(name) == len(rows) for name in rates)
     capsys.readouterr()
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import some_record
 
+import emojax
 from emojax.data.clip_encoder import ClipEncoder
 from emojax.dissection import encoder_check
 from emojax.synthetic.shipped import ASSETS
@@ -64,6 +65,30 @@ def test_what_cannot_be_checked(axes):
     unlabelled = dataclasses.replace(long, labels=None)
     assert encoder_check.zero_shot(unlabelled, axes) is None
     assert encoder_check.summary(axes, None) == {"name": "clip", "trained_on": None}
+
+
+def test_python_is_warned_too(axes, caplog):
+    """Of an encoder that is not at home among the images; by the commands' own words there."""
+    drawn = dataclasses.replace(axes, trained_on="drawings")
+    unlabelled = dataclasses.replace(record_of([0, 1], [0, 1]), labels=None)
+    cases = {
+        0: (axes, record_of([0, 1, 2] * 20, [0, 1, 2] * 20)),
+        1: (drawn, unlabelled),
+        2: (drawn, record_of([1] * 80, [1] * 60 + [0, 2] * 10)),
+    }
+    for warnings, (encoder, of_images) in cases.items():
+        caplog.clear()
+        record = dataclasses.replace(of_images, clip_key=encoder.key)
+        emojax.dissect(record, ["a", "b"], similarity="correlation", clip=encoder, trust=False)
+        assert len(caplog.messages) == warnings
+    assert "clip was trained on drawings alone" in caplog.messages[0]
+    assert "puts 75.0% of 80 images into the right class" in caplog.messages[1]
+    caplog.clear()
+    texts = np.eye(2, 24, dtype=np.float32)
+    emojax.dissect(record, ["a", "b"], similarity="correlation", text_embeddings=texts, trust=False)
+    assert not caplog.messages
+    at_home = encoder_check.ZeroShot(80, 0.9, 0.3)
+    assert encoder_check.doubts(drawn, at_home) == []
 
 
 def test_the_shipped_encoder_says_what_it_knows():

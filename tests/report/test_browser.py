@@ -188,7 +188,7 @@ def test_every_unit_has_an_address(browser, hostile):
     view.go_forward()
     opened.wait_for(state="visible")
     view.keyboard.press("Escape")
-    view.wait_for_function("location.hash === ''")  # the list is what was before the unit
+    view.wait_for_url(lambda url: "#" not in url)  # the list is what was before the unit
     view.goto("about:blank")
     view.goto(f"{visit.at}#unit/lin1/3")
     opened.wait_for(state="visible")
@@ -199,7 +199,7 @@ def test_every_unit_has_an_address(browser, hostile):
     view.goto(f"{visit.at}#unit/lin1/3")
     opened.wait_for(state="visible")
     view.keyboard.press("Escape")
-    view.wait_for_function("location.hash === '#explorer'")  # nothing is behind a link
+    view.wait_for_url(lambda url: url.endswith("#explorer"))  # nothing is behind a link
     assert visit.wrong == []
 
 
@@ -235,7 +235,7 @@ def test_units_are_ranked_mapped_and_compared(browser, hostile):
     view.locator("#unit .links button").first.click()
     assert view.inner_text("#unit-name").startswith(near[0].split(":")[0])
     view.keyboard.press("Escape")  # goes back over both
-    view.wait_for_function("location.hash === ''")
+    view.wait_for_url(lambda url: "#" not in url)
     assert not view.locator("#unit").is_visible()
     view.fill("#search", "")
 
@@ -247,6 +247,37 @@ def test_units_are_ranked_mapped_and_compared(browser, hostile):
     at = 12 + (box["width"] - 24) * (x + 1) / 2, 12 + (box["height"] - 24) * (1 - y) / 2
     view.mouse.click(box["x"] + at[0], box["y"] + at[1])
     assert view.inner_text("#unit-name").startswith("lin1 3:")
+    assert visit.wrong == []
+
+
+def test_activation_maps_lie_over_the_top_images(browser, hostile):
+    """Painted as `units.npz` has them; switched off they stay off; dense units have none."""
+    kept = units.load(hostile[0])
+    visit = Visit(browser, hostile[0] / "report.html", viewport={"width": 1280, "height": 900})
+    view = visit.page
+    view.fill("#search", "conv1a 2")
+    view.locator("#units tbody button").first.click()
+    canvases = view.locator("#unit canvas.map")
+    assert canvases.count() == kept.mapped_images == 6
+    alpha = canvases.nth(3).evaluate(
+        "c => [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+    )[3::4]
+    assert kept.map_units.tolist() == [0, 1, 2, 3]
+    values = kept.maps.reshape(4, 6, -1)[2, 3]
+    np.testing.assert_allclose(alpha, 0.65 * values, atol=0.51)
+    assert canvases.first.bounding_box() == view.locator("#unit .thumb").first.bounding_box()
+    assert "in 10 × 10 cells" in view.inner_text("#unit")
+    view.locator("#maps").uncheck()
+    assert not canvases.first.is_visible()
+    view.keyboard.press("Escape")
+    view.fill("#search", "conv1a 3")
+    view.locator("#units tbody button").first.click()
+    assert not canvases.first.is_visible()
+    assert not view.locator("#maps").is_checked()
+    view.keyboard.press("Escape")
+    view.fill("#search", "lin1 3")
+    view.locator("#units tbody button").first.click()
+    assert canvases.count() == view.locator("#maps").count() == 0
     assert visit.wrong == []
 
 

@@ -78,7 +78,7 @@ def test_judgement(tmp_path):
         ["b", "2", "−0.100 (−0.200 … 0.000)"],
         ["b less <b>.csv", "2", "0.100 (0.000 … 0.200)"],
     ]
-    assert section["sanity"] == [["f1", "100%", "50%", "fails", "passes"]]
+    assert section["sanity"] == [["f1", "100.0%", "50.0%", "fails", "passes"]]
     assert len(section["warnings"][0]) == 1000
 
 

@@ -54,6 +54,7 @@ def test_no_images_unless_asked_for(hostile, tmp_path):
     reporting.add(folder, config.Report(), hostile[1])
     text = (folder / "report.html").read_text("utf-8")
     assert page_data(text)["thumbs"] is None
+    assert "maps" not in page_data(text)
     assert page.PEOPLE not in text
     assert 'class="pack"' not in text
     assert not (folder / "figures" / "samples.png").exists()
@@ -119,6 +120,7 @@ def test_the_finding_is_a_table_whose_colour_follows_it(hostile, tmp_path):
     store.write_json(folder / "evidence.json", evidence | counts | {"intervals": measures | worse})
     text = page.build(read_run(folder))[0]
     assert '<div class="verdict bad">' in text
+    assert text.count('<svg class="edit-picture"') == 1  # by a threshold
     assert "No effect is shown. But NLL is worse. 3 images gained and 4 lost" in text
     box = text.partition('<div class="verdict bad">')[2].partition("</details>")[0]
     assert box.count('<td class="worse">worse</td>') == 1
@@ -132,16 +134,21 @@ def test_the_page_of_an_own_network_names_it_and_its_classes(tmp_path, tiny_clip
     images = ImageSet.from_arrays(pixels, np.arange(24) % 2, ("round", "square"))
 
     def shape_net(x):
-        return x.mean(axis=(1, 2)), {"only": x.reshape(len(x), -1)[:, :6]}
+        return x.mean(axis=(1, 2)), {"only": x.reshape(len(x), -1)[:, :6], "places": x}
 
     record = emojax.probe(shape_net, images, tiny_clip, top_k=10)
     found = emojax.dissect(record, ["circle", "box"], null_sets=0, similarity="correlation")
-    text = emojax.write_report(found, tmp_path / "run", images=images, people=False).read_text()
+    shown = {"images": images, "people": False, "model": shape_net}
+    text = emojax.write_report(found, tmp_path / "run", **shown).read_text()
     assert "network</th><td>shape_net</td>" in text
     assert f"CLIP</th><td>{tiny_clip.name}</td>" in text
     assert "Emotion labels" not in text
     assert "smile" not in text.lower()
     assert 'placeholder="c' in text or 'placeholder="b' in text
+    assert "images</th><td>images</td>" in text
+    assert "probe split" not in text
+    assert "No accuracies: no label speaks for a class of the images" in text
+    assert page_data(text)["maps"]["sides"] == [[0, 0], [10, 10]]
 
 
 def test_the_page_warns_of_an_encoder_that_sees_little(hostile):
@@ -153,12 +160,15 @@ def test_the_page_warns_of_an_encoder_that_sees_little(hostile):
         ({"name": "<b>"}, 0),
         (named, 1),
         (named | {"zero_shot": weak | {"weak": False}}, 1),
+        (named | {"zero_shot": weak | {"weak": False, "kappa": 0.9}}, 0),
         (named | {"zero_shot": weak}, 2),
     ):
         warned = dataclasses.replace(run, summary=run.summary | {"encoder": encoder})
         assert len(page._beware(warned)) == said
+        tile = dict(map(reversed, page._cards(warned)))
+        assert ("labels that can be trusted" in tile) == (said == 0)
         seen = [
-            ("classes by name", "the CLIP finds the right one for 15% of 9 images (chance 14%)")
+            ("classes by name", "the CLIP finds the right one for 15.0% of 9 images (chance 14.0%)")
         ]
         assert page._sees(warned) == (seen if "zero_shot" in (encoder or {}) else [])
     text = page.build(warned)[0]

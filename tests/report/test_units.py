@@ -43,6 +43,10 @@ def test_pickled_arrays_are_not_loaded(hostile, tmp_path):
     np.savez(folder / "units.npz", **arrays | {"top": arrays["top"] + 10_000})
     with pytest.raises(InputError, match="do not fit each other"):
         units.load(folder)
+    for wrong in ({"maps": arrays["maps"][1:]}, {"map_units": arrays["map_units"] + 4}):
+        np.savez(folder / "units.npz", **arrays | wrong)  # the next four units are dense
+        with pytest.raises(InputError, match="do not fit each other"):
+            units.load(folder)
 
 
 def test_lowest_images_and_values(tiny_clip):

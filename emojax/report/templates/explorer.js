@@ -38,8 +38,11 @@
     const high = Math.ceil(Math.min(side ** 2, place.size - sheet * side ** 2) / side);
     const box = make("div", { className: "thumb" });
     box.style.backgroundImage = `url(${urls[sheet]})`;
-    box.style.backgroundSize = `${side * 100}% ${high * 100}%`;
-    box.style.backgroundPosition = `${100 * (at % side) / (side - 1)}% ${high > 1 ? 100 * Math.floor(at / side) / (high - 1) : 0}%`;
+    // Half a pixel of every edge is left out, or its neighbour in the sheet would shine through.
+    const zoom = data.thumbs.side / (data.thumbs.side - 1), edge = (zoom - 1) / 2;
+    const shift = (number, count) => 100 * (number * zoom + edge) / (count * zoom - 1);
+    box.style.backgroundSize = `${100 * side * zoom}% ${100 * high * zoom}%`;
+    box.style.backgroundPosition = `${shift(at % side, side)}% ${shift(Math.floor(at / side), high)}%`;
     return box;
   };
   const looks = (unit) => {
@@ -306,8 +309,38 @@
     }
     return box;
   };
+  // Activation maps, of some units on their first top images: dim where the unit is least active, orange where it is most
+  const maps = data.maps, mapAt = new Map(), cellsOf = (unit) => maps.sides[cols.layer[unit]];
+  let mapValues, mapsShown = true;
+  if (maps) maps.units.reduce((at, unit) => { mapAt.set(unit, at); return at + maps.images * cellsOf(unit)[0] * cellsOf(unit)[1]; }, 0);
+  const mapOf = (unit, i) => {
+    mapValues ??= Uint8Array.from(atob(maps.values), (letter) => letter.charCodeAt(0));
+    const [h, w] = cellsOf(unit), [top, left, high, wide] = maps.part, start = mapAt.get(unit) + i * h * w;
+    const canvas = make("canvas", { className: "map", width: w, height: h, ariaHidden: "true" }), pen = canvas.getContext("2d");
+    const image = pen.createImageData(w, h);
+    for (let cell = 0; cell < h * w; cell++) image.data.set([255, 95, 0, Math.round(0.65 * mapValues[start + cell])], 4 * cell);
+    pen.putImageData(image, 0, 0);
+    Object.assign(canvas.style, { top: `${100 * top}%`, left: `${100 * left}%`, height: `${100 * high}%`, width: `${100 * wide}%` });
+    return canvas;
+  };
+  const mapNote = (unit) => {
+    const [h, w] = cellsOf(unit);
+    if (!h || !data.thumbs) return [];
+    if (!mapAt.has(unit)) return [`Activation maps are kept of the ${maps.units.length.toLocaleString("en")} units with places whose labels are trusted most.`];
+    const shown = Math.min(maps.images, data.thumbs.shown);
+    return [`Orange: where in its first ${shown} images the unit is most active, in ${h} × ${w} cells on one scale for all ${shown}.` +
+      (maps.ofPatches ? " Maps are of patches, the numbers of the first token." : "")];
+  };
+  const mapSwitch = (unit) => {
+    const words = maps ? mapNote(unit).map((text) => make("span", { textContent: text })) : [];
+    if (!words.length) return [];
+    if (!mapAt.has(unit)) return [make("p", { className: "small soft" }, ...words)];
+    const box = make("input", { type: "checkbox", id: "maps", checked: mapsShown });
+    box.addEventListener("change", () => { mapsShown = box.checked; $("unit-inside").classList.toggle("unmapped", !mapsShown); });
+    return [make("p", { className: "small soft" }, make("label", {}, box, " Activation maps. "), ...words)];
+  };
   const part = (title, className, ...content) => make("section", { className }, make("h3", { textContent: title }), ...content);
-  const sheetOf = (images, values, twins = []) => {
+  const sheetOf = (images, values, twins = [], mapped = -1) => {
     const list = make("ol", { className: data.thumbs ? "sheet" : "sheet bare" });
     images.forEach((image, i) => {
       const cls = data.images.cls[image], id = data.images.id[image], item = make("li", { title: id });
@@ -316,6 +349,7 @@
         const box = thumb(image);
         box.role = "img";
         box.ariaLabel = id;
+        if (mapAt.has(mapped) && i < maps.images) box.append(mapOf(mapped, i));
         item.append(box);
       }
       item.append(make("span", { textContent: words }), make("span", { className: "file", textContent: data.thumbs ? id.split("/").pop() : id }));
@@ -327,7 +361,7 @@
   const rowOfUnit = (values, wide, unit, shown = wide) => values.slice(unit * wide, unit * wide + Math.min(shown, wide));
   const topOf = (unit) => {
     const shown = data.thumbs ? data.thumbs.shown : more.width, take = (values) => rowOfUnit(values, more.width, unit, shown);
-    return sheetOf(take(more.top), take(more.values), take(more.same));
+    return sheetOf(take(more.top), take(more.values), take(more.same), unit);
   };
   const bottomOf = (unit) => {
     const shown = data.thumbs ? Math.floor(data.thumbs.shown / 2) : more.lowest, take = (values) => rowOfUnit(values, more.lowest, unit, shown);
@@ -371,7 +405,7 @@
     if (cols.held) say("correlation on the half that did not choose", `${number(cols.held[unit])} (${number(cols.low[unit])} to ${number(cols.high[unit])})`);
     if (cols.halves) say("same label on either half", halves(cols.halves[unit]));
     if (cols.accuracy) say("describes its top 10 images", `${number(cols.accuracy[unit])} (chance ${number(cols.chance[unit])})`);
-    if (more) inside.append(part(more.values.length ? "Top images, with the unit's activation" : "Top images", "wide", topOf(unit)));
+    if (more) inside.append(part(more.values.length ? "Top images, with the unit's activation" : "Top images", "wide", ...mapSwitch(unit), topOf(unit)));
     if (more && more.lowest) inside.append(part("Images that activate it least", "wide", bottomOf(unit)));
     inside.append(part("Label", "", make("table", {}, make("tbody", {}, ...fact))));
     if (unit in explained) inside.append(explanation(explained[unit]));
@@ -380,7 +414,7 @@
       for (let i = 0; i < n; i++) items.push([data.concepts[more.best[unit * n + i]], more.scores[unit * n + i], number(more.scores[unit * n + i])]);
       inside.append(part("Best concepts", "", bars(items, scales.scores), scaled(scales.scores)));
       const c = data.classes.length, mix = more.mix.slice(unit * c, unit * c + c), all = mix.reduce((a, b) => a + b, 0);
-      if (all) inside.append(part(`Classes of its top ${all} images`, "", bars(mix.map((x, i) => [data.classes[i], x, `${(100 * x / all).toFixed(0)} %`]), all)));
+      if (all) inside.append(part(`Classes of its top ${all} images`, "", bars(mix.map((x, i) => [data.classes[i], x, `${(100 * x / all).toFixed(1)}%`]), all)));
       if (more.outgoing && cols.layer[unit] === more.outgoing.layer) {
         const w = more.outgoing.weights.slice(cols.unit[unit] * c, cols.unit[unit] * c + c);
         inside.append(part("Outgoing weights to the classes", "", bars(w.map((x, i) => [data.classes[i], x, number(x, 3)]), scales.outgoing), scaled(scales.outgoing)));
@@ -396,6 +430,7 @@
       inside.append(part("Units that answer alike", "", list));
     }
     $("unit-inside").replaceChildren(inside);
+    $("unit-inside").classList.toggle("unmapped", !mapsShown);
     $("earlier").disabled = at <= 0;
     $("later").disabled = at < 0 || at === rows.length - 1;
     if (!dialog.open) dialog.showModal();
