@@ -19,6 +19,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 import zlib
@@ -361,6 +362,7 @@ def note(folder: Path, name: str, value: Any) -> None:
 
 CHECKSUMS = "checksums.json"
 _CHECKSUMS_FORMAT = 1
+_MOST_CHECKSUMS = 1 << 28  # bytes of the file
 _PIECE = 1 << 22  # bytes of a file that have a checksum of their own, so that threads share a file
 _log = logging.getLogger("emojax")
 
@@ -455,10 +457,15 @@ def fault(folder: Path, key: str | None = None) -> str | None:
 
 
 def _read_checksums(folder: Path) -> dict[str, Any]:
-    """What `write_checksums` wrote; FileNotFoundError where no regular file is, as a pipe."""
+    """What `write_checksums` wrote.
+
+    Raises:
+      ValueError: it is no JSON, no regular file, such as a pipe, or larger than any.
+    """
     path = folder / CHECKSUMS
-    if not path.is_file():
-        raise FileNotFoundError(path)
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_CHECKSUMS:
+        raise ValueError("no regular file, or too large")
     return json.loads(path.read_text("utf-8"))
 
 
