@@ -4,7 +4,7 @@ an undisturbed run.
     python scripts/kill_and_resume.py --kills 25 -- probe --data.kind faces --data.limit 2000
         --probe.save-every 0 --target.weights VGGNET --clip.path CLIP
     python scripts/kill_and_resume.py --signals 60
-    python scripts/kill_and_resume.py --signals 12 -- sweep …
+    python scripts/kill_and_resume.py --signals 12 --here -- sweep
 
 What follows `--` is a command line of emojax; `--out` and `--cache` are added where the command
 takes them. All files must have the same bytes, but for `manifest.json` (timings) and the times in a
@@ -18,7 +18,10 @@ run.
 SIGSTOP and SIGCONT) to a fresh process, from 0.1 s after its start on. The exit code must be that
 of the signal, and stderr one line; the next run, made in this process to save time, must leave the
 files of an undisturbed one and no hidden folder. Without a command line the cases go round probe,
-run, sweep, demo, train and report. A line per case, and a table at the end.
+run, sweep, demo, train and report; the name alone of one of these stands for its small command line
+here. `--here` sends the signals, but SIGKILL and SIGSTOP, to this process, which runs the commands
+itself: that spares most of the time, and the moments of a start. A line per case, and a table at
+the end.
 """
 
 import contextlib
@@ -31,6 +34,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -186,16 +190,34 @@ def signalled(line: list[str], env: dict[str, str], kind: str, after: float) -> 
     has ended before.
     """
     process = start(line, env)
-    with process:
-        time.sleep(after)
-        listened = _listens(process.pid)
-        if process.poll() is not None:
-            return None
-        for number in KINDS[kind]:
-            process.send_signal(number)
-            time.sleep(0.1)
-        error = process.communicate(timeout=600)[1]
+    time.sleep(after)
+    listened = _listens(process.pid)
+    if process.poll() is not None:
+        process.communicate()
+        return None
+    for number in KINDS[kind]:
+        process.send_signal(number)
+        time.sleep(0.1)
+    error = process.communicate(timeout=600)[1]
     return Ended(process.returncode, error, listened)
+
+
+def signalled_here(line: list[str], kind: str, after: float) -> Ended | None:
+    """As `signalled`, but in this process, where everything is imported and compiled."""
+    sent, ended = threading.Event(), threading.Event()
+
+    def send() -> None:
+        for number in KINDS[kind]:
+            if not ended.wait(0.1 if sent.is_set() else after):
+                sent.set()
+                os.kill(os.getpid(), number)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    code, error = run_here(line)
+    ended.set()
+    sender.join()
+    return Ended(code, error, listened=True) if sent.is_set() else None
 
 
 def _listens(process: int) -> bool:
@@ -221,14 +243,13 @@ def complaints(kind: str, ended: Ended) -> list[str]:
     return [] if well else [f"exit code {ended.code}: {lines}"]
 
 
-def run_here(line: list[str]) -> list[str]:
-    """Runs a command line in this process; what is wrong with how it ended."""
+def run_here(line: list[str]) -> tuple[int, str]:
+    """Runs a command line in this process: exit code and stderr."""
     from emojax import cli
 
     out, error = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-        code = cli.main(line)
-    return [] if code == 0 else [f"the next run: exit code {code}: {error.getvalue()}"]
+        return cli.main(line), error.getvalue()
 
 
 class Cases:
@@ -237,51 +258,73 @@ class Cases:
     Args:
       args: the command line.
       folder: for all that is written.
-      env: of the processes.
-      before: for `report`, a run folder without a page.
+      env: of processes.
+      here: send signals to this process where that is possible.
     """
 
-    def __init__(self, args: list[str], folder: Path, env: dict[str, str], before: Path | None):
-        self.args, self.folder, self.env, self.before = args, folder, env, before
-        wrong = run_here(self._line("whole"))
-        if wrong:
-            raise RuntimeError(f"undisturbed: {wrong}")
+    def __init__(self, args: list[str], folder: Path, env: dict[str, str], *, here: bool):
+        self._args, self._folder, self._env, self._here = args, folder, env, here
+        self._seconds: dict[
+            bool, float
+        ] = {}  # of an undisturbed run, in a process of its own or not
+        if args[0] == "report":
+            self._make_unpaged()
+        self._undisturbed("whole")
         self.whole = contents(folder / "whole")
-        self.seconds = 0.0
+
+    def _make_unpaged(self) -> None:
+        """Makes a run folder without a page, for `report`."""
+        out = self._folder / "unpaged"
+        cache = ["--cache", str(self._folder / "unpaged-cache")]
+        run_here([*COMMANDS["run"], *cache, "--out", str(out)])
+        (out / "report.html").unlink()
+        shutil.rmtree(out / "figures")
 
     def _line(self, name: str) -> list[str]:
         """The command line, with a fresh folder for its results."""
-        shutil.rmtree(self.folder / name, ignore_errors=True)
-        if self.before is not None:
-            shutil.copytree(self.before, self.folder / name / "out")
-        return command(self.args, self.folder / name)
+        shutil.rmtree(self._folder / name, ignore_errors=True)
+        if self._args[0] == "report":
+            shutil.copytree(self._folder / "unpaged", self._folder / name / "out")
+        return command(self._args, self._folder / name)
 
-    def measure(self) -> None:
-        """Finds how long an undisturbed process takes now."""
-        begun = time.monotonic()
-        killed(self._line("timed"), self.env, 3600)
-        self.seconds = time.monotonic() - begun
+    def _undisturbed(self, name: str, *, apart: bool = False) -> float:
+        """Runs the command to its end, in a process of its own or in this one; the seconds.
 
-    def attempt(self, kind: str, after: float) -> list[str] | None:
-        """What is wrong after a signal at this moment, and after the next run; None when the
-        process had ended before.
+        Raises:
+          RuntimeError: it ended with an error.
         """
+        line = self._line(name)
+        begun = time.monotonic()
+        if apart:
+            killed(line, self._env, 3600)
+        else:
+            code, error = run_here(line)
+            if code:
+                raise RuntimeError(f"{' '.join(line)} ended with {code}:\n{error}")
+        return time.monotonic() - begun
+
+    def attempt(self, kind: str, share: float) -> tuple[float, list[str]] | None:
+        """Sends a signal after this share of the time of a run; None when the run ended before.
+
+        Returns the seconds after the start, and what is wrong then and after the next run.
+        """
+        apart = not self._here or kind in ("KILL", "STOP CONT")
+        if apart not in self._seconds:
+            self._seconds[apart] = self._undisturbed("timed", apart=apart)
+        after = 0.1 + share * max(0.0, self._seconds[apart] - 0.1)
         line = self._line("signalled")
-        ended = signalled(line, self.env, kind, after)
+        if apart:
+            ended = signalled(line, self._env, kind, after)
+        else:
+            ended = signalled_here(line, kind, after)
         if ended is None:
             return None
-        wrong = complaints(kind, ended) + run_here(line)
-        there = self.folder / "signalled"
-        return wrong + differences(self.whole, contents(there)) + hidden(there)
-
-
-def unpaged_run(folder: Path) -> Path:
-    """A run folder without a page, for `report`."""
-    out = folder / "unpaged"
-    run_here([*COMMANDS["run"], "--cache", str(folder / "unpaged-cache"), "--out", str(out)])
-    (out / "report.html").unlink()
-    shutil.rmtree(out / "figures")
-    return out
+        wrong = complaints(kind, ended)
+        code, error = run_here(line)
+        if code:
+            wrong.append(f"the next run: exit code {code}: {error}")
+        there = self._folder / "signalled"
+        return after, wrong + differences(self.whole, contents(there)) + hidden(there)
 
 
 def send_signals(
@@ -290,35 +333,36 @@ def send_signals(
     folder: Path,
     env: dict[str, str],
     chance: random.Random,
+    *,
+    here: bool = False,
 ) -> bool:
     """Sends so many signals, one a case, and prints the table; whether all was well."""
-    cases: dict[str, Cases] = {}
-    for name, args in lines.items():
-        before = unpaged_run(folder) if args == ["report"] else None
-        cases[name] = Cases(args, folder / name, env, before)
-        cases[name].measure()
-        print(f"{name}: undisturbed in {cases[name].seconds:.1f} s", flush=True)
-    well, names, kinds = Counter(), list(lines), list(KINDS)
+    cases = {name: Cases(args, folder / name, env, here=here) for name, args in lines.items()}
+    right: Counter[tuple[str, str]] = Counter()
+    tried: Counter[tuple[str, str]] = Counter()
+    names, kinds = list(lines), list(KINDS)
     for number in range(count):
         round_, place = divmod(number, len(names))
         name, kind = names[place], kinds[(round_ + place) % len(kinds)]
-        wrong = None
-        while wrong is None:
-            after = chance.uniform(0.1, cases[name].seconds)
-            wrong = cases[name].attempt(kind, after)
-        well[name, kind, not wrong] += 1
+        found = None
+        while found is None:
+            found = cases[name].attempt(kind, chance.random())
+        after, wrong = found
+        tried[name, kind] += 1
+        right[name, kind] += not wrong
         print(f"{'FAILED' if wrong else 'ok'}  {name}, {kind} at {after:.2f} s", *wrong, flush=True)
     print("", *kinds, sep="\t")
     for name in names:
-        counts = [(well[name, kind, True], well[name, kind, False]) for kind in kinds]
-        print(name, *(f"{right} of {right + wrong}" for right, wrong in counts), sep="\t")
-    return not any(count for (_, _, right), count in well.items() if not right)
+        counts = [f"{right[name, kind]} of {tried[name, kind]}" for kind in kinds]
+        print(name, *counts, sep="\t")
+    return right == tried
 
 
 def main(
     args: tyro.conf.Positional[tuple[str, ...]] = (),
     kills: int = 25,
     signals: int = 0,
+    here: bool = False,
     seed: int = 0,
 ) -> None:
     """Ends commands and compares.
@@ -327,6 +371,7 @@ def main(
       args: the command line; without one, all that `--signals` knows.
       kills: how often one command is killed.
       signals: how many cases of one signal, instead of the kills.
+      here: send them to this process, SIGKILL and SIGSTOP apart.
       seed: of the moments.
     """
     if not args and not signals:
@@ -334,17 +379,20 @@ def main(
     # Ctrl-C is not ignored then, as it is in jobs that a shell starts in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if here:  # a signal that comes when its command has just ended is nothing
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
     with tempfile.TemporaryDirectory(prefix="emojax-kills-") as name:
         folder = Path(name)
-        os.environ |= {
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-            "HF_HUB_OFFLINE": "1",
-        }
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
         env, chance = dict(os.environ), random.Random(seed)
-        lines = {args[0]: list(args)} if args else COMMANDS
         if signals:
-            well = send_signals(lines, signals, folder, env, chance)
+            lines = {args[0]: list(args)} if args else COMMANDS
+            if len(args) == 1:
+                lines = {args[0]: COMMANDS[args[0]]}
+            well = send_signals(lines, signals, folder, env, chance, here=here)
         else:
             well = kill(list(args), kills, folder, env, chance)
     sys.exit(0 if well else 1)
