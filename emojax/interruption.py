@@ -39,7 +39,7 @@ class _Received:
     def forget(self) -> None:
         self.number: int | None = None
         self.last = 0.0  # time.monotonic() of the last signal
-        self.settled = False  # the command ends, by it or otherwise
+        self.settled = threading.Event()  # the command ends, by the signal or otherwise
 
 
 _received = _Received()
@@ -62,7 +62,7 @@ def check_interrupted() -> None:
       Interrupted: a signal came.
     """
     if _received.number is not None:
-        _received.settled = True
+        _received.settled.set()
         raise Interrupted(signal.Signals(_received.number).name)
 
 
@@ -71,7 +71,7 @@ def was_interrupted() -> bool:
 
     An error after that is its consequence: of a callback or an import that it broke.
     """
-    _received.settled = True
+    _received.settled.set()
     return _received.number is not None
 
 
@@ -91,10 +91,9 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise Interrupted(signal.Signals(number).name)
 
 
-def _come_again(number: int) -> None:
+def _come_again(number: int, settled: threading.Event) -> None:
     """Brings a signal again whose exception Python dropped, unless the command ends by then."""
-    time.sleep(_AGAIN)
-    if not _received.settled:
+    if not settled.wait(_AGAIN):
         _received.last = -_TIDYING
         _thread.interrupt_main(number)
 
@@ -110,7 +109,7 @@ def _nothing_dropped() -> Iterator[None]:
     def hook(dropped: "sys.UnraisableHookArgs") -> None:
         if isinstance(dropped.exc_value, Interrupted) and _received.number is not None:
             # No Timer: its locks may be held by what the garbage collector came in between.
-            _thread.start_new_thread(_come_again, (_received.number,))
+            _thread.start_new_thread(_come_again, (_received.number, _received.settled))
         else:
             before(dropped)
 
@@ -169,7 +168,7 @@ def listening() -> Iterator[None]:
         with _nothing_dropped():
             yield
     finally:
-        _received.settled = True
+        _received.settled.set()
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 

@@ -34,7 +34,7 @@ def test_a_dropped_interrupt_comes_again(capsys, monkeypatch):
 
     def interrupted(phase, info):
         gc.callbacks.remove(interrupted)
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
 
     def works_on(settings):
         gc.callbacks.append(interrupted)
@@ -44,5 +44,5 @@ def test_a_dropped_interrupt_comes_again(capsys, monkeypatch):
         raise AssertionError("the signal was lost")
 
     monkeypatch.setitem(cli.COMMANDS, "demo", cli.COMMANDS["demo"]._replace(run=works_on))
-    assert cli.main(["demo"]) == 130
+    assert cli.main(["demo"]) == 143
     assert capsys.readouterr().err == "emojax: interrupted; nothing half-written was kept\n"
