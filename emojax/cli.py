@@ -9,7 +9,9 @@ another process of the job was lost, 128 and the signal's number when interrupte
 import contextlib
 import io
 import os
+import platform
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -249,14 +251,29 @@ def _run_line(args: Sequence[str], alone: bool) -> int:
             message, code = outcome
             notes = getattr(error, "__notes__", ())  # added on the error's way up
             print(printable(name + "; ".join([message, *notes])), file=sys.stderr)
-        elif job is None or not isinstance(error, Exception):  # --help ends by SystemExit
+        elif not isinstance(error, Exception):  # --help ends by SystemExit
             raise
         else:
-            traceback.print_exc()
+            _tell_bug(error, args)
             code = 1
     if job is not None:
         processes.leave(code)
     return code
+
+
+def _tell_bug(error: Exception, args: Sequence[str]) -> None:
+    """Prints the traceback of an error that nobody expected, and what to report with it."""
+    from emojax.store import versions
+
+    # It may quote what a file holds, which a terminal must not obey.
+    print(printable("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    about = ", ".join(f"{name} {version}" for name, version in versions().items())
+    print(
+        "emojax: this is a bug; please report it with the lines above and these:\n"
+        f"  command: {printable(shlex.join(['emojax', *args]))}\n"
+        f"  versions: python {platform.python_version()}, {about}",
+        file=sys.stderr,
+    )
 
 
 def _check_working_folder() -> None:

@@ -4,6 +4,7 @@ Light, for `python -m emojax` listens for signals before anything else is loaded
 never costs results: a stream that cannot be written goes quiet, and the work is finished.
 """
 
+import _thread
 import contextlib
 import os
 import signal
@@ -16,6 +17,7 @@ from typing import Any, TextIO
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 _TIDYING = 5.0  # seconds after a signal in which further ones do not disturb the clean-up
+_AGAIN = 0.05  # seconds after which a signal whose exception was dropped comes again
 
 
 class Interrupted(KeyboardInterrupt):
@@ -37,6 +39,7 @@ class _Received:
     def forget(self) -> None:
         self.number: int | None = None
         self.last = 0.0  # time.monotonic() of the last signal
+        self.settled = threading.Event()  # the command ends, by the signal or otherwise
 
 
 _received = _Received()
@@ -53,12 +56,13 @@ def check_interrupted() -> None:
     """Ends the work if a signal came and its exception was lost.
 
     Python drops an exception that a signal handler raises inside a callback of compiled code or a
-    finalizer, prints its traceback and continues; the program would end with exit code 0.
+    finalizer and continues; the program would end with exit code 0.
 
     Raises:
       Interrupted: a signal came.
     """
     if _received.number is not None:
+        _received.settled.set()
         raise Interrupted(signal.Signals(_received.number).name)
 
 
@@ -67,6 +71,7 @@ def was_interrupted() -> bool:
 
     An error after that is its consequence: of a callback or an import that it broke.
     """
+    _received.settled.set()
     return _received.number is not None
 
 
@@ -84,6 +89,35 @@ def _stop(number: int, frame: FrameType | None) -> None:
         _received.number = number
     _received.last = now
     raise Interrupted(signal.Signals(number).name)
+
+
+def _come_again(number: int, settled: threading.Event) -> None:
+    """Brings a signal again whose exception Python dropped, unless the command ends by then."""
+    if not settled.wait(_AGAIN):
+        _received.last = -_TIDYING
+        _thread.interrupt_main(number)
+
+
+@contextlib.contextmanager
+def _nothing_dropped() -> Iterator[None]:
+    """Within the block, a signal that comes in a callback is not lost, and prints no traceback.
+
+    JAX has the garbage collector call it back, in which much of the time of a start goes by.
+    """
+    before = sys.unraisablehook
+
+    def hook(dropped: "sys.UnraisableHookArgs") -> None:
+        if isinstance(dropped.exc_value, Interrupted) and _received.number is not None:
+            # No Timer: its locks may be held by what the garbage collector came in between.
+            _thread.start_new_thread(_come_again, (_received.number, _received.settled))
+        else:
+            before(dropped)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def listen() -> dict[int, Any]:
@@ -131,8 +165,10 @@ def listening() -> Iterator[None]:
     if _stop not in before.values():  # the outermost block begins anew
         _received.forget()
     try:
-        yield
+        with _nothing_dropped():
+            yield
     finally:
+        _received.settled.set()
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 

@@ -6,7 +6,9 @@ edited files, inputs and caches stay. What stands in the way is found before any
 for again just before the old run goes.
 """
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -246,8 +248,11 @@ def _is_mount(folder: Path) -> bool:
     return any(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), p) == real for p in points)
 
 
-def new_building(target: Path) -> Path:
+@contextlib.contextmanager
+def building_folder(target: Path) -> Iterator[Path]:
     """A fresh hidden folder to build in: inside `target` when that stays, else beside it.
+
+    What is left of it after the block is removed.
 
     Raises:
       InputError: it cannot be made.
@@ -255,20 +260,63 @@ def new_building(target: Path) -> Path:
     inside = in_place(target)
     parent = target if inside else target.parent
     prefix = f"{_HIDDEN}new." if inside else f".{target.name}."
+    with contextlib.ExitStack() as stack:
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            folder = stack.enter_context(fresh_folder(parent, prefix))
+        except OSError as error:
+            why = f"cannot write to {parent}: {error.strerror}"
+            raise InputError(f"{why}; choose another folder") from None
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def fresh_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new folder, its name the prefix and 16 random digits; its rights are those of the umask.
+
+    It is locked while the block lasts, so that no process takes it for one that was left behind.
+    """
+    while True:
+        folder = parent / (prefix + secrets.token_hex(8))
+        folder.mkdir()  # `tempfile.mkdtemp` would shut out all other users, of the finished run too
+        lock = os.open(folder, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # a disk without locks, where nothing is swept
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            break
+        os.close(lock)  # it was swept before it was locked
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        building = fresh_folder(parent, prefix)
-    except OSError as error:
-        why = f"cannot write to {parent}: {error.strerror}"
-        raise InputError(f"{why}; choose another folder") from None
-    return building
+        yield folder
+    finally:
+        os.close(lock)
 
 
-def fresh_folder(parent: Path, prefix: str) -> Path:
-    """A new folder, its name the prefix and a random end; its rights are those of the umask."""
-    folder = parent / (prefix + secrets.token_hex(8))
-    folder.mkdir()  # `tempfile.mkdtemp` would shut out all other users, of the finished run too
-    return folder
+def sweep(target: Path) -> None:
+    """Removes the hidden folders of `target` that processes which were killed left behind.
+
+    For a finished `target`: old runs that were put aside for another go, too. A folder that a
+    living process has locked stays, and so does everything where the disk has no locks.
+    """
+    beside = rf"\.{re.escape(target.name)}\.(old\.)?[0-9a-f]{{16}}"
+    inside = rf"{re.escape(_HIDDEN)}(new|old)\.[0-9a-f]{{16}}"
+    for parent, pattern in ((target.parent, beside), (target, inside)):
+        with contextlib.suppress(OSError):  # it may be written, and not be read
+            for name in os.listdir(parent):
+                if re.fullmatch(pattern, name):
+                    _remove_unlocked(parent / name)
+
+
+def _remove_unlocked(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
+        finally:
+            os.close(lock)
 
 
 def place(building: Path, target: Path) -> None:
@@ -291,10 +339,10 @@ def move_into_place(building: Path, target: Path) -> None:
     if not os.path.lexists(target):
         os.replace(building, target)
         return
-    retired = fresh_folder(target.parent, f".{target.name}.old.")
-    os.replace(target, retired / target.name)
-    os.replace(building, target)
-    shutil.rmtree(retired)
+    with fresh_folder(target.parent, f".{target.name}.old.") as retired:
+        os.replace(target, retired / target.name)
+        os.replace(building, target)
+        shutil.rmtree(retired)
 
 
 def _move_in(building: Path, target: Path) -> None:
@@ -303,12 +351,12 @@ def _move_in(building: Path, target: Path) -> None:
     The old manifest goes first and the new one comes last, so a mixture is never taken for a run.
     """
     old = [path for path in target.iterdir() if not path.name.startswith(_HIDDEN)]
-    retired = fresh_folder(target, f"{_HIDDEN}old.")
-    for path in sorted(old, key=_manifest_last, reverse=True):
-        os.replace(path, retired / path.name)
-    for path in sorted(building.iterdir(), key=_manifest_last):
-        os.replace(path, target / path.name)
-    shutil.rmtree(retired)
+    with fresh_folder(target, f"{_HIDDEN}old.") as retired:
+        for path in sorted(old, key=_manifest_last, reverse=True):
+            os.replace(path, retired / path.name)
+        for path in sorted(building.iterdir(), key=_manifest_last):
+            os.replace(path, target / path.name)
+        shutil.rmtree(retired)
 
 
 def _manifest_last(path: Path) -> bool:

@@ -19,6 +19,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 import zlib
@@ -99,17 +100,15 @@ def atomic_folder(
     target = Path(target)
     check(target)
     target = Path(os.path.realpath(target))
-    building = outputs.new_building(target)
-    try:
-        yield building
+    with outputs.building_folder(target) as folder:
+        yield folder
         try:
             check(target)
         except InputError as error:
-            kept = outputs.set_aside(building, target)
+            kept = outputs.set_aside(folder, target)
             raise InputError(f"{error}; what was to go there is in {kept}") from None
-        outputs.place(building, target)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+        outputs.place(folder, target)
+    outputs.sweep(target)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -363,6 +362,7 @@ def note(folder: Path, name: str, value: Any) -> None:
 
 CHECKSUMS = "checksums.json"
 _CHECKSUMS_FORMAT = 1
+_MOST_CHECKSUMS = 1 << 28  # bytes of the file
 _PIECE = 1 << 22  # bytes of a file that have a checksum of their own, so that threads share a file
 _log = logging.getLogger("emojax")
 
@@ -411,17 +411,18 @@ def read_entry(entry: Path, key: str, *, mapped: bool = False) -> dict[str, np.n
 def write_entry(entry: Path, key: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes a cache entry, whole or not at all; replaces one that failed verification."""
     entry.parent.mkdir(parents=True, exist_ok=True)
-    building = outputs.fresh_folder(entry.parent, f".{entry.name}.")
-    try:
-        for name, array in arrays.items():
-            np.save(building / f"{name}.npy", array)
-        write_checksums(building, key)
-        outputs.move_into_place(building, entry)
-    except OSError as error:  # another process put the same entry there at the same moment
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
-            raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    with outputs.fresh_folder(entry.parent, f".{entry.name}.") as building:
+        try:
+            for name, array in arrays.items():
+                np.save(building / f"{name}.npy", array)
+            write_checksums(building, key)
+            outputs.move_into_place(building, entry)
+        except OSError as error:  # another process put the same entry there at the same moment
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+                raise
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    outputs.sweep(entry)
 
 
 def write_checksums(folder: Path, key: str | None, names: Iterable[str] | None = None) -> None:
@@ -439,7 +440,7 @@ def fault(folder: Path, key: str | None = None) -> str | None:
     With a `key`, the folder must be the one that was written for it.
     """
     try:
-        checksums = json.loads((folder / CHECKSUMS).read_text("utf-8"))
+        checksums = _read_checksums(folder)
         if checksums["format"] != _CHECKSUMS_FORMAT:
             return f"its checksums are of format {checksums['format']}, not {_CHECKSUMS_FORMAT}"
         if key is not None and checksums["key"] != key:
@@ -447,11 +448,25 @@ def fault(folder: Path, key: str | None = None) -> str | None:
         for name, sums in checksums["files"].items():
             if not (folder / name).is_file():
                 return f"{name} is missing"
-            if _checksums(folder / name) != sums:
+            same_size = (folder / name).stat().st_size == sums[0]
+            if not same_size or _checksums(folder / name) != sums:
                 return f"{name} is not as it was written"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{CHECKSUMS}: {type(error).__name__}"
     return None
+
+
+def _read_checksums(folder: Path) -> dict[str, Any]:
+    """What `write_checksums` wrote.
+
+    Raises:
+      ValueError: it is no JSON, no regular file, such as a pipe, or larger than any.
+    """
+    path = folder / CHECKSUMS
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _MOST_CHECKSUMS:
+        raise ValueError("no regular file, or too large")
+    return json.loads(path.read_text("utf-8"))
 
 
 def _checksums(path: Path) -> list[int]:

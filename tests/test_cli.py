@@ -59,6 +59,24 @@ def test_refusals_are_one_line_and_exit_2(capsys, tmp_path, args, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_bug_is_told_with_what_its_report_needs(capsys, monkeypatch):
+    def fails(settings):
+        raise KeyError("a\x1b]0;owned\x07\udcff")
+
+    command = cli.COMMANDS["concepts"]._replace(run=fails)
+    monkeypatch.setitem(cli.COMMANDS, "concepts", command)
+    code, out, err = run(capsys, "concepts", "paper25", "--out", "a b\x1b[2J")
+    assert (code, out) == (1, "")
+    assert err.startswith("Traceback (most recent call last):\n")
+    assert all(c.isprintable() or c == "\n" for c in err)
+    error, told, command, about = err.splitlines()[-4:]
+    assert error.startswith("KeyError: 'a\\x1b]0;owned")
+    assert told == "emojax: this is a bug; please report it with the lines above and these:"
+    assert command == "  command: emojax concepts paper25 --out 'a b\\x1b[2J'"
+    assert about.startswith("  versions: python 3.")
+    assert ", jax " in about
+
+
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_unknown_flags_are_refused(inputs, command):
     inputs.refused([command, "--nothing.here", "3"], "nrecognized options: --nothing.here")

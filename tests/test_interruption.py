@@ -1,7 +1,8 @@
 """A signal is not lost."""
 
+import gc
 import signal
-import sys
+import time
 
 from emojax import cli, interruption
 
@@ -19,7 +20,6 @@ def test_a_lost_interrupt_is_not_success(capsys, monkeypatch):
         thing = Finalized()
         del thing
 
-    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: None)
     monkeypatch.setitem(cli.COMMANDS, "demo", cli.COMMANDS["demo"]._replace(run=drops))
     before = signal.getsignal(signal.SIGTERM)
     assert cli.main(["demo"]) == 143
@@ -27,3 +27,22 @@ def test_a_lost_interrupt_is_not_success(capsys, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) == before
     with interruption.listening():  # a later command in the same process begins anew
         interruption.check_interrupted()
+
+
+def test_a_dropped_interrupt_comes_again(capsys, monkeypatch):
+    """As when the garbage collector runs a callback of JAX while the signal comes."""
+
+    def interrupted(phase, info):
+        gc.callbacks.remove(interrupted)
+        signal.raise_signal(signal.SIGTERM)
+
+    def works_on(settings):
+        gc.callbacks.append(interrupted)
+        gc.collect()
+        for _ in range(1000):
+            time.sleep(0.01)
+        raise AssertionError("the signal was lost")
+
+    monkeypatch.setitem(cli.COMMANDS, "demo", cli.COMMANDS["demo"]._replace(run=works_on))
+    assert cli.main(["demo"]) == 143
+    assert capsys.readouterr().err == "emojax: interrupted; nothing half-written was kept\n"

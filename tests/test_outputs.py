@@ -555,6 +555,47 @@ def test_a_kill_while_replacing_loses_no_run(tmp_path, inside, renames):
         files = outputs.read_manifest(out)["files"]
         assert outputs.foreign(out, files) is None
         assert all((out / name).is_file() for name in files)
+    elif inside:
+        return  # a mixture is left to its owner
+    written_run(out, "3", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["R"]
+    assert {path.name for path in out.iterdir()} == {"manifest.json", "problems.csv", "deep"}
+
+
+def test_only_what_no_living_process_owns_is_swept(tmp_path):
+    number = "0123456789abcdef"
+    left = [
+        f".R.{number}",
+        f".R.old.{number}",
+        f"R/.emojax-new.{number}",
+        f"R/.emojax-old.{number}",
+    ]
+    kept = [f".S.{number}", f".R.{number}0", ".R.notes", "R.new", f"R/.R.{number}"]
+    for name in left + kept:
+        (tmp_path / name / "deep").mkdir(parents=True)
+    (tmp_path / f".R.{number[::-1]}").write_text("a file")
+    (tmp_path / ".R.aaaaaaaaaaaaaaaa").symlink_to(tmp_path / "R.new")
+    with outputs.fresh_folder(tmp_path, ".R.") as living:
+        before = set(contents(tmp_path))
+        outputs.sweep(tmp_path / "R")
+        gone = {name for folder in left for name in (folder, f"{folder}/deep")}
+        assert set(contents(tmp_path)) == before - gone
+    outputs.sweep(tmp_path / "R")
+    assert not living.exists()
+
+
+def test_a_folder_that_is_swept_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
+    locked = []
+
+    def swept(lock, kind):
+        if not locked:
+            next(tmp_path.iterdir()).rmdir()
+        locked.append(lock)
+
+    monkeypatch.setattr("fcntl.flock", swept)
+    with outputs.fresh_folder(tmp_path, ".R.") as folder:
+        assert folder.is_dir()
+    assert len(locked) == 2
 
 
 def test_other_processes_of_a_job_write_nothing(tmp_path, monkeypatch):

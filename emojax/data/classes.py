@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from emojax import strict
+from emojax.data.lookalikes import look
 from emojax.data.metadata import read_entry
 from emojax.errors import InputError, did_you_mean
 
@@ -34,8 +35,8 @@ _ENTRY = "emojax.classes"
 
 
 def meaning(name: str) -> str:
-    """What a class name is compared by: case and outer blanks dropped, aliases under one name."""
-    plain = name.strip().casefold()
+    """What a class name is compared by: its look, case dropped, aliases under one name."""
+    plain = look(name).casefold()
     return _MEANING.get(plain, plain)
 
 

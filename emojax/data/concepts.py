@@ -25,6 +25,7 @@ import numpy as np
 from emojax.brief import brief
 from emojax.data.classes import ALIASES, listed, meaning
 from emojax.data.decode import check_regular
+from emojax.data.lookalikes import UNSEEN, look
 from emojax.errors import InputError, did_you_mean, short
 from emojax.section import user_path
 from emojax.store import guarded_rows, unguarded
@@ -46,7 +47,7 @@ class ConceptSet:
     """Concepts in file order and, when known, the emotions of each.
 
     Attributes:
-      concepts: the phrases, unique, not blank.
+      concepts: the phrases, not blank; no two look alike.
       emotions: for each concept the class names it speaks for, perhaps none; or None for a set
         without a map.
       name: where the set came from, for messages and reports.
@@ -59,16 +60,16 @@ class ConceptSet:
     def __post_init__(self):
         if not self.concepts:
             raise InputError(f"{self.name}: no concept in it; write one concept a line")
-        first: dict[str, int] = {}
+        first: dict[str, int] = {}  # number of the concept with each look
         for number, concept in enumerate(self.concepts, 1):
-            if not concept.strip():
+            seen = look(concept)
+            if not seen:
                 raise InputError(f"{self.name}: concept {number} is blank; remove it")
-            if concept in first:
-                raise InputError(
-                    f"{self.name}: {concept!r} is both concept {first[concept]} and {number}; "
-                    "remove one"
-                )
-            first[concept] = number
+            if seen in first:
+                same = self.concepts[first[seen] - 1]
+                where = f"as concepts {first[seen]} and {number}"
+                raise InputError(f"{self.name}: {_alike(same, concept, where)}")
+            first[seen] = number
         if self.emotions is not None and len(self.emotions) != len(self.concepts):
             raise InputError(
                 f"{self.name}: {len(self.concepts)} concepts "
@@ -89,6 +90,7 @@ class ConceptSet:
         Raises:
           InputError: one is not in it; the message names those that are spelt most alike.
         """
+        names = [unicodedata.normalize("NFC", name) for name in names]  # as files are read
         for name in names:
             if name not in self.by_name:
                 near = difflib.get_close_matches(name, self.concepts, n=3, cutoff=0.5)
@@ -126,6 +128,13 @@ class ConceptSet:
                     )
                 mask[row, index[meaning(emotion)]] = True
         return mask
+
+
+def _alike(first: str, second: str, where: str) -> str:
+    """The complaint of two concepts that nobody can tell apart."""
+    if first == second:
+        return f"{short(second)} stands {where}; remove one"
+    return f"{first!a} and {second!a} look alike, {where}; remove one"
 
 
 def load_concepts(source: str | Path) -> ConceptSet:
@@ -198,7 +207,8 @@ def entries(text: str, name: str) -> list[Entry]:
 def _lines(text: str, name: str) -> list[str]:
     """The lines of a file; `str.splitlines` would also cut at characters that stand inside lines.
 
-    Blanks of other kinds than the space become spaces.
+    Blanks of other kinds than the space become spaces, and an accent is one character with its
+    letter (NFC), as tokenizers read it.
 
     Raises:
       InputError: there are too many, or one is too long or holds control characters.
@@ -215,9 +225,9 @@ def _lines(text: str, name: str) -> list[str]:
                 f"at most {_LONGEST} make a concept"
             )
         _check_characters(line.replace("\t", " "), f"{name}, line {number}")
-        if not line.isprintable():
-            spaces = (" " if unicodedata.category(c) == "Zs" else c for c in line)
-            lines[number - 1] = "".join(spaces)
+        if not line.isascii():
+            plain = (" " if unicodedata.category(c) == "Zs" else c for c in line)
+            lines[number - 1] = unicodedata.normalize("NFC", "".join(plain))
     return lines
 
 
@@ -227,6 +237,8 @@ def _check_characters(text: str, where: str) -> None:
     Raises:
       InputError: such a character is there; the message begins with `where`.
     """
+    if unseen := UNSEEN.search(text):
+        raise InputError(f"{where}: U+{ord(unseen[0]):04X} is not seen; remove it")
     if text.isprintable():
         return
     for character in text:
@@ -290,15 +302,12 @@ def check_text(concept: str, where: str) -> str:
 def parse_concepts(text: str, name: str) -> ConceptSet:
     """A concept set from the text of a concept file; see the module's description."""
     listed = [entry for entry in entries(text, name) if entry.concept]
-    first: dict[str, int] = {}
+    first: dict[str, Entry] = {}  # with each look
     for entry in listed:
-        same = unicodedata.normalize("NFC", entry.concept)  # as tokenizers read it
-        if same in first:
-            raise InputError(
-                f"{name}: {short(entry.concept)} stands on lines {first[same]} "
-                f"and {entry.line}; remove one"
-            )
-        first[same] = entry.line
+        same = first.setdefault(look(entry.concept), entry)
+        if same is not entry:
+            where = f"on lines {same.line} and {entry.line}"
+            raise InputError(f"{name}: {_alike(same.concept, entry.concept, where)}")
     # A file has emotions on every line or on none: `entries` sees to that.
     emotions = tuple(entry.emotions for entry in listed if entry.emotions is not None)
     concepts = tuple(entry.concept for entry in listed)

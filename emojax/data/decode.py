@@ -25,6 +25,7 @@ _FORMATS = (
 )  # EPS and its like would start other programs
 _CHANNELS = {"1": 1, "L": 1, "LA": 1, "P": 3, "PA": 3, "RGB": 3, "RGBA": 3, "CMYK": 3, "YCbCr": 3}
 _MAX_BYTES = 1 << 28  # of one image file
+MOST_TEXT = 1 << 28  # bytes of a file of text that is read at once
 MOST_PIXELS = 89_478_485  # of an image, whole or resized; Pillow's own bound
 _LOCK = threading.Lock()  # catch_warnings is not for threads
 

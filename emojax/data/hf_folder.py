@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from emojax import strict
+from emojax.data.decode import MOST_TEXT, check_regular
 from emojax.data.weights import read_arrays
 from emojax.errors import InputError
 from emojax.models.preprocess import Preprocess
@@ -22,6 +23,10 @@ from emojax.section import user_path
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # All that is asked of the hub: no code, no archive. torch reads `pytorch_model.bin` safely.
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "pytorch_model.bin"]
+# What is read of a folder, by us or by transformers, which would wait for a pipe for ever.
+_TEXTS = (".json", ".txt", ".model", ".jinja")
+_WEIGHTS = (".safetensors", ".bin")
+_TEMPLATES = "additional_chat_templates"  # where transformers looks below the folder
 _KERNELS: dict[int, Kernel] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 # The image processors whose steps `Preprocess` knows.
 PROCESSORS = ("ViT", "DeiT", "Bit", "ConvNext", "CLIP", "Siglip")
@@ -68,16 +73,29 @@ def weights_of(folder: Path) -> Iterator[None]:
 def open_folder(source: str | Path, what: str, flag: str) -> Path:
     """The folder itself, or its download where no such folder exists.
 
+    Nothing in it is opened here; after it, every file of the kinds that are read can be opened.
+
     Args:
       source: a folder, or a hub name such as `openai/clip-vit-base-patch16`.
       what: what it holds, for messages.
       flag: the setting that names it, for messages.
 
     Raises:
-      InputError: there is no such folder, and the hub cannot be reached or has no such model.
+      InputError: there is no such folder, and the hub cannot be reached or has no such model; or
+        what would be read is no regular file, or a text of more bytes than any has.
     """
     folder = user_path(source)
-    return folder if folder.is_dir() else _from_hub(str(source), what, flag)
+    if not folder.is_dir():
+        folder = _from_hub(str(source), what, flag)
+    try:
+        files = sorted([*folder.iterdir(), *(folder / _TEMPLATES).glob("*")])
+    except OSError as error:
+        raise InputError(f"cannot read {folder}: {error.strerror}") from None
+    for file in files:
+        is_text = file.suffix in _TEXTS
+        if (is_text or file.suffix in _WEIGHTS) and file.exists():
+            check_regular(file, limit=MOST_TEXT if is_text else None)
+    return folder
 
 
 def _from_hub(name: str, what: str, flag: str) -> Path:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.concepts import Entry
+from emojax.data.lookalikes import look
 
 
 class Problem(NamedTuple):
@@ -27,22 +28,27 @@ def review(
 ) -> list[Problem]:
     """Complaints about the lines of a concept file, in their order.
 
-    Blank and repeated lines and, with a CLIP, texts over its context and pairs with a cosine of at
-    least `synonym`. The last blank lines of a file are not complained about.
+    Blank and repeated lines, lines that look alike and, with a CLIP, texts over its context and
+    pairs with a cosine of at least `synonym`. The last blank lines of a file are not complained
+    about.
     """
     last_line = max((entry.line for entry in entries if entry.concept), default=0)
-    first_line: dict[str, int] = {}  # of every concept
+    first: dict[str, Entry] = {}  # with each look
     problems = []
     for entry in entries:
         if not entry.concept and entry.line < last_line:
             problems.append(Problem(entry.line, "", "blank", "dropped"))
-        elif entry.concept in first_line:
-            detail = f"first on line {first_line[entry.concept]}"
+        if not entry.concept:
+            continue
+        same = first.setdefault(look(entry.concept), entry)
+        if same is not entry:
+            detail = f"first on line {same.line}"
+            if entry.concept != same.concept:
+                detail = f"looks like {same.concept!a}, {detail}"
             problems.append(Problem(entry.line, entry.concept, "duplicate", detail))
-        elif entry.concept:
-            first_line[entry.concept] = entry.line
-    if clip is not None and first_line:
-        problems += _problems_of_texts(first_line, clip, synonym)
+    if clip is not None and first:
+        lines = {entry.concept: entry.line for entry in first.values()}
+        problems += _problems_of_texts(lines, clip, synonym)
     return sorted(problems)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from emojax.data.concepts import check_text
+from emojax.data.decode import check_regular
 from emojax.errors import InputError, did_you_mean, short
 from emojax.store import unguarded
 
@@ -105,6 +106,7 @@ def _text(path: Path) -> str:
     try:
         if path.stat().st_size > _LARGEST:
             raise InputError(f"{path}: over {_LARGEST >> 20} MB; is this a file of explanations?")
+        check_regular(path)
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None

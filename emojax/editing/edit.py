@@ -14,6 +14,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from emojax.data.decode import MOST_TEXT, check_regular
 from emojax.editing.search import Scope, Setting
 from emojax.errors import InputError, did_you_mean
 from emojax.models import tapped, vgg
@@ -107,6 +108,8 @@ def read_gains(path: Path, units: int, *, factor: float | None = None) -> Float[
       InputError: the file cannot be read, or holds other things than that many finite numbers (or
         zeros and ones).
     """
+    if Path(path).exists():
+        check_regular(Path(path), limit=MOST_TEXT)
     try:
         if Path(path).suffix == ".npy":
             values = _vector(read_npy(path))

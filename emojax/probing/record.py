@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float32, Int32
 from emojax import strict
 from emojax.brief import brief
 from emojax.data.clip_encoder import ClipEncoder
+from emojax.data.decode import MOST_TEXT, check_regular
 from emojax.data.image_set import ImageSet
 from emojax.distributed.processes import broadcast_from_main, is_main_process
 from emojax.errors import InputError
@@ -343,6 +344,8 @@ def _read(folder: Path, key: str | None) -> ProbeRecord:
     """`load`, whose errors are still those of files and formats."""
     from safetensors.numpy import load_file
 
+    if (folder / "record.json").exists():
+        check_regular(folder / "record.json", limit=MOST_TEXT)
     header = strict.read_json((folder / "record.json").read_text("utf-8"))
     if header["format"] != _FORMAT:
         raise InputError(

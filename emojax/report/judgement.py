@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from emojax.data.decode import MOST_TEXT, check_regular
 from emojax.errors import InputError
 
 FILE = "judgement.json"
@@ -43,6 +44,8 @@ def read(folder: Path) -> Judgement:
       InputError: there is none, or it is damaged.
     """
     path = folder / FILE
+    if path.exists():
+        check_regular(path, limit=MOST_TEXT)
     try:
         return Judgement.model_validate_json(path.read_bytes())
     except OSError as error:

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from emojax import strict
 from emojax.brief import brief
+from emojax.data.decode import MOST_TEXT, check_regular
 from emojax.dissection.labels import Dissection
 from emojax.dissection.table import LayerSummary
 from emojax.editing.study_result import StudySummary
@@ -265,6 +266,8 @@ def _rename_finding(summary: dict[str, Any]) -> None:
 
 
 def _json(path: Path, missing: str = "") -> dict[str, Any]:
+    if path.exists():
+        check_regular(path, limit=MOST_TEXT)
     try:
         value = strict.read_json(path.read_text("utf-8"))
     except FileNotFoundError:
@@ -295,8 +298,9 @@ def _table(path: Path, columns: Sequence[str]) -> Table:
     """A csv by column: text where the column's name says so, else float64 with NaN for blanks;
     empty without the file.
     """
-    if not path.is_file():
+    if not path.exists():
         return {}
+    check_regular(path, limit=MOST_TEXT)
     try:
         with open(path, newline="", encoding="utf-8") as file:
             rows = [[unguarded(cell) for cell in row] for row in csv.reader(file)]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from emojax.data.decode import check_regular
 from emojax.dissection.find import Profiles
 from emojax.dissection.labels import Dissection
 from emojax.errors import InputError
@@ -308,6 +309,7 @@ def load(folder: Path) -> Details | None:
     path = folder / FILE
     if not path.exists():
         return None
+    check_regular(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             unpacked = sum(entry.file_size for entry in file.zip.infolist())

@@ -48,8 +48,8 @@ def test_files_and_folders_have_the_rights_of_the_umask(tiny_vgg, tmp_path):
     before = os.umask(0o027)
     try:
         save_vgg(tiny_vgg, tmp_path / "model.safetensors")
-        folder = fresh_folder(tmp_path, ".new.")
+        with fresh_folder(tmp_path, ".new.") as folder:
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o750
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "model.safetensors").stat().st_mode) == 0o640
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o750

@@ -7,6 +7,39 @@ from emojax.data.concepts import ConceptSet, load_concepts, parse_concepts, to_c
 from emojax.errors import InputError
 
 
+def test_one_word_in_two_forms_is_one_concept():
+    found = parse_concepts(
+        "Mu\u0308de\n\u0646\u0645\u06cc\u200c\u062e\u0648\n\U0001f469\u200d\U0001f393\n", "file"
+    )
+    assert found.concepts[0] == "M\u00fcde"
+    assert found.indices(["Mu\u0308de", "M\u00fcde"]) == [0, 0]
+    assert found.concepts[1:] == (
+        "\u0646\u0645\u06cc\u200c\u062e\u0648",
+        "\U0001f469\u200d\U0001f393",
+    )
+
+
+def test_concepts_that_look_alike_are_refused():
+    with pytest.raises(InputError, match=r"'Sm\\u0456le' look alike, as concepts 1 and 2; remove"):
+        ConceptSet(("Smile", "Sm\u0456le"))
+    with pytest.raises(InputError, match="'Smile' stands as concepts 1 and 3; remove one"):
+        ConceptSet(("Smile", "Frown", "Smile"))
+    assert (
+        len(
+            ConceptSet(
+                (
+                    "Smile",
+                    "smile",
+                    "Smiles",
+                    "\u0441\u043c\u0435\u0445",
+                    "\u03b3\u03ad\u03bb\u03b9\u03bf",
+                )
+            )
+        )
+        == 5
+    )
+
+
 def test_built_in_concepts():
     paper = load_concepts("paper25")
     assert len(paper) == 25

@@ -5,11 +5,21 @@ import json
 import pytest
 
 from emojax import cli
+from emojax.data import concepts
+from emojax.dissection.concept_review import review
 
 
 def concepts_verb(capsys, *args):
     code = cli.main(["concepts", *map(str, args)])
     return code, *capsys.readouterr()
+
+
+def test_lines_that_look_alike_are_duplicates():
+    entries = concepts.entries("Smile\nSm\u0456le\nSmile\n\n", "file")
+    assert [tuple(problem) for problem in review(entries)] == [
+        (2, "Sm\u0456le", "duplicate", "looks like 'Smile', first on line 1"),
+        (3, "Smile", "duplicate", "first on line 1"),
+    ]
 
 
 @pytest.mark.slow

@@ -21,13 +21,15 @@ from refusals import Inputs, table
 from safetensors.numpy import load_file, save_file
 
 from emojax.commands import predict
+from emojax.data import classes as class_names
 from emojax.data.concepts import load_concepts, parse_answer, parse_concepts
 from emojax.data.decode import read_image
+from emojax.data.provenance import read_provenance
 from emojax.data.sources import Read
 from emojax.data.weights import load_vgg, read_arrays
 from emojax.dissection import dissect
 from emojax.editing.edit import edit
-from emojax.errors import InputError
+from emojax.errors import InputError, one_line
 from emojax.settings import read_settings
 from emojax.training.predict import Prediction
 
@@ -72,6 +74,14 @@ def shown(name: str, content: bytes) -> Make:
         return ["evaluate", "--target.weights", inputs.sound / "vgg.safetensors", *data]
 
     return make
+
+
+def alphabets(inputs: Inputs) -> list:
+    """An image folder with two classes of one look."""
+    for name in ("joy", "j\u043ey"):
+        inputs.put(f"photos/{name}/a.png", encoded("PNG"))
+    data = ["--data.path", inputs.here / "photos", "--data.test-splits", "all"]
+    return ["evaluate", "--target.weights", inputs.sound / "vgg.safetensors", *data]
 
 
 def clip(change: Callable[[Path], object]) -> Make:
@@ -235,6 +245,32 @@ MISREAD = table(
         labelled("M\u00fcde\nMu\u0308de\n"),
         "stands on lines 1 and 2",
     ),
+    (
+        "concepts: full-width letters",
+        labelled("Smile\n\uff33\uff4d\uff49\uff4c\uff45\n"),
+        "look alike, on lines 1 and 2",
+    ),
+    (
+        "concepts: a letter of another alphabet",
+        labelled("Smile\nFrown\nSm\u0456le\n"),
+        r"'Smile' and 'Sm\u0456le' look alike, on lines 1 and 3",
+    ),
+    ("concepts: Greek for Latin", labelled("NOSE\n\u039d\u039f\u03a3E\nNO\u03a3E\n"), "look alike"),
+    ("concepts: a joiner", labelled("Smile\nSmi\u200dle\n"), r"'Smi\u200dle' look alike"),
+    ("concepts: a variation", labelled("Smile\nSmile\ufe0f\n"), r"'Smile\ufe0f' look alike"),
+    ("concepts: two blanks", labelled("Raised Brows\nRaised  Brows\n"), "look alike"),
+    ("concepts: a blank of another width", labelled("A B\nA\u2003B\n"), "stands on lines 1 and 2"),
+    ("concepts: a filler", reviewed("Smile\u3164\n"), "line 1: U+3164 is not seen; remove it"),
+    ("concepts: a blank of braille", reviewed("\u2800\n"), "line 1: U+2800 is not seen"),
+    ("concepts: a joiner of graphemes", reviewed("Smi\u034fle\n"), "U+034F is not seen"),
+    ("concepts: nothing that is seen", labelled("\u200d\ufe0f\n"), "concept 1 is blank"),
+    ("concepts: an isolate", reviewed("\u2067Smile\u2069\n"), "U+2067"),
+    ("concepts: a mark of direction", reviewed("Smile\u200f\n"), "U+200F"),
+    ("concepts: a soft hyphen", reviewed("Smi\u00adle\n"), "U+00AD"),
+    ("concepts: a byte order mark inside", reviewed("Smile\n\ufeffSmile\n"), "line 2: the control"),
+    ("answer: an accent in two forms", answered("M\u00fc: sad\nMu\u0308: happy\n"), "comes twice"),
+    ("answer: look alike", answered("Smile: sad\nSm\u0456le: sad\n"), "as concepts 1 and 2"),
+    ("classes that look alike", alphabets, "mean the same"),
     ("concepts: a tab", reviewed("Smile\tFrown\n"), "line 1: a tab"),
     ("concepts: semicolons", reviewed("Frown\nSmile;happy\n"), "line 2: a ';'"),
     (
@@ -506,33 +542,8 @@ WEIGHTS = table(
         with_arrays(lambda a: a.update({"lin2.bias": np.ones(20, bool)})),
         "lin2.bias holds bool",
     ),
-    *(
-        (f"provenance: {name}", with_metadata(seen=text), "provenance is damaged")
-        for name, text in (
-            ("no JSON", "seen"),
-            ("a map", "{}"),
-            ("a number", "3"),
-            ("nothing", "null"),
-            ("texts", '["abc"]'),
-            ("two parts", '[["a", "b"]]'),
-            ("numbers", '[[1, 2, "trained"]]'),
-            ("an unknown role", '[["a", "b", "Trained"]]'),
-            ("a role of another kind", '[["a", "b", ["trained"]]]'),
-            ("an escape sequence", '[["\\u001b[2J", "b", "trained"]]'),
-            ("nested deep", "[" * 100_000),
-        )
-    ),
-    *(
-        (f"class names: {name}", with_metadata(classes=text), message)
-        for name, text, message in (
-            ("no JSON", "angry", "record of class names is damaged"),
-            ("a map", '{"a": 0}', "record of class names is damaged"),
-            ("numbers", "[1,2,3,4,5,6,7]", "record of class names is damaged"),
-            ("NaN", '["a","b","c","d","e","f",NaN]', "record of class names is damaged"),
-            ("one too few", '["a","b","c","d","e","f"]', "names 6 classes and has 7 outputs"),
-            ("two of one meaning", '["a","b","c","d","e","joy","Happy"]', "mean the same"),
-        )
-    ),
+    ("damaged provenance", with_metadata(seen="seen"), "provenance is damaged"),
+    ("damaged class names", with_metadata(classes="angry"), "class names is damaged"),
 )
 
 
@@ -540,6 +551,75 @@ WEIGHTS = table(
 def test_weights_that_cannot_be_read_are_refused(inputs, make, message, recwarn):
     inputs.refused(make(inputs), message)
     assert not recwarn.list  # a warning would be a second line
+
+
+def seven_classes(path: Path) -> object:
+    return class_names.read(path, 7)
+
+
+# Read as the command does, which would make a network of every file first.
+METADATA = table(
+    ("provenance: a map", read_provenance, "seen", "{}", "provenance is damaged"),
+    ("provenance: a number", read_provenance, "seen", "3", "provenance is damaged"),
+    ("provenance: nothing", read_provenance, "seen", "null", "provenance is damaged"),
+    ("provenance: texts", read_provenance, "seen", '["abc"]', "provenance is damaged"),
+    ("provenance: two parts", read_provenance, "seen", '[["a", "b"]]', "provenance is damaged"),
+    (
+        "provenance: numbers",
+        read_provenance,
+        "seen",
+        '[[1, 2, "trained"]]',
+        "provenance is damaged",
+    ),
+    (
+        "provenance: a role",
+        read_provenance,
+        "seen",
+        '[["a", "b", "Trained"]]',
+        "provenance is damaged",
+    ),
+    (
+        "provenance: roles",
+        read_provenance,
+        "seen",
+        '[["a", "b", ["trained"]]]',
+        "provenance is damaged",
+    ),
+    (
+        "provenance: an escape sequence",
+        read_provenance,
+        "seen",
+        '[["\\u001b[2J", "b", "trained"]]',
+        "provenance is damaged",
+    ),
+    ("provenance: nested deep", read_provenance, "seen", "[" * 100_000, "provenance is damaged"),
+    ("classes: a map", seven_classes, "classes", '{"a": 0}', "class names is damaged"),
+    ("classes: numbers", seven_classes, "classes", "[1,2,3,4,5,6,7]", "class names is damaged"),
+    ("classes: NaN", seven_classes, "classes", '["a","b",NaN]', "class names is damaged"),
+    (
+        "classes: one too few",
+        seven_classes,
+        "classes",
+        '["a","b","c","d","e","f"]',
+        "names 6 classes and has 7 outputs",
+    ),
+    (
+        "classes: two of one meaning",
+        seven_classes,
+        "classes",
+        '["a","b","c","d","e","joy","Happy"]',
+        "mean the same",
+    ),
+)
+
+
+@pytest.mark.parametrize(("read", "entry", "text", "message"), METADATA)
+def test_damaged_metadata_of_weights_is_refused(tmp_path, read, entry, text, message):
+    path = tmp_path / "a.safetensors"
+    save_file({"a": np.zeros(1, np.float32)}, path, metadata={f"emojax.{entry}": text})
+    with pytest.raises(InputError, match=message) as refused:
+        read(path)
+    assert one_line(refused.value).isprintable()
 
 
 def test_weights_of_clear_kinds_are_read(tmp_path, sound):

@@ -16,6 +16,7 @@ import subprocess
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from refusals import table
+from refusals import Inputs, table
 from rich.table import Table
 
 from emojax import cli, memory, store
@@ -318,6 +319,110 @@ def test_settings_files_that_would_not_end(inputs):
     inputs.refused(["run", "--config", inputs.here / "long.yaml"], message)
     message = "21474836480 bytes, more than the 268435456 that such a file may have"
     inputs.refused(["concepts", inputs.here / "long.yaml"], message)
+
+
+# Special files inside folders that are sound but for them
+
+IN_A_MODEL = (
+    "config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "chat_template.jinja",
+    "additional_chat_templates/a.jinja",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+)
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def socket_at(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(os.path.relpath(path))
+
+
+def sparse(path: Path) -> None:
+    """20 GB of which no byte is on the disk."""
+    with open(path, "wb") as file:
+        file.truncate(20 << 30)
+
+
+def link_to(target: str) -> Callable[[Path], None]:
+    return lambda path: path.symlink_to(target)
+
+
+def assert_refused_with(inputs: Inputs, args: list, path: Path, make: Callable, message: str):
+    """The command is refused with this in the place of a file, which comes back then."""
+    before = path.read_bytes() if path.exists() else None
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(exist_ok=True)
+    make(path)
+    inputs.refused(args, message)
+    path.rmdir() if path.is_dir() else path.unlink()
+    if before is not None:
+        path.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    table(
+        ("pipe", pipe, "it is a pipe, socket or device, not a regular file"),
+        ("socket", socket_at, "it is a pipe, socket or device, not a regular file"),
+        ("endless", link_to("/dev/zero"), "it is a pipe, socket or device, not a regular file"),
+        ("full", link_to("/dev/full"), "it is a pipe, socket or device, not a regular file"),
+        ("folder", Path.mkdir, "it is a folder, not a regular file"),
+        ("sparse", sparse, "21474836480 bytes, more than the 268435456 that such a file may have"),
+    ),
+)
+def test_special_files_in_the_folder_of_a_model(inputs, make, what):
+    """Of a CLIP and of a network: none is opened, which a pipe would make last for ever."""
+    clip = Path(inputs.copy("clip", lambda folder: None))
+    data = ["--data.path", inputs.sound / "fer"]
+    lines = (
+        ["concepts", "paper25", "--clip.path", clip],
+        ["evaluate", "--target.path", clip, *data],
+    )
+    for name, line in itertools.product(IN_A_MODEL, lines):
+        if make is sparse and Path(name).suffix in (".safetensors", ".bin"):
+            continue  # of any size; the next test
+        assert_refused_with(inputs, line, clip / name, make, f"{name}: {what}")
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "model.safetensors"])
+def test_files_of_a_model_that_cannot_be_read(inputs, name):
+    """A regular file whose reading fails, for root too; and one of zeros without end."""
+    clip = Path(inputs.copy("clip", lambda folder: None))
+    line = ["concepts", "paper25", "--clip.path", clip]
+    assert_refused_with(inputs, line, clip / name, link_to("/proc/self/mem"), f"clip/{name}: ")
+    if name == "model.safetensors":
+        assert_refused_with(inputs, line, clip / name, sparse, "not a readable safetensors file")
+
+
+@pytest.mark.parametrize("make", [pipe, link_to("/dev/zero"), sparse])
+def test_special_files_in_records_and_runs(inputs, make):
+    record = Path(inputs.copy("record", lambda folder: None))
+    dissect = ["dissect", "--record", record, "--clip.path", inputs.sound / "clip"]
+    for path in filter(Path.is_file, sorted(record.iterdir())):
+        message = "record.json: " if path.name == "record.json" else "not a readable probe record"
+        assert_refused_with(inputs, dissect, path, make, message)
+    run = inputs.here / "run"
+    run.mkdir()
+    for line in (["report", run], ["compare", run, run]):
+        assert_refused_with(inputs, line, run / "manifest.json", make, "manifest.json: ")
+    for read in (results._json, lambda path: results._table(path, []), explanation_files._text):
+        make(run / "file.csv")
+        with pytest.raises(InputError, match=r"file\.csv: "):
+            read(run / "file.csv")
+        (run / "file.csv").unlink()
 
 
 @pytest.mark.slow

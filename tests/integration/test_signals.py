@@ -1,11 +1,15 @@
 """Signals at any moment leave a whole run or none, one line, and exit code 128 + n."""
 
+import random
+import runpy
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import jax
 import pytest
-from signalled import assert_whole, notes, start
+from signalled import assert_whole, environment, notes, start
 
 from emojax import cli
 
@@ -63,3 +67,13 @@ def test_signals_in_the_first_moments(tmp_path, small_run, number):
         assert err.decode().startswith("emojax: interrupted"), (delay, err)
         assert err.count(b"\n") == 1, (delay, err)
         assert not out.exists() or [path.name for path in out.iterdir()] in ([], ["cache"])
+
+
+@pytest.mark.exhaustive
+def test_the_run_after_any_signal_is_as_if_undisturbed(tmp_path, small_run):
+    """A signal of each kind at a random moment; scripts/kill_and_resume.py tries more commands."""
+    script = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "kill_and_resume.py"))
+    *args, _, _, _, _ = small_run.args(tmp_path)  # without --out and --cache
+    # As many devices as this process has, so that sums are added in the same order.
+    env = environment() | {"JAX_NUM_CPU_DEVICES": str(jax.device_count())}
+    assert script["send_signals"]({"run": args}, 6, tmp_path, env, random.Random(0))
