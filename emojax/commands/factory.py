@@ -1,13 +1,15 @@
-"""A network from the user's own code: `--target.factory package.module:function`.
+"""A network from the user's own code, `--target.factory package.module:function`, and other
+functions that flags name.
 
 The named module is imported and the named function called, nothing else.
 """
 
+import contextlib
 import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, cast
 
@@ -40,17 +42,41 @@ def open_factory(name: str, key: str | None) -> Network:
 
 
 def _call(name: str) -> Any:
+    flag = "--target.factory"
+    with _own_folder_on_path():
+        function = user_function(flag, name)
+        try:
+            return function()
+        except (ImportError, AttributeError, TypeError) as error:
+            raise InputError(f"{flag} {name}: {error}") from None
+
+
+def user_function(flag: str, name: str) -> Callable[..., Any]:
+    """The function `package.module:function` that a flag names.
+
+    Raises:
+      InputError: there is no such function.
+    """
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name:
-        raise InputError(f"--target.factory is {name!r}, not package.module:function")
+        raise InputError(f"{flag} is {name!r}, not package.module:function")
+    with _own_folder_on_path():
+        try:
+            function = getattr(importlib.import_module(module_name), function_name)
+        except (ImportError, AttributeError, TypeError) as error:
+            raise InputError(f"{flag} {name}: {error}") from None
+    if not callable(function):
+        raise InputError(f"{flag} {name}: it is a {type(function).__name__}, not a function")
+    return function
+
+
+@contextlib.contextmanager
+def _own_folder_on_path() -> Iterator[None]:
+    """A script's own folder is not on the path of an installed command."""
     here = os.getcwd()
-    sys.path.append(here)  # a script's own folder is not on the path of an installed command
+    sys.path.append(here)
     try:
-        module = importlib.import_module(module_name)
-        function = getattr(module, function_name)
-        return function()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise InputError(f"--target.factory {name}: {error}") from None
+        yield
     finally:
         sys.path.remove(here)
 

@@ -34,7 +34,9 @@ class PredictSettings(Section):
     """Settings of a prediction."""
 
     paths: tuple[str, ...] = Field(
-        default=(), description="images: files, folders, patterns, prepared sets"
+        default=(),
+        description="images: files, folders, patterns, parquet files, sets saved by Hugging Face "
+        "datasets, prepared sets",
     )
     target: settings.Target = settings.Target()
     labels: UserPath | None = Field(
@@ -50,6 +52,11 @@ class PredictSettings(Section):
         description="a decision is marked when the second class is this near in probability",
     )
     size: Side = Field(default=48, description="side of the square that image files are brought to")
+    detector: str | None = Field(
+        default=None,
+        description="package.module:function of yours that finds faces: an RGB image, uint8 "
+        "[H, W, 3], to boxes [N, 4] of left, top, width, height; the largest is cut out",
+    )
     batch: Positive = Field(default=256, description="images at once; does not change results")
     out: UserPath = Field(
         default=Path("predictions.csv"), description="table to write: .csv, or .parquet"
@@ -63,6 +70,7 @@ def predict(settings: PredictSettings) -> None:
 
     from emojax.commands import opening
     from emojax.commands.console import progress, say
+    from emojax.commands.factory import user_function
     from emojax.data.sources import open_sources
 
     _check(settings)
@@ -71,7 +79,9 @@ def predict(settings: PredictSettings) -> None:
     names = _class_names(settings, model, channels)
     labels = _unit_labels(settings.labels, model)
     paths = [os.path.expanduser(path) for path in settings.paths]
-    sources = open_sources(paths, settings.size, channels)
+    name = settings.detector
+    detector = None if name is None else user_function("--detector", name)
+    sources = open_sources(paths, settings.size, channels, detector)
     total = sum(len(source.names) for source in sources)
     interruption.begin_work()
     opening.name_devices()
@@ -231,7 +241,12 @@ def _key(
         [[os.fsencode(name).hex() for name in source.names], list(source.shape)]
         for source in sources
     ]
-    shaping = [settings.near_tie, settings.units, batch_size(settings.batch)]
+    shaping = [
+        settings.near_tie,
+        settings.units,
+        settings.detector,
+        batch_size(settings.batch),
+    ]
     network = as_network(model).key
     if network is None:
         return None
@@ -276,22 +291,34 @@ def _rows(
 ) -> Iterator[list[Any]]:
     import numpy as np
 
-    for row, (file, reason) in enumerate(zip(read.names, read.reasons, strict=True)):
+    # Once for the batch, not in every row.
+    classes, margins = prediction.classes, prediction.margins
+    finite = np.isfinite(prediction.probabilities).all(axis=1)
+    blank = [""] * len(names)
+    overflow = "the network's logits are beyond float32: its weights are too large"
+    for row, (file, unread) in enumerate(zip(read.names, read.reasons, strict=True)):
+        reason = unread or ("" if finite[row] else overflow)
         if reason:
-            yield [file, "", *([""] * len(names)), "", "", reason]
+            yield [file, "", *blank, "", "", reason]
             continue
         units = ""
         if labels is not None and prediction.pushes is not None:
             pushes = prediction.pushes[row]
-            strongest = (-pushes).argsort(kind="stable")[: settings.units]
+            strongest = _largest(pushes, settings.units)
             units = "; ".join(f"{labels[unit]} {pushes[unit]:+.3g}" for unit in strongest)
-        if not np.isfinite(prediction.probabilities[row]).all():
-            overflow = "the network's logits are beyond float32: its weights are too large"
-            yield [file, "", *([""] * len(names)), "", "", overflow]
-            continue
-        label = names[prediction.classes[row]]
-        near_tie = "true" if prediction.margins[row] < settings.near_tie else "false"
-        yield [file, label, *prediction.probabilities[row], units, near_tie, ""]
+        near_tie = "true" if margins[row] < settings.near_tie else "false"
+        yield [file, names[classes[row]], *prediction.probabilities[row], units, near_tie, ""]
+
+
+def _largest(values: "np.ndarray", count: int) -> "np.ndarray":
+    """Positions of the `count` largest of finite values, largest first; the first of equals."""
+    import numpy as np
+
+    if count >= len(values):
+        return (-values).argsort(kind="stable")
+    # To sort all units of a wide layer takes longer than to read the image.
+    candidates = np.flatnonzero(values >= np.partition(values, -count)[-count])
+    return candidates[(-values[candidates]).argsort(kind="stable")[:count]]
 
 
 class _Progress(NamedTuple):

@@ -24,6 +24,7 @@ _FORMATS = (
     "GIF",
 )  # EPS and its like would start other programs
 _CHANNELS = {"1": 1, "L": 1, "LA": 1, "P": 3, "PA": 3, "RGB": 3, "RGBA": 3, "CMYK": 3, "YCbCr": 3}
+_MAY_TURN = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
 _MAX_BYTES = 1 << 28  # of one image file
 MOST_TEXT = 1 << 28  # bytes of a file of text that is read at once
 MOST_PIXELS = 89_478_485  # of an image, whole or resized; Pillow's own bound
@@ -155,7 +156,8 @@ def decode(file: Path, data: bytes) -> Image.Image:
     """
     with _open(file, data) as image:
         mode = "L" if _CHANNELS[image.mode] == 1 else "RGB"
-        # To look for an orientation takes a quarter of the time that a small image takes.
-        says_nothing = image.format == "JPEG" and not {"exif", "xmp"} & image.info.keys()
-        upright = image if says_nothing else ImageOps.exif_transpose(image)
-        return upright.convert(mode)
+        image.load()  # a PNG may tell its orientation behind its pixels
+        # Of a small image, to look for an orientation and to copy it are a quarter of the work.
+        if image.format == "TIFF" or _MAY_TURN & image.info.keys():
+            ImageOps.exif_transpose(image, in_place=True)
+        return image if image.mode == mode else image.convert(mode)

@@ -53,9 +53,20 @@ def read_square(file: Path, size: int, channels: int) -> np.ndarray:
     """An image file as uint8 [size, size, channels]: short side resized, centre cut out.
 
     Raises:
-      InputError: see `decode.read_image`; or the image is so long that it would become too large.
+      InputError: see `decode.read_image` and `to_square`.
     """
-    image = read_image(file).convert("L" if channels == 1 else "RGB")
+    return to_square(file, read_image(file), size, channels)
+
+
+def to_square(file: Path, image: Image.Image, size: int, channels: int) -> np.ndarray:
+    """An image as uint8 [size, size, channels]; `file` is what messages name.
+
+    Raises:
+      InputError: it is so long that it would become too large.
+    """
+    mode = "L" if channels == 1 else "RGB"
+    if image.mode != mode:
+        image = image.convert(mode)
     if image.size != (size, size):
         width, height = _resized(file, image.size, size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)

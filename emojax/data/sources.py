@@ -1,5 +1,5 @@
-"""Images to predict: files, folders, patterns and prepared sets, read in batches ahead of the
-network.
+"""Images to predict: files, folders, patterns, Arrow tables and prepared sets, read in batches
+ahead of the network.
 
 Unlike the readers of data sets, which refuse a set for one damaged file, these give a reason in
 place of an image, so that a long job ends well.
@@ -16,12 +16,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from emojax.data import fer2013, folder, tfds_set
+from emojax.data import arrow_set, fer2013, folder, tfds_set
+from emojax.data.decode import decode, read_image
+from emojax.data.detect import Detector, Look
 from emojax.data.loader import check_batch
 from emojax.data.opening import open_split, resolve
 from emojax.errors import InputError, one_line
 
 _AHEAD = 2  # batches that are read while the network computes
+_PARQUET = ".parquet"
 _RUN = 32  # images that a thread reads in one go
 
 
@@ -47,39 +50,56 @@ class Read(NamedTuple):
     reasons: Sequence[str]  # "" for an image that was read
 
 
-def open_sources(paths: Sequence[str], size: int, channels: int) -> list[Source]:
+def open_sources(
+    paths: Sequence[str], size: int, channels: int, detector: Detector | None = None
+) -> list[Source]:
     """What the paths name, in order: files that follow one another are one source.
 
-    A folder stands for the images in it and below, by name; a pattern (`*.png`, `**`) for what it
-    matches; a prepared FER2013 or set of TFDS for all of its splits.
+    A folder stands for the images in it and below, by name, or where there are none for the
+    parquet files; a pattern (`*.png`, `**`) for what it matches; what Hugging Face `datasets`
+    saved, a prepared FER2013 or set of TFDS for all of its splits.
 
     Args:
       paths: as a user gives them.
       size: side of the square that files are brought to, as `folder.read_square` does.
       channels: 1 for gray, 3 for colour.
+      detector: finds the face in an image, which then is cut out; None takes images as they are.
 
     Raises:
-      InputError: a pattern or folder holds no image, or a prepared set is damaged.
+      InputError: a pattern or folder holds no image, a table or prepared set is damaged, or a
+        detector is to look at a prepared set, which holds faces.
     """
+    look = Look(size, channels, detector)
     sources: list[Source] = []
     files: list[str] = []
     for path in paths:
         splits = _splits(Path(path))
-        if splits is None:
-            files += _files(path)
+        if splits is not None and detector is not None:
+            raise InputError(f"{path}: a prepared set is of faces; predict it without a detector")
+        if splits is not None:
+            found = [_of_split(Path(path), split) for split in splits]
+        elif arrow_set.is_saved(Path(path)):
+            found = [_of_table(table, look) for table in arrow_set.open_saved(Path(path))]
         else:
-            if files:
-                sources.append(_of_files(files, size, channels))
-                files = []
-            sources += [_of_split(Path(path), split) for split in splits]
+            named = _files(path)
+            found = [
+                _of_table(arrow_set.open_parquet(Path(name)), look)
+                for name in named
+                if name.endswith(_PARQUET)
+            ]
+            files += [name for name in named if not name.endswith(_PARQUET)]
+        if files and found:
+            sources.append(_of_files(files, look))
+            files = []
+        sources += found
     if files:
-        sources.append(_of_files(files, size, channels))
+        sources.append(_of_files(files, look))
     return sources
 
 
 def _splits(path: Path) -> Sequence[str] | None:
     """The splits of a prepared set; None for any other path."""
-    if not path.is_dir():
+    if not path.is_dir() or arrow_set.is_saved(path):
         return None
     kind = resolve(path, raw=True)[0]
     if kind == "fer2013":
@@ -93,11 +113,13 @@ def _files(path: str) -> list[str]:
             os.path.join(parent, name)
             for parent, folders, found in os.walk(path)
             for name in found
-            if Path(name).suffix.lower() in folder.EXTENSIONS and not name.startswith(".")
+            if not name.startswith(".")
         ]
-        if not names:
+        images = [name for name in names if Path(name).suffix.lower() in folder.EXTENSIONS]
+        tables = [name for name in names if name.endswith(_PARQUET)]
+        if not images and not tables:
             raise InputError(f"{path}: no images in it or below; name the files themselves")
-        return sorted(names)
+        return sorted(images or tables)
     if not os.path.lexists(path) and glob.has_magic(path):
         names = sorted(name for name in glob.glob(path, recursive=True) if not os.path.isdir(name))
         if not names:
@@ -106,11 +128,26 @@ def _files(path: str) -> list[str]:
     return [path]
 
 
-def _of_files(names: Sequence[str], size: int, channels: int) -> Source:
+def _of_files(names: Sequence[str], look: Look) -> Source:
     def read(position: int) -> np.ndarray:
-        return folder.read_square(Path(names[position]), size, channels)
+        file = Path(names[position])
+        return look.square(file, read_image(file))
 
-    return Source(names, (size, size, channels), read)
+    return Source(names, look.shape, read)
+
+
+def _of_table(table: arrow_set.EncodedImages, look: Look) -> Source:
+    """The images of a table; each is named by its row, as its own name need not be the only one."""
+    names = [f"{table.place}#{row}" for row in range(table.count)]
+
+    def read(position: int) -> np.ndarray:
+        file = Path(names[position])
+        data = table.read(position)
+        if data is None:
+            raise InputError(f"{file}: the row holds no image, or only a path")
+        return look.square(file, decode(file, data))
+
+    return Source(names, look.shape, read)
 
 
 def _of_split(path: Path, split: str) -> Source:

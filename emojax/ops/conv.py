@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-_GROUP = 4  # images in a matrix product: few enough for both operands to stay in the cache
+# Pixels in a matrix product: few enough for both operands to stay in the cache, and enough for the
+# sum of the products not to be read and written too often.
+_PIXELS = 3200
 
 
 @jax.custom_vjp
@@ -66,15 +68,17 @@ def kernel_gradient(
     # A batch that is sharded over the devices keeps its axis of devices: each device adds up its
     # own images, and only the sums [3C, 3U] travel.
     shards = math.gcd(batch, jax.device_count())
-    group = math.gcd(batch // shards, _GROUP)
-    x = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)))
-    g = jnp.pad(g, ((0, 0), (1, 1), (0, 0), (0, 0)))
-    x = x.reshape(shards, -1, group, height, width + 2, channels)
-    g = g.reshape(shards, -1, group, height + 2, width, units)
+    power = max(1, _PIXELS // (height * width)).bit_length() - 1
+    group = math.gcd(batch // shards, 2**power)
+    x = x.reshape(shards, -1, group, height, width, channels)
+    g = g.reshape(shards, -1, group, height, width, units)
 
     def add(total: Array, images: tuple[Array, Array]) -> tuple[Array, None]:
-        sideways = [images[0][:, :, :, j : j + width] for j in range(3)]
-        down = [images[1][:, :, 2 - i : 2 - i + height] for i in range(3)]
+        # Padded here, in the cache: to pad all images first is a pass over memory for each operand.
+        x = jnp.pad(images[0], [(0, 0), (0, 0), (0, 0), (1, 1), (0, 0)])
+        g = jnp.pad(images[1], [(0, 0), (0, 0), (1, 1), (0, 0), (0, 0)])
+        sideways = [x[:, :, :, j : j + width] for j in range(3)]
+        down = [g[:, :, 2 - i : 2 - i + height] for i in range(3)]
         left = jnp.concatenate(sideways, axis=-1).reshape(shards, -1, 3 * channels)
         right = jnp.concatenate(down, axis=-1).reshape(shards, -1, 3 * units)
         product = jnp.einsum("dnc,dnu->dcu", left, right, preferred_element_type=total.dtype)

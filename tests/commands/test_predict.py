@@ -4,6 +4,7 @@ import csv
 import os
 import shutil
 import struct
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -274,6 +275,37 @@ def test_units_that_pushed_the_decision(tmp_path, faces, weights, tiny_clip, tin
             assert float(text.split()[-1]) == pytest.approx(of_class[unit], rel=1e-2)
 
 
+def test_faces_that_a_detector_finds(tmp_path, weights, images, monkeypatch):
+    """A face in a photograph gets the row of the face alone; a photograph without one, a reason."""
+    module = """
+        def find(image):
+            if image.max() == 0:
+                return None
+            rows, columns = image[:, :, 0].any(axis=1).nonzero()[0], image[0, :, 0].nonzero()[0]
+            return [[columns[0], rows[0], len(columns), len(rows)]]
+        """
+    (tmp_path / "faces_of.py").write_text(textwrap.dedent(module))
+    monkeypatch.chdir(tmp_path)
+    face = np.maximum(images.images[:1][0, ..., 0], 1)
+    photograph = np.zeros((48, 120), np.uint8)
+    photograph[:, 50:98] = face
+    for name, pixels in {"face": face, "photo": photograph, "none": 0 * photograph}.items():
+        Image.fromarray(pixels).save(f"{name}.png")
+    args = ["--target.weights", weights, "--detector", "faces_of:find"]
+    assert run("face.png", "photo.png", "none.png", *args, "--out", "p.csv") == 0
+    alone, found, none = table("p.csv")
+    assert none["reason"] == "no face found"
+    assert found == alone | {"file": "photo.png"}
+    assert found["label"]
+
+
+def test_units_of_equal_push_are_named_in_order():
+    values = np.float32([1, 3, 2, 3, 1, 2])
+    for count in range(1, 8):
+        want = (-values).argsort(kind="stable")[:count]
+        np.testing.assert_array_equal(command._largest(values, count), want)
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -283,6 +315,9 @@ def test_units_that_pushed_the_decision(tmp_path, faces, weights, tiny_clip, tin
         (["*.nothing"], "no file matches *.nothing"),
         (["empty"], "no images in it or below"),
         (["FACES", "--labels", "empty"], "is not an emojax run"),
+        (["FACES", "--detector", "json"], "--detector is 'json', not package.module:function"),
+        (["FACES", "--detector", "json:none"], "--detector json:none: module 'json' has no"),
+        (["FACES", "--detector", "json:__name__"], "it is a str, not a function"),
     ],
 )
 def test_refusals(tmp_path, monkeypatch, faces, weights, capsys, args, message):
