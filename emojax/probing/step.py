@@ -184,9 +184,10 @@ def shapes(
       image: height, width and channels.
     """
 
-    def shape(leaf: Array, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-        padded = np.add(leaf.shape, [after for _, after in _filling(leaf, sharding)])
-        return jax.ShapeDtypeStruct(tuple(map(int, padded)), leaf.dtype, sharding=sharding)
+    def shape(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        filling = _filling(leaf.shape, sharding)
+        sides = tuple(side + after for side, (_, after) in zip(leaf.shape, filling, strict=True))
+        return jax.ShapeDtypeStruct(sides, leaf.dtype, sharding=sharding)
 
     state = jax.tree.map(shape, empty, _shardings(mesh))
     images = jax.ShapeDtypeStruct((batch, *image), np.uint8)
@@ -227,14 +228,13 @@ def _shardings(mesh: Mesh) -> State:
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), _SPECS)
 
 
-def _filling(leaf: Array | np.ndarray, sharding: NamedSharding) -> list[tuple[int, int]]:
+def _filling(shape: Sequence[int], sharding: NamedSharding) -> list[tuple[int, int]]:
     """By axis, what `np.pad` adds to a state's array to give every device whole blocks of units."""
     mesh = sharding.mesh
     grain = mesh.size * (_unit_block(mesh) or 1)
-    names = (*sharding.spec, *[None] * leaf.ndim)
+    names = (*sharding.spec, *[None] * len(shape))  # a spec leaves out the last axes
     return [
-        (0, -side % grain if name == AXIS else 0)
-        for side, name in zip(leaf.shape, names, strict=False)
+        (0, -side % grain if name == AXIS else 0) for side, name in zip(shape, names, strict=False)
     ]
 
 
@@ -427,7 +427,7 @@ def place(snapshot: dict[str, np.ndarray] | None, empty: State, mesh: Mesh) -> S
         leaves = [snapshot[str(number)] for number in range(len(leaves))]
     shardings = _shardings(mesh)
     padded = [
-        np.pad(leaf, _filling(leaf, sharding))
+        np.pad(leaf, _filling(leaf.shape, sharding))
         for leaf, sharding in zip(leaves, jax.tree.leaves(shardings), strict=True)
     ]
     return put(mesh, jax.tree.unflatten(structure, padded), shardings)
