@@ -270,71 +270,70 @@ def update(
         own = jax.lax.all_to_all(padded, AXIS, split_axis=1, concat_axis=0, tiled=True)
         embeddings, indices = jax.lax.all_gather((embeddings, indices), AXIS, tiled=True)
     rows["embeddings"] = embeddings
+    # A batch starts at an even image, so every second row belongs to one half.
+    by_half = Batch(*(_halves(array) for array in (own, embeddings, indices)))
 
-    halves = []
     with jax.named_scope("lists"):
-        for half in (0, 1):
-            lists = TopK(state.top.values[half], state.top.indices[half])
-            halves.append(topk.update(lists, own[half::2], indices[half::2]))
-        top = TopK(*(jnp.stack(pair) for pair in zip(*halves, strict=True)))
+        top = jax.vmap(topk.update)(state.top, by_half.activations, by_half.indices)
     first = Origin(own[0], embeddings[0])
     origin = jax.tree.map(
         lambda row, before: jnp.where(indices[0] == 0, row, before), first, state.origin
     )
     with jax.named_scope("sums"):
-        tiles = _Tiles(summed, own, embeddings, indices != EMPTY, origin)
+        tiles = _Tiles(summed, by_half, origin)
         sums = _add_units(state.units, tiles, block), _add_embeddings(state.embeddings, tiles)
     return State(top, *sums, origin), rows
 
 
+class Batch(NamedTuple):
+    """Either half of a batch, as the devices see it."""
+
+    activations: Float[Array, "2 half N"]
+    embeddings: Float[Array, "2 half D"]
+    indices: Int32[Array, "2 half"]
+
+
+def _halves(rows: Array) -> Array:
+    """Rows of the even and of the odd images: [B, …] → [2, B / 2, …]."""
+    return jnp.moveaxis(rows.reshape(-1, 2, *rows.shape[1:]), 1, 0)
+
+
 class _Tiles:
-    """A batch, read as tiles of so many images, of which every second belongs to one half.
+    """A batch, read as tiles of so many images, half of them of either half.
 
     A tile holds the same images whatever the batch, so its sums in float32 are the same bits. So
     correlations depend neither on the batch nor on the devices.
     """
 
-    def __init__(
-        self,
-        size: int,
-        activations: Float[Array, "B N"],
-        embeddings: Float[Array, "B D"],
-        valid: Bool[Array, " B"],
-        origin: Origin,
-    ):
+    def __init__(self, size: int, batch: Batch, origin: Origin):
         # The compiler must not see through the loops over tiles: of a single tile it would compute
         # embeddings anew inside their differences, and round them otherwise than in a batch of
-        # many. So the number of tiles is known at run time only, and a row more than a tile makes
-        # each slice depend on it.
-        self._size = size
-        self._activations, self._embeddings, self._valid = (
-            jnp.pad(rows, [(0, 1)] + [(0, 0)] * (rows.ndim - 1))
-            for rows in (activations, embeddings, valid)
+        # many. So the number of tiles is known at run time only, and a row more than a single tile
+        # makes its slice depend on it.
+        self._half = size // 2
+        single = batch.indices.shape[1] == self._half
+        self._batch = jax.tree.map(
+            lambda rows: jnp.pad(rows, [(0, 0), (0, int(single))] + [(0, 0)] * (rows.ndim - 2)),
+            batch,
         )
         self._origin = origin
-        self.count = -(-valid.sum() // size)  # padding comes last
+        self.count = -(-(batch.indices != EMPTY).sum() // size)  # padding comes last
 
-    def units(self, number: Array, start: Array | int, units: int) -> Float[Array, "2 half N"]:
-        """Differences of so many units' activations from the origin, by half."""
+    def units(self, number: Array, start: Array | int, units: int) -> Float[Array, "2 tile N"]:
+        """Differences of so many units' activations from the origin."""
+        sides = 2, self._half, units
         rows = jax.lax.dynamic_slice(
-            self._activations, (number * self._size, start), (self._size, units)
+            self._batch.activations, (0, number * self._half, start), sides
         )
-        return _halves(rows) - jax.lax.dynamic_slice_in_dim(self._origin.activations, start, units)
+        return rows - jax.lax.dynamic_slice_in_dim(self._origin.activations, start, units)
 
-    def embeddings(
-        self, number: Array
-    ) -> tuple[Float[Array, "2 half D"], Bool[Array, "2 half"]]:
-        """Differences of embeddings from the origin, and which are no padding, by half."""
-        rows, valid = (
-            _halves(jax.lax.dynamic_slice_in_dim(array, number * self._size, self._size))
-            for array in (self._embeddings, self._valid)
+    def embeddings(self, number: Array) -> tuple[Float[Array, "2 tile D"], Bool[Array, "2 tile"]]:
+        """Differences of embeddings from the origin, and which are no padding."""
+        rows, indices = (
+            jax.lax.dynamic_slice_in_dim(array, number * self._half, self._half, axis=1)
+            for array in (self._batch.embeddings, self._batch.indices)
         )
-        return rows - self._origin.embeddings, valid
-
-
-def _halves(rows: Array) -> Array:
-    """Rows of either half: [T, …] → [2, T / 2, …]."""
-    return jnp.moveaxis(rows.reshape(-1, 2, *rows.shape[1:]), 1, 0)
+        return rows - self._origin.embeddings, indices != EMPTY
 
 
 def _add_units(
