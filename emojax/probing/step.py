@@ -336,9 +336,7 @@ class _Tiles:
         return rows - self._origin.embeddings, indices != EMPTY
 
 
-def _add_units(
-    running: RunningUnits, tiles: _Tiles, block: int | None
-) -> RunningUnits:
+def _add_units(running: RunningUnits, tiles: _Tiles, block: int | None) -> RunningUnits:
     """Adds a batch to the sums of the device's units, some units and a tile of images at a time."""
     units = running.sums.total.shape[1]
     block = block or units
@@ -420,7 +418,7 @@ def to_leaves(state: State) -> dict[str, np.ndarray]:
 
 
 def place(snapshot: dict[str, np.ndarray] | None, empty: State, mesh: Mesh) -> State:
-    """The state to start from, on the devices: the snapshot's, of any number of them, or `empty`."""
+    """The state to start from, on the devices: a snapshot's, of any number of them, or `empty`."""
     leaves, structure = jax.tree.flatten(empty)
     if snapshot is not None:
         leaves = [snapshot[str(number)] for number in range(len(leaves))]

@@ -147,7 +147,11 @@ def test_the_steps_compile_for_the_smallest_topology(name):
     assert 0 < plan.peak_share < 1
     assert plan.images_per_second_per_chip == step.images / mesh.size / plan.seconds
     assert plan.seconds == pytest.approx(sum(plan.parts.values()))
-    exchanges = {"probe": {"all-to-all", "all-gather"}, "score": {"all-gather"}, "train": {"all-reduce"}}
+    exchanges = {
+        "probe": {"all-to-all", "all-gather"},
+        "score": {"all-gather"},
+        "train": {"all-reduce"},
+    }
     assert set(plan.bytes_exchanged) == exchanges.get(name, set())
     if name == "score":  # what the lists gather has no estimate, which is said
         assert any(kind.startswith("gather") for kind in plan.without_estimate)

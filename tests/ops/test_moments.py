@@ -7,7 +7,6 @@ import numpy as np
 from emojax.ops import moments
 
 
-
 @jax.jit
 def update(state, activations, embeddings, valid):
     units, own = state
