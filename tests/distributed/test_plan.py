@@ -148,7 +148,7 @@ def test_the_steps_compile_for_the_smallest_topology(name):
     assert plan.images_per_second_per_chip == step.images / mesh.size / plan.seconds
     assert plan.seconds == pytest.approx(sum(plan.parts.values()))
     exchanges = {
-        "probe": {"all-to-all", "all-gather"},
+        "probe": {"all-to-all", "all-gather", "all-reduce"},  # the compiler gathers numbers by sums
         "score": {"all-gather"},
         "train": {"all-reduce"},
     }
