@@ -59,15 +59,17 @@ class State(NamedTuple):
     origin: Origin  # activations and embedding of image 0
 
 
-_WHOLE = PartitionSpec()
-_BY_UNIT = PartitionSpec(None, AXIS)
+# Any, for they stand where a state has arrays.
+_WHOLE: Any = PartitionSpec()
+_ROWS: Any = PartitionSpec(AXIS)
+_BY_UNIT: Any = PartitionSpec(None, AXIS)
 _UNIT_SUMS = UnitSums(_BY_UNIT, _BY_UNIT, _BY_UNIT)
 _EMBEDDING_SUMS = EmbeddingSums(_WHOLE, _WHOLE)
 _SPECS = State(  # how a state lies on the devices
     TopK(_BY_UNIT, _BY_UNIT),
     RunningUnits(_UNIT_SUMS, _UNIT_SUMS),
     RunningEmbeddings(_EMBEDDING_SUMS, _EMBEDDING_SUMS),
-    Origin(PartitionSpec(AXIS), _WHOLE),
+    Origin(_ROWS, _WHOLE),
 )
 
 
@@ -75,8 +77,8 @@ def empty_state(units: int, top_k: int, embedding: int) -> State:
     """The state before the first image."""
     sums = moments.init_units(units, embedding), moments.init_embeddings(embedding)
     one_half = topk.init(units, top_k), *sums
-    both = jax.tree.map(lambda array: jnp.stack([array, array]), one_half)
-    return State(*both, Origin(jnp.zeros(units), jnp.zeros(embedding)))
+    top, *both = jax.tree.map(lambda array: jnp.stack([array, array]), one_half)
+    return State(top, *both, Origin(jnp.zeros(units), jnp.zeros(embedding)))
 
 
 class Collected(NamedTuple):
@@ -145,15 +147,14 @@ def make_step(
     and the new state takes the old one's memory. `rows` holds `embeddings` [B, D] and, if asked
     for, `activations` [B, U], readable by the host.
     """
-    rows = PartitionSpec(AXIS)
     row_specs, readable = {"embeddings": _WHOLE}, {"embeddings": replicated(mesh)}
     if keep_activations:
-        row_specs["activations"], readable["activations"] = rows, host_readable(mesh)
+        row_specs["activations"], readable["activations"] = _ROWS, host_readable(mesh)
     blocks = tile, sum_tile(tile, mesh), _unit_block(mesh)
     return data_parallel(
         functools.partial(update, forward, blocks, keep_activations),
         mesh,
-        in_specs=(_WHOLE, _SPECS, rows, rows),
+        in_specs=(_WHOLE, _SPECS, _ROWS, _ROWS),
         out_specs=(_SPECS, row_specs),
         products=PRODUCTS[precision],
         out_shardings=(_shardings(mesh), readable),
@@ -184,12 +185,12 @@ def shapes(
       image: height, width and channels.
     """
 
-    def shape(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-        filling = _filling(leaf.shape, sharding)
+    def shape(leaf: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+        filling = _filling(leaf.shape, spec, mesh)
         sides = tuple(side + after for side, (_, after) in zip(leaf.shape, filling, strict=True))
-        return jax.ShapeDtypeStruct(sides, leaf.dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct(sides, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
-    state = jax.tree.map(shape, empty, _shardings(mesh))
+    state = jax.tree.map(shape, empty, _SPECS)
     images = jax.ShapeDtypeStruct((batch, *image), np.uint8)
     indices = jax.ShapeDtypeStruct((batch,), np.int32)
     split = batch_sharded(mesh)
@@ -228,11 +229,10 @@ def _shardings(mesh: Mesh) -> State:
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), _SPECS)
 
 
-def _filling(shape: Sequence[int], sharding: NamedSharding) -> list[tuple[int, int]]:
+def _filling(shape: Sequence[int], spec: PartitionSpec, mesh: Mesh) -> list[tuple[int, int]]:
     """By axis, what `np.pad` adds to a state's array to give every device whole blocks of units."""
-    mesh = sharding.mesh
     grain = mesh.size * (_unit_block(mesh) or 1)
-    names = (*sharding.spec, *[None] * len(shape))  # a spec leaves out the last axes
+    names = (*spec, *[None] * len(shape))  # a spec leaves out the last axes
     return [
         (0, -side % grain if name == AXIS else 0) for side, name in zip(shape, names, strict=False)
     ]
@@ -339,18 +339,18 @@ class _Tiles:
 def _add_units(running: RunningUnits, tiles: _Tiles, block: int | None) -> RunningUnits:
     """Adds a batch to the sums of the device's units, some units and a tile of images at a time."""
     units = running.sums.total.shape[1]
-    block = block or units
+    size = block or units
 
     def add_block(number: Array, running: RunningUnits) -> RunningUnits:
-        start = number * block
+        start = number * size
 
         def add(tile: Array, own: RunningUnits) -> RunningUnits:
             embeddings, valid = tiles.embeddings(tile)
-            activations = tiles.units(tile, start, block)
+            activations = tiles.units(tile, start, size)
             return jax.vmap(moments.update_units)(own, activations, embeddings, valid)
 
         own = jax.tree.map(
-            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, block, axis=1), running
+            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size, axis=1), running
         )
         own = jax.lax.fori_loop(0, tiles.count, add, own)
         return jax.tree.map(
@@ -359,7 +359,7 @@ def _add_units(running: RunningUnits, tiles: _Tiles, block: int | None) -> Runni
             own,
         )
 
-    return jax.lax.fori_loop(0, units // block, add_block, running)
+    return jax.lax.fori_loop(0, units // size, add_block, running)
 
 
 def _add_embeddings(running: RunningEmbeddings, tiles: _Tiles) -> RunningEmbeddings:
@@ -422,9 +422,8 @@ def place(snapshot: dict[str, np.ndarray] | None, empty: State, mesh: Mesh) -> S
     leaves, structure = jax.tree.flatten(empty)
     if snapshot is not None:
         leaves = [snapshot[str(number)] for number in range(len(leaves))]
-    shardings = _shardings(mesh)
     padded = [
-        np.pad(leaf, _filling(leaf.shape, sharding))
-        for leaf, sharding in zip(leaves, jax.tree.leaves(shardings), strict=True)
+        np.pad(leaf, _filling(leaf.shape, spec, mesh))
+        for leaf, spec in zip(leaves, jax.tree.leaves(_SPECS), strict=True)
     ]
-    return put(mesh, jax.tree.unflatten(structure, padded), shardings)
+    return put(mesh, jax.tree.unflatten(structure, padded), _shardings(mesh))
