@@ -273,8 +273,14 @@ def update(
     # A batch starts at an even image, so every second row belongs to one half.
     by_half = Batch(*(_halves(array) for array in (own, embeddings, indices)))
 
+    # Half by half: of arrays with a further axis the compilers sort all rows to find the largest.
     with jax.named_scope("lists"):
-        top = jax.vmap(topk.update)(state.top, by_half.activations, by_half.indices)
+        halves = []
+        for half in (0, 1):
+            lists = TopK(state.top.values[half], state.top.indices[half])
+            batch = by_half.activations[half], by_half.indices[half]
+            halves.append(topk.update(lists, *batch))
+        top = TopK(*(jnp.stack(pair) for pair in zip(*halves, strict=True)))
     first = Origin(own[0], embeddings[0])
     origin = jax.tree.map(
         lambda row, before: jnp.where(indices[0] == 0, row, before), first, state.origin
