@@ -16,9 +16,9 @@ from jax.sharding import Mesh
 
 from emojax.data.clip_encoder import CLIP_MEAN, CLIP_STD
 from emojax.data.image_set import ImageSet
-from emojax.dissection import wpmi
-from emojax.dissection.options import SoftWpmi, Wpmi
-from emojax.distributed.plan import PlannedStep
+from emojax.dissection import scores, wpmi
+from emojax.dissection.options import Consensus, SoftWpmi, Wpmi
+from emojax.distributed.plan import PlannedStep, one_device
 from emojax.editing import sweep
 from emojax.errors import InputError
 from emojax.models.classifier import Classifier, last_hidden
@@ -87,13 +87,15 @@ class ProbePlan(NamedTuple):
       planned: the step.
       tile: images computed together.
       batch: images of a step.
-      state: a device's lists and sums, as shapes.
+      state: lists and sums of all units, as shapes.
+      row_bytes: of what is kept of an image.
     """
 
     planned: PlannedStep
     tile: int
     batch: int
     state: probing.State
+    row_bytes: int
 
 
 def probe_step(
@@ -128,12 +130,13 @@ def probe_step(
     tile = tile or probe_tile(mesh, encoder.model.config)
     size = whole_tiles(batch, tile, mesh)
     step = probing.make_step(forward, tile, keep_activations, mesh, precision)
-    empty = jax.eval_shape(
-        lambda: probing.empty_state(units, top_k, encoder.model.config.embedding)
-    )
+    embedding = encoder.model.config.embedding
+    empty = jax.eval_shape(lambda: probing.empty_state(units, top_k, embedding))
     arguments = probing.shapes(mesh, (network.params, params), empty, size, images.one)
     loops = probing.sum_loops(size, tile, mesh)
-    return ProbePlan(PlannedStep(step, arguments, size, probing.PARTS, loops), tile, size, empty)
+    planned = PlannedStep(step, arguments, size, probing.PARTS, loops)
+    row_bytes = 4 * (embedding + (units if keep_activations else 0))
+    return ProbePlan(planned, tile, size, empty, row_bytes)
 
 
 def score_step(
@@ -147,9 +150,10 @@ def score_step(
     layers: Sequence[str] = (),
     null_sets: int = 1000,
 ) -> PlannedStep:
-    """The scoring of a record of so many images by `wpmi` or `soft_wpmi`, that of consensus too.
+    """The scoring of a record of so many images by `wpmi`, `soft_wpmi` or consensus.
 
-    The correlation that consensus adds at the end is no part of the step.
+    Consensus is soft_wpmi on all devices; correlation and the mean of both follow on one, of all
+    images and of either half.
     """
     units = model.config.units()
     sizes = tuple(
@@ -160,10 +164,16 @@ def score_step(
     lists = blocks * sum(sizes) + null_sets
     if options.prior != "images":  # the embeddings of listed images alone are needed
         images = min(images, lists * options.top_k)
-    arguments = wpmi.shapes(
-        mesh, (lists, options.top_k), images, concepts, encoder.model.config.embedding
-    )
-    return PlannedStep(program, arguments, images, wpmi.PARTS)
+    embedding = encoder.model.config.embedding
+    arguments = wpmi.shapes(mesh, (lists, options.top_k), images, concepts, embedding)
+    then = ()
+    if isinstance(options, Consensus):
+        programs = scores.programs_of_consensus(one_device(mesh), sum(sizes), concepts, embedding)
+        then = tuple(
+            PlannedStep(step, shapes, images, {name: name.partition("_")[0]}, runs=blocks)
+            for name, (step, shapes) in programs.items()
+        )
+    return PlannedStep(program, arguments, images, wpmi.PARTS, then=then)
 
 
 def sweep_step(model: Classifier, images: int, mesh: Mesh) -> PlannedStep:

@@ -362,7 +362,7 @@ class Plan(Section):
     steps: tuple[PlannedSteps, ...] = Field(
         default=("probe", "score", "sweep", "train"), description="which steps", min_length=1
     )
-    network: Literal["vgg", "vgg_small", "compact", "deep_emotion"] = Field(
+    network: Literal["vgg", "vgg_small", "compact", "deep_emotion", "resnet50", "vit_b16"] = Field(
         default="vgg", description="the network, where --target names none"
     )
     clip: PublishedClip = Field(

@@ -19,6 +19,7 @@ import tyro
 # float32 multiplications in full precision, 10¹² operations a second: of the data sheets, bfloat16
 # / 6 for TPUs
 CHIPS = {"TPU v4": 275 / 6, "TPU v5e": 197 / 6, "TPU v5p": 459 / 6, "A100": 19.5, "H100 SXM": 67.0}
+BLOCK = 32  # units of which a CPU's device has whole multiples
 USE = 0.4  # the share of it that one may hope for
 
 
@@ -29,11 +30,11 @@ class Cost(NamedTuple):
       operations: of an image: multiplications and additions of both networks' products and the
         moments.
       parameters: bytes of both networks' weights, CLIP's text tower left out.
-      state: bytes of top-k lists and sums.
+      state: bytes of top-k lists and sums, those of the device's units.
       images: bytes of images and their numbers that come from the host.
-      rows: bytes of embeddings (and kept activations) of the device's images.
-      gathered: bytes that arrive from other devices where processes share the mesh; otherwise none
-        do.
+      rows: bytes of embeddings (and kept activations) that leave the device.
+      exchanged: bytes that collectives give it: all images' activations of its units, embeddings
+        and numbers (and kept activations where processes share the mesh).
     """
 
     operations: int
@@ -41,7 +42,7 @@ class Cost(NamedTuple):
     state: int
     images: int
     rows: int
-    gathered: int
+    exchanged: int
 
 
 def vgg_operations(config: Any) -> int:
@@ -82,21 +83,22 @@ def estimate(
     tile: int,
     devices: int,
     keep: bool = False,
+    shared: bool = True,
 ) -> Cost:
     """From formulas; `parameters` are numbers of weights, all but the last layer of the network is
-    probed.
+    probed. `shared`: several processes share the mesh.
     """
     units, width = sum(vgg.widths) + sum(vgg.hidden), clip.embedding
-    row = 4 * (width + (units if keep else 0))
+    own = -(-units // (BLOCK * devices)) * BLOCK
+    batch = tile * devices
+    kept = 4 * units * (batch if shared else tile) if keep else 0
     return Cost(
         operations=vgg_operations(vgg) + vision_operations(clip) + 2 * units * width + 2 * width**2,
         parameters=4 * parameters,
-        state=8 * 2 * units * top_k
-        + 16 * (2 * units + units * width + width**2 + width)
-        + 4 * (units + width),
+        state=16 * (own * top_k + 2 * own + own * width + width**2 + width) + 4 * (own + width),
         images=tile * (side**2 + 4),
-        rows=tile * row,
-        gathered=tile * (devices - 1) * row,
+        rows=4 * batch * width + kept,
+        exchanged=4 * batch * (own + width + 1) + (kept if shared else 0),
     )
 
 
@@ -109,7 +111,6 @@ def compiled_step(
     `shared` compiles it as if the devices belonged to several processes.
     """
     import jax
-    import jax.numpy as jnp
     from flax import nnx
 
     from emojax.data.clip_encoder import CLIP_MEAN, CLIP_STD
@@ -132,7 +133,7 @@ def compiled_step(
     )
     layers = resolve_layers(("conv*", "lin1", "lin2"), list(vgg.units()))
     preprocess = Preprocess(clip.image_size, (clip.image_size,) * 2, CLIP_MEAN, CLIP_STD)
-    mesh, split = meshes.make_mesh(devices), meshes.batch_sharded
+    mesh = meshes.make_mesh(devices)
     forward = steps.Forward(pooled_taps(named, layers, "avg"), clip_graph, preprocess)
     readable = steps.host_readable
     try:
@@ -141,23 +142,10 @@ def compiled_step(
     finally:
         steps.host_readable = readable
     units = sum(vgg.units()[name] for name in layers)
-    empty = steps.empty_state(units, top_k, clip.embedding)
-
-    def placed(shape: tuple[int, ...], kind: Any, where: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, kind, sharding=where(mesh))
-
-    weights = jax.tree.map(
-        lambda leaf: placed(leaf.shape, leaf.dtype, meshes.replicated), (params, clip_params)
-    )
-    state = jax.tree.map(lambda leaf: placed((devices, *leaf.shape), leaf.dtype, split), empty)
-    batch = tile * devices
-    images, numbers = (
-        placed((batch, side, side, 1), jnp.uint8, split),
-        placed((batch,), jnp.int32, split),
-    )
-    return step.lower(weights, state, images, numbers).compile(), probed_weights(
-        params, clip_params
-    )
+    empty = jax.eval_shape(lambda: steps.empty_state(units, top_k, clip.embedding))
+    weights = params, clip_params
+    arguments = steps.shapes(mesh, weights, empty, tile * devices, (side, side, 1))
+    return step.lower(*arguments).compile(), probed_weights(params, clip_params)
 
 
 def probed_weights(params: Any, clip_params: Any) -> int:
@@ -173,18 +161,10 @@ def probed_weights(params: Any, clip_params: Any) -> int:
 
 def exchanged(compiled: Any) -> int:
     """Bytes of the results of all collective operations of a compiled step."""
-    import re
+    from emojax.distributed import hlo
 
-    sizes = {"f32": 4, "s32": 4, "u8": 1, "pred": 1}
-    found = 0
-    for kind, shape in re.findall(
-        r"= \(?(\w+)\[([\d,]*)\]\S* (?:all-gather|all-reduce|all-to-all)", compiled.as_text()
-    ):
-        elements = 1
-        for side in shape.split(",") if shape else ():
-            elements *= int(side)
-        found += sizes[kind] * elements
-    return found
+    cost = hlo.cost(hlo.parse(compiled.as_text()), lambda scope: "")
+    return sum(cost.exchanged.values())
 
 
 @dataclasses.dataclass
@@ -231,7 +211,7 @@ def main(options: Options) -> None:
             memory.argument_size_in_bytes / 1e6,
             "MB",
         ),
-        ("gathered rows", cost.rows * options.devices / 1e6, exchanged(compiled) / 1e6, "MB"),
+        ("exchanged", cost.exchanged / 1e6, exchanged(compiled) / 1e6, "MB"),
         ("working memory", float("nan"), memory.temp_size_in_bytes / 1e6, "MB"),
     ]
     for name, ours, xla, unit in rows:

@@ -46,7 +46,7 @@ def test_the_planned_probe_is_the_probe(tiny_vgg, tiny_clip, blobs):
     assert described == jax.tree.map(lambda a: (a.shape, a.dtype), planned.planned.arguments)
     after, _ = planned.planned.step(*given)
     record = probe(tiny_vgg, images, tiny_clip, layers=["lin1"], top_k=4, mesh=mesh)
-    top, _ = steps.merge_devices(jax.tree.map(np.asarray, after), 32)
+    top = steps.to_host(mesh, after, 24).top
     assert (top.values == record.top.values).all()
     assert (top.indices == record.top.indices).all()
     assert (top.indices != EMPTY).all()
@@ -60,11 +60,13 @@ def test_shapes_of_the_published_networks():
     planned = planning.probe_step(model, encoder, planning.ImageShape(9, 48, 48, 1), mesh)
     assert (planned.tile, planned.batch) == (16, 256)
     _, state, images, indices = planned.planned.arguments
-    assert state.top.values.shape == (8, 2, 10_112, 100)
-    assert state.moments.sums.cross.shape == (8, 2, 10_112, 512)
+    # A device has whole blocks of 32 units.
+    assert state.top.values.shape == (2, 10_240, 100)
+    assert state.top.values.sharding.shard_shape((2, 10_240, 100)) == (2, 1280, 100)
+    assert state.units.sums.cross.shape == (2, 10_240, 512)
     assert (images.shape, images.dtype, indices.shape) == ((256, 48, 48, 1), np.uint8, (256,))
     assert images.sharding == batch_sharded(mesh)
-    assert planned.planned.loops == {"sums": 2}
+    assert planned.planned.loops == {"sums": 16}
     masks = planning.sweep_step(model, 7178, mesh)
     assert masks.arguments[1].rows.shape == (512, 4096)
 

@@ -120,8 +120,8 @@ def _score(
     options = wpmi_options(asked.similarity, asked.top_k, asked.a, asked.lam, asked.prior)
     if options is None:
         raise InputError(
-            f"{asked.similarity} is scored in no step of its own; plan compiles wpmi, "
-            "soft_wpmi and consensus (its soft_wpmi), or leave score out of --plan.steps"
+            f"{asked.similarity} is scored in no step of its own; plan compiles consensus, "
+            "soft_wpmi and wpmi, or leave score out of --plan.steps"
         )
     return planning.score_step(
         model,
@@ -175,7 +175,9 @@ def _network(settings: PlanSettings) -> "Callable[[], Any]":
     from emojax.errors import InputError
     from emojax.models.compact import CompactConfig, CompactNet
     from emojax.models.deep_emotion import DeepEmotion, DeepEmotionConfig
+    from emojax.models.resnet import ResNet, ResNetConfig
     from emojax.models.vgg import VggConfig, VggNet
+    from emojax.models.vit import Vit, VitConfig
     from emojax.probing.network import Network
 
     target, options = settings.target, settings.plan
@@ -189,6 +191,10 @@ def _network(settings: PlanSettings) -> "Callable[[], Any]":
         return lambda: DeepEmotion(DeepEmotionConfig(options.channels, 7), rngs=nnx.Rngs(0))
     if options.network == "compact":
         return lambda: CompactNet(CompactConfig(), rngs=nnx.Rngs(0))
+    if options.network == "resnet50":
+        return lambda: ResNet(ResNetConfig.resnet50(), rngs=nnx.Rngs(0))
+    if options.network == "vit_b16":
+        return lambda: Vit(VitConfig.base(), rngs=nnx.Rngs(0))
     sizes = VggConfig.paper() if options.network == "vgg" else VggConfig.small()
     return lambda: VggNet(sizes, rngs=nnx.Rngs(0))
 
@@ -213,10 +219,15 @@ def _host_work(
     settings: PlanSettings, probe: "ProbePlan", step: "StepPlan | None", mesh: "Mesh"
 ) -> dict[str, Any]:
     """What the hosts do while the devices probe: what process 0 takes in, and how fast all read."""
-    from emojax.distributed.plan import snapshot_bytes
     from emojax.distributed.topology import hosts_of
+    from emojax.probing.step import snapshot_bytes
 
-    work: dict[str, Any] = {"snapshot_bytes_of_process_0": snapshot_bytes(probe.state, mesh)}
+    written, from_others = snapshot_bytes(probe.state, hosts_of(mesh))
+    work: dict[str, Any] = {
+        "snapshot_bytes": written,
+        "snapshot_bytes_of_process_0": from_others,
+        "row_bytes_of_process_0": probe.row_bytes,
+    }
     if step is not None:
         images = step.images_per_second_per_chip * mesh.size / hosts_of(mesh)
         size = math.prod((settings.plan.size, settings.plan.size, settings.plan.channels))
@@ -257,8 +268,12 @@ def _say_rest(plans: "dict[str, StepPlan]", host: dict[str, Any], chosen: dict[s
     from emojax.commands.console import say
 
     say(f"probe: tile {chosen['tile']}, batch {chosen['batch']}")
-    taken = host["snapshot_bytes_of_process_0"]
-    say(f"process 0 takes in {_size(taken)} at every snapshot of a probe (--probe.save-every)")
+    taken, written = host["snapshot_bytes_of_process_0"], host["snapshot_bytes"]
+    say(
+        f"process 0 takes in {_size(taken)} from other hosts at every snapshot of a probe "
+        f"(--probe.save-every) and writes {_size(written)}; and "
+        f"{_size(host['row_bytes_of_process_0'])} of each image"
+    )
     if "read_images_per_second" in host:
         say(
             f"each host must read {host['read_images_per_second']:,.0f} images/s "

@@ -6,13 +6,16 @@ ranked images, R random orders.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PyTree
 
 from emojax.dissection.options import CosineCubed, RankReorder
+from emojax.distributed.mesh import replicated
 from emojax.errors import InputError
 from emojax.ops import similarity as ops
 from emojax.ops.moments import Covariances, Moments
@@ -45,6 +48,25 @@ def consensus(
 ) -> Float[np.ndarray, "U C"]:
     """Consensus of soft_wpmi's scores and correlation, from a record's covariances."""
     return np.asarray(_consensus(soft_wpmi, correlation(covariances, texts)))
+
+
+def programs_of_consensus(
+    mesh: Mesh, units: int, concepts: int, embedding: int
+) -> dict[str, tuple[Callable, tuple[PyTree, ...]]]:
+    """The jitted functions of `consensus` by name, with shapes in place of their arguments.
+
+    They are compiled so for a mesh, of one device as they run, that need not be there.
+    """
+
+    def shape(*sides: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sides, np.float32, sharding=replicated(mesh))
+
+    scores, texts = shape(units, concepts), shape(concepts, embedding)
+    covariances = shape(units, embedding), shape(units), shape(concepts), texts
+    return {
+        "correlation_from_covariances": (_correlation_from_covariances, covariances),
+        "consensus_of": (_consensus, (scores, scores)),
+    }
 
 
 def cos_similarity(sums: Moments, texts: Float[Array, "C D"]) -> Float[np.ndarray, "U C"]:

@@ -19,8 +19,10 @@ def data_parallel(
     function: Callable[..., Any],
     mesh: Mesh,
     *,
-    replicated: int,
-    sharded: int,
+    replicated: int = 0,
+    sharded: int = 0,
+    in_specs: Sequence[Any] | None = None,
+    out_specs: Any = None,
     tile: int | None = None,
     out_shardings: Any = None,
     donate: Sequence[int] = (),
@@ -34,10 +36,12 @@ def data_parallel(
     Args:
       function: takes `replicated` arguments that are whole on every device, then `sharded`
         arguments of which it gets the device's own rows. What it returns has rows along the first
-        axis.
+        axis, unless `out_specs` says otherwise.
       mesh: the devices.
       replicated: number of leading arguments (pytrees) that every device has whole.
       sharded: number of arguments behind them (pytrees), sharded along their leading axis.
+      in_specs: how arguments lie, in place of these two numbers, where leaves of one differ.
+      out_specs: how results do, in rows when None; what is replicated must be the same everywhere.
       tile: apply the function to this many rows at a time (`in_tiles`), all of them leaves of one
         sharded argument; None, to all rows at once.
       out_shardings: of the results; None makes them readable by the host, in every process.
@@ -59,12 +63,13 @@ def data_parallel(
             results = jax.lax.map(functools.partial(function, *whole), _to_tiles(tile, rows))
             return _from_tiles(results)
 
-    rows = PartitionSpec(AXIS)
+    if in_specs is None:
+        in_specs = (PartitionSpec(),) * replicated + (PartitionSpec(AXIS),) * sharded
     mapped = jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(PartitionSpec(),) * replicated + (rows,) * sharded,
-        out_specs=rows,
+        in_specs=tuple(in_specs),
+        out_specs=PartitionSpec(AXIS) if out_specs is None else out_specs,
         # lax.map would need types of carries that vary over the mesh; flax modules do not tell
         # them.
         check_vma=False,

@@ -172,30 +172,23 @@ def placed_shapes(sharding: NamedSharding, tree: Any) -> Any:
 
 
 def fetch_to_main(mesh: Mesh, tree: Any) -> Any:
-    """A pytree of arrays with one row per device, as host arrays in the main process; else None."""
+    """A pytree of arrays over the mesh as host arrays in the main process; else None."""
     if not _is_shared(mesh):
         return jax.tree.map(np.asarray, tree)
 
-    # A row at a time: replicated as a whole, every device would hold all rows.
-    def rows(leaf: jax.Array) -> np.ndarray | None:
-        fetched = []
-        for row in range(mesh.size):
-            value = np.asarray(_take_row(mesh)(leaf, row))
-            if jax.process_index() == 0:
-                fetched.append(value)
-        return np.stack(fetched) if fetched else None
+    # A process reads its own devices alone, so they get the whole of a leaf first.
+    def whole(leaf: jax.Array) -> np.ndarray | None:
+        readable = leaf if leaf.is_fully_replicated else _replicate(mesh)(leaf)
+        return np.asarray(readable) if jax.process_index() == 0 else None
 
-    host = jax.tree.map(rows, tree)
+    host = jax.tree.map(whole, tree)
     return host if jax.process_index() == 0 else None
 
 
 @functools.lru_cache(maxsize=2)
-def _take_row(mesh: Mesh) -> Callable[[jax.Array, int], jax.Array]:
-    """Row `row` of an array sharded over the mesh, replicated; compiled once for a mesh."""
-    return jax.jit(
-        lambda leaf, row: jax.lax.dynamic_index_in_dim(leaf, row, keepdims=False),
-        out_shardings=replicated(mesh),
-    )
+def _replicate(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    """An array of any shape and sharding, whole on every device of the mesh."""
+    return jax.jit(lambda leaf: leaf, out_shardings=replicated(mesh))
 
 
 def _is_shared(mesh: Mesh) -> bool:

@@ -32,6 +32,8 @@ class PlannedStep(NamedTuple):
         `of`.
       parts: named scopes in it, and what their work is called; of several the first counts.
       loops: runs of the loops whose count is known at run time only, by a named scope around them.
+      runs: how often it runs where it follows another step.
+      then: steps that follow it, on one device.
     """
 
     step: Any  # what jax.jit gives, which has no type of its own
@@ -39,6 +41,8 @@ class PlannedStep(NamedTuple):
     images: int
     parts: Mapping[str, str]
     loops: Mapping[str, int] = {}
+    runs: int = 1
+    then: "tuple[PlannedStep, ...]" = ()
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class StepPlan:
       parts: seconds by named part.
       bytes_exchanged: results of collectives in a step, by kind.
       memory_bytes: arguments, results that reuse no argument, working memory, the program; and
-        `total`.
+        `total`. Of several steps, those of the largest.
       fits: whether the total is below the chip's memory.
       unknown_loops: where loops are whose count nobody knows; their bodies are counted once.
       without_estimate: operations without an estimate that run in a step, and how often.
@@ -87,8 +91,45 @@ class Work(NamedTuple):
         return Work(self.operations + other.operations, self.passes + other.passes)
 
 
+def one_device(mesh: Mesh) -> Mesh:
+    """A mesh of a mesh's first device."""
+    return Mesh(mesh.devices.flat[:1], mesh.axis_names, axis_types=mesh.axis_types)
+
+
 def plan_step(planned: PlannedStep, mesh: Mesh) -> StepPlan:
-    """Compiles a step for a mesh and reads what it costs; takes seconds to minutes."""
+    """Compiles a step, and those that follow it, for a mesh and reads what they cost; takes seconds
+    to minutes.
+    """
+    plan = _plan_one(planned, mesh)
+    for following in planned.then:
+        plan = _followed(plan, _plan_one(following, one_device(mesh)), following.runs)
+    return plan
+
+
+def _followed(first: StepPlan, second: StepPlan, runs: int) -> StepPlan:
+    """A step and the runs of one that follows it; images are the first's."""
+
+    def added(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+        names = dict.fromkeys([*ours, *theirs])
+        return {name: ours.get(name, 0) + runs * theirs.get(name, 0) for name in names}
+
+    seconds = first.seconds + runs * second.seconds
+    peak_seconds = first.peak_share * first.seconds + runs * second.peak_share * second.seconds
+    return StepPlan(
+        seconds=seconds,
+        images_per_second_per_chip=first.images_per_second_per_chip * first.seconds / seconds,
+        peak_share=peak_seconds / seconds,
+        operations=first.operations + runs * second.operations,
+        parts=added(first.parts, second.parts),
+        bytes_exchanged=added(first.bytes_exchanged, second.bytes_exchanged),
+        memory_bytes=max(first.memory_bytes, second.memory_bytes, key=lambda kinds: kinds["total"]),
+        fits=first.fits and second.fits,
+        unknown_loops=sorted({*first.unknown_loops, *second.unknown_loops}),
+        without_estimate=added(first.without_estimate, second.without_estimate),
+    )
+
+
+def _plan_one(planned: PlannedStep, mesh: Mesh) -> StepPlan:
     traced = planned.step.trace(*planned.arguments)
     chip = chip_of(mesh)
     work = products(traced.jaxpr.jaxpr, planned.loops, mesh.size).times(1 / mesh.size)
@@ -189,12 +230,6 @@ def _product(equation: Any) -> Work:
     if left.dtype.name == "float32" and isinstance(precision, tuple):
         passes = _PASSES.get(precision[0], 1)
     return Work(operations, operations * passes)
-
-
-def snapshot_bytes(state: PyTree, mesh: Mesh) -> int:
-    """What process 0 takes in at every snapshot: a state's rows of all devices."""
-    leaves = jax.tree.leaves(state)
-    return mesh.size * sum(leaf.dtype.itemsize * math.prod(leaf.shape) for leaf in leaves)
 
 
 def of_chip(plan: StepPlan, chip: Chip) -> str:

@@ -71,6 +71,19 @@ class ResNetConfig(StagedConfig):
             yield f"conv{number}", units
 
     @classmethod
+    def resnet50(cls) -> "ResNetConfig":
+        """The ResNet-50 of torchvision for ImageNet's classes."""
+        return cls(
+            stem=64,
+            widths=(256, 512, 1024, 2048),
+            depths=(3, 4, 6, 3),
+            block="bottleneck",
+            torchvision=True,
+            classes=1000,
+            preprocess=TORCHVISION,
+        )
+
+    @classmethod
     def from_hf(cls, config: Mapping[str, Any], *, preprocess: Preprocess) -> "ResNetConfig":
         """From the complete dictionary of a Hugging Face ResNetConfig.
 

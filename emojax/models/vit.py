@@ -139,6 +139,21 @@ class VitConfig(NetworkConfig):
             class_names=class_names,
         )
 
+    @classmethod
+    def base(cls) -> "VitConfig":
+        """The ViT-B/16 of Dosovitskiy et al. (2021) for ImageNet's classes."""
+        half = (0.5, 0.5, 0.5)
+        return cls(
+            kind="vit",
+            tower=TowerConfig(
+                width=768, mlp=3072, depth=12, heads=12, activation="gelu", epsilon=1e-12
+            ),
+            image_size=224,
+            patch_size=16,
+            classes=1000,
+            preprocess=Preprocess((224, 224), None, half, half, "bilinear"),
+        )
+
     def to_hf(self) -> dict[str, Any]:
         """What `config.json` says of a ViT whose classes are named.
 

@@ -7,7 +7,7 @@ summed are differences from an origin near the values: those of a unit that hard
 digits, and those of one that does not vary are 0. Shapes: U units, D embedding, B batch.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,11 +31,33 @@ class Moments(NamedTuple):
     embedding: Float[AnyArray, "... D"]
 
 
-class Running(NamedTuple):
+class UnitSums(NamedTuple):
+    """Those of `Moments` that are kept unit by unit."""
+
+    total: Float[AnyArray, "... U"]
+    square: Float[AnyArray, "... U"]
+    cross: Float[AnyArray, "... U D"]
+
+
+class EmbeddingSums(NamedTuple):
+    """Those of `Moments` that are of embeddings alone."""
+
+    gram: Float[AnyArray, "... D D"]
+    embedding: Float[AnyArray, "... D"]
+
+
+class RunningUnits(NamedTuple):
     """Sums so far, and how much too large rounding made them: the exact sums are `sums - lost`."""
 
-    sums: Moments
-    lost: Moments
+    sums: UnitSums
+    lost: UnitSums
+
+
+class RunningEmbeddings(NamedTuple):
+    """Likewise of embeddings."""
+
+    sums: EmbeddingSums
+    lost: EmbeddingSums
 
 
 class Origin(NamedTuple):
@@ -45,39 +67,65 @@ class Origin(NamedTuple):
     embeddings: Float[AnyArray, " D"]
 
 
-def init(units: int, embedding: int) -> Running:
+def init_units(units: int, embedding: int) -> RunningUnits:
     """All zero, float32."""
 
-    def zeros() -> Moments:
-        return Moments(
+    def zeros() -> UnitSums:
+        return UnitSums(
             total=jnp.zeros(units, jnp.float32),
             square=jnp.zeros(units, jnp.float32),
             cross=jnp.zeros((units, embedding), jnp.float32),
+        )
+
+    return RunningUnits(zeros(), zeros())
+
+
+def init_embeddings(embedding: int) -> RunningEmbeddings:
+    """All zero, float32."""
+
+    def zeros() -> EmbeddingSums:
+        return EmbeddingSums(
             gram=jnp.zeros((embedding, embedding), jnp.float32),
             embedding=jnp.zeros(embedding, jnp.float32),
         )
 
-    return Running(zeros(), zeros())
+    return RunningEmbeddings(zeros(), zeros())
 
 
-def update(
-    state: Running,
+def update_units(
+    state: RunningUnits,
     activations: Float[Array, "B U"],
     embeddings: Float[Array, "B D"],
     valid: Bool[Array, " B"],
-) -> Running:
+) -> RunningUnits:
     """Adds a batch; `valid` is False for padding, which may hold anything, NaN included."""
-    a = jnp.where(valid[:, None], activations.astype(jnp.float32), 0.0)
-    e = jnp.where(valid[:, None], embeddings.astype(jnp.float32), 0.0)
-    batch = Moments(
+    a, e = _known(activations, valid), _known(embeddings, valid)
+    batch = UnitSums(
         total=a.sum(0),
         square=jnp.square(a).sum(0),
         cross=jnp.matmul(a.T, e, precision=jax.lax.Precision.HIGHEST),
-        gram=jnp.matmul(e.T, e, precision=jax.lax.Precision.HIGHEST),
-        embedding=e.sum(0),
     )
+    return RunningUnits(*_add(*state, batch))
 
-    sums = jax.tree.map(jnp.add, state.sums, batch)
+
+def update_embeddings(
+    state: RunningEmbeddings, embeddings: Float[Array, "B D"], valid: Bool[Array, " B"]
+) -> RunningEmbeddings:
+    """Adds a batch, as `update_units` does."""
+    e = _known(embeddings, valid)
+    gram = jnp.matmul(e.T, e, precision=jax.lax.Precision.HIGHEST)
+    return RunningEmbeddings(*_add(*state, EmbeddingSums(gram, embedding=e.sum(0))))
+
+
+def _known(rows: Float[Array, "B N"], valid: Bool[Array, " B"]) -> Float[Array, "B N"]:
+    return jnp.where(valid[:, None], rows.astype(jnp.float32), 0.0)
+
+
+_Sums = TypeVar("_Sums", UnitSums, EmbeddingSums)
+
+
+def _add(before: _Sums, lost: _Sums, batch: _Sums) -> tuple[_Sums, _Sums]:
+    sums = jax.tree.map(jnp.add, before, batch)
 
     # A batch's sum is small beside the running one, so adding it drops its last digits. What was
     # dropped of either is a float32 itself (Knuth's two-sum); Kahan's step would round it again
@@ -86,8 +134,7 @@ def update(
         new_in_sum = now - before
         return lost - ((before - (now - new_in_sum)) + (new - new_in_sum))
 
-    lost = jax.tree.map(add_lost, state.lost, sums, state.sums, batch)
-    return Running(sums, lost)
+    return sums, jax.tree.map(add_lost, lost, sums, before, batch)
 
 
 def from_origin(sums: Moments, origin: Origin, images: int) -> Moments:

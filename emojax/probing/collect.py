@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.image_set import ImageSet
-from emojax.distributed.mesh import fetch_to_main, make_mesh, put_batch, put_replicated
+from emojax.distributed.mesh import make_mesh, put_batch, put_replicated
 from emojax.errors import InputError
 from emojax.ops.pooling import Pool, Tokens, over_tokens
 from emojax.ops.topk import EMPTY
@@ -183,6 +183,7 @@ class Collection:
             self._entry,
             self._total,
             widths,
+            units=units,
             batch=self._batch,
             mesh=self._mesh,
             save_every=self._save_every,
@@ -211,7 +212,7 @@ class Collection:
             if self._waiting:
                 self._run(self._total - self._taken)
             recorder.flush()
-            host = fetch_to_main(self._mesh, self._state)
+            host = steps.to_host(self._mesh, self._state, sum(self._layers.values()))
             build = functools.partial(
                 self._build_record,
                 pool=self._pool if 4 in self._axes else None,

@@ -17,11 +17,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from emojax.distributed.mesh import fetch_to_main
 from emojax.distributed.processes import broadcast_from_main, is_main_process
 from emojax.outputs import move_into_place
 from emojax.probing.record import ProbeRecord, save_statistics
-from emojax.probing.step import State, to_leaves
+from emojax.probing.step import State, to_host, to_leaves
 from emojax.store import (
     locked,
     read_entry,
@@ -31,6 +30,7 @@ from emojax.store import (
     write_entry,
 )
 
+_FORMAT = 2  # of a snapshot; part of its key
 _READ = 1 << 22  # bytes of rows read at once
 
 
@@ -180,7 +180,7 @@ class Partial:
         return [by_done[done] for done in sorted(filter(str.isdecimal, by_done), key=int)]
 
     def _key(self, snapshot: Path) -> str:
-        return f"{self.folder.name}/{snapshot.name}"
+        return f"{self.folder.name}/{snapshot.name}/{_FORMAT}"
 
 
 class Recorder:
@@ -199,12 +199,14 @@ class Recorder:
         images: int,
         widths: Mapping[str, int],
         *,
+        units: int,
         batch: int,
         mesh: Mesh,
         save_every: float | int,
         progress: Callable[[int, int], None] | None,
     ):
-        """`entry` is the record's place in the cache, None for a record in memory only.
+        """`entry` is the record's place in the cache, None for a record in memory only; it has
+        rows of these widths for each image, and so many units.
 
         Raises:
           InputError: another process is making this record.
@@ -212,6 +214,7 @@ class Recorder:
         self.done = 0
         self._entry = entry
         self._images = images
+        self._units = units
         self._batch = batch
         self._mesh = mesh
         self._progress = progress
@@ -253,8 +256,10 @@ class Recorder:
             return
         start, rows = self._pending
         self._pending = None
-        for name, values in jax.tree.map(np.asarray, rows).items():
-            if self._rows is not None:
+        if self._rows is None:
+            jax.block_until_ready(rows)  # processes keep pace
+        else:
+            for name, values in jax.tree.map(np.asarray, rows).items():
                 self._rows.write(name, start, values[: self._images - start])
         if self._progress is not None:
             self._progress(min(start + self._batch, self._images), self._images)
@@ -265,8 +270,8 @@ class Recorder:
         if not self._due.after_a_batch() or done >= self._images:
             return
         self.flush()
-        host = fetch_to_main(self._mesh, state)
-        if self._partial is not None:
+        host = to_host(self._mesh, state, self._units)
+        if self._partial is not None and host is not None:
             self._partial.save(done, to_leaves(host))
 
     def rows(self) -> dict[str, np.ndarray]:

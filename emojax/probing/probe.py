@@ -22,7 +22,6 @@ from emojax.data.image_set import ImageSet
 from emojax.data.loader import batches
 from emojax.distributed.data_parallel import default_tile
 from emojax.distributed.mesh import (
-    fetch_to_main,
     local_rows,
     make_mesh,
     put_batch,
@@ -103,7 +102,7 @@ def probe(
         same as `exact` on a CPU); or `bfloat16`. Sums and lists are float32 in all.
       preprocess: uint8 images → the model's input, when `model` is a function or module.
       keep_activations: also keep the pooled activations [I, U], for `cos_similarity_cubed`.
-      memory: bytes on a device that lists and sums of the units may take. Where they would take
+      memory: bytes on a device that lists and sums of its units may take. Where they would take
         more, groups of layers that fit are probed one after another, each in a pass of its own, and
         joined; a layer that does not fit alone is a group. None: any number.
       mesh: devices to shard the batch over; all when None.
@@ -154,7 +153,7 @@ def probe(
     total = len(images)
     units = sum(sizes.values())
     embedding = clip.model.config.embedding
-    groups = _groups(sizes, steps.bytes_per_unit(top_k, embedding), memory)
+    groups = _groups(sizes, steps.bytes_per_unit(top_k, embedding) / mesh.size, memory)
     most = max(sum(sizes[name] for name in group) for group in groups)
     _check_memory(mesh, tile, clip.model.config.image_size, top_k, most)
     if len(groups) > 1:
@@ -192,7 +191,14 @@ def probe(
     make_step = steps.cached_step if network.reusable else steps.make_step
 
     with Recorder(
-        entry, total, widths, batch=batch, mesh=mesh, save_every=save_every, progress=progress
+        entry,
+        total,
+        widths,
+        units=units,
+        batch=batch,
+        mesh=mesh,
+        save_every=save_every,
+        progress=progress,
     ) as recorder:
         step = make_step(forward, tile, keep_activations, mesh, precision)
         params = put_replicated(mesh, (network.params, clip_params))
@@ -207,7 +213,7 @@ def probe(
             recorder.snapshot_if_due(start, state)
         recorder.flush()
         build_record = functools.partial(build_record, waited=waits.share())
-        return finish_record(recorder, fetch_to_main(mesh, state), total, build_record)
+        return finish_record(recorder, steps.to_host(mesh, state, units), total, build_record)
 
 
 class Waits:
@@ -242,22 +248,22 @@ class Waits:
 
 def finish_record(
     recorder: Recorder,
-    state: steps.State,
+    state: steps.State | None,
     images: int,
     build_record: Callable[..., ProbeRecord],
 ) -> ProbeRecord:
-    """The record in every process, from the devices' states on the host and the recorder's rows.
+    """The record in every process, from the main one's state (`to_host`) and the recorder's rows.
 
     Raises:
       InputError: activations or embeddings are not finite.
     """
 
     def finish() -> ProbeRecord:
-        top, half_moments = steps.merge_devices(state, images)
+        assert state is not None
         rows = recorder.rows()
         record = build_record(
-            top=top,
-            half_moments=half_moments,
+            top=state.top,
+            half_moments=steps.half_moments(state, images),
             embeddings=rows["embeddings"],
             activations=rows.get("activations"),
             done_before=recorder.done,
@@ -287,11 +293,12 @@ def _check_memory(mesh: Mesh, tile: int, side: int, top_k: int, units: int) -> N
     pixels = f"images of {side}×{side} pixels at once"
     check_fits(tile, devices * side**2 * 3 * 4, pixels, "lower --probe.tile")
     # A list is a float32 and an int32 for each image, and each half of the images has one.
-    check_fits(top_k, devices * units * 16, f"images for {units} units", "lower --probe.top-k")
+    own_units = -(-units * devices // mesh.size)
+    check_fits(top_k, own_units * 16, f"images for {units} units", "lower --probe.top-k")
 
 
 def _groups(
-    layers: Mapping[str, int], bytes_per_unit: int, memory: float | int | None
+    layers: Mapping[str, int], bytes_per_unit: float, memory: float | int | None
 ) -> list[list[str]]:
     """Layers, in order, in as few groups as fit into the memory."""
     groups: list[list[str]] = []

@@ -1,11 +1,16 @@
 import importlib.util
 import json
 
+import jax
 import pytest
+from flax import nnx
 
 from emojax import cli
+from emojax.commands import plan as planning
 from emojax.distributed import topology
 from emojax.distributed.mesh import make_mesh
+from emojax.planning import as_shapes
+from emojax.settings import Plan
 
 
 def test_plan_without_the_compiler_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
@@ -58,5 +63,15 @@ def test_what_cannot_be_planned_is_refused(tmp_path, monkeypatch, capsys, flags,
     """Before any compilation: the mesh is this machine's, as if its devices were TPUs."""
     monkeypatch.setattr(topology, "topology_mesh", lambda name: make_mesh(4))
     monkeypatch.setattr(topology, "chip_of", lambda mesh: topology.CHIPS["TPU v5 lite"])
-    assert cli.main(["plan", "--plan.steps", "score", *flags, "--out", str(tmp_path / "p")]) == 2
+    flags = ["--plan.network", "compact", "--plan.steps", "score", *flags]
+    assert cli.main(["plan", *flags, "--out", str(tmp_path / "p")]) == 2
     assert reason in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "weights"), [("resnet50", 25_557_032), ("vit_b16", 86_567_656)])
+def test_networks_of_published_sizes(name, weights):
+    """As torchvision counts their parameters."""
+    settings = planning.PlanSettings(plan=Plan(network=name))
+    params = nnx.state(as_shapes(planning._network(settings)), nnx.Param)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == weights

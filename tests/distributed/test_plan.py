@@ -7,17 +7,17 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from emojax import planning
-from emojax.dissection.options import SoftWpmi
+from emojax.dissection.options import Consensus
 from emojax.distributed import topology
 from emojax.distributed.mesh import make_mesh
-from emojax.distributed.plan import OTHER, part_of, plan_step, products, snapshot_bytes
+from emojax.distributed.plan import OTHER, part_of, plan_step, products
 from emojax.errors import InputError
 from emojax.models.clip import Clip, ClipConfig
 from emojax.models.compact import CompactConfig, CompactNet
 from emojax.models.preprocess import Preprocess
 from emojax.models.transformer import TowerConfig
 from emojax.models.vision_tower import VisionNetwork, VisionTowerConfig
-from emojax.probing import step as probing
+from emojax.models.vit import Vit, VitConfig
 from emojax.training.recipe import Recipe
 
 needs_libtpu = pytest.mark.skipif(
@@ -86,13 +86,6 @@ def test_the_first_part_that_is_in_a_scope_counts():
     assert part_of("jit(step)/add", parts) == OTHER
 
 
-def test_a_snapshot_brings_all_devices_rows():
-    state = jax.eval_shape(lambda: probing.empty_state(6, 5, 4))
-    lists, sums, origin = 16 * 6 * 5, 16 * (2 * 6 + 6 * 4 + 4 * 4 + 4), 4 * (6 + 4)
-    per_device = lists + sums + origin
-    assert snapshot_bytes(state, make_mesh(4)) == 4 * per_device
-
-
 def test_an_unknown_chip_is_refused():
     with pytest.raises(InputError, match="no data sheet for 'cpu'"):
         topology.chip_of(make_mesh(1))
@@ -118,17 +111,15 @@ SIZES = ClipConfig(
 
 
 def planned(name, mesh):
-    """One of the four steps, tiny."""
+    """A step, tiny; those of transformers compile in a fifth of the time of others."""
     encoder = planning.Encoder.of(lambda: Clip(SIZES, rngs=nnx.Rngs(0)))
     model = planning.as_shapes(lambda: CompactNet(CompactConfig.small(), rngs=nnx.Rngs(0)))
     images = planning.ImageShape(4096, 16, 16, 1)
     if name == "score":
         return planning.score_step(
-            model, encoder, 4096, 200, mesh, SoftWpmi(top_k=16), null_sets=10
+            model, encoder, 4096, 200, mesh, Consensus(top_k=16), null_sets=10
         )
-    if name == "sweep":
-        return planning.sweep_step(model, 2048, mesh)
-    if name == "probe":  # of a transformer, which compiles in a fifth of the time
+    if name == "probe":
         sizes = VisionTowerConfig(
             kind="clip",
             vision=TOWER,
@@ -140,12 +131,18 @@ def planned(name, mesh):
         tower = planning.as_shapes(lambda: VisionNetwork(sizes, rngs=nnx.Rngs(0)))
         options = {"layers": ["pooled"], "top_k": 8, "batch": 64, "tile": 8}
         return planning.probe_step(tower, encoder, images, mesh, **options).planned
-    return planning.train_step(lambda _: model, images, mesh, Recipe(), batch=16)
+    unchanged = Preprocess(None, None, (0.0,) * 3, (1.0,) * 3)
+    sizes = VitConfig(
+        kind="vit", tower=TOWER, image_size=16, patch_size=8, classes=7, preprocess=unchanged
+    )
+    vit = planning.as_shapes(lambda: Vit(sizes, rngs=nnx.Rngs(0)))
+    return planning.train_step(lambda _: vit, images, mesh, Recipe(), batch=16)
 
 
 @needs_libtpu
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["probe", "score", "sweep", "train"])
+# The sweep is compiled by the command's test.
+@pytest.mark.parametrize("name", ["probe", "score", "train"])
 def test_the_steps_compile_for_the_smallest_topology(name):
     mesh = topology.topology_mesh("v5e:2x2")
     step = planned(name, mesh)
@@ -153,9 +150,15 @@ def test_the_steps_compile_for_the_smallest_topology(name):
     assert plan.unknown_loops == []
     assert plan.fits
     assert 0 < plan.peak_share < 1
-    assert plan.images_per_second_per_chip == step.images / mesh.size / plan.seconds
+    per_chip = step.images / mesh.size / plan.seconds
+    assert plan.images_per_second_per_chip == pytest.approx(per_chip)
     assert plan.seconds == pytest.approx(sum(plan.parts.values()))
-    exchanges = {"probe": "all-reduce", "score": "all-gather", "train": "all-reduce"}
-    assert set(plan.bytes_exchanged) == ({exchanges[name]} if name in exchanges else set())
+    exchanges = {
+        "probe": {"all-to-all", "all-gather"},
+        "score": {"all-gather"},
+        "train": {"all-reduce"},
+    }
+    assert set(plan.bytes_exchanged) == exchanges.get(name, set())
     if name == "score":  # what the lists gather has no estimate, which is said
         assert any(kind.startswith("gather") for kind in plan.without_estimate)
+        assert {"lists", "correlation", "consensus"} <= set(plan.parts)

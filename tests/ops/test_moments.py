@@ -6,14 +6,29 @@ import numpy as np
 
 from emojax.ops import moments
 
-update = jax.jit(moments.update)
+
+@jax.jit
+def update(state, activations, embeddings, valid):
+    units, own = state
+    units = moments.update_units(units, activations, embeddings, valid)
+    return units, moments.update_embeddings(own, embeddings, valid)
+
+
+def init(units, embedding):
+    return moments.init_units(units, embedding), moments.init_embeddings(embedding)
+
+
+def joined(state):
+    """Sums of units and of embeddings, and what they lost."""
+    units, own = state
+    return moments.Moments(*units.sums, *own.sums), moments.Moments(*units.lost, *own.lost)
 
 
 def test_moments_equal_float64_sums():
     rng = np.random.default_rng(1)
     activations = np.maximum(rng.standard_normal((97, 12)), 0).astype(np.float32)
     embeddings = rng.standard_normal((97, 9)).astype(np.float32)
-    state = moments.init(12, 9)
+    state = init(12, 9)
     for start in range(0, 97, 16):
         rows, e = activations[start : start + 16], embeddings[start : start + 16]
         pad, valid = 16 - len(rows), np.arange(16) < len(rows)
@@ -21,7 +36,7 @@ def test_moments_equal_float64_sums():
         state = update(state, rows, e, valid)
     a, e = np.float64(activations), np.float64(embeddings)
     for got, lost, want in zip(
-        *state, (a.sum(0), (a**2).sum(0), a.T @ e, e.T @ e, e.sum(0)), strict=True
+        *joined(state), (a.sum(0), (a**2).sum(0), a.T @ e, e.T @ e, e.sum(0)), strict=True
     ):
         np.testing.assert_allclose(np.float64(got) - lost, want, rtol=2e-6, atol=2e-5)
 
@@ -34,12 +49,12 @@ def test_sums_from_an_origin_are_the_sums():
     embeddings = (1 + 0.01 * rng.standard_normal((64, 4))).astype(np.float32)
     origin = moments.Origin(jnp.asarray(activations[0]), jnp.asarray(embeddings[0]))
     state = update(
-        moments.init(3, 4),
+        init(3, 4),
         activations - activations[0],
         embeddings - embeddings[0],
         np.ones(64, bool),
     )
-    got = moments.from_origin(state.sums, origin, 64)
+    got = moments.from_origin(joined(state)[0], origin, 64)
     a, e = np.float64(activations), np.float64(embeddings)
     for sums, want in zip(got, (a.sum(0), (a**2).sum(0), a.T @ e, e.T @ e, e.sum(0)), strict=True):
         # 64 float32 additions of differences that are a hundredth of the values: 64 · 2⁻²⁴ / 100.
@@ -52,8 +67,9 @@ def test_sums_from_an_origin_are_the_sums():
 def test_compensated_sums_do_not_drift():
     """100,000 additions of 0.1 to a large sum: plain float32 is off in the fourth digit."""
     ones = jnp.ones((1, 1))
-    start = moments.update(moments.init(1, 1), ones * 4096.0, ones, jnp.array([True]))
-    step = lambda s, _: (moments.update(s, ones * 0.1, ones, jnp.array([True])), None)
+    add = moments.update_units
+    start = add(moments.init_units(1, 1), ones * 4096.0, ones, jnp.array([True]))
+    step = lambda s, _: (add(s, ones * 0.1, ones, jnp.array([True])), None)
     state = jax.lax.scan(step, start, None, length=100_000)[0]
     total = float(state.sums.total[0]) - float(state.lost.total[0])
     assert abs(total - (4096 + 100_000 * float(np.float32(0.1)))) < 1e-2
