@@ -13,7 +13,8 @@ from emojax import settings as config
 from emojax import store
 from emojax.commands import report as reporting
 from emojax.data.image_set import ImageSet
-from emojax.editing.study_result import ChosenSetting, StudySummary, Tested
+from emojax.editing import study_result
+from emojax.editing.study_result import ChosenSetting, StudySummary
 from emojax.errors import InputError
 from emojax.report import page, page_figures
 from emojax.report.results import read_run
@@ -179,7 +180,9 @@ def test_the_page_warns_of_an_encoder_that_sees_little(hostile):
 def test_an_erasing_is_told_as_one():
     """It scales no units, so neither a factor nor a scope is named."""
     setting = ChosenSetting("lin2", "erased", concepts="'Glasses' erased from the last layer")
-    study = StudySummary(setting, "weights", False, None, {}, tested=Tested(["a", "b"], 10, 1, 0))
+    study = StudySummary(
+        setting, "weights", False, None, {}, tested=study_result.Tested(["a", "b"], 10, 1, 0)
+    )
     told = page._edit(SimpleNamespace(evidence=None), study)
     assert told["setting"] == (
         "'Glasses' erased from the last layer. Tested on a, b, which took no part in its selection."
