@@ -95,7 +95,7 @@ def _come_again(number: int, settled: threading.Event) -> None:
     """Brings a signal again whose exception Python dropped, unless the command ends by then."""
     if not settled.wait(_AGAIN):
         _received.last = -_TIDYING
-        _thread.interrupt_main(number)
+        _thread.interrupt_main(signal.Signals(number))
 
 
 @contextlib.contextmanager

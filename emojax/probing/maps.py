@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 from emojax.brief import brief
 from emojax.data.image_set import ImageSet
 from emojax.errors import InputError
+from emojax.ops.arrays import AnyArray
 from emojax.ops.pooling import Pool, Tokens, cells, map_shape, pool
 from emojax.probing.network import Apply, Network, Part, Preprocess
 from emojax.probing.record import ProbeRecord
@@ -61,7 +62,7 @@ class _Program:
 
     def __call__(
         self, params: PyTree, images: UInt8[Array, "B H W channels"]
-    ) -> list[tuple[Float[Array, "B h w U"], Float[Array, "B U"]]]:
+    ) -> list[tuple[Float[AnyArray, "B h w U"], Float[AnyArray, "B U"]]]:
         """Of every layer, float32."""
         with jax.default_matmul_precision("highest"):
             taps = self.apply(params, self.preprocess(images))[1]
@@ -117,7 +118,7 @@ def activation_maps(
         own = mapped[segments[mapped] == number]
         if len(own):
             first = int(np.argmax(segments == number))
-            layers.append(_Layer(name, own, first, top.indices[own], shape_of[name]))
+            layers.append(_Layer(name, own, first, np.asarray(top.indices)[own], shape_of[name]))
     names = tuple(layer.name for layer in layers)
     how = record.pool or "avg", record.tokens or "cls"
     program = _Program(network.apply, network.preprocess, names, *how)
