@@ -137,6 +137,9 @@ FORMATS = {
 }
 
 
+COSTLY = ("run", "network", "vgg.pt")  # only with `--exhaustive`
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory, sound) -> Path:
     """A sound file or folder of every format but a run."""
@@ -204,7 +207,7 @@ def below(path: Path) -> list[Path]:
 @pytest.mark.parametrize("cases", [2, pytest.param(84, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.exhaustive) if n == "run" else n for n in FORMATS],
+    [pytest.param(n, marks=pytest.mark.exhaustive) if n in COSTLY else n for n in FORMATS],
 )
 def test_random_damage(request, corpus, name, cases):
     if name == "run" and not (corpus / "run").exists():
