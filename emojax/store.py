@@ -203,8 +203,19 @@ def save_arrays(
     """
     from safetensors.numpy import save
 
+    data = save(dict(arrays), metadata)
+    # It writes the metadata in an order that changes from call to call; equal content has equal
+    # bytes here. The header is its length in 8 bytes and JSON, which blanks fill.
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    if metadata:
+        header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
     # Its `save_file` makes a file for the owner alone, whatever the umask, and errors of its own.
-    Path(path).write_bytes(save(dict(arrays), metadata))
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(memoryview(data)[end:])
 
 
 def read_npy(path: Path | str, *, mapped: bool = False) -> np.ndarray:

@@ -7,8 +7,9 @@ an undisturbed run.
     python scripts/kill_and_resume.py --signals 12 --here -- sweep
 
 What follows `--` is a command line of emojax; `--out` and `--cache` are added where the command
-takes them. All files must have the same bytes, but for `manifest.json` (timings) and the times in a
-line of `metrics.jsonl`. Exits 1 when something is not as it should be.
+takes them. All files must have the same bytes, but for `manifest.json` (timings), the times in a
+line of `metrics.jsonl`, and when a page says that the run was started. Exits 1 when something is
+not as it should be.
 
 `--kills`: SIGKILL comes again and again, between the start and the time that an undisturbed run
 took, until the run ends; then its files are compared, and a fresh one begins. A line per finished
@@ -29,6 +30,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -113,6 +115,8 @@ def contents(folder: Path) -> dict[str, bytes]:
             data = json.dumps(
                 [{k: v for k, v in row.items() if k not in _TIMES} for row in rows]
             ).encode()
+        if path.name == "report.html":
+            data = re.sub(rb"Started [\d:T+-]+", b"", data)
         found[path.relative_to(folder).as_posix()] = data
     return found
 

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from interruptions import Stopped, stop_after
+from safetensors import safe_open
 from small_training import fit
 
 from emojax import cli, store
@@ -399,3 +400,21 @@ def test_arrays_are_never_unpickled(tmp_path):
         np.savez(file, a=np.ones(3))
     with pytest.raises(InputError, match=r"archive\.npy is an archive"):
         read_gains(tmp_path / "archive.npy", 3)
+
+
+def test_equal_arrays_and_metadata_are_equal_bytes(tmp_path):
+    """The order of the metadata is not left to chance, as safetensors leaves it."""
+    arrays = {"b": np.arange(6.0).reshape(2, 3), "a": np.ones(3, np.float16)}
+    metadata = {f"name {number} \u00fc": f'"{number}"' for number in range(9)}
+    written = set()
+    for order in (metadata, dict(reversed(metadata.items()))):
+        store.save_arrays(arrays, tmp_path / "a.safetensors", metadata=order)
+        written.add((tmp_path / "a.safetensors").read_bytes())
+    assert len(written) == 1
+    with safe_open(tmp_path / "a.safetensors", "np") as file:
+        assert file.metadata() == metadata
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(file.get_tensor(name), array)
+    store.save_arrays(arrays, tmp_path / "plain.safetensors")
+    with safe_open(tmp_path / "plain.safetensors", "np") as file:
+        assert file.metadata() is None
