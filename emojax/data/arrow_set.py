@@ -28,13 +28,13 @@ class EncodedImages(NamedTuple):
 
     Attributes:
       place: the table's folder or file, for messages.
-      count: of rows.
+      rows: how many.
       read: the bytes of a row's image; None where the row has none. Raises InputError where the
         row cannot be read.
     """
 
     place: Path
-    count: int
+    rows: int
     read: Callable[[int], bytes | None]
 
 
@@ -149,13 +149,12 @@ def _names(file: Path, key: str) -> list[str]:
     check_regular(file, limit=_MAX_JSON)
     content = _reading(file, lambda: read_json(file.read_text("utf-8")))
     values = content.get(key) if isinstance(content, dict) else None
-    names = [
-        value.get("filename") if isinstance(value, dict) else value
-        for value in (values if isinstance(values, list) else [None])
-    ]
-    for name in names:
+    names: list[str] = []
+    for value in values if isinstance(values, list) else [None]:
+        name = value.get("filename") if isinstance(value, dict) else value
         if not isinstance(name, str) or name in ("", ".", "..") or {"/", "\0"} & set(name):
             raise InputError(f"{file}: {key} must list names of this folder; save the set again")
+        names.append(name)
     return names
 
 

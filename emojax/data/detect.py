@@ -52,11 +52,9 @@ class Look:
         left, top, width, height = boxes[(boxes[:, 2] * boxes[:, 3]).argmax()]
         # A square about the face, moved into the image where it sticks out.
         side = min(max(width, height), *image.size)
-        corner = [
-            min(max(start + length / 2 - side / 2, 0), whole - side)
-            for start, length, whole in zip((left, top), (width, height), image.size, strict=True)
-        ]
-        return image.crop([round(edge) for edge in (*corner, corner[0] + side, corner[1] + side)])
+        x = min(max(left + width / 2 - side / 2, 0), image.width - side)
+        y = min(max(top + height / 2 - side / 2, 0), image.height - side)
+        return image.crop((round(x), round(y), round(x + side), round(y + side)))
 
 
 def _boxes(file: Path, found: Any) -> np.ndarray:
@@ -66,9 +64,9 @@ def _boxes(file: Path, found: Any) -> np.ndarray:
       InputError: it is no such array, or a box has no size or is not finite.
     """
     try:
-        boxes = np.asarray([] if found is None else found, np.float64)
+        boxes: np.ndarray = np.asarray([] if found is None else found, np.float64)
     except (TypeError, ValueError):
-        boxes = np.zeros(1)
+        boxes = np.asarray(np.nan)
     if not boxes.size:
         return np.zeros((0, 4))
     sound = boxes.ndim == 2 and boxes.shape[1] >= 4

@@ -138,7 +138,7 @@ def _of_files(names: Sequence[str], look: Look) -> Source:
 
 def _of_table(table: arrow_set.EncodedImages, look: Look) -> Source:
     """The images of a table; each is named by its row, as its own name need not be the only one."""
-    names = [f"{table.place}#{row}" for row in range(table.count)]
+    names = [f"{table.place}#{row}" for row in range(table.rows)]
 
     def read(position: int) -> np.ndarray:
         file = Path(names[position])
