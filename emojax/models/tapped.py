@@ -70,7 +70,7 @@ class TappedNetwork(nnx.Module):
 
     def last_layer(self) -> tuple[Array, Array]:
         """Kernel [U, classes] and bias of what makes logits of the last hidden layer."""
-        classifier: Any = self.classifier
+        classifier: Any = getattr(self, "classifier")  # noqa: B009 - subclasses have it
         return classifier.kernel[...], classifier.bias[...]
 
     def preprocess(self, images: UInt8[AnyArray, "B H W C"]) -> Float32[Array, "B h w 3"]:

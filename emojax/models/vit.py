@@ -279,8 +279,9 @@ class Vit(TappedNetwork):
     def last_layer(self) -> tuple[Array, Array]:
         """The classifier's kernel and bias; of a teacher's two, one that gives their mean."""
         if not self.config.teacher:
-            return self.classifier.kernel[...], self.classifier.bias[...]
-        own, taught = self.cls_classifier, self.distillation_classifier
+            return super().last_layer()
+        own: Any = self.cls_classifier
+        taught: Any = self.distillation_classifier
         kernel = jnp.concatenate([own.kernel[...], taught.kernel[...]]) / 2
         return kernel, (own.bias[...] + taught.bias[...]) / 2
 
