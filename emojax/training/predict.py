@@ -110,7 +110,7 @@ def _program(
         if layer is None:
             return {"logits": network(images)[0]}
         # Pushes are of what the product reads: of our own networks, outputs after the ReLU.
-        choice = {"taps": "relu"} if isinstance(network, Cuttable) else {}
+        choice: dict[str, Any] = {"taps": "relu"} if isinstance(network, Cuttable) else {}
         logits, taps = network(images, **choice)
         return {"logits": logits, "active": taps[layer]}
 
