@@ -76,7 +76,7 @@ def build(
 def class_names(config: Mapping[str, Any]) -> dict[int, Any]:
     """Class names as `id2label` has them; empty where timm names none."""
     names = config.get("label_names")
-    return dict(enumerate(names)) if isinstance(names, list) else {}
+    return {str(i): name for i, name in enumerate(names)} if isinstance(names, list) else {}
 
 
 def _check(config: Mapping[str, Any]) -> None:
