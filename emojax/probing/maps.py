@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 from emojax.brief import brief
 from emojax.data.image_set import ImageSet
 from emojax.errors import InputError
-from emojax.ops.arrays import AnyArray
 from emojax.ops.pooling import Pool, Tokens, cells, map_shape, pool
 from emojax.probing.network import Apply, Network, Part, Preprocess
 from emojax.probing.record import ProbeRecord
@@ -62,12 +61,13 @@ class _Program:
 
     def __call__(
         self, params: PyTree, images: UInt8[Array, "B H W channels"]
-    ) -> list[tuple[Float[AnyArray, "B h w U"], Float[AnyArray, "B U"]]]:
+    ) -> list[tuple[Float[Array, "B h w U"], Float[Array, "B U"]]]:
         """Of every layer, float32."""
         with jax.default_matmul_precision("highest"):
             taps = self.apply(params, self.preprocess(images))[1]
         outputs = [taps[name].astype(jnp.float32) for name in self.layers]
-        return [(cells(out, SIDE), pool(out, self.pool, self.tokens)) for out in outputs]
+        how = self.pool, self.tokens
+        return [(cells(out, SIDE), jnp.asarray(pool(out, *how))) for out in outputs]
 
 
 def _compiled(program: _Program) -> Callable:
@@ -113,17 +113,18 @@ def activation_maps(
         return None
     shown = min(IMAGES, record.images, record.top.values.shape[2])
     top = record.top_k(shown)
+    rows = np.asarray(top.indices)
     layers = []
     for number, name in enumerate(record.layers):
         own = mapped[segments[mapped] == number]
         if len(own):
             first = int(np.argmax(segments == number))
-            layers.append(_Layer(name, own, first, np.asarray(top.indices)[own], shape_of[name]))
+            layers.append(_Layer(name, own, first, rows[own], shape_of[name]))
     names = tuple(layer.name for layer in layers)
     how = record.pool or "avg", record.tokens or "cls"
     program = _Program(network.apply, network.preprocess, names, *how)
     compiled = (_cached if network.reusable else _compiled)(program)
-    for numbers, pixels in _batches(images, np.unique(top.indices[mapped]), progress):
+    for numbers, pixels in _batches(images, np.unique(rows[mapped]), progress):
         for layer, outputs in zip(layers, compiled(network.params, pixels), strict=True):
             layer.take(numbers, *map(np.asarray, outputs))
     for layer in layers:
