@@ -7,7 +7,6 @@ import gc
 import os
 import shutil
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +18,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # Most of the suite's time is compilation of small programs, so they are compiled with little
 # optimization. Set XLA_FLAGS to nothing to compile as users do.
-FAST_COMPILATION = [
+FAST_COMPILATION = (
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
-]
-if version("jaxlib").startswith("0.10."):  # XLA ends a process whose flags it does not know
-    # The older emitters compile a third faster.
-    FAST_COMPILATION.append("--xla_cpu_use_fusion_emitters=false")
-    FAST_COMPILATION.append("--xla_cpu_enable_concurrency_optimized_scheduler=false")
+)
 os.environ.setdefault("XLA_FLAGS", " ".join(FAST_COMPILATION))
 
 import jax
