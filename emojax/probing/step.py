@@ -77,13 +77,8 @@ def empty_state(units: int, top_k: int, embedding: int) -> State:
     """The state before the first image."""
     sums = moments.init_units(units, embedding), moments.init_embeddings(embedding)
     one_half = topk.init(units, top_k), *sums
-<<<<<<< HEAD
     top, by_unit, whole = jax.tree.map(lambda array: jnp.stack([array, array]), one_half)
     return State(top, by_unit, whole, Origin(jnp.zeros(units), jnp.zeros(embedding)))
-=======
-    top, of_units, of_embeddings = jax.tree.map(lambda array: jnp.stack([array, array]), one_half)
-    return State(top, of_units, of_embeddings, Origin(jnp.zeros(units), jnp.zeros(embedding)))
->>>>>>> side-m
 
 
 class Collected(NamedTuple):
