@@ -21,6 +21,7 @@ def card(
     like: str,
     source: Path,
     architecture: str,
+    library: str,
     changed: Mapping[str, float],
     uses: Iterable[Use] | None,
     edit: str,
@@ -30,7 +31,8 @@ def card(
     Args:
       like: folder or hub name of the original.
       source: the folder of its files.
-      architecture: its class in transformers.
+      architecture: its class in transformers, or function in timm.
+      library: that loads it, transformers or timm.
       changed: share of changed values of each parameter that the edit changed.
       uses: image sets that shaped the network; None where they are not known.
       edit: what was done, in words.
@@ -38,9 +40,9 @@ def card(
     from_hub = _HUB_NAME.fullmatch(like) and not Path(like).is_dir()
     name = like if from_hub else source.name
     license_name = _license(source)
-    classifies = "ForImageClassification" in architecture
+    classifies = library == "timm" or "ForImageClassification" in architecture
     front = [
-        "library_name: transformers",
+        f"library_name: {library}",
         f"pipeline_tag: {'image-classification' if classifies else 'image-feature-extraction'}",
         f"license: {license_name}",
         *([f"base_model: {like}"] if from_hub else []),
@@ -59,7 +61,7 @@ def card(
         [f"# {name}, edited"],
         [
             f"A {architecture} of which emojax {version('emojax')} scaled hidden units' outgoing "
-            "weights. transformers loads it as it loads the original."
+            f"weights. {library} loads it as it loads the original."
         ],
         ["## The edit"],
         [" ".join(edit.split()) or "Not described."],

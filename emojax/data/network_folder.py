@@ -176,7 +176,10 @@ def save_network(
         save_arrays(arrays, building / "model.safetensors", metadata=metadata)
         shares = {name: float((arrays[name] != old[name]).mean()) for name in old}
         changed = {name: share for name, share in shares.items() if share}
-        text = card(str(like), source, config["architectures"][0], changed, uses, edit)
+        architecture, library = str(config.get("architecture")), "timm"
+        if not timm_folder.is_timm(config):
+            architecture, library = config["architectures"][0], "transformers"
+        text = card(str(like), source, architecture, library, changed, uses, edit)
         write_text(building / "README.md", text)
 
 

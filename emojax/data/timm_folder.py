@@ -73,7 +73,7 @@ def build(
         raise InputError(f"{folder}: {error}") from None
 
 
-def class_names(config: Mapping[str, Any]) -> dict[int, Any]:
+def class_names(config: Mapping[str, Any]) -> Mapping[Any, Any]:
     """Class names as `id2label` has them; empty where timm names none."""
     names = config.get("label_names")
     return {str(i): name for i, name in enumerate(names)} if isinstance(names, list) else {}

@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 
 from emojax.brief import brief
 from emojax.data.clip_encoder import ClipEncoder
-from emojax.dissection.dissect import dissect
+from emojax.data.concepts import ConceptSet
+from emojax.dissection.dissect import concept_texts, dissect
 from emojax.errors import InputError
 from emojax.probing.record import ProbeRecord
 from emojax.tables import Tabular
@@ -76,7 +77,14 @@ def find_units(record: ProbeRecord, text: str, clip: ClipEncoder | None = None) 
     """
     if not text.strip():
         raise InputError("an empty text finds no unit; say what the units should answer to")
-    found = dissect(record, [text], similarity="correlation", clip=clip, trust=False)
+    asked = ConceptSet((text,))
+    found = dissect(
+        record,
+        asked,
+        similarity="correlation",
+        text_embeddings=concept_texts(record, asked, clip, None),
+        trust=False,
+    )
     order = np.argsort(-found.best, kind="stable")
     table = found.columns()
     return FoundUnits(text, table["layer"][order], table["unit"][order], found.best[order])

@@ -13,7 +13,7 @@ def front(text: str) -> dict:
 
 
 def test_what_is_not_known_is_not_guessed(tmp_path):
-    text = card(str(tmp_path), tmp_path, "ViTForImageClassification", {}, None, "")
+    text = card(str(tmp_path), tmp_path, "ViTForImageClassification", "transformers", {}, None, "")
     assert front(text) == {
         "library_name": "transformers",
         "pipeline_tag": "image-classification",
@@ -31,7 +31,7 @@ def test_what_is_known_is_named(tmp_path):
     uses = [Use("photos", "a" * 64, "trained"), Use("others", "b" * 64, "chosen")]
     changed = {f"layer.{number}.weight": 0.25 for number in range(23)}
     words = "Glasses\nerased.\n---\nlicense: mit"
-    text = card("some/tower", tmp_path, "SiglipVisionModel", changed, uses, words)
+    text = card("some/tower", tmp_path, "SiglipVisionModel", "transformers", changed, uses, words)
     known = front(text)
     assert known["license"] == "cc-by-4.0"
     assert known["base_model"] == "some/tower"
@@ -44,5 +44,5 @@ def test_what_is_known_is_named(tmp_path):
 def test_a_damaged_card_of_the_original_names_no_licence(tmp_path):
     for content in (b"\xff\xfe---", b"---\nlicense: a b\n---\n", b"license: mit"):
         (tmp_path / "README.md").write_bytes(content)
-        text = card("x", tmp_path, "ViTForImageClassification", {}, [], "")
+        text = card("x", tmp_path, "ViTForImageClassification", "transformers", {}, [], "")
         assert front(text)["license"] == "unknown"

@@ -181,10 +181,10 @@ def test_a_tile_that_does_not_fit(inputs, monkeypatch):
 def test_lists_that_do_not_fit(monkeypatch):
     monkeypatch.setattr(memory, "machine_bytes", lambda: 10**9)
     mesh = make_mesh(2)
-    probing._check_memory(mesh, tile=16, side=32, top_k=31_250, units=1000)
-    message = r"31251 images for 1000 units need .* this machine has 1 GB; .*\(at most 31250 fit"
+    probing._check_memory(mesh, tile=16, side=32, top_k=62_500, units=1000)
+    message = r"62501 images for 1000 units need .* this machine has 1 GB; .*\(at most 62500 fit"
     with pytest.raises(InputError, match=message):
-        probing._check_memory(mesh, tile=16, side=32, top_k=31_251, units=1000)
+        probing._check_memory(mesh, tile=16, side=32, top_k=62_501, units=1000)
 
 
 def test_the_memory_of_a_machine(tmp_path, monkeypatch):
