@@ -14,8 +14,10 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    SpinnerColumn,
     Task,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
@@ -77,6 +79,23 @@ def progress(what: str, unit: str = "images") -> Iterator[Callable[..., None]]:
             bar.update(task, completed=done, total=total, note=printable(note))
 
         yield update
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """A turning sign on stderr with the time, for work whose parts cannot be counted; as silent."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        SpinnerColumn(),
+        TimeElapsedColumn(),
+    )
+    errors = _Console(stderr=True)
+    with Progress(
+        *columns, console=errors, disable=not errors.is_terminal or not is_main_process()
+    ) as sign:
+        task = sign.add_task(printable(what), total=1)
+        yield
+        sign.update(task, completed=1)
 
 
 def say(text: str) -> None:

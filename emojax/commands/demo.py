@@ -181,11 +181,12 @@ def _other_functions() -> "dict[str, tuple[Similarity, Prior | None]]":
 def _explain(run: "Run", dissection: "Dissection") -> dict[str, Any]:
     """Units as weighted sums of what faces show; returns what `explanations.json` holds."""
     from emojax.commands import explain
+    from emojax.commands.console import working
     from emojax.dissection.dissect import dissect
     from emojax.dissection.explain import explain as explain_record
 
     record, concepts = dissection.record, dissection.concepts
-    with run.timed("explain"):
+    with run.timed("explain"), working("explain"):
         explanations = explain_record(record, concepts)
         paper = dissect(record, concepts, similarity="soft_wpmi", null_sets=0, trust=False)
     of_paper = float(explanations.correlation_of(paper.labels).mean())

@@ -59,12 +59,13 @@ def explain(settings: ExplainSettings) -> None:
 def _explain(
     settings: ExplainSettings, run: "Run", record: Any, concepts: "ConceptSet", clip: Any
 ) -> None:
+    from emojax.commands.console import working
     from emojax.dissection.dissect import embed_concepts
     from emojax.dissection.explain import explain as explain_record
 
-    with run.timed("embed concepts"):
+    with run.timed("embed concepts"), working("embed concepts"):
         texts = embed_concepts(clip, concepts, settings.cache)
-    with run.timed("explain"):
+    with run.timed("explain"), working("explain"):
         explanations = explain_record(
             record,
             concepts,

@@ -42,7 +42,7 @@ def judge(settings: JudgeSettings) -> None:
 
     from emojax import store
     from emojax.commands import opening, steps
-    from emojax.commands.console import say_written, warn
+    from emojax.commands.console import say_written, warn, working
     from emojax.dissection import explanation_files, judge, truth
     from emojax.errors import InputError
     from emojax.probing.network import as_network
@@ -72,21 +72,21 @@ def judge(settings: JudgeSettings) -> None:
         used = {e.layer for file in files for e in file.explanations}
         layers = [layer for layer in units if layer in used]
         network = as_network(model, taps=options.taps)
-        with run.timed("activations"):
+        with run.timed("activations"), working("activations"):
             activations = np.concatenate(
                 [truth.activations(network, test, layers, options.pool) for test in tests]
             )
-        with run.timed("embeddings"):
+        with run.timed("embeddings"), working("embeddings"):
             images = np.concatenate([clip.embed_images(test.images) for test in tests])
             texts = clip.embed_texts(concepts)
-        with run.timed("judge"):
+        with run.timed("judge"), working("judge"):
             judgements = judge_files(
                 files, layers, units, activations, concepts, images, texts, settings
             )
             first, *others = judgements
             compared = (judge.compare(first, other) for other in others)
             differences = [difference for difference in compared if difference is not None]
-        with run.timed("sanity"):
+        with run.timed("sanity"), working("sanity"):
             present = _present(concepts, images, texts, settings)
             sanity = judge.sanity(activations, present, alpha=options.alpha, seed=options.seed)
         write(run.folder, judgements, differences, sanity, warnings)

@@ -70,6 +70,7 @@ def _compare(
     grid: "Sequence[LabelSetting]",
 ) -> None:
     """Labels by every setting of the grid, beside the default's; written and printed."""
+    from emojax.commands.console import working
     from emojax.dissection import label_settings
     from emojax.dissection.dissect import embed_concepts
     from emojax.dissection.options import DEFAULT, DEFAULT_PRIOR, SoftWpmi
@@ -78,7 +79,7 @@ def _compare(
     # The default's lists are as long as the record's, if these are shorter.
     longest = min(SoftWpmi().top_k, record.top.values.shape[2], record.images)
     (default,) = label_settings.grid([DEFAULT], prior=[DEFAULT_PRIOR], top_k=[longest])
-    with run.timed("labels"):
+    with run.timed("labels"), working("labels"):
         reference = next(label_settings.dissect_by(record, concepts, texts, [default]))
         tables = _Tables(reference, settings.labels.tau)
         dissections = label_settings.dissect_by(record, concepts, texts, grid)

@@ -293,7 +293,7 @@ def _rows(
 
     # Once for the batch, not in every row.
     classes, margins = prediction.classes, prediction.margins
-    finite = np.isfinite(prediction.probabilities).all(axis=1).tolist()
+    finite = np.all(np.isfinite(prediction.probabilities), axis=1).tolist()
     blank = [""] * len(names)
     overflow = "the network's logits are beyond float32: its weights are too large"
     for row, (file, unread) in enumerate(zip(read.names, read.reasons, strict=True)):

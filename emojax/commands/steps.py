@@ -16,7 +16,7 @@ from rich.table import Table
 
 from emojax import store
 from emojax.commands.base import Dissecting, Probing, Studying
-from emojax.commands.console import console, progress, say, warn
+from emojax.commands.console import console, progress, say, warn, working
 from emojax.commands.opening import StudyInputs
 from emojax.data.classes import positions
 from emojax.data.clip_encoder import ClipEncoder
@@ -224,7 +224,7 @@ def scoring(
     # Refuses what is no setting of the function.
     if wpmi_options(options.similarity, **hyperparameters) is not None:
         hyperparameters["prior"] = options.prior
-    with run.timed("embed concepts"):
+    with run.timed("embed concepts"), working("embed concepts"):
         texts = embed_concepts(clip, concepts, settings.cache)
     emotions = concepts.emotions and [list(names) for names in concepts.emotions]
     run.inputs["concepts"] = store.content_key([list(concepts.concepts), emotions])
@@ -251,7 +251,7 @@ def label(
     summary says what the probe's precision changed.
     """
     asked = scoring(settings, run, concepts, clip)
-    with run.timed("dissect"):
+    with run.timed("dissect"), working("dissect"):
         dissection = dissect_record(record, concepts, **asked)
     network, outgoing = _layers_and_outgoing(model, record)
     tau = settings.dissect.tau
