@@ -12,6 +12,7 @@ from emojax.models.deep_emotion import DeepEmotion, DeepEmotionConfig
 from emojax.ops import image
 
 NO_TORCH = "the oracle extra (torch) is not installed"
+EXHAUSTIVE = pytest.mark.exhaustive
 
 
 @nnx.jit
@@ -57,7 +58,7 @@ def test_equals_torch(arrays, batch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("mode", [pytest.param("eval", marks=EXHAUSTIVE), "train"])
 def test_gradients_equal_torchs_in_float64(arrays, batch, mode):
     """In float32 a pixel on the edge of a ReLU or pooling window may fall on either side."""
     torch = pytest.importorskip("torch", reason=NO_TORCH)

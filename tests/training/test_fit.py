@@ -20,6 +20,9 @@ def images():
     return generated_images(64, 3, "blobs")
 
 
+EXHAUSTIVE = pytest.mark.exhaustive
+
+
 class Killed(Exception):
     pass
 
@@ -101,7 +104,9 @@ def test_plateau_lowers_the_rate_of_the_run(tiny_vgg, images):
     assert rates[7:] == pytest.approx([0.75e-3] * 2)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize(
+    "steps", [pytest.param(1, marks=EXHAUSTIVE), 2, pytest.param(3, marks=EXHAUSTIVE)]
+)
 def test_a_stopped_training_resumes_to_the_bit(tiny_vgg, images, tmp_path, steps):
     """Stopped after any of four steps: weights, statistics, best epoch and history are the same."""
     best = iter([0.5, 0.4])
