@@ -14,6 +14,7 @@ from emojax.ops import similarity
 OFFICIAL = ("cos_similarity", "cos_similarity_cubed", "wpmi", "soft_wpmi", "rank_reorder")
 NAMES = ("correlation", *OFFICIAL, "consensus")
 EXHAUSTIVE = pytest.mark.exhaustive
+FURTHER = [pytest.param(top_k, marks=EXHAUSTIVE) for top_k in (97, 100)]
 
 
 @pytest.mark.parametrize("case", ["small", "wide"])
@@ -195,9 +196,7 @@ def test_soft_wpmi_keeps_small_probabilities():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "top_k", [1, pytest.param(97, marks=EXHAUSTIVE), pytest.param(100, marks=EXHAUSTIVE), 150]
-)
+@pytest.mark.parametrize("top_k", [1, *FURTHER, 150])
 @pytest.mark.parametrize("concepts", [2, pytest.param(25, marks=EXHAUSTIVE), 20_000])
 @pytest.mark.parametrize("soft", [True, False])
 def test_products_stay_in_range(concepts, top_k, soft):
