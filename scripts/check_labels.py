@@ -11,10 +11,10 @@ shipped network takes part and one of the published size with random weights; th
 shipped one unless `--clip` names another.
 
 Prints per network: labels that differ, and by how much float64 prefers its own to ours there; how
-many units have other top images, because two activations are equal but for rounding; how many
-labels the other resize would change; and the units above tau = 0 of both. Exits 1 where a label
-differs though the top images are the same and its score is no near tie. Needs the `oracle` extra
-(torch).
+many units have other top images, or these in another order, because two activations are equal but
+for rounding; how many labels the other resize would change; and the units above tau = 0 of both.
+Exits 1 where a label differs though the ordered top images are the same and its score is no near
+tie. Needs the `oracle` extra (torch).
 """
 
 import dataclasses
@@ -60,7 +60,7 @@ class Agreement:
       units: of all layers.
       different: units whose label differs.
       largest_gap: the largest preference of the reference, in its score, for its own label there.
-      other_images: units whose top images differ.
+      other_images: units whose top images, or their order, differ.
       unexplained: labels that differ though the top images are the same and there is no near tie.
       activation_error: the largest difference of activations, relative to the layer's largest.
       changed: labels that probing without antialiasing changes.
@@ -132,9 +132,9 @@ def compare(model: "VggNet", clip: "ClipEncoder", images: "ImageSet") -> Agreeme
 
     different = scores.argmax(axis=1) != ours.labels
     gaps = scores.max(axis=1) - scores[np.arange(len(scores)), ours.labels]
+    # In order, for soft_wpmi weighs an image by its rank.
     own_lists, lists = (
-        np.sort(np.argsort(-x, axis=0, kind="stable")[:_TOP], axis=0)
-        for x in (record.activations, joined)
+        np.argsort(-x, axis=0, kind="stable")[:_TOP] for x in (record.activations, joined)
     )
     other_images = (own_lists != lists).any(axis=0)
     errors, above = [], {}

@@ -7,9 +7,9 @@ an undisturbed run.
     python scripts/kill_and_resume.py --signals 12 --here -- sweep
 
 What follows `--` is a command line of emojax; `--out` and `--cache` are added where the command
-takes them. All files must have the same bytes, but for `manifest.json` (timings), the times in a
-line of `metrics.jsonl`, and when a page says that the run was started. Exits 1 when something is
-not as it should be.
+takes them. All files must have the same bytes, but for `manifest.json` and TensorBoard's files
+(timings), the times in a line of `metrics.jsonl`, and where a page says when the run was started
+and its own folders. Exits 1 when something is not as it should be.
 
 `--kills`: SIGKILL comes again and again, between the start and the time that an undisturbed run
 took, until the run ends; then its files are compared, and a fresh one begins. A line per finished
@@ -107,7 +107,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     """
     found = {}
     for path in folder.rglob("*"):
-        if path.is_dir() or path.name == "manifest.json":
+        # TensorBoard's files hold times, and their names one.
+        if path.is_dir() or path.name == "manifest.json" or path.parent.name == "tensorboard":
             continue
         data = path.read_bytes()
         if path.name == "metrics.jsonl":
@@ -116,7 +117,9 @@ def contents(folder: Path) -> dict[str, bytes]:
                 [{k: v for k, v in row.items() if k not in _TIMES} for row in rows]
             ).encode()
         if path.name == "report.html":
+            # Its settings name its folders.
             data = re.sub(rb"Started [\d:T+-]+", b"", data)
+            data = data.replace(str(folder).encode(), b"")
         found[path.relative_to(folder).as_posix()] = data
     return found
 
