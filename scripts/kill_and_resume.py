@@ -8,8 +8,8 @@ an undisturbed run.
 
 What follows `--` is a command line of emojax; `--out` and `--cache` are added where the command
 takes them. All files must have the same bytes, but for `manifest.json` and TensorBoard's files
-(timings), the times in a line of `metrics.jsonl`, and where a page says when the run was started
-and its own folders. Exits 1 when something is not as it should be.
+(timings), the times in a line of `metrics.jsonl`, and what a page says of times and of its own
+folders. Exits 1 when something is not as it should be.
 
 `--kills`: SIGKILL comes again and again, between the start and the time that an undisturbed run
 took, until the run ends; then its files are compared, and a fresh one begins. A line per finished
@@ -117,8 +117,8 @@ def contents(folder: Path) -> dict[str, bytes]:
                 [{k: v for k, v in row.items() if k not in _TIMES} for row in rows]
             ).encode()
         if path.name == "report.html":
-            # Its settings name its folders.
-            data = re.sub(rb"Started [\d:T+-]+", b"", data)
+            # Its settings name its folders, and it lists timings.
+            data = re.sub(rb"Started [\d:T+-]+|seconds</th><td>[\d.]+", b"", data)
             data = data.replace(str(folder).encode(), b"")
         found[path.relative_to(folder).as_posix()] = data
     return found
