@@ -9,9 +9,7 @@ another process of the job was lost, 128 and the signal's number when interrupte
 import contextlib
 import io
 import os
-import platform
 import re
-import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -263,6 +261,9 @@ def _run_line(args: Sequence[str], alone: bool) -> int:
 
 def _tell_bug(error: Exception, args: Sequence[str]) -> None:
     """Prints the traceback of an error that nobody expected, and what to report with it."""
+    import platform
+    import shlex
+
     from emojax.store import versions
 
     # It may quote what a file holds, which a terminal must not obey.

@@ -495,8 +495,7 @@ def _settings_file(path: Path | str) -> Path:
         path = user_path(named_place(path))
     except ValueError as error:
         raise InputError(f"--config: {error}") from None
-    if path.exists():
-        check_regular(path, limit=_MAX_SETTINGS)
+    check_regular(path, limit=_MAX_SETTINGS, missing_ok=True)
     return path
 
 

@@ -44,15 +44,25 @@ class Tabular:
         Raises:
           InputError: pyarrow is not installed.
         """
-        try:
-            import pyarrow as arrow
-            from pyarrow import parquet
-        except ImportError:
-            raise InputError("parquet needs pyarrow: pip install 'emojax[dataframe]'") from None
+        arrow = import_arrow("parquet", extra="dataframe")
         plain = {name: _plain(values) for name, values in self.columns().items()}
         table = arrow.table(plain)
-        write_binary(Path(path).expanduser(), lambda file: parquet.write_table(table, file))
+        write_binary(Path(path).expanduser(), lambda file: arrow.parquet.write_table(table, file))
         return Path(path).expanduser()
+
+
+def import_arrow(what: str, *, extra: str = "parquet") -> Any:
+    """pyarrow with its parquet part, which an extra of emojax brings.
+
+    Raises:
+      InputError: it is not installed; `what` needs it, and the message names the extra.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise InputError(f"{what} needs pyarrow: pip install 'emojax[{extra}]'") from None
+    return pyarrow
 
 
 def unit_columns(layers: Mapping[str, int]) -> dict[str, np.ndarray]:

@@ -72,6 +72,15 @@ SLOW_FIXTURES = {
     *("small_run", "dissected", "forms", "hostile", "paged", "planted", "sources", "spoilt"),
     *("parts", "warm"),
 }
+# A ViT's sizes under transformers' names.
+TINY_VIT = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "image_size": 16,
+    "patch_size": 4,
+}
 TINY = VggConfig(widths=(4, 4, 6, 6, 8, 8, 10, 10), hidden=(24, 20))
 
 

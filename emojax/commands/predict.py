@@ -123,7 +123,9 @@ def _check(settings: PredictSettings) -> None:
     if os.path.lexists(settings.out) and (settings.out.is_dir() or not settings.overwrite):
         raise InputError(f"{settings.out} is there already; name another file or use --overwrite")
     if settings.out.suffix == ".parquet":
-        _parquet()
+        from emojax.tables import import_arrow
+
+        import_arrow("writing parquet")
     if jax.process_count() > 1:
         raise InputError("emojax predict is one process; give every process images of its own")
 
@@ -143,23 +145,13 @@ def _class_names(
     Raises:
       InputError: the network has no outputs to name, being an image tower.
     """
-    import jax
-    import numpy as np
-
     from emojax.commands import opening
     from emojax.commands.console import say
     from emojax.data.classes import FER2013
     from emojax.probing.network import Network
 
     if isinstance(model, Network):
-        image = jax.ShapeDtypeStruct((1, settings.size, settings.size, channels), np.uint8)
-        network = model
-
-        def logits(params: Any, image: Any) -> Any:
-            return network.apply(params, network.preprocess(image))[0]
-
-        classes = jax.eval_shape(logits, model.params, image).shape[-1]
-        names = None
+        classes, names = model.classes((settings.size, settings.size, channels)), None
     else:
         classes, names = model.config.classes, model.config.class_names
     if not classes:
@@ -170,20 +162,6 @@ def _class_names(
         names = names or tuple(f"class {number}" for number in range(classes))
         say(f"the weights do not name their classes, taken to be {', '.join(names)}")
     return names
-
-
-def _parquet() -> tuple[Any, Any]:
-    """The library that writes parquet.
-
-    Raises:
-      InputError: it is not installed.
-    """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise InputError("writing parquet needs pyarrow: pip install 'emojax[parquet]'") from None
-    return pyarrow, pyarrow.parquet
 
 
 def _unit_labels(run: Path | None, model: "Classifier | Network") -> list[str] | None:
@@ -398,8 +376,9 @@ def _to_parquet(table: Path, out: Path, names: Sequence[str]) -> None:
     from pyarrow import csv as arrow_csv
 
     from emojax.store import write_binary
+    from emojax.tables import import_arrow
 
-    arrow, parquet = _parquet()
+    arrow = import_arrow("writing parquet")
     types = {name: arrow.string() for name in ("file", "label", "units", "reason")}
     types |= {name: arrow.float32() for name in names} | {"near_tie": arrow.bool_()}
     convert = arrow_csv.ConvertOptions(
@@ -410,7 +389,7 @@ def _to_parquet(table: Path, out: Path, names: Sequence[str]) -> None:
     def write(file: BinaryIO) -> None:
         with (
             arrow_csv.open_csv(table, parse_options=parse, convert_options=convert) as pieces,
-            parquet.ParquetWriter(file, pieces.schema) as writer,
+            arrow.parquet.ParquetWriter(file, pieces.schema) as writer,
         ):
             for piece in pieces:
                 writer.write_batch(piece)

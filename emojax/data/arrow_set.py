@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from emojax.data.decode import check_regular
 from emojax.errors import InputError
 from emojax.strict import read_json
+from emojax.tables import import_arrow
 
 _DICT = "dataset_dict.json"  # names the splits of a set that has some
 _STATE = "state.json"  # names the files of a split
@@ -116,14 +117,7 @@ def _map(arrow: Any, file: Path) -> Any:
 
 
 def _arrow(path: Path) -> Any:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise InputError(
-            f"{path}: reading Arrow and parquet needs pyarrow: pip install 'emojax[parquet]'"
-        ) from None
-    return pyarrow
+    return import_arrow(f"{path}: reading Arrow and parquet")
 
 
 def _reading(file: Path, read: Callable[[], Any]) -> Any:

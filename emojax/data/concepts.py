@@ -172,8 +172,7 @@ def read_text(path: Path) -> str:
     Raises:
       InputError: the file is missing, too large or not UTF-8.
     """
-    if Path(path).exists():
-        check_regular(Path(path), limit=_MOST_BYTES)
+    check_regular(Path(path), limit=_MOST_BYTES, missing_ok=True)
     try:
         return Path(path).read_bytes().decode("utf-8-sig")
     except OSError as error:

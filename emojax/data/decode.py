@@ -88,13 +88,17 @@ def entries(folder: Path) -> list[Path]:
     return paths
 
 
-def check_regular(file: Path, *, limit: int | None = None) -> None:
+def check_regular(file: Path, *, limit: int | None = None, missing_ok: bool = False) -> None:
     """Refuses what is no regular file before it is opened: a pipe could make that last for ever.
+
+    With `missing_ok`, whoever opens the file says that there is none.
 
     Raises:
       InputError: it is missing, a folder, a pipe, a socket or a device; or it is of more than
         `limit` bytes.
     """
+    if missing_ok and not file.exists():
+        return
     try:
         status = file.stat()
     except (OSError, ValueError) as error:

@@ -93,8 +93,8 @@ def open_folder(source: str | Path, what: str, flag: str) -> Path:
         raise InputError(f"cannot read {folder}: {error.strerror}") from None
     for file in files:
         is_text = file.suffix in _TEXTS
-        if (is_text or file.suffix in _WEIGHTS) and file.exists():
-            check_regular(file, limit=MOST_TEXT if is_text else None)
+        if is_text or file.suffix in _WEIGHTS:
+            check_regular(file, limit=MOST_TEXT if is_text else None, missing_ok=True)
     return folder
 
 

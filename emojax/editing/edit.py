@@ -108,8 +108,7 @@ def read_gains(path: Path, units: int, *, factor: float | None = None) -> Float[
       InputError: the file cannot be read, or holds other things than that many finite numbers (or
         zeros and ones).
     """
-    if Path(path).exists():
-        check_regular(Path(path), limit=MOST_TEXT)
+    check_regular(Path(path), limit=MOST_TEXT, missing_ok=True)
     try:
         if Path(path).suffix == ".npy":
             values = _vector(read_npy(path))

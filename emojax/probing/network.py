@@ -97,6 +97,15 @@ class Network:
         own = self.preprocess
         return own.part(height, width) if isinstance(own, _ModulePreprocess) else WHOLE
 
+    def classes(self, image_shape: Sequence[int]) -> int:
+        """How many logits it gives for one image of uint8 [H, W, C]; nothing is computed."""
+
+        def logits(params: PyTree, image: jax.Array) -> jax.Array:
+            return self.apply(params, self.preprocess(image))[0]
+
+        image = jax.ShapeDtypeStruct((1, *image_shape), np.uint8)
+        return jax.eval_shape(logits, self.params, image).shape[-1]
+
     def tap_shapes(self, image_shape: Sequence[int]) -> dict[str, tuple[int, ...]]:
         """Shape of every tap for one image of uint8 [H, W, C], in the network's order.
 
@@ -255,14 +264,9 @@ def as_editable(network: Network, image_shape: Sequence[int]) -> OwnNetwork | No
     """
     if network.scaled is None or network.key is None:
         return None
-    image = jax.ShapeDtypeStruct((1, *image_shape), np.uint8)
-
-    def logits(params: PyTree, image: jax.Array) -> jax.Array:
-        return network.apply(params, network.preprocess(image))[0]
-
     shapes = network.tap_shapes(image_shape)
     config = OwnConfig(
-        classes=jax.eval_shape(logits, network.params, image).shape[-1],
+        classes=network.classes(image_shape),
         preprocess=network.preprocess,
         layers=tuple((name, shape[-1]) for name, shape in shapes.items()),
         key=network.key,

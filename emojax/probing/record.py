@@ -344,8 +344,7 @@ def _read(folder: Path, key: str | None) -> ProbeRecord:
     """`load`, whose errors are still those of files and formats."""
     from safetensors.numpy import load_file
 
-    if (folder / "record.json").exists():
-        check_regular(folder / "record.json", limit=MOST_TEXT)
+    check_regular(folder / "record.json", limit=MOST_TEXT, missing_ok=True)
     header = strict.read_json((folder / "record.json").read_text("utf-8"))
     if header["format"] != _FORMAT:
         raise InputError(

@@ -44,8 +44,7 @@ def read(folder: Path) -> Judgement:
       InputError: there is none, or it is damaged.
     """
     path = folder / FILE
-    if path.exists():
-        check_regular(path, limit=MOST_TEXT)
+    check_regular(path, limit=MOST_TEXT, missing_ok=True)
     try:
         return Judgement.model_validate_json(path.read_bytes())
     except OSError as error:

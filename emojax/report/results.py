@@ -266,8 +266,7 @@ def _rename_finding(summary: dict[str, Any]) -> None:
 
 
 def _json(path: Path, missing: str = "") -> dict[str, Any]:
-    if path.exists():
-        check_regular(path, limit=MOST_TEXT)
+    check_regular(path, limit=MOST_TEXT, missing_ok=True)
     try:
         value = strict.read_json(path.read_text("utf-8"))
     except FileNotFoundError:

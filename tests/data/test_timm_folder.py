@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TINY_VIT
 from flax import nnx
 from reference import relative
 
@@ -29,15 +30,6 @@ IMAGES = {
     "crop_mode": "center",
     "mean": HALF,
     "std": HALF,
-}
-SIZES = {
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "intermediate_size": 40,
-    "image_size": 16,
-    "patch_size": 4,
-    "layer_norm_eps": 1e-6,
 }
 # transformers' names → timm's.
 VIT = [
@@ -77,7 +69,7 @@ def renamed(arrays, table):
 
 def vit():
     """A ViT of transformers, and its parameters as timm has them."""
-    config = transformers.ViTConfig(**SIZES, num_labels=3)
+    config = transformers.ViTConfig(**TINY_VIT, layer_norm_eps=1e-6, num_labels=3)
     model = transformers.ViTForImageClassification(config)
     arrays = renamed(state_of(model), VIT)
     for name in [name for name in arrays if ".query." in name]:

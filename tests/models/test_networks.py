@@ -5,6 +5,7 @@ What torch gives for a tap is caught by forward hooks on the module that compute
 
 import numpy as np
 import pytest
+from conftest import TINY_VIT
 from flax import nnx
 
 from emojax.data.network_folder import load_network, save_network
@@ -14,14 +15,6 @@ from emojax.models.tapped import with_gains
 torch = pytest.importorskip("torch", reason="the oracle extra (torch) is not installed")
 import transformers
 
-VIT = {
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "intermediate_size": 40,
-    "image_size": 16,
-    "patch_size": 4,
-}
 LABELS = {"id2label": {"0": "joy", "1": "calm", "2": "awe"}}
 SIDE = {"height": 16, "width": 16}
 
@@ -80,12 +73,12 @@ def convnext_hooks(model):
 
 
 def _vit(kind, cls, **changes):
-    config = getattr(transformers, f"{kind}Config")(**VIT | LABELS | changes)
+    config = getattr(transformers, f"{kind}Config")(**TINY_VIT | LABELS | changes)
     return getattr(transformers, cls)(config), "ViT", {"size": SIDE}
 
 
 def _dinov2(**changes):
-    sizes = {name: value for name, value in VIT.items() if name != "intermediate_size"}
+    sizes = {name: value for name, value in TINY_VIT.items() if name != "intermediate_size"}
     config = transformers.Dinov2Config(**sizes | LABELS | {"mlp_ratio": 2} | changes)
     crop = {"size": {"shortest_edge": 16}, "crop_size": SIDE}
     return transformers.Dinov2ForImageClassification(config), "Bit", crop
@@ -108,7 +101,7 @@ def _convnext(**changes):
 
 
 def _clip(cls, kind="CLIP", **changes):
-    config = getattr(transformers, f"{kind}VisionConfig")(**VIT | changes)
+    config = getattr(transformers, f"{kind}VisionConfig")(**TINY_VIT | changes)
     processor = (
         {"size": SIDE} if kind == "Siglip" else {"size": {"shortest_edge": 16}, "crop_size": SIDE}
     )
