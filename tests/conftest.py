@@ -85,20 +85,24 @@ TINY = VggConfig(widths=(4, 4, 6, 6, 8, 8, 10, 10), hidden=(24, 20))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--exhaustive", action="store_true", help="run whole sweeps of cases, too")
+    parser.addoption("--exhaustive", action="store_true", help="run long tests and sweeps, too")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if not SLOW_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+        if item.get_closest_marker("long") or not SLOW_FIXTURES.isdisjoint(
+            getattr(item, "fixturenames", ())
+        ):
             item.add_marker(pytest.mark.slow)
-    if config.getoption("--exhaustive") or "exhaustive" in config.getoption("markexpr"):
+    if config.getoption("--exhaustive") or any("::" in argument for argument in config.args):
         return
-    left_out = [item for item in items if item.get_closest_marker("exhaustive")]
+    expression = config.getoption("markexpr")
+    unasked = [mark for mark in ("long", "exhaustive") if mark not in expression]
+    left_out = {item for item in items if any(map(item.get_closest_marker, unasked))}
     if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("exhaustive")]
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,8 @@ import gc
 import signal
 import time
 
+import pytest
+
 from emojax import cli, interruption
 
 
@@ -29,6 +31,7 @@ def test_a_lost_interrupt_is_not_success(capsys, monkeypatch):
         interruption.check_interrupted()
 
 
+@pytest.mark.slow
 def test_a_dropped_interrupt_comes_again(capsys, monkeypatch):
     """As when the garbage collector runs a callback of JAX while the signal comes."""
 

@@ -449,7 +449,7 @@ def test_folders_that_are_written_into(tmp_path, monkeypatch, kind):
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_folder_mounted_on_the_same_disk_is_written_into(tmp_path):
     """A bind mount cannot be renamed, and only the system's table of mounts tells of it."""
     for name in ("R", "source"):
@@ -643,6 +643,7 @@ def paged(dissected, tmp_path) -> Path:
     return Path(shutil.copytree(dissected, tmp_path / "R"))
 
 
+@pytest.mark.long
 def test_the_page_belongs_to_the_run(capsys, paged):
     for _ in range(2):  # written anew, too
         assert cli.main(["report", str(paged)]) == 0
@@ -657,6 +658,7 @@ def test_the_page_belongs_to_the_run(capsys, paged):
         outputs.check_out(paged, overwrite=True)
 
 
+@pytest.mark.long
 def test_report_keeps_what_others_put_among_the_figures(capsys, paged):
     assert cli.main(["report", str(paged)]) == 0
     (paged / FIGURES / "talk.svg").write_text("mine")

@@ -28,7 +28,7 @@ def test_a_real_network_becomes_shapes_and_stays_as_it_is(tiny_vgg):
     assert isinstance(tiny_vgg.lin1.kernel[...], jax.Array)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_planned_probe_is_the_probe(tiny_vgg, tiny_clip, blobs):
     """Its jitted step, given arrays of the planned shapes, makes the lists of `probe`."""
     images = blobs.first(32)
@@ -52,7 +52,7 @@ def test_the_planned_probe_is_the_probe(tiny_vgg, tiny_clip, blobs):
     assert (top.indices != EMPTY).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_shapes_of_the_published_networks():
     mesh = make_mesh(8)
     encoder = planning.Encoder.of(lambda: Clip(PUBLISHED["ViT-B/32"], rngs=nnx.Rngs(0)))

@@ -293,7 +293,7 @@ def test_two_trainings_on_one_cache(tmp_path, capsys, monkeypatch):
     assert list((tmp_path / "cache" / "training").iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_says_what_it_makes_again(sound, tiny_vgg, tmp_path, capsys):
     save_vgg(tiny_vgg, tmp_path / "vgg.safetensors")
     flags = [

@@ -403,14 +403,6 @@ def print_table1(rows: Sequence[LayerSummary], tau: float) -> None:
     for column in (*columns, "acc.\nnot", "chance", "adjusted"):
         table.add_column(column, justify="right")
     for row in rows:
-        numbers = (
-            row.share,
-            row.overall_acc,
-            row.interp_acc,
-            row.uninterp_acc,
-            row.chance_overall,
-            row.adjusted_overall,
-        )
         counts = (str(row.interpretable), str(row.not_interpretable))
-        table.add_row(row.layer, *counts, *map(_number, numbers))
+        table.add_row(row.layer, *counts, *map(_number, row.shares))
     console.print(table)

@@ -8,7 +8,7 @@ import io
 import stat
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageOps, TiffImagePlugin
@@ -28,6 +28,7 @@ _MAY_TURN = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
 _MAX_BYTES = 1 << 28  # of one image file
 MOST_TEXT = 1 << 28  # bytes of a file of text that is read at once
 MOST_PIXELS = 89_478_485  # of an image, whole or resized; Pillow's own bound
+_SMALL = 1 << 14  # bytes of an image file that is read before another thread could take it
 _LOCK = threading.Lock()  # catch_warnings is not for threads
 
 
@@ -123,9 +124,31 @@ def read_bytes(file: Path) -> bytes:
     """
     check_regular(file, limit=_MAX_BYTES)
     try:
-        return file.read_bytes()
+        with open(file, "rb", buffering=0) as opened:  # for a small image, half of `read_bytes`
+            return opened.read()
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}") from None
+
+
+def reading_threads(sizes: Sequence[int]) -> int:
+    """How many threads should read images: one where most are small.
+
+    Threads take turns at the interpreter; only within the decoding of a large image do they run
+    side by side. Two or four take up to twice the CPU time of one for images of 48×48.
+
+    Args:
+      sizes: bytes of some of the encoded images.
+    """
+    return 1 if not sizes or sorted(sizes)[len(sizes) // 2] < _SMALL else 4
+
+
+def some_sizes(files: Sequence[Path]) -> list[int]:
+    """Bytes of up to 16 of the files, evenly spread, those that cannot be read left out."""
+    sizes = []
+    for file in files[:: max(1, len(files) // 16)]:
+        with contextlib.suppress(OSError, ValueError):
+            sizes.append(file.stat().st_size)
+    return sizes
 
 
 def read_header(file: Path, data: bytes) -> tuple[tuple[int, int], int]:

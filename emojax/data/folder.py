@@ -14,7 +14,15 @@ import numpy as np
 from PIL import Image
 
 from emojax.data.classes import check
-from emojax.data.decode import MOST_PIXELS, entries, read_bytes, read_header, read_image
+from emojax.data.decode import (
+    MOST_PIXELS,
+    entries,
+    read_bytes,
+    read_header,
+    read_image,
+    reading_threads,
+    some_sizes,
+)
 from emojax.data.draw import Draw
 from emojax.data.exclude import Excluded
 from emojax.data.image_set import ImageSet
@@ -37,12 +45,15 @@ class ImageFiles:
         self._root = root
         self._names = names
         self.shape = (len(names), size, size, channels)
+        self._threads = reading_threads(some_sizes([root / name for name in names]))
 
     def __getitem__(self, rows: slice, /) -> np.ndarray:
         names = self._names[rows]
         if not names:
             return np.empty((0, *self.shape[1:]), np.uint8)
-        with ThreadPoolExecutor(4) as pool:
+        if self._threads == 1:
+            return np.stack([self._read(name) for name in names])
+        with ThreadPoolExecutor(self._threads) as pool:
             return np.stack(list(pool.map(self._read, names)))
 
     def _read(self, name: str) -> np.ndarray:
@@ -217,7 +228,7 @@ def _scan_all(root: Path, names: Sequence[str]) -> list[tuple[str, tuple[int, in
     def scan(start: int) -> list[tuple[str, tuple[int, int], int]]:
         return list(pool.map(_scan, (root / name for name in names[start : start + _CHUNK])))
 
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(reading_threads(some_sizes([root / name for name in names]))) as pool:
         chunks = map_in_shares(scan, range(0, len(names), _CHUNK))
     return [scanned for chunk in chunks for scanned in chunk]
 

@@ -5,6 +5,7 @@ Unlike the readers of data sets, which refuse a set for one damaged file, these 
 place of an image, so that a long job ends well.
 """
 
+import contextlib
 import glob
 import os
 from collections import deque
@@ -17,7 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from emojax.data import arrow_set, fer2013, folder, tfds_set
-from emojax.data.decode import decode, read_image
+from emojax.data.decode import decode, read_image, reading_threads, some_sizes
 from emojax.data.detect import Detector, Look
 from emojax.data.loader import check_batch
 from emojax.data.opening import open_split, resolve
@@ -35,11 +36,13 @@ class Source(NamedTuple):
       names: of the images, in order.
       shape: height, width, channels.
       read: the image of a position, uint8 of that shape.
+      threads: that should read.
     """
 
     names: Sequence[str]
     shape: tuple[int, ...]
     read: Callable[[int], np.ndarray]
+    threads: int = 1
 
 
 class Read(NamedTuple):
@@ -133,7 +136,8 @@ def _of_files(names: Sequence[str], look: Look) -> Source:
         file = Path(names[position])
         return look.square(file, read_image(file))
 
-    return Source(names, look.shape, read)
+    threads = reading_threads(some_sizes([Path(name) for name in names]))
+    return Source(names, look.shape, read, threads)
 
 
 def _of_table(table: arrow_set.EncodedImages, look: Look) -> Source:
@@ -147,7 +151,10 @@ def _of_table(table: arrow_set.EncodedImages, look: Look) -> Source:
             raise InputError(f"{file}: the row holds no image, or only a path")
         return look.square(file, decode(file, data))
 
-    return Source(names, look.shape, read)
+    sizes = []
+    with contextlib.suppress(InputError):  # said of the row when it is read
+        sizes = [len(table.read(row) or b"") for row in range(min(table.rows, 4))]
+    return Source(names, look.shape, read, reading_threads(sizes))
 
 
 def _of_split(path: Path, split: str) -> Source:
@@ -160,7 +167,7 @@ def _of_split(path: Path, split: str) -> Source:
 
 
 def read_batches(source: Source, size: int, start: int = 0) -> Iterator[Read]:
-    """Batches of `size` images from position `start` on, read on four threads ahead of the caller.
+    """Batches of `size` images from position `start` on, read on threads ahead of the caller.
 
     Memory does not grow with the number of images.
 
@@ -180,7 +187,7 @@ def read_batches(source: Source, size: int, start: int = 0) -> Iterator[Read]:
     def read_run(positions: range) -> list[tuple[np.ndarray | None, str]]:
         return [read(position) for position in positions]
 
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(source.threads) as pool:
         waiting: deque[tuple[int, Iterator[list[tuple[np.ndarray | None, str]]]]] = deque()
         for first in range(start, len(source.names), size):
             last = min(first + size, len(source.names))

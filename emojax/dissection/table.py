@@ -32,6 +32,14 @@ class LayerSummary:
     adjusted_overall: float | None
     adjusted_interp: float | None
 
+    @property
+    def shares(self) -> tuple[float | None, ...]:
+        """What people read of the row beside the counts: share above tau, accuracies (all, above,
+        not), chance, and accuracy adjusted for it.
+        """
+        accuracies = (self.overall_acc, self.interp_acc, self.uninterp_acc)
+        return (self.share, *accuracies, self.chance_overall, self.adjusted_overall)
+
 
 def interpretability(dissection: Dissection, tau: float = 0.0) -> list[LayerSummary]:
     """Table 1, a row per layer: a unit is interpretable when its maximum similarity exceeds tau."""

@@ -426,16 +426,8 @@ def _flagged(run: Results) -> list[tuple[str, str]]:
 def _table1(run: Results) -> list[list[str]]:
     rows = []
     for row in run.table1:
-        shares = (
-            row.share,
-            row.overall_acc,
-            row.interp_acc,
-            row.uninterp_acc,
-            row.chance_overall,
-            row.adjusted_overall,
-        )
         counts = [f"{row.interpretable:,}", f"{row.not_interpretable:,}"]
-        rows.append([row.layer, *counts, *map(number, shares)])
+        rows.append([row.layer, *counts, *map(number, row.shares)])
     return rows
 
 

@@ -202,7 +202,7 @@ class Faces:
         shown[(self.numbers["hand"] > 0)[:, None] & expressions] = UNCLEAR
         return shown
 
-    def render(self, batch: int = 512) -> UInt8[np.ndarray, "N 48 48 1"]:
+    def render(self, batch: int = 128) -> UInt8[np.ndarray, "N 48 48 1"]:
         """The pictures. The same numbers give the same bytes on the same kind of device."""
         from emojax.synthetic import drawing
 

@@ -9,6 +9,7 @@
     python scripts/benchmarks explain             # linear explanations against a plain search
     python scripts/benchmarks sweep               # edits of lin2 against full evaluations
     python scripts/benchmarks train               # steps of training against PyTorch's
+    python scripts/benchmarks predict             # predict against its network alone
     python scripts/benchmarks page                # the page of a large run in a headless Chromium
     python scripts/benchmarks all --out NEW       # all, each in its own process; --quick: small
     python scripts/benchmarks compare OLD NEW     # which ratios got worse; exits 1 if any did
@@ -31,6 +32,7 @@ import loader
 import memory
 import originals
 import page
+import predict
 import probe
 import resnet
 import score
@@ -49,6 +51,7 @@ BENCHMARKS = {
     "explain": explain,
     "sweep": sweep,
     "train": train,
+    "predict": predict,
     "page": page,
 }
 
@@ -73,6 +76,7 @@ Commands = (
     | Annotated[explain.Options, tyro.conf.subcommand("explain")]
     | Annotated[sweep.Options, tyro.conf.subcommand("sweep")]
     | Annotated[train.Options, tyro.conf.subcommand("train")]
+    | Annotated[predict.Options, tyro.conf.subcommand("predict")]
     | Annotated[page.Options, tyro.conf.subcommand("page")]
     | Annotated[All, tyro.conf.subcommand("all")]
     | Annotated[compare.Options, tyro.conf.subcommand("compare")]

@@ -25,14 +25,15 @@ def measure(options: Options) -> Results:
     import torch
     from flax import nnx
 
-    from emojax.distributed.mesh import make_mesh, put_replicated, put_sharded, replicated
+    from emojax.distributed.mesh import put_replicated, put_sharded, replicated
     from emojax.models.vgg import VggConfig, VggNet
     from emojax.synthetic import faces
     from emojax.training import classifiers, tasks
     from emojax.training import step as steps
+    from emojax.training.fit import training_mesh
     from emojax.training.recipe import Recipe
 
-    where, mesh = "cuda" if options.device == "gpu" else "cpu", make_mesh()
+    where = "cuda" if options.device == "gpu" else "cpu"
     images = faces.random_faces(4 * options.batch, 0).image_set("faces")
     recipe = Recipe(epochs=1, optimizer="sgd", learning_rate=0.01)
 
@@ -43,7 +44,9 @@ def measure(options: Options) -> Results:
         batch=options.batch,
         start=tasks.start_fresh(lambda seed: VggNet(config, rngs=nnx.Rngs(seed))),
     )
-    state = put_replicated(mesh, steps.first_state(task, recipe))
+    state = steps.first_state(task, recipe)
+    mesh = training_mesh(state.params)
+    state = put_replicated(mesh, state)
     step = steps.make_step(task.loss, recipe, mesh, jax.tree.map(lambda _: replicated(mesh), state))
     rows = put_sharded(mesh, next(task.batches(0, 0, 0)))
     data, key = put_replicated(mesh, task.data), jax.random.key(0)

@@ -47,7 +47,7 @@ def test_probe_and_evaluate(capsys, tmp_path, sources):
     assert sum(map(sum, summary["splits"]["all"]["confusion"])) == 14
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_infinite_losses_do_not_cost_the_run(capsys, tmp_path, fer_folder):
     """Finite weights whose logits overflow give losses that are no numbers; the rest of the result
     is written.

@@ -39,7 +39,7 @@ def test_explain(explained):
     assert not (explained / "simulated.npz").exists()  # the record has no activations
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_judge_files_of_four_forms(sound, explained, tmp_path, capsys):
     plain = tmp_path / "plain.csv"
     plain.write_text("layer,unit,description\nlin2,3,=1+1\nlin1,0,Smile\n")

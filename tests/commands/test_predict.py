@@ -252,7 +252,7 @@ def test_prepared_set_and_parquet(tmp_path, sound, weights):
         assert row["near_tie"] == str(other["near_tie"]).lower()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_units_that_pushed_the_decision(tmp_path, faces, weights, tiny_clip, tiny_vgg, images):
     out = tmp_path / "p.csv"
     concepts = emojax.load_concepts("paper25")

@@ -125,6 +125,7 @@ def test_refusals(capsys, hostile, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_a_page_made_anew_keeps_what_it_showed(capsys, monkeypatch, hostile, tmp_path):
     """Images and an audit stay though the second command does not name them."""
     folder = copy_of(hostile[0], tmp_path)

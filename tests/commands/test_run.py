@@ -88,6 +88,7 @@ def test_run_on_files(capsys, tmp_path, sources):
     ).read_text()
 
 
+@pytest.mark.long
 def test_lin3_with_the_seven_classes(capsys, tmp_path, sources):
     network, probing = sources
     args = ["--probe.layers", "lin3", "--concepts.path", "classes7", "--out", tmp_path / "lin3"]

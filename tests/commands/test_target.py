@@ -45,7 +45,7 @@ def run(inputs, out, command, *flags, target=("--target.path", "vit")):
     return cli.main([str(arg) for arg in args])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_probe_and_dissect(inputs, clip_folder, tmp_path, capsys):
     clip = ("--clip.path", clip_folder)
     assert run(inputs, tmp_path / "probe", "probe", *clip, "--probe.top-k", "12") == 0
@@ -66,7 +66,7 @@ def test_evaluate_in_the_order_of_the_folder(inputs, tmp_path):
     assert summary["splits"]["photos test"]["classes"] == ["joy", "calm", "awe"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "layer",
     [

@@ -133,7 +133,7 @@ def test_refusals(tmp_path, capsys, args, message):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_ensemble_by_command(tmp_path, capsys):
     out = tmp_path / "out"
     args = [
@@ -217,7 +217,7 @@ def test_deep_emotion_by_command(tmp_path, capsys, clip_folder):
     assert (code, err.count(refused)) == (2, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_vit_by_command(tmp_path, capsys):
     """Saved as a Hugging Face folder: transformers gives our logits, evaluate our accuracy."""
     torch = pytest.importorskip("torch", reason="needs the oracle extra")
@@ -248,7 +248,7 @@ def weights(path):
     return nnx.state(load_network(path))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_command_resumes(tmp_path, capsys):
     """SIGKILL of `emojax train` in its first epochs; the same command ends as undisturbed."""
     data = ["--data.kind", "faces", "--data.limit", "96"]

@@ -260,6 +260,7 @@ def test_a_network_of_ones_own_keeps_the_images_order(blobs):
     assert evaluate(network, images).labels.tolist() == images.labels.tolist()
 
 
+@pytest.mark.long
 def test_training_goes_on_in_the_order_of_the_first_weights(forms, tmp_path):
     """Of alphabetical folders; the file that it writes names the order, assumed before."""
     set_of = tmp_path / "set"

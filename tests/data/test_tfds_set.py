@@ -497,6 +497,7 @@ def test_images_in_every_form_are_read(prepared, form, data):
     assert found.labels.tolist() == [3] * 7
 
 
+@pytest.mark.slow
 def test_random_damage_never_changes_a_result(prepared):
     """Flips, cuts and noise: the set is refused, or it is the same; array_record's own checksums
     see to the latter.

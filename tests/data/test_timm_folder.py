@@ -145,6 +145,7 @@ def test_equal_to_torch_and_edited_and_saved(name, build, layer, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_resnet_has_torchvisions_names(tmp_path):
     """Only the preprocessing is timm's own."""
     sizes = {"stem": 4, "widths": (4, 8), "depths": (1, 2), "block": "basic", "classes": 3}

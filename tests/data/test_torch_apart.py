@@ -21,7 +21,7 @@ CODE = """
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_torch_is_loaded_for_its_own_files_alone(tmp_path):
     torch = pytest.importorskip("torch", reason="the oracle extra (torch) is not installed")
     torch.save({"lin1.bias": torch.tensor([1.0, 2.0])}, tmp_path / "weights.pt")

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
@@ -15,7 +14,6 @@ from emojax.data.named_weights import NAMED
 from emojax.data.provenance import read_provenance
 from emojax.errors import InputError
 from emojax.models import deep_emotion, vgg
-from emojax.ops import image
 from emojax.settings import Target, Train
 
 
@@ -55,41 +53,22 @@ def test_published_checkpoint(tiny_vgg, tmp_path):
         weights.load_vgg(tmp_path / "list")
 
 
-NO_TORCH = "the oracle extra (torch) is not installed"
-
-
-@nnx.jit
-def run(model, images):
-    return model(images)
-
-
-@pytest.fixture(scope="module", params=[1, 3], ids=["gray", "rgb"])
-def arrays(request):
-    return reference.deep_emotion_arrays(channels=request.param)
-
-
-@pytest.fixture(scope="module")
-def batch(arrays):
-    """Images as smooth as faces, in the network's range: [6, 48, 48, C]."""
-    coarse = np.random.default_rng(0).uniform(-1, 1, (6, 12, 12, arrays["conv1.weight"].shape[1]))
-    return np.asarray(image.resize_bilinear(jnp.asarray(coarse, jnp.float32), (48, 48)))
-
-
-# Deep-Emotion's
-
-
 @pytest.mark.slow
-def test_file_that_torch_saved(arrays, batch, tmp_path):
-    torch = pytest.importorskip("torch", reason=NO_TORCH)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_deep_emotion_that_torch_saved(channels, tmp_path):
+    torch = pytest.importorskip("torch", reason="the oracle extra (torch) is not installed")
+    arrays, batch = reference.deep_emotion_arrays(channels=channels), reference.smooth(channels)
     theirs = reference.torch_deep_emotion(torch, arrays)
     torch.save(theirs.state_dict(), tmp_path / "deep_emotion-20-128-0.001.pt")
     model = emojax.load_deep_emotion(tmp_path / "deep_emotion-20-128-0.001.pt")
     with torch.no_grad():
         want = theirs(reference.channels_first(torch, batch))[1]["fc2"].numpy()
-    assert reference.relative(run(model, batch)[0], want) <= 1e-5
+    assert reference.relative(nnx.jit(model)(batch)[0], want) <= 1e-5
 
 
-def test_deep_emotion_weight_files(arrays, tmp_path):
+@pytest.mark.parametrize("channels", [1, 3])
+def test_deep_emotion_weight_files(channels, tmp_path):
+    arrays = reference.deep_emotion_arrays(channels=channels)
     path = tmp_path / "deep_emotion.safetensors"
     emojax.save_deep_emotion(deep_emotion.from_torch_state_dict(arrays), path)
     again = deep_emotion.to_torch_state_dict(emojax.load_deep_emotion(path))

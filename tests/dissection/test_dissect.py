@@ -26,7 +26,7 @@ CONCEPTS = ConceptSet(
 FEW = {"batch": 64, "tile": 8, "mesh": make_mesh(1)}  # one device: a smaller program to compile
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_layer_by_layer_equals_all_at_once(found, tiny_vgg, blobs, tiny_clip):
     whole = dissect.dissect(found, CONCEPTS)
     for number, layer in enumerate(("conv1a", "lin2")):

@@ -108,7 +108,7 @@ def test_scores_and_resamples(world, monkeypatch):
     assert low < value < high
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_paired_differences(world):
     """The right concepts beat wrong ones, on the units that both files explain."""
     right = [single(i, name) for i, name in enumerate(CONCEPTS)]
@@ -139,7 +139,7 @@ def test_paired_differences(world):
     assert judge.compare(of_right, other) is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sanity():
     """Units that are their concepts: the sound measures pass; recall cannot lose by labels that are
     added, nor precision by labels that go missing, beyond chance.

@@ -18,7 +18,7 @@ def record(tiny_vgg, blobs, tiny_clip):
     return probe(tiny_vgg, blobs, tiny_clip, layers=("conv4b", "lin2"), tile=8, mesh=make_mesh(1))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_setting_equals_its_own_run(record, tiny_clip):
     texts = tiny_clip.embed_texts(CONCEPTS.concepts)
     tried = {"a": (5.0,), "lam": (0.6,), "top_k": (20,), "prior": ("images", "units", "none")}

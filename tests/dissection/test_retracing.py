@@ -80,7 +80,7 @@ def test_dissect(positive, similarity):
     assert second == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_probe_of_another_network_of_the_same_architecture(tiny_vgg, blobs, tiny_clip, tmp_path):
     other = edit.edit(tiny_vgg, "lin1", np.linspace(0.5, 2, 24))
     assert as_network(other).key != as_network(tiny_vgg).key

@@ -45,7 +45,7 @@ def test_agreement():
         truth.agreement(scores, np.where(np.arange(5) > 0, np.nan, auroc))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_activations_are_those_of_the_record(tiny_vgg, tiny_clip, blobs):
     record = probe.probe(
         tiny_vgg, blobs, tiny_clip, layers=["conv4b", "lin2"], keep_activations=True, top_k=20
@@ -110,7 +110,7 @@ def test_planted_detectors_are_named(planted, capsys):
     assert right["soft_wpmi"] >= 0.9
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_noisy_detectors_of_few_concepts():
     """12 concepts × 40 units each, of noise from half to six times the signal.
 

@@ -80,7 +80,7 @@ def test_confidence_equals_a_plain_computation(whole, tiny_clip, devices):
 @pytest.mark.parametrize(
     ("name", "concepts", "devices", "prior"),
     [
-        ("soft_wpmi", 203, 8, "images"),
+        pytest.param("soft_wpmi", 203, 8, "images", marks=pytest.mark.long),
         ("soft_wpmi", 3, 8, "units"),  # fewer concepts than devices
         ("wpmi", 3, 2, "none"),
         ("consensus", 203, 8, "images"),
@@ -158,7 +158,7 @@ def record_of(acts, embeddings):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_few_images_leave_the_halves_out(tiny_vgg, blobs, tiny_clip):
     few = probe.probe(
         tiny_vgg, blobs.first(120), tiny_clip, layers=["lin2"], tile=8, mesh=make_mesh(1)

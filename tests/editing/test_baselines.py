@@ -19,7 +19,9 @@ def read(tiny_vgg, blobs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layer", ["conv4b", "lin1", "lin2"])
+@pytest.mark.parametrize(
+    "layer", [*(pytest.param(name, marks=pytest.mark.long) for name in ("conv4b", "lin1")), "lin2"]
+)
 def test_learned_gains_lower_the_loss_and_are_pulled_to_one(read, layer):
     found = read(layer)
     before = Sweep(found).gains(np.ones((1, found.units))).nll[0]

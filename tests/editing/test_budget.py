@@ -91,6 +91,7 @@ def test_where_nothing_fits(caplog):
     assert lin2 == budget.Allowed(("lin2",), 199, 1000)
 
 
+@pytest.mark.slow
 def test_a_setting_is_timed(splits):
     cost = budget.seconds_per_image(splits, OPTIONS)
     assert np.isfinite(cost)

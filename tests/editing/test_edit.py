@@ -21,6 +21,7 @@ def test_several_layers_at_once(tiny_vgg):
         edit.edit_layers(tiny_vgg, {"lin9": np.ones(3)})
 
 
+@pytest.mark.slow
 def test_gains_from_scores_and_weights():
     scores = np.array([2.0, -1.0, 5.0, 2.0], np.float32)
     np.testing.assert_allclose(

@@ -71,12 +71,14 @@ def check_outcome(outcomes, at, logits, labels):
 CASES = [
     (layer, SCOPES[number % 2])
     for number, layer in enumerate(vgg.LAYERS)
-    if layer in ("conv1a", "conv2b", "conv4b", "lin1", "lin2", "lin3")
+    if layer in ("conv2b", "conv4b", "lin1", "lin2", "lin3")
 ]
-CASES += [("conv1a", SCOPES[1]), ("lin1", SCOPES[1]), ("lin3", SCOPES[1])]
+LONG = [("conv1a", SCOPES[0]), ("conv1a", SCOPES[1]), ("lin1", SCOPES[1]), ("lin3", SCOPES[1])]
 FURTHER = [(layer, scope) for layer in vgg.LAYERS for scope in SCOPES]
 FURTHER = [
-    pytest.param(*case, marks=pytest.mark.exhaustive) for case in FURTHER if case not in CASES
+    pytest.param(*case, marks=pytest.mark.long if case in LONG else pytest.mark.exhaustive)
+    for case in FURTHER
+    if case not in CASES
 ]
 
 
@@ -124,6 +126,7 @@ def test_factor_one_changes_nothing(tiny_vgg, few, read, layer):
         np.testing.assert_allclose(outcomes.nll, base.nll(), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("factor", [0.5, 1.5, 4.0])
 def test_thresholds_and_masks_equal_float64(dense, scope, factor):
@@ -162,7 +165,7 @@ def test_near_ties_are_counted(dense):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_same_outcomes_on_any_device_count(dense, devices):
     scores, masks = scores_of(70), np.random.default_rng(2).random((20, 70)) < 0.4
     calls = (
@@ -188,6 +191,7 @@ def test_activations_too_large_for_the_devices_are_sent_in_batches(dense, monkey
         np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))
 
 
+@pytest.mark.slow
 def test_hits_alone_and_one_compilation(dense, monkeypatch):
     monkeypatch.setattr(sweep, "_CHUNK", 16)
     sweep.program_of.cache_clear()
@@ -237,6 +241,7 @@ def test_a_stopped_sweep_resumes(dense, monkeypatch, tmp_path):
     np.testing.assert_array_equal(thresholds[0][1].outcomes.nll, thresholds[1][1].outcomes.nll)
 
 
+@pytest.mark.slow
 def test_activations_are_cached_and_pooled(tiny_vgg, few, read, tmp_path, monkeypatch):
     first = pre_bias_activations(tiny_vgg, few, "lin1", tile=4, cache=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == [f"inputs-{first.key}"]
@@ -285,7 +290,7 @@ def test_refusals(tiny_vgg, blobs, read):
             call()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ten_crops_are_averaged(tiny_vgg, blobs):
     few, gains = blobs.first(12), np.full(20, 1.5, np.float32)
     want = evaluate.evaluate(edit.edit(tiny_vgg, "lin2", gains), few, protocol="tencrop", tile=4)

@@ -94,7 +94,7 @@ def plain_choice(subjects, all_scores):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_procedure_equals_plain_loops(subjects, count):
     mine = subjects[:count]
     found = evidence.assess(mine, SEARCH, seed=3, **SMALL)
@@ -226,6 +226,7 @@ def test_stopped_evidence_resumes(subjects, tmp_path, monkeypatch):
     assert evidence.assess(subjects[:1], SEARCH, seed=3, cache=tmp_path, **SMALL).summary() == want
 
 
+@pytest.mark.slow
 def test_settings_of_many_kinds_keep_their_order(subjects):
     layer, scores = subjects[0].selection["lin2"], subjects[0].scores["lin2"]
     settings = SEARCH.settings(["lin2"])[::-1]
@@ -244,7 +245,7 @@ def test_without_a_second_set_the_search_decides(subjects):
     assert "chosen on the very images of the test" in found.verdict
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_network_from_images(tiny_vgg, blobs):
     """Layers of every kind in one search, down from the pixels."""
     first, second = (

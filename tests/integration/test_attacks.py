@@ -622,6 +622,7 @@ def test_damaged_metadata_of_weights_is_refused(tmp_path, read, entry, text, mes
     assert one_line(refused.value).isprintable()
 
 
+@pytest.mark.slow
 def test_weights_of_clear_kinds_are_read(tmp_path, sound):
     torch = pytest.importorskip("torch", reason="the oracle extra (torch) is not installed")
     arrays = load_file(sound / "vgg.safetensors")

@@ -372,6 +372,7 @@ def assert_refused_with(inputs: Inputs, args: list, path: Path, make: Callable, 
         path.write_bytes(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "what"),
     table(

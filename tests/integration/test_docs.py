@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
 
+@pytest.mark.long
 def test_ten_lines_with_a_torch_network(tiny_clip):
     torch = pytest.importorskip("torch", reason="the oracle extra (torch) is not installed")
     torch.manual_seed(0)
@@ -33,6 +34,7 @@ def test_ten_lines_with_a_torch_network(tiny_clip):
     assert len(names["found"].labels) == 24
 
 
+@pytest.mark.long
 def test_tutorial(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
@@ -82,6 +84,7 @@ def test_the_readmes_examples(tmp_path, monkeypatch, tiny_vgg, tiny_clip, blobs)
     assert Path("edited.safetensors").is_file()
 
 
+@pytest.mark.long
 def test_the_notebook(monkeypatch):
     """As Jupyter runs it; without nbclient its cells one after another, here."""
     pytest.importorskip("pandas", reason="the dataframe extra (pandas) is not installed")

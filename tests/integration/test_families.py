@@ -293,7 +293,7 @@ def command(place, clip_folder, tmp_path, monkeypatch, capsys):
     return call
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [

@@ -59,7 +59,7 @@ print(json.dumps([codes, stacks]))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_few_frames_between_command_and_kernel(sound, tmp_path):
     network = ["--target.weights", sound / "vgg.safetensors", "--clip.path", sound / "clip"]
     probing = ["--data.path", sound / "fer", *network, "--probe.layers", "lin2"]

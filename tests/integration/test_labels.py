@@ -11,7 +11,7 @@ from emojax.synthetic import shipped
 SCRIPT = Path(__file__).parents[2] / "scripts" / "check_labels.py"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_antialiased_labels_equal_torch():
     pytest.importorskip("torch", reason="the oracle extra (torch) is not installed")
     spec = importlib.util.spec_from_file_location("check_labels", SCRIPT)

@@ -14,6 +14,7 @@ from emojax.report import page
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 def test_a_page_that_fails(capsys, monkeypatch, tmp_path, small_run):
     """A full disk at any of the page's files is a line and exit code 2; an error in making it keeps
     its traceback.
@@ -96,6 +97,7 @@ def test_words_never_cost_results(tmp_path, small_run, streams):
         assert "evidence: " in got.decode(streams)
 
 
+@pytest.mark.long
 def test_help_into_a_closed_pipe():
     reader, writer = os.pipe()
     os.close(reader)

@@ -16,6 +16,7 @@ from emojax import cli
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "times", "code"), [
     (signal.SIGTERM, 1, 143),
     pytest.param(signal.SIGINT, 2, 130, marks=pytest.mark.exhaustive),

@@ -87,7 +87,7 @@ def plain_forward(arrays, x):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("side", [48, 40])
+@pytest.mark.parametrize("side", [48, pytest.param(40, marks=pytest.mark.long)])
 def test_equals_float64_numpy(network, batch, side):
     x = batch[:, :side, :side]
     want, raw, relu = plain_forward(compact.to_torch_state_dict(network), x)
@@ -99,7 +99,7 @@ def test_equals_float64_numpy(network, batch, side):
             assert relative(outputs[layer], wanted[layer]) <= 1e-5, layer
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_gradients_equal_torchs_in_training(network, batch):
     """Of all parameters, in float64, through BatchNorm's batch statistics; torch is the oracle.
 
@@ -184,7 +184,7 @@ def test_refuses_a_layer_it_does_not_have(network, batch):
         vgg.with_gains(network, {"lin2": with_scope(np.ones(3), "weights")})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("layer", "protocol"), [("res2a", "resize40"), ("res2a", "tencrop"), ("hidden", "resize40")]
 )
@@ -267,7 +267,7 @@ def test_refuses_other_weights(network, tmp_path, change, message):
         weights.load_network(path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_by_command(tmp_path, capsys, clip_folder):
     """Trained as the recipe does, tested by ten crops, dissected, edited, all as a VGGNet is."""
     cache = ["--cache", str(tmp_path / "cache")]

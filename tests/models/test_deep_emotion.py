@@ -27,9 +27,7 @@ def arrays(request):
 
 @pytest.fixture(scope="module")
 def batch(arrays):
-    """Images as smooth as faces, in the network's range: [6, 48, 48, C]."""
-    coarse = np.random.default_rng(0).uniform(-1, 1, (6, 12, 12, arrays["conv1.weight"].shape[1]))
-    return np.asarray(image.resize_bilinear(jnp.asarray(coarse, jnp.float32), (48, 48)))
+    return reference.smooth(arrays["conv1.weight"].shape[1])
 
 
 def in_float64(model):
@@ -38,7 +36,7 @@ def in_float64(model):
     return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf.astype(jnp.float64), state))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_equals_torch(arrays, batch):
     torch = pytest.importorskip("torch", reason=NO_TORCH)
     theirs = reference.torch_deep_emotion(torch, arrays)
@@ -57,7 +55,7 @@ def test_equals_torch(arrays, batch):
     np.testing.assert_array_equal(taps["fc2"], logits)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("mode", [pytest.param("eval", marks=EXHAUSTIVE), "train"])
 def test_gradients_equal_torchs_in_float64(arrays, batch, mode):
     """In float32 a pixel on the edge of a ReLU or pooling window may fall on either side."""
@@ -94,7 +92,7 @@ def test_gradients_equal_torchs_in_float64(arrays, batch, mode):
             assert reference.relative(got[name], gradient) <= 1e-11, name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_new_network_looks_at_the_image_as_it_is():
     model = nnx.jit(lambda: DeepEmotion(DeepEmotionConfig(), rngs=nnx.Rngs(0)))()
     model.eval()

@@ -273,10 +273,12 @@ def test_published_shapes_equal_torch(name, tmp_path):
     ("name", "layers"),
     [
         ("vit", ["block0.hidden", "block1.attention", "pooled"]),
-        ("dinov2", ["block1.hidden", "block0.attention", "pooled"]),
+        pytest.param(
+            "dinov2", ["block1.hidden", "block0.attention", "pooled"], marks=pytest.mark.long
+        ),
         ("resnet", ["stage1.block1.conv0", "stage0.block0.conv1", "pooled"]),
-        ("convnext", ["stage1.block0.hidden", "pooled"]),
-        ("clip projected", ["block1.hidden", "pooled"]),
+        pytest.param("convnext", ["stage1.block0.hidden", "pooled"], marks=pytest.mark.long),
+        pytest.param("clip projected", ["block1.hidden", "pooled"], marks=pytest.mark.long),
     ],
 )
 def test_edits_as_parameters_equal_edits_of_outputs_and_load_in_transformers(

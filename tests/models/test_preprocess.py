@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 from PIL import Image
 
 from emojax.models.preprocess import Preprocess
@@ -7,6 +8,7 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
+@pytest.mark.slow
 def test_golden_clip(golden):
     data = np.load(golden / "preprocess.npz")
     got = np.asarray(Preprocess(224, (224, 224), MEAN, STD)(data["images_uint8"][..., None]))
@@ -18,6 +20,7 @@ def test_golden_clip(golden):
     np.testing.assert_allclose(got, stored, rtol=0, atol=2**-10 + 2e-6)
 
 
+@pytest.mark.slow
 def test_the_long_side_is_cropped():
     images = np.random.default_rng(3).integers(0, 256, (2, 40, 64, 3), dtype=np.uint8)
     got = Preprocess(32, (32, 32), MEAN, STD)(images)

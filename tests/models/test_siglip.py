@@ -116,6 +116,7 @@ def check_parity(model, torch, ours, size, batch):
     assert max(differences) <= 1e-5
 
 
+@pytest.mark.slow
 def test_tiny_parity(folder):
     torch, _ = torch_model("SiglipModel")
     from transformers import SiglipModel
@@ -135,6 +136,7 @@ def test_base_parity(tmp_path):
     check_parity(model, torch, load_clip(tmp_path), 224, 2)
 
 
+@pytest.mark.slow
 def test_siglip2_parity(tmp_path):
     """A Siglip2Model on a square image, from uint8 pixels on: its processor cuts the patches."""
     torch, model = torch_model("Siglip2Model", vision=TOWER | {"num_patches": 16, "patch_size": 8})

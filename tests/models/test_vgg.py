@@ -170,6 +170,7 @@ def test_gain_inside_equals_edited_parameters(tiny_vgg, batch, layer, scope):
     assert reference.relative(edited, np.asarray(tiny_vgg(x)[0])) > 1e-3  # the edit did something
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", ["conv1a", "conv4b", "lin2"])
 def test_factor_one_is_the_identity_to_the_bit(tiny_vgg, batch, layer):
     x, gain = jnp.asarray(batch), with_scope(np.ones(tiny_vgg.config.units()[layer]))

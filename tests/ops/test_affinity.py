@@ -17,6 +17,7 @@ def example():
     return responses, presence, affinity(responses, presence)
 
 
+@pytest.mark.slow
 def test_affinity_equals_plain_references(example):
     responses, presence, found = example
     for unit in range(6):

@@ -184,7 +184,7 @@ def test_transforms_whose_result_is_known():
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("size", [(7, 11), (12, 5)])
 def test_grid_sample_and_affine_grid_equal_torchs(size):
     torch = pytest.importorskip("torch", reason=NO_TORCH)
@@ -223,7 +223,7 @@ def test_grid_sample_and_affine_grid_equal_torchs(size):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("sides", [(6, 8), (5, 7)])
 def test_halving_equals_torchs_max_pool(sides):
     torch = pytest.importorskip("torch", reason=NO_TORCH)

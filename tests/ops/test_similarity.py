@@ -62,7 +62,7 @@ def test_float64(features, name):
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "prior", "spread"),
     [
@@ -141,7 +141,7 @@ def test_correlation_of_columns_that_do_not_vary():
         similarity.correlation(clip[:1], acts[:1])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["wpmi", "soft_wpmi"])
 def test_layers_together_equal_each_alone(features, name):
     clip, acts = features
@@ -197,7 +197,10 @@ def test_soft_wpmi_keeps_small_probabilities():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("top_k", [1, *FURTHER, 150])
-@pytest.mark.parametrize("concepts", [2, pytest.param(25, marks=EXHAUSTIVE), 20_000])
+@pytest.mark.parametrize(
+    "concepts",
+    [pytest.param(2, marks=pytest.mark.long), pytest.param(25, marks=EXHAUSTIVE), 20_000],
+)
 @pytest.mark.parametrize("soft", [True, False])
 def test_products_stay_in_range(concepts, top_k, soft):
     """Probabilities at either end, on every rank or on some: the extremes of the products."""
@@ -224,6 +227,7 @@ def test_products_stay_in_range(concepts, top_k, soft):
     np.testing.assert_allclose(got[0], exact - constants[0], rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("concepts", [1, 63, 64, 65, 1001])
 @pytest.mark.parametrize(
     "last", [0.0, 1000.0]
@@ -237,6 +241,7 @@ def test_log_normaliser(concepts, last):
     )
 
 
+@pytest.mark.slow
 def test_log_normaliser_without_any_concept_is_minus_infinity():
     assert (
         similarity.log_normaliser(jnp.full((3, 70), -jnp.inf), lambda rows: rows) == -jnp.inf
@@ -253,7 +258,9 @@ def test_top_k_images_give_ties_to_the_lower_index(images, k):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("devices", "prior"), [(2, "units"), (8, "images")])
+@pytest.mark.parametrize(
+    ("devices", "prior"), [pytest.param(2, "units", marks=pytest.mark.long), (8, "images")]
+)
 @pytest.mark.parametrize("name", ["wpmi", "soft_wpmi"])
 def test_concepts_split_over_devices(features, name, devices, prior):
     mesh = make_mesh(devices)
@@ -274,6 +281,7 @@ def test_rank_reorder_without_permutations_is_reproducible(features):
     assert (first != other).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [3, 200])
 def test_descending_order_is_a_stable_argsort(n):
     rng = np.random.default_rng(4)

@@ -115,6 +115,7 @@ def test_bootstrap_interval_is_scipys():
     np.testing.assert_allclose(got, want, rtol=0, atol=5 * error)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bins", [1, 10, 15])
 def test_calibration_error_equals_a_plain_loop(bins):
     rng = np.random.default_rng(bins)
@@ -131,6 +132,7 @@ def test_calibration_error_equals_a_plain_loop(bins):
     ) == pytest.approx(want, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_calibration_error_of_the_certain():
     assert float(stats.calibration_error(jnp.ones(10), jnp.ones(10, bool))) == 0
     assert float(stats.calibration_error(jnp.ones(10), jnp.zeros(10, bool))) == 1

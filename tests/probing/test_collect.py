@@ -43,7 +43,7 @@ def collected(photos, clip, activations, *, add=5, stop_at=37, **options):
     return collection.record
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_torch_network_gives_the_record_of_the_converted_one(photos, tiny_clip, tmp_path):
     torch = pytest.importorskip("torch", reason="the oracle extra (torch) is not installed")
     import transformers
@@ -96,7 +96,7 @@ def test_a_torch_network_gives_the_record_of_the_converted_one(photos, tiny_clip
         np.testing.assert_array_equal(mine.labels, theirs.labels)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_layout_width_and_batches_do_not_matter(photos, tiny_clip, activations):
     want = collected(photos, tiny_clip, activations, keep_activations=True)
     np.testing.assert_allclose(

@@ -33,7 +33,7 @@ def split(found: maps.Maps, record) -> list[np.ndarray]:
     return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_maps_of_convolutions(tiny_vgg, blobs, found):
     """Of the first units in the order whose layers have places, dense ones left out."""
     order = np.random.default_rng(0).permutation(len(found.segment_ids))
@@ -68,6 +68,7 @@ def token_network(images):
     return both[:, 0], {"tokens": both, "odd": patches[:, :15], "dense": patches[:, :, 0]}
 
 
+@pytest.mark.slow
 def test_maps_of_tokens(blobs, tiny_clip):
     """Of the patches, row by row; leading tokens and layers that are no square have none."""
     images = blobs.first(24)
@@ -81,6 +82,7 @@ def test_maps_of_tokens(blobs, tiny_clip):
     np.testing.assert_allclose(split(made, record)[0], expected, atol=0.51)
 
 
+@pytest.mark.slow
 def test_another_network_is_refused(blobs, tiny_clip):
     images = blobs.first(12)
 

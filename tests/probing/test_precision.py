@@ -15,6 +15,7 @@ from emojax.probing.probe import probe, probe_tile, whole_tiles
 from emojax.probing.step import sum_tile
 
 
+@pytest.mark.slow
 def test_a_dense_layer_rounds_its_operands_and_nothing_else(tiny_vgg):
     half = in_bfloat16(tiny_vgg)
     x = np.random.default_rng(0).normal(size=(5, tiny_vgg.lin2.kernel.shape[0])).astype(np.float32)
@@ -38,6 +39,7 @@ def test_the_exact_module_is_left_alone_and_statistics_stay(tiny_vgg):
     assert tiny_vgg.bn1a.dtype is None
 
 
+@pytest.mark.slow
 def test_shapes_are_rounded_as_arrays_are(tiny_clip):
     graphdef, state = nnx.split(tiny_clip.model)
     shapes = nnx.merge(
@@ -51,7 +53,7 @@ def test_shapes_are_rounded_as_arrays_are(tiny_clip):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_probe_in_bfloat16_keeps_lists_and_sums_in_float32(tiny_vgg, tiny_clip, blobs):
     images = blobs.first(64)
     options = {"layers": ["lin1", "conv1b"], "top_k": 8, "keep_activations": True}

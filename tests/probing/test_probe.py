@@ -75,7 +75,7 @@ def test_record_equals_plain_statistics(found, tiny_vgg, blobs, tiny_clip):
         np.testing.assert_array_equal(found.top.indices[half], mine)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_groups_of_layers_give_the_same_record(found, tiny_vgg, blobs, tiny_clip, tmp_path):
     """Each group in a pass of its own; the joined record is cached like any other."""
     one_pass = tmp_path / "one"
@@ -244,7 +244,7 @@ def test_resumed_probe_is_identical(whole, tiny_vgg, blobs, tiny_clip, tmp_path,
     same(again, resumed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_any_change_of_content_is_a_fresh_computation(whole, tiny_vgg, blobs, tiny_clip, tmp_path):
     def key(model=tiny_vgg, images=blobs, clip=tiny_clip, **changed):
         return probe.probe(
@@ -269,7 +269,7 @@ def test_any_change_of_content_is_a_fresh_computation(whole, tiny_vgg, blobs, ti
     assert len(list(tmp_path.iterdir())) == len(keys)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_unknown_preprocessing_is_never_cached(tiny_vgg, blobs, tiny_clip, tmp_path):
     """A function has no content key: a record made with it must not answer for another one."""
     few, shown = blobs.first(40), []
@@ -346,7 +346,7 @@ def killed_and_resumed(tmp_path, tiny_vgg, clip_folder, images, kills):
     return recorded(cache), starts, recorded(undisturbed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kills", [1, pytest.param(3, marks=EXHAUSTIVE)])
 def test_killed_probe_is_identical(tiny_vgg, clip_folder, tmp_path, kills):
     pictures = np.random.default_rng(2).integers(0, 256, (1000, 48, 48, 1), np.uint8)

@@ -23,6 +23,7 @@ def found(tiny_vgg, blobs, tiny_clip):
     return probe.probe(tiny_vgg, blobs, tiny_clip, layers=layers, tile=8, keep_activations=True)
 
 
+@pytest.mark.slow
 def test_record_survives_the_disk(found, tmp_path, tiny_clip):
     record.save(found, tmp_path / "r")
     again = record.load(tmp_path / "r")

@@ -47,6 +47,7 @@ def merged_lists(half, devices):
     return (np.take_along_axis(array, order, axis=0).T for array in (values, indices))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
 def test_lists_and_sums_are_those_that_a_host_merges(devices):
     host, embeddings = run(make_mesh(devices), range(3))

@@ -60,6 +60,7 @@ def test_compare(capsys, hostile, tmp_path):
     assert "hardly more than by chance" in found.warnings[-1]
 
 
+@pytest.mark.long
 def test_units_that_correspond_are_on_the_page(capsys, hostile, tmp_path, tiny_vgg, tiny_clip):
     """The run's network against itself: every unit goes with itself, by 1."""
     layers = ["conv1a", "lin1", "lin2"]

@@ -49,6 +49,7 @@ def test_page_is_one_escaped_file(hostile):
     assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
 
 
+@pytest.mark.long
 def test_no_images_unless_asked_for(hostile, tmp_path):
     folder = copy_of(hostile[0], tmp_path)
     store.note(folder, "page", None)  # a run without a page yet
@@ -81,6 +82,7 @@ def test_the_page_says_what_the_network_has_seen(hostile, tmp_path):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("antialias", "said"), [(True, "with antialiasing (tests: without)"), (None, "")]
 )
@@ -93,6 +95,7 @@ def test_the_page_says_how_the_probe_resized(hostile, tmp_path, antialias, said)
     assert said in text
 
 
+@pytest.mark.long
 def test_flagged_images(hostile, tmp_path):
     folder, images = copy_of(hostile[0], tmp_path), hostile[1]
     lines = [
@@ -128,6 +131,7 @@ def test_the_finding_is_a_table_whose_colour_follows_it(hostile, tmp_path):
     assert box.count("<td>no difference shown</td>") == 3
 
 
+@pytest.mark.slow
 def test_the_page_of_an_own_network_names_it_and_its_classes(tmp_path, tiny_clip):
     """From Python: a function's name, the encoder's, and classes that are no emotions."""
     rng = np.random.default_rng(0)

@@ -8,7 +8,7 @@ from emojax.errors import InputError
 from emojax.report import sprites
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_size_bounds_the_page():
     """Noise is the hardest to pack; pages shrink by showing fewer and smaller images, and never
     exceed their bound.

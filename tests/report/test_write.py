@@ -9,7 +9,7 @@ from emojax.probing.probe import probe
 from emojax.report import page, write
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_page_failures_from_python(monkeypatch, tmp_path, tiny_vgg, tiny_clip, blobs):
     record = probe(tiny_vgg, blobs, tiny_clip, layers=("lin2",))
     found = dissect(record, load_concepts("paper25"), clip=tiny_clip, null_sets=0)

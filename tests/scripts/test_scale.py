@@ -33,6 +33,7 @@ def test_formulas_equal_what_xla_finds():
     assert cost.operations * 16 < found < 1.3 * cost.operations * 16
 
 
+@pytest.mark.long
 def test_devices_of_one_process_keep_activations_where_they_are_made():
     shapes = {"side": 48, "top_k": 20, "tile": 16, "devices": 2, "keep": True}
     compiled, parameters = SCALE["compiled_step"](VGG, CLIP, **shapes, shared=False)

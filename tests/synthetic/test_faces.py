@@ -77,7 +77,7 @@ def test_emotions_follow_the_papers_map():
         assert shown[own].mean() > 1.2 * shown[~own].mean(), concept
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_number_changes_its_own_part_of_the_picture(people):
     """Pixels change where that part of the face is, and nowhere far from it."""
     plain = {name: np.zeros(1, np.float32) for name in people.numbers}
@@ -149,7 +149,7 @@ def test_captions_are_true(people):
             assert true[row, other] == plain
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_linear_classifier_does_not_solve_it():
     train, test = faces.random_faces(2500, 1), faces.random_faces(1000, 2)
     rows, held = (

@@ -27,7 +27,7 @@ def test_tokenizer(tmp_path):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("which", ["new", "shipped"])
 def test_our_clips_are_hugging_face_clips(tmp_path, which):
     torch = pytest.importorskip("torch", reason="needs the oracle extra")

@@ -26,6 +26,7 @@ def images():
     return generated_images(64, 3, "blobs")
 
 
+@pytest.mark.long
 def test_learns_what_can_be_learnt(tiny_vgg, blobs):
     """Better in loss, and beyond luck in accuracy, than what does not look at the images."""
     images = ImageSet.from_arrays(blobs.images[:96], blobs.labels[:96], blobs.classes)
@@ -39,6 +40,7 @@ def test_learns_what_can_be_learnt(tiny_vgg, blobs):
     assert stats.binomtest(correct, len(images), share.max(), "greater").pvalue < 1e-9
 
 
+@pytest.mark.long
 def test_a_stream_gives_what_resident_images_give(tiny_vgg, images):
     """The same batches by two programs, which may round differently."""
     (here,) = fit(tiny_vgg, images, task={"resident": True})
@@ -47,6 +49,7 @@ def test_a_stream_gives_what_resident_images_give(tiny_vgg, images):
     assert distance(here.last, streamed.last, start) < ROUNDING
 
 
+@pytest.mark.long
 def test_bfloat16_keeps_float32_parameters_and_comes_near(tiny_vgg, images):
     (full,) = fit(tiny_vgg, images, task={"precision": "float32"})
     with jax.numpy_dtype_promotion("standard"):  # flax's BatchNorm mixes its float32 statistics in
@@ -59,6 +62,7 @@ def test_bfloat16_keeps_float32_parameters_and_comes_near(tiny_vgg, images):
     assert half.history[-1]["loss"] != full.history[-1]["loss"]
 
 
+@pytest.mark.long
 def test_augmented_training_is_seeded(tiny_vgg, images):
     one, again, other = (
         fit(tiny_vgg, images, recipe(epochs=1, seed=seed), task={"augment": "one_crop"})[0]
@@ -72,6 +76,7 @@ NARROW = VggConfig(widths=(4, 4, 6, 6, 8, 8, 10, 10), hidden=(24, 20), dropout=0
 FULL = VggConfig(dropout=0.0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("config", [NARROW, pytest.param(FULL, marks=pytest.mark.exhaustive)])
 def test_a_step_of_a_vggnet_equals_pytorchs(config):
     """Loss, gradients and the SGD step, the full network's of 29.89 M parameters; no dropout.

@@ -53,7 +53,7 @@ def test_a_clip_learns_which_caption_is_whose():
     assert stats.binomtest(right, 24, 1 / 24, "greater").pvalue < 1e-9
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_train_clip(tmp_path):
     """Rows with the validation, and a folder that loads by the code that loads any CLIP."""
     rows = []

@@ -32,6 +32,7 @@ def test_evaluation_numbers():
     assert summary["correct_per_class"] == {"a": 1, "b": 1, "c": 0}
 
 
+@pytest.mark.slow
 def test_calibration_and_interval():
     """Four confidences in two of ten bins; Wilson's interval by its formula."""
     confidence = np.array([0.62, 0.68, 0.93, 0.97])
@@ -50,6 +51,7 @@ def test_calibration_and_interval():
     np.testing.assert_allclose(result.accuracy_interval(), (middle - half, middle + half), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["resize40", "tencrop"])
 def test_evaluate_equals_a_direct_call(tiny_vgg, blobs, protocol):
     few = blobs.first(50)
@@ -75,6 +77,7 @@ def test_evaluate_refusals(tiny_vgg, blobs):
         evaluate.evaluate(tiny_vgg, ImageSet.from_arrays(images, [0] * 20, ("a", "b")))
 
 
+@pytest.mark.slow
 def test_average_is_the_mean_of_probabilities():
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((3, 10, 7)).astype(np.float32)

@@ -58,6 +58,7 @@ def test_the_margin_of_rounding_sees_a_single_wrong_label(tiny_vgg, images):
     assert apart > 10 * ROUNDING
 
 
+@pytest.mark.long
 def test_sharded_parameters_change_rounding_only(tiny_vgg, images):
     (one,) = fit(tiny_vgg, images)
     (eight,) = fit(tiny_vgg, images, devices=8, shard=True)
@@ -75,6 +76,7 @@ def test_seeds_and_that_the_given_network_is_left_alone(tiny_vgg, images):
     assert classifiers.trained(tiny_vgg, one.params, one.rest).drop.deterministic
 
 
+@pytest.mark.long
 def test_trainings_of_one_architecture_are_compiled_once(tiny_vgg, images):
     """Another task object, another seed, rate and length: the same jitted step, traced once."""
     step._jitted_step.cache_clear()
@@ -91,6 +93,7 @@ def test_trainings_of_one_architecture_are_compiled_once(tiny_vgg, images):
     assert jitted._cache_size() == 2
 
 
+@pytest.mark.long
 def test_plateau_lowers_the_rate_of_the_run(tiny_vgg, images):
     worse = iter(range(100, 0, -1))
     found = fit(
@@ -137,6 +140,7 @@ def test_a_finished_training_is_only_read(tiny_vgg, images, tmp_path):
     assert_same(one.last, again.last)
 
 
+@pytest.mark.long
 def test_a_checkpoint_resumes_on_other_devices(tiny_vgg, images, tmp_path):
     whole = fit(tiny_vgg, images)[0]
     with pytest.raises(Killed):

@@ -33,6 +33,7 @@ def test_optimizer_equals_pytorchs(optimizer):
     np.testing.assert_allclose(ours, weight.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_rate_rises_and_falls():
     values = Recipe(epochs=1, learning_rate=0.5, warmup=0.1).rates(100).tolist()
     assert max(values) == pytest.approx(0.5)
@@ -41,6 +42,7 @@ def test_rate_rises_and_falls():
     assert values[-1] < 1e-3
 
 
+@pytest.mark.slow
 def test_one_cycle_and_constant():
     values = recipe(schedule="one_cycle", learning_rate=0.5, warmup=0.3).rates(100)
     assert values.max() == pytest.approx(0.5)

@@ -9,6 +9,7 @@ import pytest
 from emojax.training.training_log import Plateau, TrainingLog
 
 
+@pytest.mark.long
 def test_plateau_equals_pytorchs():
     torch = pytest.importorskip("torch", reason="needs the oracle extra")
     rng = np.random.default_rng(0)
