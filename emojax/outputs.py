@@ -17,7 +17,7 @@ import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from emojax import strict
 from emojax.errors import InputError
@@ -26,6 +26,7 @@ MANIFEST = "manifest.json"
 FORMAT = "emojax run 1"
 # Begins the names of folders inside `--out` in which a run is built or an old one set aside.
 _HIDDEN = ".emojax-"
+PART = ".emojax-part"  # ends the hidden names of files that are being written
 _ANOTHER = "name another folder"
 
 # What a run wrote: path within its folder, in posix form → {"bytes", "sha256"}; None while it is
@@ -82,8 +83,8 @@ def foreign(folder: Path, files: Files) -> str | None:
         elif path.is_dir() and not path.is_symlink():
             known = name in folders
         else:
-            # `store.write_binary`, when killed, leaves `.NAME.PID` of the file that it was writing.
-            part = re.fullmatch(r"\.(.+)\.\d+", path.name)
+            # `store.write_binary`, when killed, leaves a part of the file that it was writing.
+            part = re.fullmatch(rf"\.(.+)\.\d+{re.escape(PART)}", path.name)
             whole = path.with_name(part[1]).relative_to(folder).as_posix() if part else None
             known = MANIFEST in (name, whole) or whole in files
         if not known:
@@ -315,6 +316,37 @@ def _remove_unlocked(folder: Path) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(folder)
+        finally:
+            os.close(lock)
+
+
+def open_locked(path: Path) -> BinaryIO:
+    """A new file to write, locked until it is closed, so that `sweep_files` leaves it alone."""
+    while True:
+        file = open(path, "wb")  # noqa: SIM115 - open until its user closes it
+        with contextlib.suppress(OSError):  # a disk without locks, where nothing is swept
+            fcntl.flock(file, fcntl.LOCK_EX)
+        # It may have been swept before it was locked.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                return file
+        file.close()
+
+
+def sweep_files(folder: Path) -> None:
+    """Removes the unfinished files in a folder that processes which were killed left behind."""
+    with contextlib.suppress(OSError):  # it may be written, and not be read
+        for name in os.listdir(folder):
+            if name.startswith(".") and name.endswith(PART):
+                _remove_unlocked_file(folder / name)
+
+
+def _remove_unlocked_file(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
         finally:
             os.close(lock)
 

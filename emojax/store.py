@@ -117,15 +117,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_binary(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Writes what `write` puts into a file, whole or not at all; makes the folder."""
+    """Writes what `write` puts into a file, whole or not at all; makes the folder.
+
+    What processes that were killed left of files in that folder is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{outputs.PART}")
     try:
-        with open(temporary, "wb") as file:
+        with outputs.open_locked(temporary) as file:
             write(file)
-        os.replace(temporary, path)
+            file.flush()
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+    outputs.sweep_files(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

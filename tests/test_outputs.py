@@ -699,10 +699,9 @@ def test_a_page_that_was_interrupted_counts_as_the_runs(capsys, paged, monkeypat
     assert cli.main(["report", str(paged)]) == 130
     figures = list((paged / FIGURES).iterdir())
     assert len(figures) == 1
-    (paged / FIGURES / f".{figures[0].name}.123").write_bytes(
-        b"half"
-    )  # as write_binary leaves it when killed
-    (paged / ".manifest.json.123").write_bytes(b"half")
+    # As write_binary leaves it when killed.
+    (paged / FIGURES / f".{figures[0].name}.123{outputs.PART}").write_bytes(b"half")
+    (paged / f".manifest.json.123{outputs.PART}").write_bytes(b"half")
     outputs.check_out(paged, overwrite=True)
     (paged / ".notes.md.123").write_text("mine")
     with pytest.raises(InputError, match=r"holds \.notes\.md\.123, which the run did not write"):
@@ -727,3 +726,18 @@ def test_report_refuses_a_later_format(capsys, paged):
     )
     assert cli.main(["report", str(paged)]) == 2
     assert "manifest.json: format: Input should be 'emojax run 1'" in capsys.readouterr().err
+
+
+def test_what_killed_writers_left_goes_with_the_next_file(tmp_path):
+    """A part that no living process writes is removed, whatever file it was of; nothing else is."""
+    left = tmp_path / f".old.png.123{outputs.PART}"
+    left.write_bytes(b"half")
+    notes = [tmp_path / ".new.png.123", tmp_path / f"mine{outputs.PART}"]
+    for note in notes:
+        note.write_bytes(b"a user's")
+    with outputs.open_locked(tmp_path / f".other.png.456{outputs.PART}") as being_written:
+        store.write_binary(tmp_path / "new.png", lambda file: file.write(b"whole"))
+        assert Path(being_written.name).exists()
+    assert not left.exists()
+    assert all(note.exists() for note in notes)
+    assert (tmp_path / "new.png").read_bytes() == b"whole"

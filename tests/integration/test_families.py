@@ -357,7 +357,7 @@ def test_commands_take_every_network(name, place, command, tmp_path):
     command("report", tmp_path / "sweep")
     command("compare", tmp_path / "dissect", tmp_path / "sweep")
     if "own" not in name:
-        command("shortcuts", *target, "--probe.layers", *layers, "--permutations", "19")
+        command("shortcuts", *target, "--probe.layers", *layers, "--permutations", "59")
         found = json.loads((tmp_path / "shortcuts" / "summary.json").read_text())
         assert found["layer"] == family.last
 
