@@ -158,8 +158,8 @@ def _compare_with_truth(
     for title, rows in compared.tables.items():
         _print_truth(title, rows)
     _print_certainty(compared.certainty, compared.abstaining)
-    found = asdict(compared)
-    return {"truth": found.pop("tables"), **found}
+    comparison = asdict(compared)
+    return {"truth": comparison.pop("tables"), **comparison}
 
 
 def _other_functions() -> "dict[str, tuple[Similarity, Prior | None]]":
@@ -297,9 +297,9 @@ def _other_changes(by_measure: dict[str, str]) -> str:
     from emojax.evidence.verdict import TITLES
 
     changed = (
-        f"{TITLES[name]} {found}"
-        for name, found in by_measure.items()
-        if name != "accuracy" and found != "no difference shown"
+        f"{TITLES[name]} {finding}"
+        for name, finding in by_measure.items()
+        if name != "accuracy" and finding != "no difference shown"
     )
     return "".join(f"; {line}" for line in changed)
 

@@ -46,10 +46,10 @@ def edit_by_concept(run: "Run", images: int) -> dict[str, Any]:
         probed, test = fitted.image_set("with a shortcut"), tested.image_set("without it")
         with progress("probe with a shortcut") as bar:
             record = probe(model, probed, clip, layers=(_LAYER,), progress=bar)
-        found = dissect(record, ConceptSet((concept,)), similarity="correlation", trust=False)
+        dissection = dissect(record, ConceptSet((concept,)), similarity="correlation", trust=False)
         options = Edit(suppress=(concept,), method="erase")
         study = study_by_erasing(
-            model, found, probed, [test], options, 256, None, timed_stages(run)
+            model, dissection, probed, [test], options, 256, None, timed_stages(run)
         )
         balanced = shortcut.fair(images // 4, _SEEDS[2], shipped.SHORTCUT)
         sets = (balanced.image_set("with known groups"), test)

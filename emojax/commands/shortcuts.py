@@ -54,7 +54,7 @@ def shortcuts(settings: ShortcutsSettings) -> None:
         )
         steps.check(settings, model, clip, inputs.concepts, inputs.images)
         record = steps.probe(settings, run, model, inputs.images, clip)
-        found, _, summary = steps.label(settings, run, record, inputs.concepts, clip, model)
+        dissection, _, summary = steps.label(settings, run, record, inputs.concepts, clip, model)
         with run.timed("shortcuts"), progress("layer activations") as bar:
             read = [
                 pre_bias_activations(
@@ -64,7 +64,7 @@ def shortcuts(settings: ShortcutsSettings) -> None:
             ]
             texts = embed_concepts(clip, inputs.concepts, settings.cache)
             probe, held_out = _sides(inputs, record.embeddings, texts, read)
-            units = {name: found.units(name)[layer] for name in inputs.concepts.concepts}
+            units = {name: dissection.units(name)[layer] for name in inputs.concepts.concepts}
             suspects = find_shortcuts(
                 probe,
                 held_out,
@@ -82,7 +82,7 @@ def shortcuts(settings: ShortcutsSettings) -> None:
             layer,
             classes,
             units,
-            record.by_layer(found.scores)[layer],
+            record.by_layer(dissection.scores)[layer],
             last_layer_of(read[0]).weight,
             probe,
             held_out,

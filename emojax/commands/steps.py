@@ -185,15 +185,17 @@ def compare_precisions(
             )
             for precision in ("exact", options.precision)
         )
-    found = agreement(exact, other)
+    agreed = agreement(exact, other)
     clear = ""
-    if found.clear_share is not None:
-        clear = f", and in {found.clear_share:.1%} of {found.clear} that hold on either half of it"
+    if agreed.clear_share is not None:
+        clear = (
+            f", and in {agreed.clear_share:.1%} of {agreed.clear} that hold on either half of it"
+        )
     say(
-        f"precision {options.precision}: labels of a sample of {found.images} images are those of "
-        f"exact in {found.share:.1%} of {found.units} units{clear}"
+        f"precision {options.precision}: labels of a sample of {agreed.images} images are those of "
+        f"exact in {agreed.share:.1%} of {agreed.units} units{clear}"
     )
-    return {"precision": {"tier": options.precision, **found.as_json()}}
+    return {"precision": {"tier": options.precision, **agreed.as_json()}}
 
 
 def _say_probed(record: ProbeRecord, seconds: float) -> None:
@@ -342,17 +344,17 @@ def _say_encoder(clip: ClipEncoder, check: ZeroShot | None) -> None:
     """What the encoder sees of the classes, and a warning where that is next to nothing."""
     if check is None:
         return
-    found = (
+    sentence = (
         f"{clip.name} puts {check.accuracy:.0%} of {check.images} images into the right class by "
         f"the class names alone (chance {check.chance:.0%})"
     )
     if check.weak:
         warn(
-            f"{found}: it hardly sees what tells them apart, so labels may be of anything; give "
+            f"{sentence}: it hardly sees what tells them apart, so labels may be of anything; give "
             "--clip.path a CLIP that knows such images"
         )
     else:
-        say(f"clip: {found}")
+        say(f"clip: {sentence}")
 
 
 def _say_trust(dissection: Dissection, *, abstain: bool) -> None:

@@ -125,9 +125,9 @@ def print_evidence(evidence: Evidence) -> None:
     table.add_column("finding")
     styles = {"worse": "red", "better": "green"}
     for row in evidence.measured:
-        *cells, found = (cell.removesuffix(" points") for cell in row)  # 80 columns are few
-        shown = found if found in styles else "not shown"
-        table.add_row(*cells, Text(shown, style=styles.get(found, "")))
+        *cells, finding = (cell.removesuffix(" points") for cell in row)  # 80 columns are few
+        shown = finding if finding in styles else "not shown"
+        table.add_row(*cells, Text(shown, style=styles.get(finding, "")))
     if evidence.measured:  # of gains from a file only the counts are known
         console.print(table)
     say(f"evidence: {evidence.sentence} All of it in words: evidence.json")

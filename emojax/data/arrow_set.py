@@ -158,17 +158,19 @@ def _image_column(schema: Any, place: Path) -> str:
     Raises:
       InputError: there is none, or several.
     """
-    found = [field.name for field in schema if _holds_bytes(field.type)]
-    if len(found) > 1 and "image" in found:
+    candidates = [field.name for field in schema if _holds_bytes(field.type)]
+    if len(candidates) > 1 and "image" in candidates:
         return "image"
-    if len(found) == 1:
-        return found[0]
-    if not found:
+    if len(candidates) == 1:
+        return candidates[0]
+    if not candidates:
         raise InputError(
             f"{place}: no column of encoded images (bytes, or bytes and path) among "
             f"{', '.join(schema.names)}; cast one to datasets.Image"
         )
-    raise InputError(f"{place}: {', '.join(found)} may all be images; call the right one 'image'")
+    raise InputError(
+        f"{place}: {', '.join(candidates)} may all be images; call the right one 'image'"
+    )
 
 
 def _holds_bytes(kind: Any) -> bool:

@@ -42,11 +42,11 @@ class Look:
         pixels = np.asarray(image.convert("RGB"), np.uint8)
         try:
             with self._lock:
-                found = detector(pixels)
+                detections = detector(pixels)
         except Exception as error:  # whatever the user's code raises costs one image, not the job
             reason = f"{type(error).__name__}: {error}"
             raise InputError(f"{file}: the detector failed ({reason})") from error
-        boxes = _boxes(file, found)
+        boxes = _boxes(file, detections)
         if not len(boxes):
             raise InputError(f"{file}: no face found")
         left, top, width, height = boxes[(boxes[:, 2] * boxes[:, 3]).argmax()]
@@ -57,14 +57,14 @@ class Look:
         return image.crop((round(x), round(y), round(x + side), round(y + side)))
 
 
-def _boxes(file: Path, found: Any) -> np.ndarray:
+def _boxes(file: Path, detections: Any) -> np.ndarray:
     """What a detector gave, as float64 [N, 4].
 
     Raises:
       InputError: it is no such array, or a box has no size or is not finite.
     """
     try:
-        boxes: np.ndarray = np.asarray([] if found is None else found, np.float64)
+        boxes: np.ndarray = np.asarray([] if detections is None else detections, np.float64)
     except (TypeError, ValueError):
         boxes = np.asarray(np.nan)
     if not boxes.size:

@@ -81,5 +81,5 @@ def _license(source: Path) -> str:
     file = source / FILE
     text = file.read_text("utf-8", errors="replace") if file.is_file() else ""
     front = text.split("---", 2)[1] if text.startswith("---") and text.count("---") > 1 else ""
-    found = _LICENSE.search(front)
-    return found[1] if found else "unknown"
+    match = _LICENSE.search(front)
+    return match[1] if match else "unknown"

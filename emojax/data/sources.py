@@ -80,21 +80,21 @@ def open_sources(
         if splits is not None and detector is not None:
             raise InputError(f"{path}: a prepared set is of faces; predict it without a detector")
         if splits is not None:
-            found = [_of_split(Path(path), split) for split in splits]
+            from_path = [_of_split(Path(path), split) for split in splits]
         elif arrow_set.is_saved(Path(path)):
-            found = [_of_table(table, look) for table in arrow_set.open_saved(Path(path))]
+            from_path = [_of_table(table, look) for table in arrow_set.open_saved(Path(path))]
         else:
             named = _files(path)
-            found = [
+            from_path = [
                 _of_table(arrow_set.open_parquet(Path(name)), look)
                 for name in named
                 if name.endswith(_PARQUET)
             ]
             files += [name for name in named if not name.endswith(_PARQUET)]
-        if files and found:
+        if files and from_path:
             sources.append(_of_files(files, look))
             files = []
-        sources += found
+        sources += from_path
     if files:
         sources.append(_of_files(files, look))
     return sources
@@ -114,8 +114,8 @@ def _files(path: str) -> list[str]:
     if os.path.isdir(path):
         names = [
             os.path.join(parent, name)
-            for parent, folders, found in os.walk(path)
-            for name in found
+            for parent, folders, files in os.walk(path)
+            for name in files
             if not name.startswith(".")
         ]
         images = [name for name in names if Path(name).suffix.lower() in folder.EXTENSIONS]

@@ -58,10 +58,10 @@ def profiles(
     record: ProbeRecord, texts: Sequence[str], embeddings: Float[np.ndarray, "T D"]
 ) -> Profiles:
     """Profiles of all units, from the record alone; `embeddings` are those of the texts."""
-    found = dissect(
+    dissection = dissect(
         record, list(texts), similarity="correlation", text_embeddings=embeddings, trust=False
     )
-    return Profiles(tuple(texts), found.scores)
+    return Profiles(tuple(texts), dissection.scores)
 
 
 def find_units(record: ProbeRecord, text: str, clip: ClipEncoder | None = None) -> FoundUnits:
@@ -78,16 +78,16 @@ def find_units(record: ProbeRecord, text: str, clip: ClipEncoder | None = None) 
     if not text.strip():
         raise InputError("an empty text finds no unit; say what the units should answer to")
     asked = ConceptSet((text,))
-    found = dissect(
+    dissection = dissect(
         record,
         asked,
         similarity="correlation",
         text_embeddings=concept_texts(record, asked, clip, None),
         trust=False,
     )
-    order = np.argsort(-found.best, kind="stable")
-    table = found.columns()
-    return FoundUnits(text, table["layer"][order], table["unit"][order], found.best[order])
+    order = np.argsort(-dissection.best, kind="stable")
+    table = dissection.columns()
+    return FoundUnits(text, table["layer"][order], table["unit"][order], dissection.best[order])
 
 
 def places(correlation: Float[np.ndarray, "U T"]) -> Float[np.ndarray, "U 2"]:

@@ -173,19 +173,19 @@ def cost(
       part_of: an operation's scope → the part that its cycles are counted for.
       loops: runs of loops that the program itself does not tell, by a named scope around them.
     """
-    found = Cost()
-    for operation, runs in _executed(module, module.entry, 1, loops or {}, found):
+    total = Cost()
+    for operation, runs in _executed(module, module.entry, 1, loops or {}, total):
         if operation.cycles is not None:
             part = part_of(operation.scope)
-            found.cycles[part] = found.cycles.get(part, 0.0) + runs * operation.cycles
+            total.cycles[part] = total.cycles.get(part, 0.0) + runs * operation.cycles
         collective = _collective(module, operation)
         if collective is not None:
             kind = collective.kind.removesuffix("-start")
-            found.exchanged[kind] = found.exchanged.get(kind, 0) + runs * _received(collective)
+            total.exchanged[kind] = total.exchanged.get(kind, 0) + runs * _received(collective)
         elif operation.cycles is None and not _is_free(operation):
             name = f"{_kind_of(module, operation)} ({part_of(operation.scope)})"
-            found.without_estimate[name] = found.without_estimate.get(name, 0) + runs
-    return found
+            total.without_estimate[name] = total.without_estimate.get(name, 0) + runs
+    return total
 
 
 def _kind_of(module: Module, operation: Operation) -> str:
@@ -234,24 +234,24 @@ def _received(operation: Operation) -> int:
 
 
 def _executed(
-    module: Module, computation: str, runs: int, loops: Mapping[str, int], found: Cost
+    module: Module, computation: str, runs: int, loops: Mapping[str, int], total: Cost
 ) -> Iterator[tuple[Operation, int]]:
     """All operations that take part, each with how often it runs."""
     for operation in module.computations[computation]:
         if operation.kind == "while":
             count = _trips(module, operation, loops)
             if count is None:
-                found.unknown_loops.append(operation.scope)
+                total.unknown_loops.append(operation.scope)
                 count = 1
             body = operation.called("body")
             assert body is not None
-            yield from _executed(module, body, runs * count, loops, found)
+            yield from _executed(module, body, runs * count, loops, total)
         elif operation.kind == "call":
             callee = operation.called("to_apply")
             assert callee is not None
-            yield from _executed(module, callee, runs, loops, found)
+            yield from _executed(module, callee, runs, loops, total)
         elif operation.kind == "conditional":
-            yield from _executed(module, _first_branch(operation), runs, loops, found)
+            yield from _executed(module, _first_branch(operation), runs, loops, total)
         else:
             yield operation, runs
 

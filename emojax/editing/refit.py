@@ -211,6 +211,6 @@ def adjust(
         own = likely[np.arange(len(labels)), labels]
         return float(-(weights * np.log(np.maximum(own, 1e-300))).sum() / weights.sum())
 
-    found: Any = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded")
-    best = float(found.x)
+    optimum: Any = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded")
+    best = float(optimum.x)
     return lambda values: adjusted(np.asarray(values, np.float64), best)

@@ -176,13 +176,13 @@ def _ranked(
     """The suspects with their q-values, the found ones with the largest fall first."""
     # Within a class the permutations count all concepts; over the classes the q-values do.
     q_values = np.stack([benjamini_hochberg(column) for column in p_values.T], axis=1).ravel()
-    found = [
+    suspects = [
         row._replace(p_value=float(p), q_value=float(q))
         for row, p, q in zip(rows, p_values.ravel(), q_values, strict=True)
     ]
     # Permutations tell no difference beyond their number, so the found are ranked by their size.
     return sorted(
-        found, key=lambda one: (one.q_value > LEVEL, one.held_out_association - one.association)
+        suspects, key=lambda one: (one.q_value > LEVEL, one.held_out_association - one.association)
     )
 
 

@@ -5,7 +5,7 @@ commands print and the page reads back. Nothing here writes or prints.
 Shapes: U units, S settings.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from emojax.editing.activations import (
     pre_bias_activations,
 )
 from emojax.editing.baselines import learn_gains
-from emojax.editing.budget import seconds_per_image, within_minutes
+from emojax.editing.budget import Allowed, seconds_per_image, within_minutes
 from emojax.editing.concept_study import study_by_concept, study_by_erasing
 from emojax.editing.edit import edit, gains_of, read_gains
 from emojax.editing.search import AUTO, PAPER_STUDY, Edit, Setting
@@ -27,6 +27,7 @@ from emojax.editing.stages import Stage, untimed
 from emojax.editing.study_checks import erases
 from emojax.editing.study_result import (
     ChosenSetting,
+    SplitResult,
     Study,
     StudySummary,
     Tested,
@@ -131,12 +132,9 @@ def run_study(
         grid_table = sweep_table(grid, outcomes, next(iter(sweeps.values())))
         thresholds = threshold_table(sweeps, scores, options)
 
-    apart = options.choose_on == "first_split" and len(tests) > 1
-    selection = pooled
-    held_out = None
-    if apart:
-        selection = {layer: own[0] for layer, own in by_split.items()}
-        held_out = {layer: pool_activations(*own[1:]) for layer, own in by_split.items()}
+    selection, held_out = pooled, None
+    if options.choose_on == "first_split" and len(tests) > 1:
+        selection, held_out = _first_and_rest(by_split)
     learned = {layer: learn_gains(own, scope=options.scope) for layer, own in fitted_on.items()}
     with stage("evidence", "permutations") as progress:
         evidence = assess(
@@ -155,16 +153,53 @@ def run_study(
     gains = gains_of(setting, scores[setting.layer])
     own = [Sweep(split, scope=options.scope) for split in by_split[setting.layer]]
     names = [test.name for test in tests]
-    summary = StudySummary(
-        setting=ChosenSetting(*setting),
-        scope=options.scope,
-        selected_on_test=evidence.selected_on_test,
+    summary = _summary(
+        options,
+        allowed,
+        evidence,
         baseline=results_by_split(names, [sweep.evaluate(np.ones_like(gains)) for sweep in own]),
         edited=results_by_split(names, [sweep.evaluate(gains) for sweep in own]),
-        layer_chosen=_what_chose(options, layers),
+        tested_on=names if held_out is None else names[1:],
+    )
+    return Study(
+        summary=summary,
+        edited=edit(model, setting.layer, gains, scope=options.scope),
+        selected_on=tuple(tests if held_out is None else tests[:1]),
+        sweep=grid_table,
+        thresholds=thresholds,
+        bands=bands,
+        evidence=evidence,
+    )
+
+
+def _first_and_rest(
+    by_split: Mapping[str, Sequence[PreBiasActivations]],
+) -> tuple[dict[str, PreBiasActivations], dict[str, PreBiasActivations]]:
+    """Every layer's activations on the first split, and on all others together."""
+    first = {layer: own[0] for layer, own in by_split.items()}
+    return first, {layer: pool_activations(*own[1:]) for layer, own in by_split.items()}
+
+
+def _summary(
+    options: Edit,
+    allowed: Allowed,
+    evidence: Evidence,
+    *,
+    baseline: dict[str, SplitResult],
+    edited: dict[str, SplitResult],
+    tested_on: list[str],
+) -> StudySummary:
+    """The summary of a search, from its evidence and the results by split."""
+    return StudySummary(
+        setting=ChosenSetting(*_known(evidence.setting)),
+        scope=options.scope,
+        selected_on_test=evidence.selected_on_test,
+        baseline=baseline,
+        edited=edited,
+        layer_chosen=_what_chose(options, allowed.layers),
         limited=allowed.limited,
         tested=Tested(
-            on=names[1:] if apart else names,
+            on=tested_on,
             images=evidence.total,
             gained=evidence.gained,
             lost=evidence.lost,
@@ -173,15 +208,6 @@ def run_study(
         p_value=evidence.p_value,
         verdict=evidence.verdict,
         by_measure=evidence.by_measure,
-    )
-    return Study(
-        summary=summary,
-        edited=edit(model, setting.layer, gains, scope=options.scope),
-        selected_on=tuple(tests[:1] if apart else tests),
-        sweep=grid_table,
-        thresholds=thresholds,
-        bands=bands,
-        evidence=evidence,
     )
 
 

@@ -135,18 +135,18 @@ class Evidence:
         """Accuracy, macro recall, NLL and calibration error (ECE): better, worse, or no difference
         shown by the interval.
         """
-        found = {}
+        findings = {}
         for name, (_, _, _, sign) in _MEASURES.items():
             if name in self.intervals:
                 low, high = (sign * edge for edge in self.intervals[name]["interval"])
                 better, worse = min(low, high) > 0, max(low, high) < 0
-                found[name] = "better" if better else "worse" if worse else "no difference shown"
-        return found
+                findings[name] = "better" if better else "worse" if worse else "no difference shown"
+        return findings
 
     @property
     def measured(self) -> list[Measured]:
         """A line of each measure that has an interval."""
-        return [_measured(self, name, found) for name, found in self.by_measure.items()]
+        return [_measured(self, name, finding) for name, finding in self.by_measure.items()]
 
     @property
     def tone(self) -> Tone:
@@ -155,9 +155,9 @@ class Evidence:
         An edit counts as better for correct predictions only if it `helps`: else the scores have no
         part in it.
         """
-        found = {name: word for name, word in self.by_measure.items() if name != "accuracy"}
-        worse = self.finding == "harms" or "worse" in found.values()
-        better = self.finding == "helps" or "better" in found.values()
+        others = {name: word for name, word in self.by_measure.items() if name != "accuracy"}
+        worse = self.finding == "harms" or "worse" in others.values()
+        better = self.finding == "helps" or "better" in others.values()
         if better:
             return "mixed" if worse else "good"
         return "bad" if worse else "neutral"
@@ -199,7 +199,7 @@ TITLES = {name: title for name, (title, *_) in _MEASURES.items()}
 """What tables and sentences call the measures."""
 
 
-def _measured(evidence: Evidence, name: str, found: str) -> Measured:
+def _measured(evidence: Evidence, name: str, finding: str) -> Measured:
     title, scale, unit, _ = _MEASURES[name]
     low, high = (f"{edge * scale:+.3f}" for edge in evidence.intervals[name]["interval"])
     sides = []
@@ -209,7 +209,7 @@ def _measured(evidence: Evidence, name: str, found: str) -> Measured:
         text = "–" if shown is None else f"{shown:.2f} %" if unit else f"{shown:.4f}"
         sides.append(text)
     change = f"{evidence.intervals[name]['difference'] * scale:+.3f}{unit}"
-    texts = [*sides, change, f"{low} to {high}", found]
+    texts = [*sides, change, f"{low} to {high}", finding]
     return Measured(title, *(text.replace("-", "−") for text in texts))
 
 
@@ -319,12 +319,12 @@ def _test(evidence: Evidence, shown: str) -> str:
 
 def _differences(evidence: Evidence) -> str:
     lines = []
-    for name, found in evidence.by_measure.items():
+    for name, finding in evidence.by_measure.items():
         title, scale, unit, _ = _MEASURES[name]
         difference = evidence.intervals[name]["difference"] * scale
         low, high = (f"{edge * scale:+.3f}" for edge in evidence.intervals[name]["interval"])
         line = f"{title} {difference:+.3f}{unit} [{low}, {high}]".replace("-", "−")
-        lines.append(line if found == "no difference shown" else f"{line}, {found}")
+        lines.append(line if finding == "no difference shown" else f"{line}, {finding}")
     return "; ".join(lines)
 
 
@@ -333,9 +333,9 @@ def _besides(evidence: Evidence) -> str | None:
     silent = evidence.finding.startswith("no effect")
     expected = "better" if evidence.finding == "helps" else "worse"
     changed = [
-        f"{_MEASURES[name][0]} is {found}"
-        for name, found in evidence.by_measure.items()
-        if found != "no difference shown" and (silent or found != expected)
+        f"{_MEASURES[name][0]} is {finding}"
+        for name, finding in evidence.by_measure.items()
+        if finding != "no difference shown" and (silent or finding != expected)
     ]
     return f"But {' and '.join(changed)}." if changed else None
 

@@ -342,11 +342,11 @@ def weighted_average_precision(
       last: of `descending`.
       weights: of the images, in that order.
     """
-    found = jnp.where(ranked, weights, 0.0)
-    hits = jnp.cumsum(found)[last]
+    relevant = jnp.where(ranked, weights, 0.0)
+    hits = jnp.cumsum(relevant)[last]
     drawn = jnp.cumsum(weights)[last]
-    total = found.sum()
-    return (found * hits / jnp.maximum(drawn, 1)).sum() / jnp.maximum(total, 1)
+    total = relevant.sum()
+    return (relevant * hits / jnp.maximum(drawn, 1)).sum() / jnp.maximum(total, 1)
 
 
 def descending(values: Float[Array, " I"]) -> tuple[Int[Array, " I"], Int[Array, " I"]]:

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from emojax.data.clip_encoder import ClipEncoder
 from emojax.data.image_set import ImageSet
@@ -130,20 +131,11 @@ def probe(
     )
     check_same_everywhere([key, images.key], "images, weights or settings")
     entry = None if cache is None or key is None else user_path(cache) / key
+    ranks = {len(shapes[name]) for name in names}
     build_record = functools.partial(
-        ProbeRecord,
-        layers=sizes,
-        labels=images.labels,
-        classes=images.classes,
-        ids=images.ids,
-        key=key,
-        clip_key=clip.key,
-        clip=clip,
-        antialias=network.antialias,
-        pool=pool if any(len(shapes[name]) == 4 for name in names) else None,
-        tokens=tokens if any(len(shapes[name]) == 3 for name in names) else None,
-        network=network.name,
-        clip_name=clip.name,
+        _record_builder(network, images, clip, sizes, key),
+        pool=pool if 4 in ranks else None,
+        tokens=tokens if 3 in ranks else None,
     )
     if entry is not None:
         cached = in_every_process(lambda: find(entry, key), build_record)
@@ -183,11 +175,7 @@ def probe(
         return record
     batch = whole_tiles(min(batch, total), tile, mesh)
     widths = {"embeddings": embedding} | ({"activations": units} if keep_activations else {})
-    tower = clip.model
-    if precision == "bfloat16":
-        network, tower = network.in_bfloat16(), in_bfloat16(tower)
-    clip_graph, clip_params = nnx.split(tower)
-    forward = steps.Forward(pooled_taps(network, names, pool, tokens), clip_graph, clip.preprocess)
+    forward, params = _forward(network, clip, names, pool, tokens, precision)
     make_step = steps.cached_step if network.reusable else steps.make_step
 
     with Recorder(
@@ -201,7 +189,7 @@ def probe(
         progress=progress,
     ) as recorder:
         step = make_step(forward, tile, keep_activations, mesh, precision)
-        params = put_replicated(mesh, (network.params, clip_params))
+        params = put_replicated(mesh, params)
         snapshot = recorder.restore()
         state = steps.place(snapshot, steps.empty_state(units, top_k, embedding), mesh)
         chunks = batches(images.images, batch, start=recorder.done, rows=local_rows(mesh, batch))
@@ -214,6 +202,46 @@ def probe(
         recorder.flush()
         build_record = functools.partial(build_record, waited=waits.share())
         return finish_record(recorder, steps.to_host(mesh, state, units), total, build_record)
+
+
+def _record_builder(
+    network: Network,
+    images: ImageSet,
+    clip: ClipEncoder,
+    layers: dict[str, int],
+    key: str | None,
+) -> functools.partial[ProbeRecord]:
+    """Makes a record of its arrays: all else is known before the first batch."""
+    return functools.partial(
+        ProbeRecord,
+        layers=layers,
+        labels=images.labels,
+        classes=images.classes,
+        ids=images.ids,
+        key=key,
+        clip_key=clip.key,
+        clip=clip,
+        antialias=network.antialias,
+        network=network.name,
+        clip_name=clip.name,
+    )
+
+
+def _forward(
+    network: Network,
+    clip: ClipEncoder,
+    layers: Sequence[str],
+    pool: Pool,
+    tokens: Tokens,
+    precision: Precision,
+) -> tuple[steps.Forward, tuple[PyTree, PyTree]]:
+    """Network and CLIP's image tower as one function, and the parameters of both."""
+    tower = clip.model
+    if precision == "bfloat16":
+        network, tower = network.in_bfloat16(), in_bfloat16(tower)
+    clip_graph, clip_params = nnx.split(tower)
+    taps = pooled_taps(network, layers, pool, tokens)
+    return steps.Forward(taps, clip_graph, clip.preprocess), (network.params, clip_params)
 
 
 class Waits:

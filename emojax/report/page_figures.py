@@ -24,30 +24,60 @@ class Shown:
     svg: str
 
 
+# Figures that may not come about, each with its caption, by name.
+_Drawn = dict[str, tuple[Figure | None, str]]
+
+
 def draw(run: Results, images: ImageSet | None = None) -> dict[str, Shown]:
     """All figures that the folder's results allow, by name; those of images only with the probe
     images.
     """
-    drawn: dict[str, tuple[Figure | None, str]] = {}
-    layer = None if run.study is None else run.study.setting.layer
-    factor = None if run.study is None else run.study.setting.factor
-    if run.details is not None:
-        network = dict(
-            zip(run.details.network.tolist(), run.details.network_units.tolist(), strict=True)
-        )
-        dissected = run.details.layers.tolist()
-        drawn["network"] = (
-            figures.plot_network(network, dissected, layer),
-            "The network's layers and their units.",
-        )
+    drawn = _of_network(run)
     if images is not None and images.labels is not None:
-        drawn["samples"] = figures.plot_samples(images), f"Samples of {images.name}, by class."
-        flagged = flagged_images(run, images)
-        if flagged:
-            drawn["flagged"] = (
-                figures.plot_flagged(images, flagged),
-                "Images that the audit flagged, with their numbers.",
-            )
+        drawn |= _of_images(run, images)
+    drawn |= _of_labels(run) | _of_search(run)
+    if run.evidence is not None:
+        drawn["per_class"] = (
+            figures.plot_per_class(run.evidence),
+            "Images that the edit puts right and wrong, by class.",
+        )
+    return {
+        name: Shown(figure, caption, _svg(name, figure))
+        for name, (figure, caption) in drawn.items()
+        if figure is not None
+    }
+
+
+def _of_network(run: Results) -> _Drawn:
+    """The network's layers, those dissected and the one edited told apart."""
+    if run.details is None:
+        return {}
+    names, units = run.details.network.tolist(), run.details.network_units.tolist()
+    figure = figures.plot_network(
+        dict(zip(names, units, strict=True)),
+        run.details.layers.tolist(),
+        None if run.study is None else run.study.setting.layer,
+    )
+    return {"network": (figure, "The network's layers and their units.")}
+
+
+def _of_images(run: Results, images: ImageSet) -> _Drawn:
+    """Samples of the probe images, and those that the audit flagged."""
+    drawn: _Drawn = {
+        "samples": (figures.plot_samples(images), f"Samples of {images.name}, by class.")
+    }
+    flagged = flagged_images(run, images)
+    if flagged:
+        drawn["flagged"] = (
+            figures.plot_flagged(images, flagged),
+            "Images that the audit flagged, with their numbers.",
+        )
+    return drawn
+
+
+def _of_labels(run: Results) -> _Drawn:
+    """The labels: how well they describe, how similar they are, how many units have them."""
+    drawn: _Drawn = {}
     if run.labels is not None:
         tau = run.summary["tau"]
         drawn["descriptions"] = (
@@ -69,41 +99,41 @@ def draw(run: Results, images: ImageSet | None = None) -> dict[str, Shown]:
             "Labels that are right, if only the units with the largest margins get one. Cross: the "
             "labels that stand by the rule of `--dissect.abstain`.",
         )
-    chosen = None
-    if run.study is not None and run.study.setting is not None:
-        setting = run.study.setting
-        if setting.kind == "threshold" and setting.tau is not None and setting.factor is not None:
-            chosen = setting.tau, setting.factor
-    if run.sweep and layer:
-        caption = f"The grid of edits of {layer}, all test splits."
+    return drawn
+
+
+def _of_search(run: Results) -> _Drawn:
+    """The grid of edits and the accuracy at every threshold, with the selected setting marked."""
+    if run.study is None or not run.study.setting.layer:
+        return {}
+    drawn: _Drawn = {}
+    setting = run.study.setting
+    selected = None
+    if setting.kind == "threshold" and setting.tau is not None and setting.factor is not None:
+        selected = setting.tau, setting.factor
+    if run.sweep:
+        caption = f"The grid of edits of {setting.layer}, all test splits."
         if "p_adjusted" in run.sweep:
             caption += (
                 " Framed and starred: different from the unedited network by McNemar's exact test "
                 "at 0.05, adjusted over the cells. As the grid was searched, the verdict and not "
                 "the grid says whether the edit helps."
             )
-        drawn["grid"] = figures.plot_grid(run.sweep, layer, chosen=chosen), caption
-    if run.thresholds and layer and factor:
-        caption = f"Accuracy of {layer} at every threshold, all test splits."
+        drawn["grid"] = figures.plot_grid(run.sweep, setting.layer, chosen=selected), caption
+    if run.thresholds and setting.factor:
+        caption = f"Accuracy of {setting.layer} at every threshold, all test splits."
         caption += " Band: as many random units instead." if run.bands else ""
-        baseline = None if run.study is None else pooled(run.study.baseline)
-        unedited = None if baseline is None else baseline.top1
-        drawn["thresholds"] = (
-            figures.plot_thresholds(
-                run.thresholds, layer, factor, run.bands, unedited, chosen and chosen[0]
-            ),
-            caption,
+        baseline = pooled(run.study.baseline)
+        figure = figures.plot_thresholds(
+            run.thresholds,
+            setting.layer,
+            setting.factor,
+            run.bands,
+            unedited=None if baseline is None else baseline.top1,
+            chosen=None if selected is None else selected[0],
         )
-    if run.evidence is not None:
-        drawn["per_class"] = (
-            figures.plot_per_class(run.evidence),
-            "Images that the edit puts right and wrong, by class.",
-        )
-    return {
-        name: Shown(figure, caption, _svg(name, figure))
-        for name, (figure, caption) in drawn.items()
-        if figure is not None
-    }
+        drawn["thresholds"] = figure, caption
+    return drawn
 
 
 def flagged_images(run: Results, images: ImageSet) -> dict[str, list[int]]:

@@ -53,6 +53,15 @@ _WORDS = {
     "reason",
     "detail",
 }
+# Columns that each table of a run must have.
+_COLUMNS = {
+    "dissection": ("layer", "unit", "concept", "similarity"),
+    "interpretability": tuple(field.name for field in fields(LayerSummary)),
+    "sweep": ("layer", "kind", "tau", "factor", "images", "correct", "accuracy"),
+    "thresholds": ("layer", "factor", "units_above", "accuracy"),
+    "bands": ("layer", "factor", "units_above", "mean", "low", "high"),
+    "truth": ("layer", "unit", "responds_to", "auroc"),
+}
 Table = dict[str, np.ndarray]
 DAMAGED = "it is damaged, or of another version"
 
@@ -166,59 +175,15 @@ def read_run(
       InputError: the folder is not such a run, lacks a file, or holds a damaged one.
     """
     folder = user_path(folder)
-    manifest = _json(folder / MANIFEST, f"{folder} is not an emojax run: it has no {MANIFEST}")
-    _valid(folder / MANIFEST, schema.Manifest, manifest)
+    manifest = _manifest(folder)
     command = manifest["verb"]
-    if command not in NEEDED:
-        raise InputError(
-            f"{folder} is a run of `{command}`, which has no page; give one of {', '.join(NEEDED)}"
-        )
-    lacking = [name for name in NEEDED[command] if not (folder / name).is_file()]
-    if lacking == ["sweep.csv"] and _is_unsearched(_json(folder / "summary.json")):
-        lacking = []
-    if lacking:
-        raise InputError(
-            f"{folder} is half a run: {', '.join(lacking)} missing; run `emojax {command}` again"
-        )
-    summary = _json(folder / "summary.json")
-    dissected = "dissection.csv" in NEEDED[command]
-    if dissected:
-        _valid(folder / "summary.json", schema.Summary, summary)
-    _rename_finding(summary)
-    edited = schema.MaybeEdit if dissected else schema.EditOnly
-    study = _valid(folder / "summary.json", edited, summary).edit
-    flagged = (
-        folder / "audit.csv" if audit is None else audit / "audit.csv" if audit.is_dir() else audit
-    )
-    if audit is not None and not flagged.is_file():
-        raise InputError(
-            f"no audit at {str(flagged)!r}; pass the audit.csv that `emojax audit` wrote, or its "
-            "folder"
-        )
-    table = {
-        name: _table(folder / f"{name}.csv", columns)
-        for name, columns in {
-            "dissection": ("layer", "unit", "concept", "similarity"),
-            "interpretability": tuple(field.name for field in fields(LayerSummary)),
-            "sweep": ("layer", "kind", "tau", "factor", "images", "correct", "accuracy"),
-            "thresholds": ("layer", "factor", "units_above", "accuracy"),
-            "bands": ("layer", "factor", "units_above", "mean", "low", "high"),
-            "truth": ("layer", "unit", "responds_to", "auroc"),
-        }.items()
-    }
-    labels, details = _labels(table["dissection"]), units.load(folder)
-    if details is not None and labels is not None:
-        sizes = dict(zip(details.layers.tolist(), details.sizes.tolist(), strict=True))
-        if sizes != labels.layers:
-            raise InputError(
-                f"{folder / units.FILE} is of other units than dissection.csv; run `emojax "
-                f"{command}` again"
-            )
-    shown = None
-    if labels is not None:
-        shown = explained.read(folder if explanations is None else explanations, labels.layers)
-    if explanations is not None and shown is None:
-        raise InputError(f"no {explained.TABLE} in {str(explanations)!r} for units of {folder}")
+    _check_whole(folder, command)
+    summary, study = _summary(folder, dissected="dissection.csv" in NEEDED[command])
+    audit = _audit_file(folder, audit)
+    tables = {name: _table(folder / f"{name}.csv", names) for name, names in _COLUMNS.items()}
+    labels = _labels(tables["dissection"])
+    details = _details(folder, labels, command)
+    shown = _explanations(folder, explanations, labels)
     file = folder / "evidence.json"
     evidence = _valid(file, Evidence, _json(file)) if file.is_file() else None
     return Results(
@@ -226,15 +191,15 @@ def read_run(
         manifest=manifest,
         summary=summary,
         study=study,
-        units=table["dissection"],
+        units=tables["dissection"],
         labels=labels,
-        details=details if labels is not None else None,
-        table1=_table1(table["interpretability"]),
-        sweep=table["sweep"],
-        thresholds=table["thresholds"],
-        bands=table["bands"],
-        truth=_of_units(table["truth"], labels, folder / "truth.csv"),
-        audit=_table(flagged, ("file", "reason")),
+        details=details,
+        table1=_table1(tables["interpretability"]),
+        sweep=tables["sweep"],
+        thresholds=tables["thresholds"],
+        bands=tables["bands"],
+        truth=_of_units(tables["truth"], labels, folder / "truth.csv"),
+        audit=_table(audit, ("file", "reason")),
         evidence=evidence,
         explanations=shown,
         judgement=None if judgement is None else judged.read(judgement),
@@ -249,6 +214,79 @@ def read_page(folder: Path) -> schema.Page | None:
     """
     manifest = _json(folder / MANIFEST, f"{folder} is not an emojax run: it has no {MANIFEST}")
     return _valid(folder / MANIFEST, schema.Manifest, manifest).page
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a run that has a page."""
+    manifest = _json(folder / MANIFEST, f"{folder} is not an emojax run: it has no {MANIFEST}")
+    _valid(folder / MANIFEST, schema.Manifest, manifest)
+    command = manifest["verb"]
+    if command not in NEEDED:
+        raise InputError(
+            f"{folder} is a run of `{command}`, which has no page; give one of {', '.join(NEEDED)}"
+        )
+    return manifest
+
+
+def _check_whole(folder: Path, command: str) -> None:
+    """Refuses a run that lacks a file of its command."""
+    lacking = [name for name in NEEDED[command] if not (folder / name).is_file()]
+    if lacking == ["sweep.csv"] and _is_unsearched(_json(folder / "summary.json")):
+        return
+    if lacking:
+        raise InputError(
+            f"{folder} is half a run: {', '.join(lacking)} missing; run `emojax {command}` again"
+        )
+
+
+def _summary(folder: Path, *, dissected: bool) -> tuple[dict[str, Any], StudySummary | None]:
+    """The summary and its part on the edit; `dissected` runs have more in it that is checked."""
+    path = folder / "summary.json"
+    summary = _json(path)
+    if dissected:
+        _valid(path, schema.Summary, summary)
+    _rename_finding(summary)
+    edited = schema.MaybeEdit if dissected else schema.EditOnly
+    return summary, _valid(path, edited, summary).edit
+
+
+def _audit_file(folder: Path, audit: Path | None) -> Path:
+    """The audit that was named, a file or its folder; else the run's own, which need not exist."""
+    if audit is None:
+        return folder / "audit.csv"
+    path = audit / "audit.csv" if audit.is_dir() else audit
+    if not path.is_file():
+        raise InputError(
+            f"no audit at {str(path)!r}; pass the audit.csv that `emojax audit` wrote, or its "
+            "folder"
+        )
+    return path
+
+
+def _details(folder: Path, labels: Labels | None, command: str) -> Details | None:
+    """The details of the labelled units; None where the run has none, or no labels."""
+    details = units.load(folder)
+    if details is None or labels is None:
+        return None
+    sizes = dict(zip(details.layers.tolist(), details.sizes.tolist(), strict=True))
+    if sizes != labels.layers:
+        raise InputError(
+            f"{folder / units.FILE} is of other units than dissection.csv; run `emojax "
+            f"{command}` again"
+        )
+    return details
+
+
+def _explanations(
+    folder: Path, named: Path | None, labels: Labels | None
+) -> UnitExplanations | None:
+    """The labelled units' explanations in the folder that was named, or in the run's own."""
+    explanations = None
+    if labels is not None:
+        explanations = explained.read(folder if named is None else named, labels.layers)
+    if named is not None and explanations is None:
+        raise InputError(f"no {explained.TABLE} in {str(named)!r} for units of {folder}")
+    return explanations
 
 
 def _is_unsearched(summary: dict[str, Any]) -> bool:

@@ -70,8 +70,8 @@ def render(
     Raises:
       InputError: the page is larger.
     """
-    found = [one for one in suspects if one.q_value <= LEVEL]
-    shown = [_card(one, looked, command(one.concept)) for one in found[:_MOST]]
+    significant = [one for one in suspects if one.q_value <= LEVEL]
+    shown = [_card(one, looked, command(one.concept)) for one in significant[:_MOST]]
     rows = [_row(one, looked.classes) for one in suspects[:_ROWS]]
     text = page.fill(
         "shortcuts.html.j2",
@@ -83,7 +83,7 @@ def render(
         level=f"{LEVEL:g}",
         layer=looked.layer,
         images=[f"{len(side.labels):,}" for side in (looked.probe, looked.held_out)],
-        count=len(found),
+        count=len(significant),
         found=shown,
         unfindable=UNFINDABLE,
         consent=page.PEOPLE if looked.images is not None and people else None,

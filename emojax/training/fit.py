@@ -4,7 +4,7 @@ A `Task` (`training.tasks`) says what is learnt, a `Recipe` how. The loop is see
 and resumes to the bit from its checkpoints. Shapes: B batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,16 +107,10 @@ def fit(
         states, best = saved.restore((states, best), log)
         while log.steps < total:
             epoch, first = divmod(log.steps, task.steps)
-            rates = [
-                schedule * np.float32(scale)
-                for schedule, scale in zip(schedules, log.rate_scales, strict=True)
-            ]
+            rates = _scaled(schedules, log.rate_scales)
             unread: list[Metrics] = []
             log.start_clock()
-            # Every member has its own order of the images.
-            for batches in zip(
-                *(task.batches(epoch, recipe.seed, first) for recipe in recipes), strict=True
-            ):
+            for batches in _batches(task, recipes, epoch, first):
                 number = log.steps
                 metrics = []
                 for member, batch in enumerate(put_sharded(mesh, list(batches))):
@@ -149,8 +143,7 @@ def fit(
                 best[member] = copy_arrays(states[member].shown)
             saved.save((states, best), log)
             if report is not None:
-                for member, row in enumerate(rows):
-                    report(row if len(rows) == 1 else {"member": member} | row)
+                _report(rows, report)
     results = []
     for member, state in enumerate(states):
         params, rest = _whole(mesh, best[member], shard)
@@ -192,6 +185,27 @@ def _check(task: Task, recipes: Sequence[Recipe], mesh: Mesh) -> None:
             f"a batch of {task.batch} does not divide over {mesh.size} devices; "
             f"choose a multiple of {mesh.size}"
         )
+
+
+def _scaled(schedules: Sequence[np.ndarray], scales: Sequence[float]) -> list[np.ndarray]:
+    """Every member's learning rates, multiplied by what its plateaus left of them."""
+    return [schedule * np.float32(scale) for schedule, scale in zip(schedules, scales, strict=True)]
+
+
+def _batches(
+    task: Task, recipes: Sequence[Recipe], epoch: int, first: int
+) -> Iterator[tuple[PyTree, ...]]:
+    """Of every step of an epoch from the `first` on, each member's batch.
+
+    Every member has its own order of the images.
+    """
+    return zip(*(task.batches(epoch, recipe.seed, first) for recipe in recipes), strict=True)
+
+
+def _report(rows: Sequence[Row], report: Report) -> None:
+    """Reports an epoch's row of every member, with its number where there are several."""
+    for member, row in enumerate(rows):
+        report(row if len(rows) == 1 else {"member": member} | row)
 
 
 def _whole(mesh: Mesh, variables: tuple[PyTree, PyTree], shard: bool) -> tuple[PyTree, PyTree]:
