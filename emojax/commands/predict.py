@@ -104,7 +104,7 @@ def predict(settings: PredictSettings) -> None:
     done = total - before
     say(f"predict: {done} images in {seconds:.1f} s ({done / seconds:.1f} images/s)")
     if unreadable:
-        say(f"{unreadable} images have no result; the column `reason` says why")
+        say(f"without a result: {unreadable}; the column `reason` says why")
     say(f"wrote {settings.out}: {total} rows")
 
 

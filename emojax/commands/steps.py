@@ -371,6 +371,12 @@ def _say_trust(dissection: Dissection, *, abstain: bool) -> None:
         said.append(f"{(confidence.q_value <= 0.05).sum()} above chance (q ≤ 0.05)")
     if confidence is not None and (holds := confidence.holds(dissection.labels)) is not None:
         said.append(f"{holds.sum()} the same on either half of the images")
+    elif confidence is not None and confidence.q_value is not None:
+        images = dissection.record.images
+        said.append(
+            f"none compared on halves of the {images} images, which are shorter than the lists of "
+            f"--dissect.top-k: give {images // 2} or less"
+        )
     if abstain and dissection.trusted is not None:
         said.append(f"{dissection.trusted.sum()} labelled, the others have no label")
     if said:

@@ -128,6 +128,9 @@ def _files(path: str) -> list[str]:
         if not names:
             raise InputError(f"no file matches {path}")
         return names
+    # A file of a list that has gone meanwhile is a row with its reason; this is a mistyped name.
+    if not os.path.lexists(path) and Path(path).suffix.lower() not in folder.EXTENSIONS:
+        raise InputError(f"{path}: there is no such file or folder")
     return [path]
 
 

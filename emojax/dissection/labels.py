@@ -237,7 +237,7 @@ class Dissection(Tabular):
     def undescribed(self) -> str | None:
         """Why it is not known how well labels describe the units' images; None where it is."""
         if self.record.labels is None:
-            return "the images have no classes"
+            return "the record has no classes of its images"
         if self.description is None or np.isnan(self.description.accuracy).all():
             return (
                 "no label speaks for a class of the images; a csv of concepts with the columns "

@@ -14,10 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Float
 
 from emojax.dissection.table import LayerSummary, most_interpretable_layer
 from emojax.distributed.processes import broadcast_from_main
 from emojax.editing.activations import PreBiasActivations
+from emojax.editing.edit import gains_of
 from emojax.editing.search import AUTO, Edit
 from emojax.editing.sweep import Sweep
 from emojax.errors import InputError
@@ -61,6 +63,7 @@ def within_minutes(
     sizes: Sequence[int],
     costs: Mapping[str, float],
     quick: Sequence[LayerSummary],
+    different: Mapping[str, int] | None = None,
 ) -> Allowed:
     """Plans a study from timed settings, and logs the estimate before the work begins.
 
@@ -74,6 +77,7 @@ def within_minutes(
       sizes: images of every test split.
       costs: `seconds_per_image` of every layer that does not feed the logits.
       quick: Table 1 of the probed layers that feed the logits.
+      different: `different_settings` of the same layers as `costs`; None, all of the options'.
 
     Raises:
       InputError: layers that were named take longer, or no probed layer feeds the logits.
@@ -87,25 +91,25 @@ def within_minutes(
     named = ", ".join(costs)
     given = f"--edit.minutes {options.minutes:g}"
     full = Size(options.permutations, options.masks)
-    size = largest_size(costs, options, images)
+    size = largest_size(costs, options, images, different)
     if size is not None:
         limited = None
         if size != full:
             limited = (
                 f"{size.permutations} permutations and {size.masks} random masks instead of "
                 f"{full.permutations} and {full.masks}, which would take about "
-                f"{in_words(seconds(costs, options, images, full))}"
+                f"{in_words(seconds(costs, options, images, full, different))}"
             )
         _log.info(
             "edit: %s does not feed the logits, so the rest of the network runs for every setting: "
             "about %s beside compilation%s",
             named,
-            in_words(seconds(costs, options, images, size)),
+            in_words(seconds(costs, options, images, size, different)),
             "" if limited is None else f" with {limited} ({given})",
         )
         return Allowed(layers, size.permutations, size.masks, limited)
 
-    least = math.ceil(seconds(costs, options, images, _sizes(options)[-1]) / 60)
+    least = math.ceil(seconds(costs, options, images, _sizes(options)[-1], different) / 60)
     if options.layers != (AUTO,) or not quick:
         raise InputError(
             f"an edit of {named}, which does not feed the logits, takes about {least} min at "
@@ -167,7 +171,18 @@ def _sizes(options: Edit) -> list[Size]:
     return sizes
 
 
-def seconds(costs: Mapping[str, float], options: Edit, images: Images, size: Size) -> float:
+def different_settings(options: Edit, layer: str, scores: Float[np.ndarray, "U C"]) -> int:
+    """How many of a layer's settings give different gains: equal ones are evaluated once."""
+    return len({gains_of(setting, scores).tobytes() for setting in options.settings([layer])})
+
+
+def seconds(
+    costs: Mapping[str, float],
+    options: Edit,
+    images: Images,
+    size: Size,
+    different: Mapping[str, int] | None = None,
+) -> float:
     """Estimate for a study of a size.
 
     Args:
@@ -175,9 +190,12 @@ def seconds(costs: Mapping[str, float], options: Edit, images: Images, size: Siz
       options: of the study.
       images: how many there are.
       size: permutations and masks.
+      different: `different_settings` of every layer; None, all of the options'.
     """
     highest = max(costs.values())  # the layer of the chosen setting is not known yet
-    per_image = sum(cost * len(options.settings([layer])) for layer, cost in costs.items())
+    if different is None:
+        different = {layer: len(options.settings([layer])) for layer in costs}
+    per_image = sum(cost * different[layer] for layer, cost in costs.items())
     grid = (per_image + sum(costs.values())) * images.all  # with factor 1
     selection = per_image * images.selection
     tested = 0.0  # of a permutation's own best setting, which was already tried on the same images
@@ -187,10 +205,15 @@ def seconds(costs: Mapping[str, float], options: Edit, images: Images, size: Siz
     return grid + selection + size.permutations * (selection + tested) + single
 
 
-def largest_size(costs: Mapping[str, float], options: Edit, images: Images) -> Size | None:
+def largest_size(
+    costs: Mapping[str, float],
+    options: Edit,
+    images: Images,
+    different: Mapping[str, int] | None = None,
+) -> Size | None:
     """The largest size that takes no more than `options.minutes`; None where none does."""
     for size in _sizes(options):
-        if seconds(costs, options, images, size) <= 60 * options.minutes:
+        if seconds(costs, options, images, size, different) <= 60 * options.minutes:
             return size
     return None
 

@@ -19,7 +19,12 @@ from emojax.editing.activations import (
     pre_bias_activations,
 )
 from emojax.editing.baselines import learn_gains
-from emojax.editing.budget import Allowed, seconds_per_image, within_minutes
+from emojax.editing.budget import (
+    Allowed,
+    different_settings,
+    seconds_per_image,
+    within_minutes,
+)
 from emojax.editing.concept_study import study_by_concept, study_by_erasing
 from emojax.editing.edit import edit, gains_of, read_gains
 from emojax.editing.search import AUTO, PAPER_STUDY, Edit, Setting
@@ -114,12 +119,15 @@ def run_study(
         for layer, own in by_split.items()
         if not own[0].feeds_logits
     }
+    scores = {layer: dissection.layer_scores(layer) for layer in layers}
+    different = {layer: different_settings(options, layer, scores[layer]) for layer in costs}
     quick = [row for row in table1 if feeds_logits(model, row.layer)]
-    allowed = within_minutes(options, layers, [len(test) for test in tests], costs, quick)
+    sizes = [len(test) for test in tests]
+    allowed = within_minutes(options, layers, sizes, costs, quick, different)
     if allowed.layers != layers:
         layers = allowed.layers
         by_split = {layer: [read(test, layer) for test in tests] for layer in layers}
-    scores = {layer: dissection.layer_scores(layer) for layer in layers}
+        scores = {layer: dissection.layer_scores(layer) for layer in layers}
     fitted_on = {layer: read(images, layer) for layer in layers if options.learned}
     pooled = {layer: pool_activations(*own) for layer, own in by_split.items()}
 

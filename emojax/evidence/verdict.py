@@ -153,11 +153,12 @@ class Evidence:
         """Good where something is better and nothing worse, and so on.
 
         An edit counts as better for correct predictions only if it `helps`: else the scores have no
-        part in it.
+        part in it. What it was selected by on the test's own images does not make it better.
         """
         others = {name: word for name, word in self.by_measure.items() if name != "accuracy"}
         worse = self.finding == "harms" or "worse" in others.values()
-        better = self.finding == "helps" or "better" in others.values()
+        better = "better" in others.values() and not self.selected_on_test
+        better = better or self.finding == "helps"
         if better:
             return "mixed" if worse else "good"
         return "bad" if worse else "neutral"
@@ -167,7 +168,9 @@ class Evidence:
         """The verdict in a sentence, for under the table of `measured`."""
         besides = _besides(self)
         headline = " ".join([_HEADLINES[self.finding], *([besides] if besides else [])])
-        return f"{headline} {_counts(self)} of {self.total:,} (McNemar's exact {_p(self.p_value)})."
+        counts = f"{_counts(self)} of {self.total:,} (McNemar's exact {_p(self.p_value)})."
+        selected = " The setting was chosen on these very images." if self.selected_on_test else ""
+        return f"{headline} {counts}{selected}"
 
     @property
     def verdict(self) -> str:

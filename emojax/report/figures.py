@@ -374,16 +374,14 @@ def plot_grid(
             )
             axes.add_patch(frame)
     if chosen is not None:
-        place = np.searchsorted(factors, chosen[1]), np.searchsorted(taus, chosen[0])
-        axes.plot(*place, "s", markersize=26, fillstyle="none", color="black", linestyle=":")
-        axes.annotate(
-            "chosen", place, (0, -14), textcoords="offset points", ha="center", fontsize=6
-        )
+        column, row = np.searchsorted(factors, chosen[1]), np.searchsorted(taus, chosen[0])
+        dotted = {"fill": False, "edgecolor": BLUE, "linewidth": 2, "linestyle": ":"}
+        axes.add_patch(patches.Rectangle((column - 0.46, row - 0.44), 0.92, 0.88, **dotted))
     axes.set_xticks(range(len(factors)), [f"{f:g}" for f in factors])
     axes.set_yticks(range(len(taus)), [f"{t:g}".replace("-", "−") for t in taus])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel("factor")
+    axes.set_xlabel("factor" if chosen is None else "factor (dotted: the chosen setting)")
     axes.set_ylabel("tau")
     bar = figure.colorbar(shown, shrink=0.8)
     bar.set_label(title, fontsize=9)

@@ -97,7 +97,7 @@ def _of_labels(run: Results) -> _Drawn:
         drawn["certainty"] = (
             figures.plot_certainty(run.summary["certainty"], run.summary.get("abstaining")),
             "Labels that are right, if only the units with the largest margins get one. Cross: the "
-            "labels that stand by the rule of `--dissect.abstain`.",
+            "labels that stand by the rule by which labels are withheld.",
         )
     return drawn
 

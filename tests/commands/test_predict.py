@@ -314,6 +314,7 @@ def test_units_of_equal_push_are_named_in_order():
         (["FACES", "--out", "there.csv"], "is there already"),
         (["*.nothing"], "no file matches *.nothing"),
         (["empty"], "no images in it or below"),
+        (["photoz/"], "photoz/: there is no such file or folder"),
         (["FACES", "--labels", "empty"], "is not an emojax run"),
         (["FACES", "--detector", "json"], "--detector is 'json', not package.module:function"),
         (["FACES", "--detector", "json:none"], "--detector json:none: module 'json' has no"),

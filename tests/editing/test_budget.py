@@ -43,6 +43,17 @@ def test_seconds_count_every_setting():
     assert two == 100 * (4 * 4 + 4) + 50 * (4 * 4 + 19 * (4 * 4 + 3) + 3 * (30 + 10))
 
 
+def test_equal_settings_count_once():
+    """Thresholds below all scores scale every unit alike: by each factor one setting is left."""
+    scores = np.full((6, 3), 10.0, np.float32)
+    factors = {setting.factor for setting in OPTIONS.settings(["lin1"])}
+    different = budget.different_settings(OPTIONS, "lin1", scores)
+    assert different == len(factors) < len(OPTIONS.settings(["lin1"]))
+    size = budget.Size(permutations=19, masks=30)
+    want = 100 * (different + 1 + different + 19 * different + 30 + 10)
+    assert budget.seconds({"lin1": 1.0}, OPTIONS, BOTH, size, {"lin1": different}) == want
+
+
 @pytest.mark.parametrize(
     ("minutes", "permutations", "masks"), [(1e9, 199, 1000), (15, 139, 698), (2.6, 19, 95)]
 )

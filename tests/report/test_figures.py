@@ -53,8 +53,10 @@ def test_significant_cells_are_framed():
     assert [text.get_text() for text in axes.texts] == ["±0", "+28*", "±0", "−1"]
     assert len(axes.patches) == 1
     marked = emojax.plot_grid(table, "lin2", chosen=(1.0, 2.0)).axes[0]
-    assert [text.get_text() for text in marked.texts][4:] == ["chosen"]
-    assert marked.lines[0].get_xydata().tolist() == [[1, 1]]
+    significant, dotted = marked.patches
+    assert (significant.get_linestyle(), dotted.get_linestyle()) == ("-", ":")
+    assert dotted.get_center().tolist() == [1, 1]
+    assert "dotted: the chosen setting" in marked.get_xlabel()
 
 
 def test_curves():
