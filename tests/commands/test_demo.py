@@ -8,6 +8,7 @@ from commands_in_process import rows_of, run
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 def test_demo_runs_the_chain(capsys, tmp_path):
     flags = ("--images", "200", "--out", tmp_path / "demo", "--cache", tmp_path / "cache")
     code, out, err = run(capsys, "demo", *flags)

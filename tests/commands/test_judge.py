@@ -29,6 +29,7 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_explain(explained):
     rows = rows_of(explained / "explanations.csv")
     assert [row["unit"] for row in rows] == [str(unit) for unit in range(20)]

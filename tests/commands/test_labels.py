@@ -39,6 +39,7 @@ def test_a_row_for_every_setting(folder):
     assert len(rows_of(folder / "interpretability.csv")) == 5
 
 
+@pytest.mark.slow
 def test_a_share_for_every_unit(folder):
     units = rows_of(folder / "units.csv")
     assert len(units) == 20

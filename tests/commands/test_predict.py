@@ -197,6 +197,7 @@ def bad_files(folder: Path) -> list[Path]:
     return [*sorted(folder.iterdir()), folder / "missing.png"]
 
 
+@pytest.mark.slow
 def test_every_bad_file_is_a_row_with_its_reason(tmp_path, faces, weights):
     folder = tmp_path / "bad"
     folder.mkdir()

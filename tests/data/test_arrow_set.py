@@ -59,6 +59,7 @@ def read_all(*paths):
     )
 
 
+@pytest.mark.slow
 def test_saved_set_with_splits(tmp_path):
     saved = tmp_path / "saved"
     save_split(saved / "train", table(PIXELS[:3]), table(PIXELS[3:5]))

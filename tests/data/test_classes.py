@@ -248,6 +248,7 @@ def test_results_in_different_orders_are_not_pooled(tiny_vgg, blobs):
         layers.pool_activations(lin2, dataclasses.replace(lin2, classes=ALPHABETICAL))
 
 
+@pytest.mark.slow
 def test_a_network_of_ones_own_keeps_the_images_order(blobs):
     """Nothing is assumed of a function that emojax did not write or read."""
     rng = np.random.default_rng(0)

@@ -44,6 +44,7 @@ def test_table_1_equals_a_plain_count(found, blobs):
     )
 
 
+@pytest.mark.slow
 def test_a_label_that_speaks_for_no_class_has_no_accuracy(found):
     """It is left out of the means, and blank in the csv."""
     result = dissect.dissect(found, CONCEPTS)

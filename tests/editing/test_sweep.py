@@ -179,6 +179,7 @@ def test_same_outcomes_on_any_device_count(dense, devices):
             np.testing.assert_array_equal(getattr(one, name), getattr(many, name), err_msg=name)
 
 
+@pytest.mark.slow
 def test_activations_too_large_for_the_devices_are_sent_in_batches(dense, monkeypatch):
     masks = np.random.default_rng(2).random((20, 70)) < 0.4
     whole = Sweep(dense, mesh=make_mesh(2)).masks(masks, 2.0)
@@ -208,6 +209,7 @@ def test_hits_alone_and_one_compilation(dense, monkeypatch):
     assert program._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_resumes(dense, monkeypatch, tmp_path):
     monkeypatch.setattr(sweep, "_CHUNK", 16)
     masks = np.random.default_rng(3).random((37, 70)) < 0.4

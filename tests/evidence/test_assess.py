@@ -210,6 +210,7 @@ def test_bootstrap_intervals_equal_plain_resampling(subjects):
         )
 
 
+@pytest.mark.slow
 def test_same_seed_same_evidence(subjects):
     one, two, other = (
         evidence.assess(subjects[:1], SEARCH, seed=s, **SMALL).summary() for s in (3, 3, 4)

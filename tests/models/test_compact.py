@@ -177,6 +177,7 @@ def test_cut_and_gain_equal_edited_parameters(network, batch, layer):
         assert relative(edited, whole) > 1e-3  # the edit did something
 
 
+@pytest.mark.slow
 def test_refuses_a_layer_it_does_not_have(network, batch):
     with pytest.raises(ValueError, match="no layer 'lin2'; layers: stem, conv1"):
         network.until(jnp.asarray(batch), "lin2")

@@ -123,6 +123,7 @@ def test_dropout_only_while_training(arrays, batch):
     assert reference.relative(one["fc1"], two["fc1"]) > 0.1
 
 
+@pytest.mark.slow
 def test_training_moves_the_statistics_and_evaluating_does_not(arrays, batch):
     model, before = deep_emotion.from_torch_state_dict(arrays), arrays["norm.running_mean"]
     run(model, batch)

@@ -111,6 +111,7 @@ def test_equals_float64_numpy(tiny_vgg, batch):
         assert reference.relative(taps[layer], want_taps[layer]) <= 1e-5, layer
 
 
+@pytest.mark.slow
 def test_relu_taps_are_what_the_next_layer_sees(tiny_vgg, batch):
     raw, relu = tiny_vgg(jnp.asarray(batch))[1], tiny_vgg(jnp.asarray(batch), taps="relu")[1]
     np.testing.assert_array_equal(relu["lin1"], np.maximum(raw["lin1"], 0))
@@ -156,6 +157,7 @@ def test_cutting_at_a_layer_changes_nothing(tiny_vgg, batch, layer):
     np.testing.assert_array_equal(whole, cut)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["weights", "weights_and_bias"])
 @pytest.mark.parametrize("layer", vgg.LAYERS)
 def test_gain_inside_equals_edited_parameters(tiny_vgg, batch, layer, scope):

@@ -88,6 +88,7 @@ def test_other_priors_equal_float64(features, name, prior, spread):
         assert np.abs(scores - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_prior_over_images_is_the_mean_over_random_lists(features):
     """10,000 lists: the mean lies within five standard errors, for every concept."""
     clip, _ = features
@@ -152,6 +153,7 @@ def test_layers_together_equal_each_alone(features, name):
     np.testing.assert_allclose(together, np.concatenate(alone), atol=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_permuting_units_and_concepts_permutes_scores(features, name):
     clip, acts = features

@@ -172,6 +172,7 @@ def test_a_killed_collection_resumes_to_the_same_bytes(photos, tiny_clip, activa
     assert record.load(broken / whole.key).key == whole.key
 
 
+@pytest.mark.slow
 def test_images_that_are_in_are_passed_over(photos, tiny_clip, activations):
     want = collected(photos, tiny_clip, activations)
     images = np.asarray(photos.images[0:37])

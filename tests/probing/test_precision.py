@@ -30,6 +30,7 @@ def test_a_dense_layer_rounds_its_operands_and_nothing_else(tiny_vgg):
     assert (abs(np.asarray(found, np.float64) - expected) <= bound).all()
 
 
+@pytest.mark.slow
 def test_the_exact_module_is_left_alone_and_statistics_stay(tiny_vgg):
     half = in_bfloat16(tiny_vgg)
     assert half.lin1.kernel[...].dtype == jnp.bfloat16

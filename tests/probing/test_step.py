@@ -68,6 +68,7 @@ def test_lists_and_sums_are_those_that_a_host_merges(devices):
         np.testing.assert_array_equal(sums.embedding[half], own_e.sum(0))
 
 
+@pytest.mark.slow
 def test_a_snapshot_serves_any_number_of_devices():
     want, _ = run(make_mesh(1), range(3))
     before, _ = run(make_mesh(8), [0])

@@ -54,7 +54,7 @@ def test_significant_cells_are_framed():
     assert len(axes.patches) == 1
     marked = emojax.plot_grid(table, "lin2", chosen=(1.0, 2.0)).axes[0]
     significant, dotted = marked.patches
-    assert (significant.get_linestyle(), dotted.get_linestyle()) == ("-", ":")
+    assert (significant.get_linestyle(), dotted.get_linestyle()) == ("solid", ":")
     assert dotted.get_center().tolist() == [1, 1]
     assert "dotted: the chosen setting" in marked.get_xlabel()
 

@@ -171,6 +171,7 @@ def test_splits():
         faces.split("public")
 
 
+@pytest.mark.slow
 def test_sheet(pictures):
     page = faces.sheet(pictures[:5], 3)
     assert page.shape == (100, 150)

@@ -88,6 +88,7 @@ def test_average_is_the_mean_of_probabilities():
     np.testing.assert_allclose(np.exp(found.logits), softmax.mean(axis=0), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_networks_of_one_architecture_are_compiled_once(tiny_vgg, blobs):
     """As after each epoch of training: another network object, other weights, the same program."""
     few = blobs.first(30)
