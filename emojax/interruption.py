@@ -160,9 +160,14 @@ def begin_work() -> None:
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """Signals end the block by `Interrupted`; the handlers from before come back after it."""
+    """Signals end the block by `Interrupted`; the handlers from before come back after it.
+
+    A signal of the outermost block is of that block alone: a program that runs a command and goes
+    on is not interrupted by it later.
+    """
     before = listen()
-    if _stop not in before.values():  # the outermost block begins anew
+    outermost = _stop not in before.values()
+    if outermost:
         _received.forget()
     try:
         with _nothing_dropped():
@@ -171,6 +176,8 @@ def listening() -> Iterator[None]:
         _received.settled.set()
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if outermost:
+            _received.forget()
 
 
 def ignore_signals() -> None:

@@ -219,6 +219,7 @@ def test_every_bad_file_is_a_row_with_its_reason(tmp_path, faces, weights):
     assert [row for row in rows if not row["reason"]] == table(alone)
 
 
+@pytest.mark.slow
 def test_patterns_and_odd_names(tmp_path, faces, weights, monkeypatch):
     odd = ["a b.png", 'quote".png', "line\nbreak.png", "comma,.png", "[1].png", "ß☺.png"]
     for name in odd:

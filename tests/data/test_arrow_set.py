@@ -73,6 +73,7 @@ def test_saved_set_with_splits(tmp_path):
     np.testing.assert_array_equal(read_all(saved / "test")[1], PIXELS[5:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plain", [True, False])
 def test_parquet_files_and_folders(tmp_path, plain):
     more = {"thumbnail": [b""] * 7} if not plain else {}  # `image` wins

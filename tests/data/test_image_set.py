@@ -20,6 +20,7 @@ def test_image_set_checks():
     assert ImageSet.from_arrays(images).first(2).images.shape == (2, 8, 8, 1)
 
 
+@pytest.mark.slow
 def test_copies(images):
     pixels = images.images
     mixed = np.concatenate([pixels[5:7], 255 - pixels[:3], pixels[:1]])

@@ -54,6 +54,7 @@ def test_all_contenders_meet_on_the_same_images(sides):
     assert right.mean() == rows[arena.ERASED]["accuracy"]
 
 
+@pytest.mark.slow
 def test_measures_are_plain_ones(sides):
     _, held_out, last = sides
     logits = last.logits(held_out.features)

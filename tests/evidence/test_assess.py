@@ -221,6 +221,7 @@ def test_same_seed_same_evidence(subjects):
     assert json.loads(json.dumps(one, allow_nan=False))["finding"] == one["finding"]
 
 
+@pytest.mark.slow
 def test_stopped_evidence_resumes(subjects, tmp_path, monkeypatch):
     want = evidence.assess(subjects[:1], SEARCH, seed=3, cache=tmp_path, **SMALL).summary()
     monkeypatch.setattr(Sweep, "_count", lambda *_: pytest.fail("computed again"))

@@ -238,6 +238,7 @@ def test_weight_files(network, tmp_path):
         np.testing.assert_array_equal(array, compact.to_torch_state_dict(network)[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

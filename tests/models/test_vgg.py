@@ -191,6 +191,7 @@ def test_edit_leaves_the_model_alone(tiny_vgg):
         np.testing.assert_array_equal(array, before[name])
 
 
+@pytest.mark.slow
 def test_loads_into_torch_with_strict(tiny_vgg, batch):
     torch = pytest.importorskip("torch", reason="the oracle extra (torch) is not installed")
 

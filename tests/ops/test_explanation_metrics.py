@@ -56,6 +56,7 @@ def test_float64(data, name, extra):
     np.testing.assert_allclose(run(name, *data, extra), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "extra"), [c for c in CASES if c[0] not in RANDOM_TIES])
 def test_golden(golden, name, extra):
     outputs = np.load(golden / "explanation_metrics.npz")
@@ -111,6 +112,7 @@ def test_golden_spearman(golden):
     assert (np.abs(got - outputs["spearman_correlation"]) <= 2 * bound + 1e-5).all()
 
 
+@pytest.mark.slow
 def test_parts_merge(data):
     acts, probs = data
     slices = slice(0, 31), slice(31, 150)

@@ -17,6 +17,7 @@ EXHAUSTIVE = pytest.mark.exhaustive
 FURTHER = [pytest.param(top_k, marks=EXHAUSTIVE) for top_k in (97, 100)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["small", "wide"])
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_golden(golden, case, name):
@@ -275,6 +276,7 @@ def test_concepts_split_over_devices(features, name, devices, prior):
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rank_reorder_without_permutations_is_reproducible(features):
     clip, acts = map(jnp.asarray, features)
     first, second = (similarity.rank_reorder(clip, acts) for _ in range(2))
