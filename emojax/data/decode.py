@@ -142,12 +142,12 @@ def reading_threads(sizes: Sequence[int]) -> int:
     return 1 if not sizes or sorted(sizes)[len(sizes) // 2] < _SMALL else 4
 
 
-def some_sizes(files: Sequence[Path]) -> list[int]:
-    """Bytes of up to 16 of the files, evenly spread, those that cannot be read left out."""
+def some_sizes(names: Sequence[str], root: Path = Path()) -> list[int]:
+    """Bytes of about 16 of the files below `root`, evenly spread; missing ones are left out."""
     sizes = []
-    for file in files[:: max(1, len(files) // 16)]:
+    for name in names[:: max(1, len(names) // 16)]:
         with contextlib.suppress(OSError, ValueError):
-            sizes.append(file.stat().st_size)
+            sizes.append((root / name).stat().st_size)
     return sizes
 
 

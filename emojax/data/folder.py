@@ -45,7 +45,7 @@ class ImageFiles:
         self._root = root
         self._names = names
         self.shape = (len(names), size, size, channels)
-        self._threads = reading_threads(some_sizes([root / name for name in names]))
+        self._threads = reading_threads(some_sizes(names, root))
 
     def __getitem__(self, rows: slice, /) -> np.ndarray:
         names = self._names[rows]
@@ -228,7 +228,7 @@ def _scan_all(root: Path, names: Sequence[str]) -> list[tuple[str, tuple[int, in
     def scan(start: int) -> list[tuple[str, tuple[int, int], int]]:
         return list(pool.map(_scan, (root / name for name in names[start : start + _CHUNK])))
 
-    with ThreadPoolExecutor(reading_threads(some_sizes([root / name for name in names]))) as pool:
+    with ThreadPoolExecutor(reading_threads(some_sizes(names, root))) as pool:
         chunks = map_in_shares(scan, range(0, len(names), _CHUNK))
     return [scanned for chunk in chunks for scanned in chunk]
 

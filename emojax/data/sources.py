@@ -139,7 +139,7 @@ def _of_files(names: Sequence[str], look: Look) -> Source:
         file = Path(names[position])
         return look.square(file, read_image(file))
 
-    threads = reading_threads(some_sizes([Path(name) for name in names]))
+    threads = reading_threads(some_sizes(names))
     return Source(names, look.shape, read, threads)
 
 
