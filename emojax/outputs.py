@@ -15,7 +15,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -307,15 +307,16 @@ def sweep(target: Path) -> None:
         with contextlib.suppress(OSError):  # it may be written, and not be read
             for name in os.listdir(parent):
                 if re.fullmatch(pattern, name):
-                    _remove_unlocked(parent / name)
+                    _remove_unlocked(parent / name, os.O_DIRECTORY, shutil.rmtree)
 
 
-def _remove_unlocked(folder: Path) -> None:
+def _remove_unlocked(path: Path, flag: int, remove: Callable[[Path], object]) -> None:
+    """Removes what no living process has locked, if it can be opened with that flag."""
     with contextlib.suppress(OSError):
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | flag)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder)
+            remove(path)
         finally:
             os.close(lock)
 
@@ -338,17 +339,7 @@ def sweep_files(folder: Path) -> None:
     with contextlib.suppress(OSError):  # it may be written, and not be read
         for name in os.listdir(folder):
             if name.startswith(".") and name.endswith(PART):
-                _remove_unlocked_file(folder / name)
-
-
-def _remove_unlocked_file(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        lock = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(path)
-        finally:
-            os.close(lock)
+                _remove_unlocked(folder / name, os.O_NONBLOCK, os.unlink)
 
 
 def place(building: Path, target: Path) -> None:

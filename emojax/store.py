@@ -116,10 +116,11 @@ def write_text(path: Path, text: str) -> None:
     write_binary(path, lambda file: file.write(text.encode("utf-8")))
 
 
-def write_binary(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+def write_binary(path: Path, write: Callable[[BinaryIO], Any], *, sweep: bool = True) -> None:
     """Writes what `write` puts into a file, whole or not at all; makes the folder.
 
-    What processes that were killed left of files in that folder is removed.
+    What processes that were killed left of files in that folder is removed, unless `sweep` is
+    False: for who writes again and again into a folder that may hold many.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{outputs.PART}")
@@ -130,7 +131,8 @@ def write_binary(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    outputs.sweep_files(path.parent)
+    if sweep:
+        outputs.sweep_files(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

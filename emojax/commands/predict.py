@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from pydantic import Field
 
-from emojax import interruption, settings
+from emojax import interruption, outputs, settings
 from emojax.commands.base import Command
 from emojax.errors import InputError
 from emojax.section import Positive, Section, Side, UserPath
@@ -317,6 +317,7 @@ class _Table:
         done = self._read_note()
         self.rows = done.rows
         self._part.parent.mkdir(parents=True, exist_ok=True)
+        outputs.sweep_files(self._part.parent)
         self._file: BinaryIO = open(self._part, "r+b" if done.size else "wb")  # noqa: SIM115
         # What came after the note may be half a row.
         self._file.truncate(done.size)
@@ -347,7 +348,7 @@ class _Table:
 
     def add(self, rows: Sequence[Sequence[Any]], *, images: int) -> None:
         """Appends rows and notes that they are whole."""
-        from emojax.store import guarded_rows, write_json
+        from emojax.store import guarded_rows, write_binary
 
         text = io.StringIO(newline="")
         # Parquet, which is made of these rows, is nothing that a spreadsheet computes.
@@ -358,7 +359,8 @@ class _Table:
         self._file.flush()
         self.rows += images
         note = {"key": self._key, "rows": self.rows, "bytes": self._file.tell()}
-        write_json(self._note, note)
+        # The user's folder may hold a hundred thousand images, so it is swept once, at the start.
+        write_binary(self._note, lambda file: file.write(json.dumps(note).encode()), sweep=False)
 
     def finish(self, names: Sequence[str]) -> None:
         """Puts the whole table where it belongs."""

@@ -17,6 +17,8 @@ class Options(OnDevice):
 
     batch: int = 64
     repeats: int = 5
+    devices: int | None = None
+    """that share the batch; as a training chooses them, when None"""
 
 
 def measure(options: Options) -> Results:
@@ -25,7 +27,7 @@ def measure(options: Options) -> Results:
     import torch
     from flax import nnx
 
-    from emojax.distributed.mesh import put_replicated, put_sharded, replicated
+    from emojax.distributed.mesh import make_mesh, put_replicated, put_sharded, replicated
     from emojax.models.vgg import VggConfig, VggNet
     from emojax.synthetic import faces
     from emojax.training import classifiers, tasks
@@ -45,7 +47,7 @@ def measure(options: Options) -> Results:
         start=tasks.start_fresh(lambda seed: VggNet(config, rngs=nnx.Rngs(seed))),
     )
     state = steps.first_state(task, recipe)
-    mesh = training_mesh(state.params)
+    mesh = make_mesh(options.devices) if options.devices else training_mesh(state.params)
     state = put_replicated(mesh, state)
     step = steps.make_step(task.loss, recipe, mesh, jax.tree.map(lambda _: replicated(mesh), state))
     rows = put_sharded(mesh, next(task.batches(0, 0, 0)))
