@@ -84,7 +84,8 @@ def to_square(file: Path, image: Image.Image, size: int, channels: int) -> np.nd
         left = (width - size) // 2
         top = (height - size) // 2
         image = image.crop((left, top, left + size, top + size))
-    return np.asarray(image, np.uint8).reshape(size, size, channels)
+    # Pillow's array interface copies twice.
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(size, size, channels)
 
 
 def _resized(file: Path, shape: Sequence[int], side: int) -> tuple[int, int]:
