@@ -53,7 +53,7 @@ class StepPlan:
       seconds: estimated, of one step.
       images_per_second_per_chip: from them.
       peak_share: share of the matrix units' time that products take at the data sheet's speed; a
-        float32 product at full precision is six passes of theirs.
+        float32 product at full precision is six passes of theirs, three with a mask.
       operations: of the products in a step, each counted once.
       parts: seconds by named part.
       bytes_exchanged: results of collectives in a step, by kind.
@@ -179,15 +179,18 @@ def products(jaxpr: Any, loops: Mapping[str, int], devices: int) -> Work:
       devices: of the mesh.
     """
     total = Work(0.0, 0.0)
+    made_by = {made: equation for equation in jaxpr.eqns for made in equation.outvars}
     for equation in jaxpr.eqns:
-        total = total.plus(_products_of(equation, loops, devices))
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            total = total.plus(_product(equation, made_by))
+        else:
+            total = total.plus(_products_within(equation, loops, devices))
     return total
 
 
-def _products_of(equation: Any, loops: Mapping[str, int], devices: int) -> Work:
+def _products_within(equation: Any, loops: Mapping[str, int], devices: int) -> Work:
+    """Of the programs that an operation runs."""
     name, params = equation.primitive.name, equation.params
-    if name in ("dot_general", "conv_general_dilated"):
-        return _product(equation)
     if name == "cond":  # branches compute the same in other ways
         branches = [products(branch.jaxpr, loops, devices) for branch in params["branches"]]
         return max(branches, key=lambda work: work.passes)
@@ -209,11 +212,29 @@ def _products_of(equation: Any, loops: Mapping[str, int], devices: int) -> Work:
     return inner.times(count)
 
 
-_PASSES = {jax.lax.Precision.HIGHEST: 6, jax.lax.Precision.HIGH: 3}
+# Passes of a float32 product, by its precision and how many of its operands are whole in bfloat16: a
+# number in full precision is three of bfloat16, and of the nine products of two the three smallest
+# are left out.
+_PASSES = {jax.lax.Precision.HIGHEST: (6, 3, 1), jax.lax.Precision.HIGH: (3, 2, 1)}
+_MOVES = ("transpose", "reshape", "broadcast_in_dim", "slice", "squeeze", "rev")
+_WHOLE = ("bool", "int8", "uint8", "bfloat16")  # every value is one of bfloat16
 
 
-def _product(equation: Any) -> Work:
-    """Of one matrix product or convolution."""
+def _is_whole(array: Any, made_by: Mapping[Any, Any]) -> bool:
+    """Whether the compiler sees that a float32 array holds numbers of bfloat16, as masks do."""
+    while not isinstance(array, core.Literal) and array in made_by:
+        equation = made_by[array]
+        name = equation.primitive.name
+        if name not in (*_MOVES, "convert_element_type"):
+            return False
+        array = equation.invars[0]
+        if name == "convert_element_type" and array.aval.dtype.name in _WHOLE:
+            return True
+    return False
+
+
+def _product(equation: Any, made_by: Mapping[Any, Any]) -> Work:
+    """Of one matrix product or convolution, `made_by` being what the arrays around it come from."""
     left, right = (operand.aval for operand in equation.invars[:2])
     elements = math.prod(equation.outvars[0].aval.shape)
     if equation.primitive.name == "dot_general":
@@ -228,7 +249,8 @@ def _product(equation: Any) -> Work:
     passes = 1
     precision = equation.params["precision"]
     if left.dtype.name == "float32" and isinstance(precision, tuple):
-        passes = _PASSES.get(precision[0], 1)
+        whole = sum(_is_whole(operand, made_by) for operand in equation.invars[:2])
+        passes = _PASSES.get(precision[0], (1, 1, 1))[whole]
     return Work(operations, operations * passes)
 
 

@@ -44,6 +44,35 @@ def test_products_of_a_program_are_counted_in_operations_and_passes():
     assert whole == (0, 0)
 
 
+@pytest.mark.parametrize(
+    ("precision", "kinds", "passes"),
+    [
+        ("highest", (jnp.float32, jnp.bool_), 3),
+        ("highest", (jnp.int8, jnp.float32), 3),
+        ("highest", (jnp.bfloat16, jnp.bool_), 1),
+        ("highest", (jnp.float32, jnp.int32), 6),  # not whole in bfloat16
+        ("high", (jnp.bool_, jnp.float32), 2),
+        ("default", (jnp.bool_, jnp.float32), 1),
+    ],
+)
+def test_a_factor_that_is_whole_in_bfloat16_saves_passes(precision, kinds, passes):
+    def product(a, b):
+        left = a.astype(jnp.float32).reshape(7, 5).T
+        return jnp.matmul(left, b.astype(jnp.float32), precision=precision)
+
+    work = work_of(product, ((35,), kinds[0]), ((7, 11), kinds[1]))
+    assert work == (2 * 5 * 7 * 11, passes * 2 * 5 * 7 * 11)
+
+
+def test_a_mask_that_is_multiplied_first_is_not_whole():
+    work = work_of(
+        lambda mask, a: jnp.matmul(mask * a, a, precision="highest"),
+        ((7, 7), jnp.bool_),
+        ((7, 7), jnp.float32),
+    )
+    assert work.passes == 6 * work.operations
+
+
 def test_convolutions_and_loops_are_counted():
     def run(images, kernel):
         layout = ("NHWC", "HWIO", "NHWC")
