@@ -212,9 +212,8 @@ def _products_within(equation: Any, loops: Mapping[str, int], devices: int) -> W
     return inner.times(count)
 
 
-# Passes of a float32 product, by its precision and how many of its operands are whole in bfloat16: a
-# number in full precision is three of bfloat16, and of the nine products of two the three smallest
-# are left out.
+# Passes of a float32 product, by its precision and how many of its factors are whole in bfloat16.
+# In full precision a number is three of bfloat16, and of their nine products six count.
 _PASSES = {jax.lax.Precision.HIGHEST: (6, 3, 1), jax.lax.Precision.HIGH: (3, 2, 1)}
 _MOVES = ("transpose", "reshape", "broadcast_in_dim", "slice", "squeeze", "rev")
 _WHOLE = ("bool", "int8", "uint8", "bfloat16")  # every value is one of bfloat16
