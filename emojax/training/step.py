@@ -175,7 +175,31 @@ def _jitted_step(
         ),
         out_shardings=(shardings, everywhere),
         donate_argnums=0,
+        compiler_options=_compiler_options(mesh),
     )
+
+
+# YNNPACK for single matrix products alone. By default it also makes convolutions, those of up to 64
+# units on one thread; XLA's other library, Eigen, takes all that a device has.
+_CONVOLUTIONS_ON_THREADS = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+}
+
+
+def _compiler_options(mesh: Mesh) -> dict[str, str]:
+    """What XLA is told beside the program: something for a CPU whose cores are one device."""
+    alone = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+    return _CONVOLUTIONS_ON_THREADS if alone and _is_known(*_CONVOLUTIONS_ON_THREADS.items()) else {}
+
+
+@functools.cache
+def _is_known(*options: tuple[str, str]) -> bool:
+    """Whether this version of XLA takes the options, which are experimental."""
+    try:
+        jax.jit(jnp.negative, compiler_options=dict(options)).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def gather(mesh: Mesh, tree: PyTree) -> PyTree:

@@ -48,6 +48,13 @@ def test_one_device_equals_eight(tiny_vgg, images):
     assert distance(one.last, eight.last, start) < ROUNDING
 
 
+def test_only_options_that_this_xla_knows_are_passed_on():
+    assert step._is_known(("xla_cpu_enable_fast_math", "false"))
+    assert not step._is_known(("xla_cpu_of_another_version", "1"))
+    assert not step._is_known(("xla_cpu_experimental_ynn_fusion_type", "OF_ANOTHER_VERSION"))
+    assert step._compiler_options(make_mesh()) == {}  # the suite has eight devices
+
+
 def test_the_margin_of_rounding_sees_a_single_wrong_label(tiny_vgg, images):
     labels = images.labels.copy()
     labels[5] = (labels[5] + 1) % 7
