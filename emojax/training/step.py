@@ -188,8 +188,10 @@ _CONVOLUTIONS_ON_THREADS = {
 
 def _compiler_options(mesh: Mesh) -> dict[str, str]:
     """What XLA is told beside the program: something for a CPU whose cores are one device."""
-    alone = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
-    return _CONVOLUTIONS_ON_THREADS if alone and _is_known(*_CONVOLUTIONS_ON_THREADS.items()) else {}
+    if mesh.size > 1 or mesh.devices.flat[0].platform != "cpu":
+        return {}
+    options = _CONVOLUTIONS_ON_THREADS
+    return options if _is_known(*options.items()) else {}
 
 
 @functools.cache

@@ -49,7 +49,7 @@ def test_one_device_equals_eight(tiny_vgg, images):
 
 
 def test_only_options_that_this_xla_knows_are_passed_on():
-    assert step._is_known(("xla_cpu_enable_fast_math", "false"))
+    assert step._is_known(("xla_cpu_enable_fast_math", "False"))
     assert not step._is_known(("xla_cpu_of_another_version", "1"))
     assert not step._is_known(("xla_cpu_experimental_ynn_fusion_type", "OF_ANOTHER_VERSION"))
     assert step._compiler_options(make_mesh()) == {}  # the suite has eight devices
