@@ -83,7 +83,7 @@ def entries(folder: Path) -> list[Path]:
     try:
         paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
-        raise InputError(f"cannot read {folder}: {error.strerror}") from None
+        raise _cannot_read(folder, error) from None
     for path in paths:
         try:
             path.name.encode()
@@ -106,9 +106,14 @@ def check_regular(file: Path, *, limit: int | None = None, missing_ok: bool = Fa
     try:
         status = file.stat()
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"cannot read {file}: {reason}") from None
+        raise _cannot_read(file, error) from None
     _check_status(file, status, limit)
+
+
+def _cannot_read(path: Path, error: OSError | ValueError) -> InputError:
+    """What the system says of a file or folder, in one line; ValueError is of its name."""
+    reason = error.strerror if isinstance(error, OSError) else error
+    return InputError(f"cannot read {path}: {reason}")
 
 
 def _check_status(file: Path, status: os.stat_result, limit: int | None) -> None:
@@ -129,7 +134,7 @@ def read_bytes(file: Path) -> bytes:
     Raises:
       InputError: it is no regular file or cannot be read.
     """
-    # By these four calls a small file takes half the time of `check_regular` and `Path.read_bytes`.
+    # By these calls a small file takes half the time of `check_regular` and `Path.read_bytes`.
     try:
         opened = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe, too, at once
         try:
@@ -143,8 +148,7 @@ def read_bytes(file: Path) -> bytes:
             os.close(opened)
     except (OSError, ValueError) as error:
         check_regular(file)  # a socket cannot be opened; this says so
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise InputError(f"cannot read {file}: {reason}") from None
+        raise _cannot_read(file, error) from None
 
 
 def reading_threads(sizes: Sequence[int]) -> int:
